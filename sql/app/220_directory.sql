@@ -1,0 +1,12 @@
+-- Who an actor is and what he may read, looked up in the reference application's own tables.
+
+create or replace view pgaudit_wf.actor_directory as
+select app_user.id as actor_id, app_user.name, app_user.email
+from public.app_user;
+
+-- The trail is opened by this view: an invitation or a switched-off account must not be enough.
+create or replace view pgaudit_wf.org_member as
+select member.org_id, member.user_id as actor_id, member.role
+from public.member
+join public.app_user on app_user.id = member.user_id
+where member.status = 'active' and app_user.deactivated_at is null;
