@@ -10,10 +10,15 @@ create table public.organization (
 );
 
 comment on table public.organization is
-  'A tenant of the reference application. Audited: org.created, org.updated, org.deactivated, org.reactivated, org.deleted.';
-comment on column public.organization.id is 'Text, as identity providers hand it out; a UUID if none is given.';
+  'A tenant of the reference application. Audited: org.created, org.updated, org.deactivated, '
+  'org.reactivated, org.deleted.';
+comment on column public.organization.id is
+  'Text, as identity providers hand it out; a UUID if none is given.';
 comment on column public.organization.name is 'Name shown to people.';
-comment on column public.organization.slug is 'Name in addresses: lower-case letters, digits and single hyphens. Null: reached by id.';
-comment on column public.organization.deactivated_at is 'Since when the org is switched off. Null: active.';
+comment on column public.organization.slug is
+  'Name in addresses: lower-case letters, digits and single hyphens. Null: reached by id.';
+comment on column public.organization.deactivated_at is
+  'Since when the org is switched off. Null: active.';
 comment on column public.organization.created_at is 'When the org came to be.';
-comment on column public.organization.updated_at is 'When the application last saved the row. Not audited.';
+comment on column public.organization.updated_at is
+  'When the application last saved the row. Not audited.';

@@ -1,4 +1,5 @@
--- Who belongs to which org, from the invitation on. An invitation is a member that has not joined yet, so that
+-- Who belongs to which org, from the invitation on. An invitation is a member that has not joined
+-- yet, so that
 -- who was invited, in which role and by whom stays one story about one resource.
 
 create table public.member (
@@ -13,9 +14,13 @@ create table public.member (
 create index member_user_id_idx on public.member (user_id);
 
 comment on table public.member is
-  'Membership of a person in an org. Audited: member.invited, member.joined, member.role_changed, member.removed.';
+  'Membership of a person in an org. Audited: member.invited, member.joined, member.role_changed, '
+  'member.removed.';
 comment on column public.member.org_id is 'The org.';
 comment on column public.member.user_id is 'The person.';
-comment on column public.member.role is 'owner and admin may read the org''s audit trail, member may not.';
-comment on column public.member.status is 'invited until the person accepts, then active. Only an active member has the role''s rights.';
-comment on column public.member.created_at is 'When the person was invited or, without an invitation, joined.';
+comment on column public.member.role is
+  'owner and admin may read the org''s audit trail, member may not.';
+comment on column public.member.status is
+  'invited until the person accepts, then active. Only an active member has the role''s rights.';
+comment on column public.member.created_at is
+  'When the person was invited or, without an invitation, joined.';

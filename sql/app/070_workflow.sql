@@ -1,4 +1,5 @@
--- What the product is about: a graph of nodes and edges that runs, and that its org may offer on the marketplace.
+-- What the product is about: a graph of nodes and edges that runs, and that its org may offer on
+-- the marketplace.
 
 create table public.workflow (
   id uuid primary key default gen_random_uuid(),
@@ -23,27 +24,35 @@ create table public.workflow (
 
 create index workflow_org_id_idx on public.workflow (org_id);
 create index workflow_user_id_idx on public.workflow (user_id);
-create index workflow_listing_idx on public.workflow (listing_category, listed_at desc) where listed;
+create index workflow_listing_idx on public.workflow (listing_category, listed_at desc)
+where listed;
 
 comment on table public.workflow is
-  'A workflow. Audited: workflow.created, workflow.updated, workflow.enabled, workflow.disabled, workflow.listed, '
-  'workflow.unlisted, workflow.listing_updated, workflow.deleted.';
+  'A workflow. Audited: workflow.created, workflow.updated, workflow.enabled, workflow.disabled, '
+  'workflow.listed, workflow.unlisted, workflow.listing_updated, workflow.deleted.';
 comment on column public.workflow.id is 'Made by the database if the application gives none.';
 comment on column public.workflow.org_id is 'The org it belongs to.';
 comment on column public.workflow.user_id is 'Who made it. Null: that account is deleted.';
 comment on column public.workflow.name is 'Name shown to people.';
 comment on column public.workflow.description is 'What it does, for the org''s own people.';
-comment on column public.workflow.visibility is 'Who may open it: private (its maker), org (every member), public (anyone).';
+comment on column public.workflow.visibility is
+  'Who may open it: private (its maker), org (every member), public (anyone).';
 comment on column public.workflow.enabled is 'Whether its triggers start it.';
 comment on column public.workflow.listed is 'Whether the marketplace offers it.';
 comment on column public.workflow.listed_slug is
-  'The listing''s name in addresses; kept while unlisted, so that old links work again. Null: reached by id.';
+  'The listing''s name in addresses; kept while unlisted, so that old links work again. Null: '
+  'reached by id.';
 comment on column public.workflow.listed_at is 'When it was last put on the marketplace.';
-comment on column public.workflow.listing_description is 'What the marketplace says about it. Null: the description.';
+comment on column public.workflow.listing_description is
+  'What the marketplace says about it. Null: the description.';
 comment on column public.workflow.listing_category is 'Shelf of the marketplace it stands on.';
-comment on column public.workflow.listing_price is 'Price of one run in listing_currency. Null: free.';
+comment on column public.workflow.listing_price is
+  'Price of one run in listing_currency. Null: free.';
 comment on column public.workflow.listing_currency is 'ISO 4217 code of the price.';
-comment on column public.workflow.nodes is 'The graph''s nodes, a JSON array as the editor saves it.';
-comment on column public.workflow.edges is 'The graph''s connections, a JSON array as the editor saves it.';
+comment on column public.workflow.nodes is
+  'The graph''s nodes, a JSON array as the editor saves it.';
+comment on column public.workflow.edges is
+  'The graph''s connections, a JSON array as the editor saves it.';
 comment on column public.workflow.created_at is 'When it was made.';
-comment on column public.workflow.updated_at is 'When the application last saved the row. Not audited.';
+comment on column public.workflow.updated_at is
+  'When the application last saved the row. Not audited.';

@@ -1,21 +1,35 @@
--- What a change of a reference table means, as rules: for each table the first that holds, by position, names the event.
--- The gravest meaning stands first, since one changed row is one event: revoking and renaming a key at once is a revocation.
+-- What a change of a reference table means, as rules: for each table the first that holds, by
+-- position, names the event.
+-- The gravest meaning stands first, since one changed row is one event: revoking and renaming a key
+-- at once is a revocation.
 
 insert into pgaudit_wf.action_rule (resource_type, op, condition, action, position) values
   ('organization', 'insert', null, 'org.created', 10),
-  ('organization', 'update', 'old.deactivated_at is null and new.deactivated_at is not null', 'org.deactivated', 10),
-  ('organization', 'update', 'old.deactivated_at is not null and new.deactivated_at is null', 'org.reactivated', 20),
+  ('organization', 'update',
+    'old.deactivated_at is null and new.deactivated_at is not null',
+    'org.deactivated', 10),
+  ('organization', 'update',
+    'old.deactivated_at is not null and new.deactivated_at is null',
+    'org.reactivated', 20),
   ('organization', 'update', null, 'org.updated', 30),
   ('organization', 'delete', null, 'org.deleted', 10),
 
   ('user', 'insert', null, 'account.created', 10),
-  ('user', 'update', 'old.deactivated_at is null and new.deactivated_at is not null', 'account.deactivated', 10),
-  ('user', 'update', 'old.deactivated_at is not null and new.deactivated_at is null', 'account.reactivated', 20),
-  -- The row alone does not tell a reset by e-mail from a change by someone signed in: the application's reason does.
   ('user', 'update',
-    'old.password_hash is distinct from new.password_hash and current_setting(''app.reason'', true) ilike ''%reset%''',
+    'old.deactivated_at is null and new.deactivated_at is not null',
+    'account.deactivated', 10),
+  ('user', 'update',
+    'old.deactivated_at is not null and new.deactivated_at is null',
+    'account.reactivated', 20),
+  -- The row does not tell a reset by e-mail from a change by someone signed in: the application's
+  -- reason does.
+  ('user', 'update',
+    'old.password_hash is distinct from new.password_hash'
+    ' and current_setting(''app.reason'', true) ilike ''%reset%''',
     'password.reset', 30),
-  ('user', 'update', 'old.password_hash is distinct from new.password_hash', 'password.changed', 40),
+  ('user', 'update',
+    'old.password_hash is distinct from new.password_hash',
+    'password.changed', 40),
   ('user', 'update', 'old.email is distinct from new.email', 'email.changed', 50),
   ('user', 'update', null, 'account.updated', 60),
   ('user', 'delete', null, 'account.deleted', 10),
@@ -27,7 +41,9 @@ insert into pgaudit_wf.action_rule (resource_type, op, condition, action, positi
   ('member', 'delete', null, 'member.removed', 10),
 
   ('session', 'insert', null, 'session.created', 10),
-  ('session', 'update', 'old.revoked_at is null and new.revoked_at is not null', 'session.revoked', 10),
+  ('session', 'update',
+    'old.revoked_at is null and new.revoked_at is not null',
+    'session.revoked', 10),
   ('session', 'update', null, 'session.updated', 20),
   -- Clearing away what had ended anyway takes nothing from anybody.
   ('session', 'delete', 'old.revoked_at is not null', 'session.deleted', 10),
@@ -36,27 +52,48 @@ insert into pgaudit_wf.action_rule (resource_type, op, condition, action, positi
 
   ('two_factor', 'insert', 'new.enabled_at is not null', 'totp.enrolled', 10),
   ('two_factor', 'insert', null, 'totp.enrollment_started', 20),
-  ('two_factor', 'update', 'old.enabled_at is not null and new.enabled_at is null', 'totp.disabled', 10),
-  ('two_factor', 'update', 'old.enabled_at is null and new.enabled_at is not null', 'totp.enrolled', 20),
-  -- Another secret is another authenticator.
-  ('two_factor', 'update', 'new.enabled_at is not null and old.secret is distinct from new.secret', 'totp.enrolled', 30),
   ('two_factor', 'update',
-    'new.backup_codes <@ old.backup_codes and cardinality(new.backup_codes) < cardinality(old.backup_codes)',
+    'old.enabled_at is not null and new.enabled_at is null',
+    'totp.disabled', 10),
+  ('two_factor', 'update',
+    'old.enabled_at is null and new.enabled_at is not null',
+    'totp.enrolled', 20),
+  -- Another secret is another authenticator.
+  ('two_factor', 'update',
+    'new.enabled_at is not null and old.secret is distinct from new.secret',
+    'totp.enrolled', 30),
+  ('two_factor', 'update',
+    'new.backup_codes <@ old.backup_codes'
+    ' and cardinality(new.backup_codes) < cardinality(old.backup_codes)',
     'backup_codes.used', 40),
-  ('two_factor', 'update', 'old.backup_codes is distinct from new.backup_codes', 'backup_codes.regenerated', 50),
+  ('two_factor', 'update',
+    'old.backup_codes is distinct from new.backup_codes',
+    'backup_codes.regenerated', 50),
   ('two_factor', 'update', null, 'totp.updated', 60),
   ('two_factor', 'delete', 'old.enabled_at is not null', 'totp.disabled', 10),
   ('two_factor', 'delete', null, 'totp.enrollment_canceled', 20),
 
   ('api_key', 'insert', 'new.org_id is null', 'api_key.created', 10),
   ('api_key', 'insert', null, 'org_api_key.created', 20),
-  ('api_key', 'update', 'old.revoked_at is null and new.revoked_at is not null and new.org_id is null', 'api_key.revoked', 10),
-  ('api_key', 'update', 'old.revoked_at is null and new.revoked_at is not null', 'org_api_key.revoked', 20),
-  ('api_key', 'update', 'old.revoked_at is not null and new.revoked_at is null and new.org_id is null', 'api_key.reinstated', 30),
-  ('api_key', 'update', 'old.revoked_at is not null and new.revoked_at is null', 'org_api_key.reinstated', 40),
-  ('api_key', 'update', 'old.key_hash is distinct from new.key_hash and new.org_id is null', 'api_key.rotated', 50),
+  ('api_key', 'update',
+    'old.revoked_at is null and new.revoked_at is not null and new.org_id is null',
+    'api_key.revoked', 10),
+  ('api_key', 'update',
+    'old.revoked_at is null and new.revoked_at is not null',
+    'org_api_key.revoked', 20),
+  ('api_key', 'update',
+    'old.revoked_at is not null and new.revoked_at is null and new.org_id is null',
+    'api_key.reinstated', 30),
+  ('api_key', 'update',
+    'old.revoked_at is not null and new.revoked_at is null',
+    'org_api_key.reinstated', 40),
+  ('api_key', 'update',
+    'old.key_hash is distinct from new.key_hash and new.org_id is null',
+    'api_key.rotated', 50),
   ('api_key', 'update', 'old.key_hash is distinct from new.key_hash', 'org_api_key.rotated', 60),
-  ('api_key', 'update', 'old.name is distinct from new.name and new.org_id is null', 'api_key.renamed', 70),
+  ('api_key', 'update',
+    'old.name is distinct from new.name and new.org_id is null',
+    'api_key.renamed', 70),
   ('api_key', 'update', 'old.name is distinct from new.name', 'org_api_key.renamed', 80),
   ('api_key', 'update', 'new.org_id is null', 'api_key.updated', 90),
   ('api_key', 'update', null, 'org_api_key.updated', 100),
@@ -71,22 +108,33 @@ insert into pgaudit_wf.action_rule (resource_type, op, condition, action, positi
   ('workflow', 'update', 'new.enabled and not old.enabled', 'workflow.enabled', 30),
   ('workflow', 'update', 'old.enabled and not new.enabled', 'workflow.disabled', 40),
   ('workflow', 'update',
-    '(old.listed_slug, old.listed_at, old.listing_description, old.listing_category, old.listing_price, old.listing_currency)'
+    '(old.listed_slug, old.listed_at, old.listing_description, old.listing_category,'
+    ' old.listing_price, old.listing_currency)'
     ' is distinct from '
-    '(new.listed_slug, new.listed_at, new.listing_description, new.listing_category, new.listing_price, new.listing_currency)',
+    '(new.listed_slug, new.listed_at, new.listing_description, new.listing_category,'
+    ' new.listing_price, new.listing_currency)',
     'workflow.listing_updated', 50),
 
-  ('subscription', 'update', 'new.status = ''canceled'' and old.status <> ''canceled''', 'subscription.canceled', 10),
-  ('subscription', 'update', 'old.status = ''canceled'' and new.status <> ''canceled''', 'subscription.reactivated', 20),
+  ('subscription', 'update',
+    'new.status = ''canceled'' and old.status <> ''canceled''',
+    'subscription.canceled', 10),
+  ('subscription', 'update',
+    'old.status = ''canceled'' and new.status <> ''canceled''',
+    'subscription.reactivated', 20),
   ('subscription', 'update', 'old.plan is distinct from new.plan', 'subscription.plan_changed', 30),
-  ('subscription', 'update', 'new.cancel_at_period_end and not old.cancel_at_period_end', 'subscription.cancel_scheduled', 40),
-  ('subscription', 'update', 'old.cancel_at_period_end and not new.cancel_at_period_end', 'subscription.cancel_withdrawn', 50),
+  ('subscription', 'update',
+    'new.cancel_at_period_end and not old.cancel_at_period_end',
+    'subscription.cancel_scheduled', 40),
+  ('subscription', 'update',
+    'old.cancel_at_period_end and not new.cancel_at_period_end',
+    'subscription.cancel_withdrawn', 50),
   ('subscription', 'delete', 'old.status <> ''canceled''', 'subscription.canceled', 10),
 
   ('wallet', 'insert', 'new.kind = ''agentic''', 'agentic_wallet.created', 10),
   ('wallet', 'insert', null, 'org_wallet.created', 20),
   ('wallet', 'update',
-    'new.kind = ''agentic'' and (old.hmac_secret is distinct from new.hmac_secret or old.key_version <> new.key_version)',
+    'new.kind = ''agentic'' and (old.hmac_secret is distinct from new.hmac_secret'
+    ' or old.key_version <> new.key_version)',
     'agentic_wallet.hmac_rotated', 10),
   ('wallet', 'update', 'new.kind = ''agentic''', 'agentic_wallet.updated', 20),
   ('wallet', 'update', null, 'org_wallet.updated', 30),
