@@ -3,20 +3,20 @@
 -- each request.
 
 select pgaudit_wf.attach(
-  'public.organization', resource_type => 'organization', org_column => 'id', label_column => 'name'
+    'public.organization', resource_type => 'organization', org_column => 'id', label_column => 'name'
 );
 select pgaudit_wf.attach(
-  'public.app_user', resource_type => 'user', label_column => 'email', redact => '{password_hash}'
+    'public.app_user', resource_type => 'user', label_column => 'email', redact => '{password_hash}'
 );
 select pgaudit_wf.attach('public.member', org_column => 'org_id', ignore => '{}');
 select pgaudit_wf.attach('public.session', ignore => '{last_seen_at}', redact => '{token_hash}');
 select pgaudit_wf.attach('public.two_factor', ignore => '{}', redact => '{secret,backup_codes}');
 select pgaudit_wf.attach(
-  'public.api_key', org_column => 'org_id', label_column => 'key_prefix',
-  ignore => '{last_used_at}', redact => '{key_hash}'
+    'public.api_key', org_column => 'org_id', label_column => 'key_prefix',
+    ignore => '{last_used_at}', redact => '{key_hash}'
 );
 select pgaudit_wf.attach('public.workflow', org_column => 'org_id', label_column => 'name');
 select pgaudit_wf.attach('public.subscription', org_column => 'org_id', label_column => 'plan');
 select pgaudit_wf.attach(
-  'public.wallet', org_column => 'org_id', label_column => 'address', redact => '{hmac_secret}'
+    'public.wallet', org_column => 'org_id', label_column => 'address', redact => '{hmac_secret}'
 );
