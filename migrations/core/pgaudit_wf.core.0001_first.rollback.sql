@@ -1,0 +1,36 @@
+-- generated from sql/ by make migration: edit sql/, not this
+
+-- First, or they would run for the statements that follow.
+do $$
+declare
+  trigger_name name;
+begin
+  for trigger_name in
+    select e.evtname
+    from pg_catalog.pg_event_trigger as e
+    inner join pg_catalog.pg_proc as p on e.evtfoid = p.oid
+    where p.pronamespace = 'pgaudit_wf'::regnamespace
+  loop
+    execute format('drop event trigger %I', trigger_name);
+  end loop;
+end
+$$;
+
+-- Takes the triggers on audited tables along, whoever owns those tables.
+drop schema pgaudit_wf cascade;
+
+-- Roles belong to the whole server: another database may need them, or we may not be allowed to.
+do $$
+declare
+  role_name name;
+begin
+  foreach role_name in array array['pgaudit_wf_app', 'pgaudit_wf_reader']::name[] loop
+    begin
+      execute format('drop role if exists %I', role_name);
+    exception
+      when dependent_objects_still_exist or insufficient_privilege then
+        raise notice 'role % stays', role_name;
+    end;
+  end loop;
+end
+$$;
