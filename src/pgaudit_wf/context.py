@@ -1,0 +1,249 @@
+"""Who is asking: the values that audit rows are attributed to, and the SQL that hands them over.
+
+Nothing here talks to a database. `pgaudit_wf.request` and the adapters in
+`pgaudit_wf.integrations` send what this module writes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+from pgaudit_wf.errors import InvalidContextError
+
+IDENTIFIER_LENGTH = 255
+"""Longest actor_id, org_id, api_key_id or correlation_id, in characters; they are indexed."""
+
+USER_AGENT_LENGTH = 1024
+"""Characters of a user agent that are kept; clients choose its length, so the rest is cut off."""
+
+_IDENTIFIERS = ("actor_id", "org_id", "api_key_id", "correlation_id")
+
+IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class ContextFields(TypedDict, total=False):
+    """The fields of `RequestContext` as keyword arguments."""
+
+    actor_id: str | None
+    actor_label: str | None
+    org_id: str | None
+    org_label: str | None
+    auth_method: str | None
+    api_key_id: str | None
+    ip: str | IpAddress | None
+    country: str | None
+    user_agent: str | None
+    correlation_id: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """Who acts, for which organization, and from where. Every field is optional.
+
+    An empty string means the same as None: the database cannot tell them apart. Text is refused
+    where PostgreSQL cannot hold it (NUL, lone surrogates).
+
+    Args:
+        actor_id: Identifier of the user or integration that acts; at most 255 characters.
+        actor_label: Its name at this moment, kept in the log for readers of later years.
+        org_id: Identifier of the organization acted for; at most 255 characters.
+        org_label: Its name at this moment.
+        auth_method: How the actor proved itself, for example "session" or "api_key".
+        api_key_id: Identifier of the API key used, never the key; at most 255 characters.
+        ip: The client's address, as text or from `ipaddress`. Kept in canonical form: without an
+            IPv6 zone, which has a meaning on one machine only, and with an IPv4-mapped address as
+            the IPv4 address it stands for.
+        country: Where the address is, for example as a two-letter code.
+        user_agent: What the client says it is; cut off after 1,024 characters.
+        correlation_id: Ties everything that one request did together; at most 255 characters.
+        reason: Why the change is made; rules may read it to tell actions apart.
+
+    Raises:
+        InvalidContextError: A value is of the wrong type, too long, no address, or no valid text.
+    """
+
+    actor_id: str | None = None
+    actor_label: str | None = None
+    org_id: str | None = None
+    org_label: str | None = None
+    auth_method: str | None = None
+    api_key_id: str | None = None
+    ip: str | IpAddress | None = None
+    country: str | None = None
+    user_agent: str | None = None
+    correlation_id: str | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in FIELDS:
+            value = getattr(self, name)
+            if value is not None:
+                # A frozen dataclass leaves no other way to keep the canonical form of a value.
+                object.__setattr__(self, name, _canonical(name, value))
+
+    def merge(
+        self, other: RequestContext | None = None, /, **changes: Unpack[ContextFields]
+    ) -> RequestContext:
+        """Return this context with another one laid over it, and single fields over both.
+
+        Args:
+            other: Its fields that are None leave this context's values as they are.
+            **changes: Fields of `RequestContext`. Here None counts: it clears the field.
+
+        Raises:
+            TypeError: A name is no field.
+            InvalidContextError: As for the class.
+        """
+        check_names(changes)
+        over: dict[str, Any] = {**(other.as_dict() if other else {}), **changes}
+        return replace(self, **over) if over else self
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the fields that have a value."""
+        values = ((name, getattr(self, name)) for name in FIELDS)
+        return {name: value for name, value in values if value is not None}
+
+
+FIELDS: tuple[str, ...] = tuple(field.name for field in fields(RequestContext))
+"""The names of a context's fields; each is the setting `app.<name>` in the database."""
+
+EMPTY = RequestContext()
+
+
+def check_names(names: Mapping[str, Any]) -> None:
+    """Refuse names that are no field of a context.
+
+    Raises:
+        TypeError: Says which names are wrong and which are valid.
+    """
+    unknown = sorted(names.keys() - set(FIELDS))
+    if unknown:
+        raise TypeError(
+            f"no such context field: {', '.join(unknown)}; valid are {', '.join(FIELDS)}"
+        )
+
+
+def _canonical(name: str, value: object) -> str | None:
+    if name == "ip" and isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
+        return _canonical_ip(value)
+    if not isinstance(value, str):
+        raise InvalidContextError(
+            f"{name} must be a str or None, not {type(value).__name__}; convert it, "
+            f"for example with str(...)"
+        )
+    if value == "":
+        return None
+    if "\0" in value:
+        raise InvalidContextError(f"{name} contains a NUL character, which PostgreSQL cannot hold")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidContextError(
+            f"{name} contains a lone surrogate at position {error.start}; it is no valid text"
+        ) from None
+    if name == "ip":
+        return _canonical_ip(value)
+    if name == "user_agent":
+        return value[:USER_AGENT_LENGTH]
+    if name in _IDENTIFIERS and len(value) > IDENTIFIER_LENGTH:
+        raise InvalidContextError(
+            f"{name} has {len(value)} characters; at most {IDENTIFIER_LENGTH} are allowed"
+        )
+    return value
+
+
+def _canonical_ip(value: str | IpAddress) -> str:
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        raise InvalidContextError(
+            f"ip {value!r} is no IPv4 or IPv6 address; pass the address alone, "
+            f"without a port, network length or host name"
+        ) from None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        # PostgreSQL's inet knows no zones.
+        return str(ipaddress.IPv6Address(address.packed))
+    return str(address)
+
+
+def set_local(context: RequestContext, quote: Callable[[str], str]) -> list[str]:
+    """Write the statements that make a context the transaction's own.
+
+    All fields are set, those without a value to the empty string: what an earlier user of the
+    session may have left behind must not be taken for this request's.
+
+    Args:
+        context: What to set.
+        quote: Makes a SQL literal of a text, in the way that the connection needs it.
+    """
+    return _set_local(FIELDS, context, quote)
+
+
+def set_local_changes(
+    before: RequestContext, after: RequestContext, quote: Callable[[str], str]
+) -> list[str]:
+    """Write the statements that lead from one context of a transaction to another."""
+    changed = [name for name in FIELDS if getattr(before, name) != getattr(after, name)]
+    return _set_local(changed, after, quote)
+
+
+def _set_local(
+    names: tuple[str, ...] | list[str], context: RequestContext, quote: Callable[[str], str]
+) -> list[str]:
+    # set_config() takes parameters, but on Citus only SET LOCAL reaches the workers, and it is
+    # cheaper too.
+    return [f"set local app.{name} = {quote(getattr(context, name) or '')}" for name in names]
+
+
+_Source: TypeAlias = RequestContext | Callable[[], RequestContext]
+
+_bound: ContextVar[_Source] = ContextVar("pgaudit_wf_context", default=EMPTY)
+
+
+def current_context() -> RequestContext:
+    """Return the context bound by the innermost `bind` of this thread or task; empty if none."""
+    source = _bound.get()
+    return source if isinstance(source, RequestContext) else source()
+
+
+@contextmanager
+def bind(ctx: _Source | None = None, /, **changes: Unpack[ContextFields]) -> Iterator[None]:
+    """Bind a context to this thread or asyncio task, for `request_context` and the adapters.
+
+    What is bound inside another `bind` is laid over it, see `RequestContext.merge`. Tasks started
+    inside inherit it; other tasks and threads see nothing of it.
+
+    Args:
+        ctx: A context, or a function that returns one whenever the context is asked for: for
+            what is not known yet when the block begins.
+        **changes: Fields of `RequestContext`; None clears what an outer block has bound.
+
+    Raises:
+        TypeError: A name is no field.
+        InvalidContextError: As for `RequestContext`.
+    """
+    outer = _bound.get()
+    EMPTY.merge(**changes)
+    source: _Source
+    if isinstance(outer, RequestContext) and (ctx is None or isinstance(ctx, RequestContext)):
+        source = outer.merge(ctx, **changes)
+    else:
+
+        def source() -> RequestContext:
+            base = outer if isinstance(outer, RequestContext) else outer()
+            over = ctx() if callable(ctx) else ctx
+            return base.merge(over, **changes)
+
+    token = _bound.set(source)
+    try:
+        yield
+    finally:
+        _bound.reset(token)
