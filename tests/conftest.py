@@ -10,31 +10,13 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from pgaudit_wf.devserver import DevServer, find_binaries
-
-try:
-    from pgaudit_wf.migrate import migrate
-except ModuleNotFoundError:  # until it is there
-
-    def migrate(dsn: str, *, with_app_schema: bool = False) -> None:
-        root = Path(__file__).parents[1] / "sql"
-        files = sorted(root.glob("core/*.sql"))
-        if with_app_schema:
-            files += sorted(root.glob("app/*.sql"))
-        with psycopg.connect(dsn) as conn:
-            for file in files:
-                try:
-                    conn.execute(file.read_text())
-                except psycopg.Error as error:
-                    error.add_note(str(file))
-                    raise
-
+from pgaudit_wf.migrate import migrate
 
 OWNER = "wf_owner"
 SECRET_MARKER = "never-to-be-logged"
@@ -51,7 +33,7 @@ def server() -> Iterator[DevServer]:
         yield running
 
 
-def _administer(server: DevServer, *statements: sql.Composable) -> None:
+def _administer(server: DevServer, *statements: sql.Composed) -> None:
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         for statement in statements:
             admin.execute(statement)

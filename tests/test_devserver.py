@@ -54,10 +54,16 @@ def test_stop_leaves_no_process_and_no_directory(server: DevServer) -> None:
 
 
 def test_an_exception_leaves_nothing_behind_either(server: DevServer) -> None:
-    own = DevServer(server.binaries)
-    with pytest.raises(ZeroDivisionError), own:
-        directory = own.socket_dir
-        raise ZeroDivisionError
+    directories = []
+
+    def fail() -> None:
+        with DevServer(server.binaries) as own:
+            directories.append(own.socket_dir)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    [directory] = directories
     assert not directory.exists()
     assert using(directory) == []
 

@@ -419,7 +419,8 @@ class DevServer:
         choices = [["--locale=C.UTF-8"], ["--locale=C"]]
         if self.binaries.major >= 17:
             choices = [builtin]
-        command = [self.binaries.bindir / "initdb", "--pgdata", self.data_dir, "--auth=trust"]
+        command = [str(self.binaries.bindir / "initdb"), "--pgdata", str(self.data_dir)]
+        command += ["--auth=trust"]
         command += ["--username", SUPERUSER, "--encoding=UTF8", "--no-sync", "--no-instructions"]
         for choice in choices:
             done = subprocess.run(

@@ -1,0 +1,54 @@
+# Everything here works on a machine that has only Python 3.11+ and make; `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# Only what has tests may run in parallel: each worker starts a server of its own.
+WORKERS ?= 2
+# The stamp is newer than pyproject.toml when the packages named there are installed.
+STAMP := $(VENV)/.dev-installed
+DEMO_STAMP := $(VENV)/.demo-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint check bench migration clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 12
+
+venv: $(STAMP) ## make the virtual environment with everything that developers need
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml hatch_build.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP) $(DEMO_STAMP)
+
+$(DEMO_STAMP): pyproject.toml hatch_build.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $(DEMO_STAMP)
+
+demo: $(DEMO_STAMP) ## play a working day on an embedded PostgreSQL and print its audit trail
+	$(BIN)/pgaudit-wf demo $(ARGS)
+
+test: $(STAMP) ## run the suite; PG=15|16|17|18 picks the server, ARGS='-k name' goes to pytest
+	PG=$(PG) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(STAMP) ## check style and types of Python and SQL
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/sqlfluff lint --disable-progress-bar sql
+	$(BIN)/python -m pytest -q -m lint
+
+check: lint test ## lint and test
+
+bench: $(STAMP) ## measure what auditing costs; PG= picks the server
+	PG=$(PG) $(BIN)/python -m benchmarks $(ARGS)
+
+migration: $(STAMP) ## write what changed in sql/ into a new migration: NAME=what_it_does
+	$(BIN)/python tools/make_migration.py $(NAME)
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
