@@ -39,3 +39,7 @@ class FailedTransactionError(ContextError):
 
 class TransactionEndedError(ContextError):
     """The transaction was ended inside the block, behind its back."""
+
+
+class AutocommitError(ContextError):
+    """A context is bound, but the connection commits each statement by itself."""
