@@ -23,6 +23,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pglast
 from pglast import ast
@@ -34,6 +35,10 @@ GROUPS = ("core", "app")
 BEGIN = "-- generated from sql/ by make migration: edit sql/, not this"
 END = "-- end of what is generated"
 BY_HAND = "-- by hand: "
+# Dropped with the table or function that they belong to.
+_GOES_ALONG = ("index ", "comment ", "grant ", "revoke ")
+# pglast declares each field of a syntax tree as optional, also those that a valid one always has.
+Node = Any
 
 _MARK = re.compile(rf"{re.escape(BY_HAND)}(?P<key>.+) (?P<digest>[0-9a-f]{{16}})")
 _FILE_NAME = re.compile(r"pgaudit_wf\.(?:core|app)\.(?P<number>\d{4})_(?P<name>\w+)\.sql")
@@ -101,6 +106,7 @@ class Statement:
 
     @property
     def digest(self) -> str:
+        """Return enough of the text's SHA-256 to tell two versions apart."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
@@ -119,7 +125,7 @@ class Change:
 def statements(text: str, origin: str) -> list[Statement]:
     """Split SQL text, with PostgreSQL's own grammar, into what each statement defines."""
     try:
-        raw = pglast.parse_sql(text)
+        raw: Any = pglast.parse_sql(text)
     except pglast.parser.ParseError as error:
         raise ToolError(f"{origin}: {error}") from error
     # A location is past the comments above the statement: they explain the file, not the object.
@@ -132,7 +138,7 @@ def statements(text: str, origin: str) -> list[Statement]:
     ]
 
 
-def _describe(node: ast.Node, text: str) -> Statement:
+def _describe(node: Node, text: str) -> Statement:
     if isinstance(node, ast.CreateFunctionStmt):
         kind = "procedure" if node.is_procedure else "function"
         inputs = [
@@ -154,7 +160,7 @@ def _describe(node: ast.Node, text: str) -> Statement:
     if isinstance(node, ast.CreateSchemaStmt):
         return Statement(f"schema {node.schemaname}", text)
     if isinstance(node, ast.CommentStmt):
-        head = text[: re.search(r"\bis\b", text, re.IGNORECASE).end()]  # type: ignore[union-attr]
+        head = text[: re.search(r"\bis\b", text, re.IGNORECASE).end()]
         key = " ".join(head.split())
         kept_with_object = node.objtype != ObjectType.OBJECT_EVENT_TRIGGER
         return Statement(key, text, kept_with_object, f"{key} null")
@@ -170,14 +176,28 @@ def _describe(node: ast.Node, text: str) -> Statement:
                 replaceable,
                 f"drop {kind} {name}",
             )
-    return Statement(" ".join(text.split())[:80], text)
+    return Statement(" ".join(text.split())[:80], text, drop=_reverse_data(node, text))
+
+
+def _reverse_data(node: Node, text: str) -> str | None:
+    """Undo rows inserted as VALUES into a table, and a call of attach()."""
+    if isinstance(node, ast.InsertStmt) and node.selectStmt and node.selectStmt.valuesLists:
+        columns = [_identifier(column.name) for column in node.cols]
+        rows = text[re.search(r"\bvalues\b", text, re.IGNORECASE).start() :]
+        same = "\n  and ".join(f"t.{c} is not distinct from v.{c}" for c in columns)
+        return (
+            f"delete from {_relation(node.relation)} as t\nusing (\n{rows}\n) as v"
+            f" ({', '.join(columns)})\nwhere {same}"
+        )
+    call = re.match(r"select pgaudit_wf\.attach(\w*)\(\s*('[^']+')", text, re.IGNORECASE)
+    return f"select pgaudit_wf.detach{call[1]}({call[2]})" if call else None
 
 
 def _replacing(text: str) -> str:
     return re.sub(r"^create\s+(?!or\s+replace\b)", "create or replace ", text, flags=re.IGNORECASE)
 
 
-def _reverse_grant(node: ast.Node, text: str) -> str | None:
+def _reverse_grant(node: Node, text: str) -> str | None:
     if isinstance(node, ast.GrantStmt) and node.is_grant:
         reverse = re.sub(r"^\s*grant\b", "revoke", text, flags=re.IGNORECASE)
         return re.sub(r"\bto\b(?=[^()]*$)", "from", reverse, flags=re.IGNORECASE)
@@ -187,7 +207,7 @@ def _reverse_grant(node: ast.Node, text: str) -> str | None:
     return None
 
 
-def _defined_name(node: ast.Node) -> str:
+def _defined_name(node: Node) -> str:
     if isinstance(node, ast.IndexStmt):
         if node.idxname is None:
             raise ToolError(f"an index on {_relation(node.relation)} has no name: give it one")
@@ -199,7 +219,7 @@ def _defined_name(node: ast.Node) -> str:
     return _dotted(getattr(node, "typeName", None) or node.domainname)
 
 
-def _relation(relation: ast.RangeVar, name: str | None = None) -> str:
+def _relation(relation: Node, name: str | None = None) -> str:
     if not relation.schemaname:
         raise ToolError(f"{relation.relname} is not qualified by a schema")
     return f"{_identifier(relation.schemaname)}.{_identifier(name or relation.relname)}"
@@ -236,6 +256,7 @@ class Repository:
                 raise ToolError(f"migrations/{name} is released and must stay as it was")
 
     def sources(self, group: str) -> list[Path]:
+        """Return the group's files of sql/ in the order in which they run."""
         return sorted((self.sql / group).glob("*.sql"))
 
     def files(self, group: str) -> list[Path]:
@@ -262,6 +283,7 @@ class Repository:
         return names
 
     def incremental(self, group: str) -> bool:
+        """Say whether something of the group is released."""
         return any(name.startswith(f"{group}/") for name in self.released())
 
     def plan(self, name: str | None) -> tuple[dict[Path, str], list[str]]:
@@ -316,8 +338,11 @@ class Repository:
         return state
 
     def change(self, group: str, files: list[Path]) -> Change:
+        """Compare sql/ with what these migrations make."""
         state = self.state(files)
-        wanted = [s for path in self.sources(group) for s in statements(path.read_text(), path.name)]
+        wanted = [
+            s for path in self.sources(group) for s in statements(path.read_text(), path.name)
+        ]
         change = Change()
         undo: list[str] = []
         for statement in wanted:
@@ -354,9 +379,16 @@ class Repository:
         if group == "app":
             return {
                 path: f"-- depends: pgaudit_wf.core.0001_first\n\n{body}",
-                path.with_suffix(".rollback.sql"): f"{BEGIN}\n\n{_drop_all(drops)}",
+                path.with_suffix(".rollback.sql"): f"{BEGIN}\n\n{_undo(drops, self._core())}",
             }
         return {path: body, path.with_suffix(".rollback.sql"): f"{BEGIN}\n\n{_DROP_CORE}"}
+
+    def _core(self) -> dict[str, Statement]:
+        """Return what sql/core defines and sql/app may redefine."""
+        found = [
+            s for path in self.sources("core") for s in statements(path.read_text(), path.name)
+        ]
+        return {s.key: s for s in found if s.replaceable}
 
     def _incremental(self, group: str, path: Path, change: Change) -> dict[Path, str]:
         marks = [f"{BY_HAND}{mark}" for mark in change.marks]
@@ -393,18 +425,28 @@ def _spliced(path: Path, head: str, generated: str, *, last: bool) -> str:
     return "\n\n".join(filter(None, [head, part])) + "\n"
 
 
-def _drop_all(defined: list[Statement]) -> str:
-    """Drop what sql/app made; tables in one statement, since they may refer to each other."""
-    tables = [s.key.removeprefix("table ") for s in defined if s.key.startswith("table ")]
-    others = [
-        f"{s.drop};"
-        for s in reversed(defined)
-        if s.drop and s.key.split()[0] in {"view", "function", "procedure", "type", "domain"}
-    ]
-    views = [drop for drop in others if drop.startswith("drop view")]
-    rest = [drop for drop in others if not drop.startswith("drop view")]
-    together = [f"drop table\n  {f',{chr(10)}  '.join(reversed(tables))};"] if tables else []
-    return "\n".join([*views, *together, *rest]) + "\n"
+def _undo(defined: list[Statement], core: dict[str, Statement]) -> str:
+    """Write the rollback of sql/app, last statement first.
+
+    Its tables go in one statement, since they may refer to each other. What it took over from the
+    core is given back.
+    """
+    tables = [s for s in defined if s.key.startswith("table ")]
+    together = f"drop table\n  {(',' + chr(10) + '  ').join(_names_reversed(tables))};"
+    parts: list[str] = []
+    for statement in reversed(defined):
+        if statement.key in core:
+            parts.append(f"{core[statement.key].text};")
+        elif statement.key.startswith("table "):
+            if together not in parts:
+                parts.append(together)
+        elif statement.drop and not statement.key.startswith(_GOES_ALONG):
+            parts.append(f"{statement.drop};")
+    return "\n\n".join(parts) + "\n"
+
+
+def _names_reversed(tables: list[Statement]) -> list[str]:
+    return [table.key.removeprefix("table ") for table in reversed(tables)]
 
 
 def _sha256(path: Path) -> str:

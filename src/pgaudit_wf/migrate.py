@@ -23,7 +23,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,38 +98,44 @@ comment on column pgaudit_wf_migration._yoyo_version.installed_at_utc is
 _STRANGERS = """
 with ours as (
     select 'pg_class'::regclass as classid, oid as objid
-      from pg_class where relnamespace = 'pgaudit_wf'::regnamespace
+    from pg_class where relnamespace = 'pgaudit_wf'::regnamespace
     union all
     select 'pg_proc'::regclass, oid from pg_proc where pronamespace = 'pgaudit_wf'::regnamespace
     union all
     select 'pg_type'::regclass, oid from pg_type where typnamespace = 'pgaudit_wf'::regnamespace
-), dependent as (
-    select distinct d.classid, d.objid, d.objsubid
-      from ours o
-      join pg_depend d on d.refclassid = o.classid and d.refobjid = o.objid
-     where d.deptype in ('n', 'a') and d.classid <> 'pg_event_trigger'::regclass
+),
+dependent as (
+    select d.classid, d.objid, d.objsubid, coalesce(
+        -- What belongs to a table or view stands for it.
+        (select ev_class from pg_rewrite
+         where d.classid = 'pg_rewrite'::regclass and oid = d.objid),
+        (select adrelid from pg_attrdef
+         where d.classid = 'pg_attrdef'::regclass and oid = d.objid),
+        case when d.classid = 'pg_class'::regclass then d.objid end
+    ) as relation
+    from ours as o
+    inner join pg_depend as d on o.classid = d.refclassid and o.objid = d.refobjid
+    where d.deptype in ('n', 'a')
+    and d.classid <> 'pg_event_trigger'::regclass
+    and (d.classid, d.objid) not in (select classid, objid from ours)
+    and not exists (
+        select from pg_trigger as t
+        inner join pg_proc as p on t.tgfoid = p.oid
+        where d.classid = 'pg_trigger'::regclass and t.oid = d.objid
+        and p.pronamespace = 'pgaudit_wf'::regnamespace
+    )
 )
-select distinct case when rw.oid is not null then (pg_identify_object('pg_class'::regclass, c.oid, 0)).type
-                     else i.type end
-       || ' ' || case when rw.oid is not null then c.oid::regclass::text else i.identity end
-  from dependent d
- cross join lateral pg_identify_object(d.classid, d.objid, d.objsubid) i
-  left join pg_rewrite rw on d.classid = 'pg_rewrite'::regclass and rw.oid = d.objid
-  left join pg_trigger tg on d.classid = 'pg_trigger'::regclass and tg.oid = d.objid
-  left join pg_proc tf on tf.oid = tg.tgfoid
-  left join pg_policy po on d.classid = 'pg_policy'::regclass and po.oid = d.objid
-  left join pg_attrdef ad on d.classid = 'pg_attrdef'::regclass and ad.oid = d.objid
-  left join pg_constraint co on d.classid = 'pg_constraint'::regclass and co.oid = d.objid
-  left join pg_proc p on d.classid = 'pg_proc'::regclass and p.oid = d.objid
-  left join pg_type t on d.classid = 'pg_type'::regclass and t.oid = d.objid
-  left join pg_class c on c.oid = coalesce(rw.ev_class, tg.tgrelid, po.polrelid, ad.adrelid,
-                                           nullif(co.conrelid, 0),
-                                           case when d.classid = 'pg_class'::regclass then d.objid end)
- where coalesce(c.relnamespace, p.pronamespace, t.typnamespace, co.connamespace)
-           is distinct from 'pgaudit_wf'::regnamespace
-   and tf.pronamespace is distinct from 'pgaudit_wf'::regnamespace
-   and coalesce(c.relkind, 'r') <> 't'
- order by 1
+select distinct format('%s %s', i.type, i.identity)
+from dependent as d
+cross join lateral (
+    select * from pg_identify_object(d.classid, d.objid, d.objsubid) where d.relation is null
+    union all
+    select * from pg_identify_object('pg_class'::regclass, d.relation, 0)
+    where d.relation is not null
+) as i
+-- A policy or constraint has no schema of its own; its identity ends with its table's.
+where i.schema is distinct from 'pgaudit_wf' and i.identity !~ ' on pgaudit_wf[.]'
+order by 1
 """
 
 
@@ -224,7 +230,9 @@ def migrate(
             raise failure
     down_ids = tuple(m.id for m in down)
     in_force = {*present, *done} - set(down_ids)
-    version = max((m.number for m in available if m.group == "core" and m.id in in_force), default=0)
+    version = max(
+        (m.number for m in available if m.group == "core" and m.id in in_force), default=0
+    )
     return MigrationResult(tuple(done), down_ids, version, tuple(warnings))
 
 
@@ -292,6 +300,8 @@ class _SqlMigration(Migration):  # type: ignore[misc]
 
 class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
     """yoyo's bookkeeping on a connection and in a transaction of ours."""
+
+    _internal_schema_updated: bool
 
     def connect(self, dburi: str) -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(
@@ -374,9 +384,7 @@ def _locked(backend: _Backend, lock_timeout: float) -> Iterator[None]:
     while True:
         with backend.transaction():
             if _one(backend, "select pg_try_advisory_xact_lock(%s)", [LOCK_KEY]):
-                # A limit meant for the application's statements must not cut a migration short.
-                backend.execute("set local statement_timeout = 0")
-                backend.execute("set local idle_in_transaction_session_timeout = 0")
+                _set_limits(backend)
                 yield
                 return
         if time.monotonic() >= deadline:
@@ -394,11 +402,24 @@ def _locked(backend: _Backend, lock_timeout: float) -> Iterator[None]:
         time.sleep(POLL_SECONDS)
 
 
+def _set_limits(backend: _Backend) -> None:
+    # A limit meant for the application's statements must not cut a migration short.
+    backend.execute("set local statement_timeout = 0")
+    backend.execute("set local idle_in_transaction_session_timeout = 0")
+    # Else the server finishes the statement of a killed migrator first, and keeps the lock so long.
+    with (
+        suppress(psycopg.errors.InvalidParameterValue),  # where the server's system cannot tell
+        backend.transaction(),
+    ):
+        backend.execute("set local client_connection_check_interval = '1s'")
+
+
 def _check_server(backend: _Backend) -> None:
     number = backend.connection.info.server_version
     if number < OLDEST_SERVER * 10_000:
         raise MigrationError(
-            f"this server is PostgreSQL {number // 10_000}; pgaudit_wf needs {OLDEST_SERVER} or newer"
+            f"this server is PostgreSQL {number // 10_000}: pgaudit_wf needs"
+            f" {OLDEST_SERVER} or newer"
         )
     row = backend.connection.execute(
         """
