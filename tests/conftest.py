@@ -77,24 +77,20 @@ def owner_template(server: DevServer) -> str:
     return _template(server, "owner_template", migrate, OWNER)
 
 
-def find_secrets(dsn: str) -> list[str]:
-    """Return the tables of schema pgaudit_wf that hold a value made by fixture `secret`."""
-    with psycopg.connect(dsn) as conn:
-        tables = conn.execute(
-            "select format('%I.%I', n.nspname, c.relname) from pg_class c "
-            "join pg_namespace n on n.oid = c.relnamespace "
-            "where n.nspname = 'pgaudit_wf' and c.relkind = 'r'"
-        ).fetchall()
-        return [
-            table
-            for (table,) in tables
-            if conn.execute(
-                sql.SQL("select exists (select from {} t where t::text like {})").format(
-                    sql.SQL(table), sql.Literal(f"%{SECRET_MARKER}%")
-                )
-            ).fetchone()
-            == (True,)
-        ]
+def tables_with_secrets(conn: psycopg.Connection) -> list[str]:
+    tables = conn.execute(
+        "select oid::regclass::text from pg_class "
+        "where relnamespace = to_regnamespace('pgaudit_wf') and relkind = 'r'"
+    ).fetchall()
+    searches = [
+        sql.SQL("select {} where exists (select from {} t where t::text like {})").format(
+            sql.Literal(table), sql.SQL(table), sql.Literal(f"%{SECRET_MARKER}%")
+        )
+        for (table,) in tables
+    ]
+    if not searches:
+        return []
+    return [table for (table,) in conn.execute(sql.SQL(" union all ").join(searches)).fetchall()]
 
 
 @contextmanager
@@ -109,7 +105,8 @@ def _clone(server: DevServer, template: str, user: str = "postgres") -> Iterator
     )
     try:
         yield server.dsn(name, user)
-        assert find_secrets(server.dsn(name)) == [], "a redacted value reached the audit schema"
+        with psycopg.connect(server.dsn(name)) as search:
+            assert tables_with_secrets(search) == [], "a redacted value reached the audit schema"
     finally:
         _administer(server, sql.SQL("drop database {} with (force)").format(database))
 
@@ -160,3 +157,9 @@ def app_conn(app_dsn: str) -> Iterator[psycopg.Connection]:
 def secret() -> Callable[[], str]:
     """Make values for redacted columns; each test's database is searched for them at its end."""
     return lambda: f"{SECRET_MARKER}-{uuid.uuid4()}"
+
+
+@pytest.fixture
+def find_secrets() -> Callable[[psycopg.Connection], list[str]]:
+    """The search itself: tables of schema pgaudit_wf with a value made by fixture `secret`."""
+    return tables_with_secrets

