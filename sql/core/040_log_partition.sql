@@ -1,0 +1,79 @@
+-- Partitions of the log: there before they are needed, and a default one so that no row is ever lost.
+
+create function pgaudit_wf.add_log_partition(month date) returns text
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+    first_day constant date := date_trunc('month', add_log_partition.month)::date;
+    partition_name constant text := 'security_audit_log_' || to_char(first_day, '"y"YYYY"m"MM');
+    from_time constant timestamptz := first_day;
+    to_time constant timestamptz := first_day + interval '1 month';
+begin
+    if to_regclass(format('pgaudit_wf.%I', partition_name)) is not null then
+        return null;
+    end if;
+    execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', partition_name);
+    execute format('comment on table pgaudit_wf.%I is %L', partition_name, format('Events of %s (UTC).', to_char(first_day, 'YYYY-MM')));
+
+    -- Rows that came before their partition did wait in the default one, and would keep the new one out.
+    lock table only pgaudit_wf.security_audit_log_default in access exclusive mode;
+    if exists (select from pgaudit_wf.security_audit_log_default as late where late.occurred_at >= from_time and late.occurred_at < to_time) then
+        alter table pgaudit_wf.security_audit_log_default disable trigger user;
+        execute format(
+            'with late as (delete from only pgaudit_wf.security_audit_log_default where occurred_at >= $1 and occurred_at < $2 returning *)'
+            ' insert into pgaudit_wf.%I select * from late', partition_name) using from_time, to_time;
+        alter table pgaudit_wf.security_audit_log_default enable always trigger append_only_row, enable always trigger append_only;
+    end if;
+
+    execute format('alter table pgaudit_wf.security_audit_log attach partition pgaudit_wf.%I for values from (%L) to (%L)',
+        partition_name, from_time, to_time);
+    perform pgaudit_wf.guard_log_partition(partition_name);
+    return partition_name;
+end
+$$;
+comment on function pgaudit_wf.add_log_partition(date) is
+    'Makes the log''s partition for a month (UTC), moving in rows that had to wait in the default partition; returns its name, or null if it was there.';
+
+create function pgaudit_wf.guard_log_partition(partition_name text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format('create trigger append_only before update or delete or truncate on pgaudit_wf.%I'
+        ' for each statement execute function pgaudit_wf.refuse_change()', partition_name);
+    execute format('alter table pgaudit_wf.%I enable always trigger append_only, enable always trigger append_only_row', partition_name);
+end
+$$;
+comment on function pgaudit_wf.guard_log_partition(text) is
+    'Gives a partition of the log its own append-only triggers: those of the parent do not fire for a statement aimed at the partition.';
+
+create function pgaudit_wf.ensure_log_partitions(months_ahead integer default 3) returns setof text
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+    ahead integer;
+    made text;
+begin
+    -- Two callers at once: the second waits, then finds the work done.
+    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.ensure_log_partitions'));
+    for ahead in 0 .. ensure_log_partitions.months_ahead loop
+        made := pgaudit_wf.add_log_partition((date_trunc('month', now()) + make_interval(months => ahead))::date);
+        if made is not null then
+            return next made;
+        end if;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.ensure_log_partitions(integer) is
+    'Makes the log''s partitions for this month and the given number of months ahead, as far as they are missing; returns the names made. Call it at least monthly.';
+
+create table pgaudit_wf.security_audit_log_default partition of pgaudit_wf.security_audit_log default;
+comment on table pgaudit_wf.security_audit_log_default is
+    'Events for which there is no monthly partition; add_log_partition() moves them out. Should be empty.';
+select pgaudit_wf.guard_log_partition('security_audit_log_default');
+
+select pgaudit_wf.ensure_log_partitions();

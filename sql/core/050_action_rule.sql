@@ -1,0 +1,50 @@
+-- What a change means: rules as rows, compiled into each table's trigger by attach().
+
+create table pgaudit_wf.action_rule (
+    id bigint generated always as identity primary key,
+    resource_type text not null,
+    op text not null,
+    condition text,
+    action text not null,
+    position integer not null default 100,
+    constraint action_rule_op check (op in ('insert', 'update', 'delete')),
+    constraint action_rule_action check (action <> ''),
+    constraint action_rule_condition check (condition <> '')
+);
+comment on table pgaudit_wf.action_rule is
+    'Names for changes: the first rule of the resource type and op, by (position, id), whose condition is true gives the action; without one it is <resource_type>.created, .updated or .deleted. Takes effect at once on attached tables.';
+comment on column pgaudit_wf.action_rule.id is 'Number of the rule.';
+comment on column pgaudit_wf.action_rule.resource_type is 'Resource type of the tables the rule is for, as given to attach().';
+comment on column pgaudit_wf.action_rule.op is 'insert, update or delete.';
+comment on column pgaudit_wf.action_rule.condition is 'Boolean SQL expression over new (insert), old and new (update) or old (delete); null is always true. Functions and operators outside pg_catalog need their schema.';
+comment on column pgaudit_wf.action_rule.action is 'Action to record, such as invoice.paid.';
+comment on column pgaudit_wf.action_rule.position is 'Rules are tried from the lowest position up.';
+
+create function pgaudit_wf.check_action_rule(target regclass, rule pgaudit_wf.action_rule) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if (check_action_rule.rule).condition is null then
+        return;
+    end if;
+    -- The line break keeps a trailing comment in the condition from hiding the rest; no row is read.
+    execute format('select from %s where (%s%s) limit 0',
+        case (check_action_rule.rule).op
+            when 'insert' then format('%s as new', check_action_rule.target)
+            when 'update' then format('%1$s as old, %1$s as new', check_action_rule.target)
+            when 'delete' then format('%s as old', check_action_rule.target)
+        end,
+        (check_action_rule.rule).condition, e'\n');
+exception
+    when others then
+        raise exception 'action rule % (% of % is %) does not compile for %: %',
+            (check_action_rule.rule).id, (check_action_rule.rule).op, (check_action_rule.rule).resource_type,
+            (check_action_rule.rule).action, check_action_rule.target, sqlerrm
+            using errcode = 'PA003',
+                detail = format('Its condition is: %s', (check_action_rule.rule).condition),
+                hint = 'A condition is a boolean expression over old and new (insert: only new, delete: only old); name functions and types outside pg_catalog with their schema.';
+end
+$$;
+comment on function pgaudit_wf.check_action_rule(regclass, pgaudit_wf.action_rule) is
+    'Raises PA003 with the rule''s text if its condition is no boolean expression over the table''s old and new row.';

@@ -1,0 +1,94 @@
+-- Which tables are audited, and how; and who changed that.
+
+create table pgaudit_wf.attachment (
+    target regclass primary key,
+    resource_type text not null,
+    id_columns text[] not null,
+    org_column text,
+    label_column text,
+    ignore text[] not null,
+    redact text[] not null,
+    on_failure text not null,
+    form text not null,
+    function_name text not null unique,
+    columns text[] not null,
+    attached_at timestamptz not null default now(),
+    attached_by text not null default session_user,
+    constraint attachment_on_failure check (on_failure in ('abort', 'warn')),
+    constraint attachment_form check (form in ('compiled', 'generic')),
+    constraint attachment_id_columns check (cardinality(id_columns) > 0)
+);
+comment on table pgaudit_wf.attachment is 'Settings of the audited tables; written by attach() and detach() only. Read the view attached.';
+comment on column pgaudit_wf.attachment.target is 'The audited table.';
+comment on column pgaudit_wf.attachment.resource_type is 'resource_type of its events, and the first half of their default actions.';
+comment on column pgaudit_wf.attachment.id_columns is 'Columns that make up resource_id.';
+comment on column pgaudit_wf.attachment.org_column is 'Column that gives org_id; null when the table has none and app.org_id is taken.';
+comment on column pgaudit_wf.attachment.label_column is 'Column whose value is kept as metadata.label.';
+comment on column pgaudit_wf.attachment.ignore is 'Columns left out of the log altogether: a change of nothing else makes no event.';
+comment on column pgaudit_wf.attachment.redact is 'Columns that are shown as "[redacted]".';
+comment on column pgaudit_wf.attachment.on_failure is 'abort: no change without its record. warn: the change goes through, the failure is counted.';
+comment on column pgaudit_wf.attachment.form is 'compiled: native comparisons, kept up to date by the DDL event trigger. generic: by to_jsonb, for servers without that event trigger.';
+comment on column pgaudit_wf.attachment.function_name is 'Trigger function in schema pgaudit_wf; read it with \sf.';
+comment on column pgaudit_wf.attachment.columns is 'The table''s columns as compiled, in order: how a rename is recognised.';
+comment on column pgaudit_wf.attachment.attached_at is 'When it was attached first.';
+comment on column pgaudit_wf.attachment.attached_by is 'Login role that attached it first.';
+
+create table pgaudit_wf.attachment_history (
+    id bigint generated always as identity primary key,
+    occurred_at timestamptz not null default clock_timestamp(),
+    target text not null,
+    resource_type text not null,
+    change text not null,
+    detail jsonb not null default '{}',
+    db_user text not null default session_user,
+    constraint attachment_history_change check (change in ('attached', 'changed', 'detached', 'altered', 'dropped'))
+);
+comment on table pgaudit_wf.attachment_history is 'Who attached, changed or detached which table and when, and how its columns changed since. Append-only.';
+comment on column pgaudit_wf.attachment_history.id is 'Number of the entry.';
+comment on column pgaudit_wf.attachment_history.occurred_at is 'When it happened.';
+comment on column pgaudit_wf.attachment_history.target is 'The table''s name at that time.';
+comment on column pgaudit_wf.attachment_history.resource_type is 'Its resource type.';
+comment on column pgaudit_wf.attachment_history.change is 'attached, changed (settings), detached, altered (its columns, by DDL) or dropped.';
+comment on column pgaudit_wf.attachment_history.detail is 'Settings after the change, or the columns added, dropped and renamed ({old name: new name}).';
+comment on column pgaudit_wf.attachment_history.db_user is 'Login role that did it.';
+create trigger append_only before update or delete or truncate on pgaudit_wf.attachment_history
+    for each statement execute function pgaudit_wf.refuse_change();
+alter table pgaudit_wf.attachment_history enable always trigger append_only;
+
+create table pgaudit_wf.capture_failure (
+    id bigint generated always as identity primary key,
+    occurred_at timestamptz not null default clock_timestamp(),
+    target text not null,
+    op text not null,
+    sqlstate text not null
+);
+comment on table pgaudit_wf.capture_failure is 'Changes that went through unrecorded, on tables attached with on_failure => ''warn''. Never holds values.';
+comment on column pgaudit_wf.capture_failure.id is 'Number of the failure.';
+comment on column pgaudit_wf.capture_failure.occurred_at is 'When it happened.';
+comment on column pgaudit_wf.capture_failure.target is 'The table.';
+comment on column pgaudit_wf.capture_failure.op is 'INSERT, UPDATE, DELETE or TRUNCATE.';
+comment on column pgaudit_wf.capture_failure.sqlstate is 'SQLSTATE of the error that kept it from being recorded.';
+
+create function pgaudit_wf.count_failure(target text, op text, failure text) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into pgaudit_wf.capture_failure (target, op, sqlstate)
+    values (count_failure.target, count_failure.op, count_failure.failure);
+exception
+    when others then
+        raise warning 'pgaudit_wf could not count the failure either (SQLSTATE %)', sqlstate;
+end
+$$;
+comment on function pgaudit_wf.count_failure(text, text, text) is 'Notes a change that went through unrecorded (on_failure => ''warn'').';
+
+create function pgaudit_wf.column_names(target regclass) returns text[]
+language sql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+    select array_agg(attname::text order by attnum)
+    from pg_attribute
+    where attrelid = $1 and attnum > 0 and not attisdropped
+$$;
+comment on function pgaudit_wf.column_names(regclass) is 'Names of the table''s columns, in order.';

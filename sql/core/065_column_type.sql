@@ -1,0 +1,64 @@
+-- How a column has to be compared and read, by its type.
+
+create function pgaudit_wf.compare_by_text(type oid) returns boolean
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = compare_by_text.type);
+begin
+    return case
+        when info.typtype = 'd' then pgaudit_wf.compare_by_text(info.typbasetype)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.compare_by_text(info.typelem)
+        when info.typtype = 'c' then exists (
+            select from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.compare_by_text(atttypid))
+        when info.typtype in ('e', 'r', 'm') then false
+        -- An extension's "=" is out of reach of a pinned search_path, and may call different values equal (citext).
+        when info.typnamespace <> 'pg_catalog'::regnamespace then true
+        else not exists (
+            select from pg_opclass as class
+            join pg_am as method on method.oid = class.opcmethod and method.amname in ('btree', 'hash')
+            where class.opcintype = info.oid
+                or exists (select from pg_cast where castsource = info.oid and casttarget = class.opcintype and castmethod = 'b'))
+    end;
+end
+$$;
+comment on function pgaudit_wf.compare_by_text(oid) is
+    'Whether values of a type must be compared as text, for want of an equality of its own (json, xml, point, and what contains them).';
+
+create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = output_settings.type);
+begin
+    return case
+        when info.typtype = 'd' then pgaudit_wf.output_settings(info.typbasetype, output_settings.as_text)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.output_settings(info.typelem, output_settings.as_text)
+        when info.typtype in ('r', 'm') then (
+            select pgaudit_wf.output_settings(rngsubtype, true) from pg_range where info.oid in (rngtypid, rngmultitypid))
+        when info.typtype = 'c' then coalesce((
+            select array_agg(distinct setting)
+            from pg_attribute, unnest(pgaudit_wf.output_settings(atttypid, output_settings.as_text)) as setting
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped), '{}')
+        when info.typtype = 'e' then '{}'
+        -- As JSON, dates and times are ISO 8601 whatever DateStyle says; only the offset of timestamptz follows the session.
+        when info.oid in ('date'::regtype, 'timestamp'::regtype, 'time'::regtype) and not output_settings.as_text then '{}'
+        when info.oid in ('timestamptz'::regtype, 'timetz'::regtype) and not output_settings.as_text then array['timezone = ''UTC''']
+        when info.oid in ('date'::regtype, 'timestamp'::regtype, 'time'::regtype, 'timestamptz'::regtype, 'timetz'::regtype)
+            then array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''']
+        when info.oid = 'interval'::regtype then array['intervalstyle = ''postgres''']
+        when info.oid = 'bytea'::regtype then array['bytea_output = ''hex''']
+        when info.oid = 'money'::regtype then array['lc_monetary = ''C''']
+        when info.oid in ('real'::regtype, 'double precision'::regtype) or info.typcategory = 'G' then array['extra_float_digits = 1']
+        when info.typnamespace = 'pg_catalog'::regnamespace then '{}'
+        -- An extension's type can depend on anything.
+        else array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
+            'extra_float_digits = 1']
+    end;
+end
+$$;
+comment on function pgaudit_wf.output_settings(oid, boolean) is
+    'The settings a trigger must pin so that a value of the type, as JSON or as text, is written the same way in every session.';

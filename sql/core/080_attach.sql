@@ -1,0 +1,328 @@
+-- attach() and detach(): what a user calls to have a table audited.
+
+create function pgaudit_wf.can_follow_ddl() returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select count(*) = 2 from pg_event_trigger where evtname in ('pgaudit_wf_after_ddl', 'pgaudit_wf_after_drop') and evtenabled in ('O', 'A')
+$$;
+comment on function pgaudit_wf.can_follow_ddl() is
+    'Whether the event triggers that recompile triggers after DDL are there; without them attach() compiles the generic form.';
+
+create function pgaudit_wf.capture_function_name(target regclass) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Distinct tables may look alike once the schema and the name are joined or cut.
+    select case
+        when octet_length(plain) <= 63 and not exists (select from pgaudit_wf.attachment where function_name = plain) then plain
+        else left(plain, 40) || '_' || left(md5(n.nspname || '.' || quote_ident(c.relname)), 12)
+    end
+    from pg_class as c
+    join pg_namespace as n on n.oid = c.relnamespace,
+    lateral (select concat('capture_', case when n.nspname <> 'public' then n.nspname || '_' end, c.relname) as plain) as name
+    where c.oid = capture_function_name.target
+$$;
+comment on function pgaudit_wf.capture_function_name(regclass) is 'Name for the trigger function of a table, such as capture_invoice.';
+
+create function pgaudit_wf.check_attachable(target regclass) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    class pg_class := (select c from pg_class as c where c.oid = check_attachable.target);
+    related regclass;
+begin
+    if check_attachable.target is null or class.oid is null then
+        raise exception 'there is no such table to attach' using errcode = 'PA004';
+    end if;
+    if class.relkind not in ('r', 'p') then
+        raise exception '% is not a table', check_attachable.target
+            using errcode = 'PA004', hint = 'Only tables and partitioned tables can be attached.';
+    end if;
+    if class.relpersistence = 't' then
+        raise exception '% is a temporary table', check_attachable.target using errcode = 'PA004';
+    end if;
+    if class.relnamespace in ('pgaudit_wf'::regnamespace, 'pg_catalog'::regnamespace, 'information_schema'::regnamespace) then
+        raise exception '% belongs to the system and cannot be attached', check_attachable.target using errcode = 'PA004';
+    end if;
+    select a.target into related
+    from pgaudit_wf.attachment as a
+    where a.target <> check_attachable.target
+        and (a.target in (select relid from pg_partition_ancestors(check_attachable.target))
+            or check_attachable.target in (select relid from pg_partition_ancestors(a.target)));
+    if found then
+        raise exception '% is already recorded through %', check_attachable.target, related
+            using errcode = 'PA004', hint = format('Detach %s first: a partition and its parent cannot both be attached.', related);
+    end if;
+    if not pg_has_role(current_user, class.relowner, 'usage') then
+        raise exception '% must own % to attach it', current_user, check_attachable.target
+            using errcode = 'PA004', hint = format('Run attach as %I or as a superuser.', class.relowner::regrole::text);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.check_attachable(regclass) is 'Raises PA004 if the table cannot be attached, saying why.';
+
+create function pgaudit_wf.check_columns(setting pgaudit_wf.attachment) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    problem record;
+begin
+    select role, name into problem
+    from (
+        select 'id_columns' as role, unnest((setting).id_columns) as name
+        union all select 'org_column', (setting).org_column
+        union all select 'label_column', (setting).label_column
+        union all select 'ignore', unnest((setting).ignore)
+        union all select 'redact', unnest((setting).redact)
+    ) as named
+    where name <> all ((setting).columns);
+    if found then
+        raise exception '% has no column "%", named in %', (setting).target, problem.name, problem.role
+            using errcode = 'PA002',
+                hint = format('Its columns are %s.', array_to_string(array(select quote_ident(name) from unnest((setting).columns) as name), ', '));
+    end if;
+    select role, name into problem
+    from (
+        select 'id_columns' as role, unnest((setting).id_columns) as name
+        union all select 'org_column', (setting).org_column
+        union all select 'label_column', (setting).label_column
+    ) as shown
+    where name = any ((setting).redact);
+    if found then
+        raise exception 'column "%" of % is both in redact and in %', problem.name, (setting).target, problem.role
+            using errcode = 'PA002', hint = 'What names a row in the log cannot be kept out of it; choose another column.';
+    end if;
+    select 'id_columns' as role, key_column as name into problem
+    from unnest((setting).id_columns) as key_column
+    join pg_attribute on attrelid = (setting).target and attname = key_column and attgenerated = 'v';
+    if found then
+        raise exception 'column "%" of % is computed when read, and cannot be in id_columns', problem.name, (setting).target
+            using errcode = 'PA002', hint = 'Name stored columns.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.check_columns(pgaudit_wf.attachment) is 'Raises PA002 naming the column that the settings get wrong.';
+
+create function pgaudit_wf.attach(
+    target regclass,
+    resource_type text default null,
+    id_columns text[] default null,
+    org_column text default null,
+    label_column text default null,
+    ignore text[] default null,
+    redact text[] default null,
+    on_failure text default null
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment;
+    known boolean;
+    before jsonb;
+begin
+    perform pgaudit_wf.check_attachable(attach.target);
+    if attach.on_failure not in ('abort', 'warn') then
+        raise exception 'on_failure is "%": it must be abort or warn', attach.on_failure using errcode = 'PA008';
+    end if;
+    -- One at a time for a table; and the table's own lock before ours, in the order in which DDL takes them.
+    execute format('lock table only %s in share row exclusive mode', attach.target);
+
+    select * into setting from pgaudit_wf.attachment as a where a.target = attach.target for update;
+    known := found;
+    before := to_jsonb(setting);
+    setting.target := attach.target;
+    setting.columns := pgaudit_wf.column_names(attach.target);
+    setting.form := case when pgaudit_wf.can_follow_ddl() then 'compiled' else 'generic' end;
+    setting.function_name := coalesce(setting.function_name, pgaudit_wf.capture_function_name(attach.target));
+    setting.resource_type := coalesce(nullif(attach.resource_type, ''), setting.resource_type,
+        (select relname from pg_class where oid = attach.target));
+    setting.id_columns := coalesce(nullif(attach.id_columns, '{}'), setting.id_columns, (
+        select array_agg(attname::text order by k.position)
+        from pg_index, unnest(indkey) with ordinality as k (key_number, position)
+        join pg_attribute on attrelid = attach.target and attnum = key_number
+        where indrelid = attach.target and indisprimary));
+    if setting.id_columns is null then
+        raise exception '% has no primary key', attach.target
+            using errcode = 'PA002', hint = 'Say which columns identify a row: id_columns => array[''…''].';
+    end if;
+    setting.org_column := nullif(coalesce(attach.org_column, setting.org_column, case when not known then (
+        select name from unnest(array['org_id', 'organization_id']) with ordinality as usual (name, position)
+        where name = any (setting.columns) order by position limit 1) end), '');
+    setting.label_column := nullif(coalesce(attach.label_column, setting.label_column), '');
+    setting.ignore := coalesce(attach.ignore, setting.ignore, array['updated_at']);
+    setting.redact := coalesce(attach.redact, setting.redact, '{}');
+    setting.on_failure := coalesce(attach.on_failure, setting.on_failure, 'abort');
+    if 'updated_at' <> all (setting.columns) then
+        setting.ignore := array_remove(setting.ignore, 'updated_at');
+    end if;
+
+    perform pgaudit_wf.check_columns(setting);
+    perform pgaudit_wf.install_capture(setting);
+
+    setting.attached_at := coalesce(setting.attached_at, now());
+    setting.attached_by := coalesce(setting.attached_by, session_user);
+    if known then
+        delete from pgaudit_wf.attachment as a where a.target = attach.target;
+    end if;
+    insert into pgaudit_wf.attachment select setting.*;
+    if before is distinct from to_jsonb(setting) then
+        insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
+        values (setting.target, setting.resource_type, case when known then 'changed' else 'attached' end,
+            to_jsonb(setting) - '{target,columns,attached_at,attached_by}'::text[]);
+    end if;
+    perform pgaudit_wf.ensure_log_partitions();
+end
+$$;
+comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[], text[], text) is
+    'Has every change of a table recorded in security_audit_log from now on. Called again it changes the named settings in place; one that is not named stays as it was, '''' or ''{}'' clears it. '
+    'At first: resource_type is the table''s name; id_columns its primary key; org_column org_id or organization_id if there (else events take app.org_id); label_column none; '
+    'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
+    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
+
+create function pgaudit_wf.install_capture(setting pgaudit_wf.attachment) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    rule pgaudit_wf.action_rule;
+    owner constant name := (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf');
+    leaf regclass;
+begin
+    for rule in select r.* from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type order by r.position, r.id loop
+        perform pgaudit_wf.check_action_rule((setting).target, rule);
+    end loop;
+    -- Our own DDL must not set off the event triggers that follow the application's.
+    perform set_config('pgaudit_wf.compiling', 'on', true);
+
+    execute pgaudit_wf.compile_capture(setting);
+    execute format('comment on function pgaudit_wf.%I() is %L', (setting).function_name, format('Records the changes of %s.', (setting).target));
+    execute format('revoke all on function pgaudit_wf.%I() from public', (setting).function_name);
+    if owner <> quote_ident(current_user) then
+        execute format('alter function pgaudit_wf.%I() owner to %s', (setting).function_name, owner);
+    end if;
+
+    execute format('create or replace trigger pgaudit_wf_insert after insert on %s for each row execute function pgaudit_wf.%I()',
+        (setting).target, (setting).function_name);
+    -- No WHEN clause: PostgreSQL parses and plans it anew for each statement, which costs more than to enter the function and
+    -- leave it again (12 against 4 µs), and its columns could not be dropped or retyped.
+    execute format('create or replace trigger pgaudit_wf_update after update on %s for each row execute function pgaudit_wf.%I()',
+        (setting).target, (setting).function_name);
+    execute format('create or replace trigger pgaudit_wf_delete after delete on %s for each row execute function pgaudit_wf.%I()',
+        (setting).target, (setting).function_name);
+    -- "Always": also in a session that calls itself a replica.
+    execute format('alter table %s enable always trigger pgaudit_wf_insert, enable always trigger pgaudit_wf_update, enable always trigger pgaudit_wf_delete',
+        (setting).target);
+    for leaf in select pgaudit_wf.leaf_tables((setting).target) loop
+        execute format('create or replace trigger pgaudit_wf_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()',
+            leaf, (setting).function_name);
+        execute format('alter table %s enable always trigger pgaudit_wf_truncate', leaf);
+    end loop;
+
+    perform set_config('pgaudit_wf.compiling', 'off', true);
+end
+$$;
+comment on function pgaudit_wf.install_capture(pgaudit_wf.attachment) is 'Compiles the trigger function of an attached table and puts the triggers in place.';
+
+create function pgaudit_wf.leaf_tables(target regclass) returns setof regclass
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A statement trigger is not inherited by partitions, so TRUNCATE is watched where the rows are.
+    select relid from pg_partition_tree(leaf_tables.target) where isleaf
+    union
+    select leaf_tables.target where not exists (select from pg_partition_tree(leaf_tables.target))
+$$;
+comment on function pgaudit_wf.leaf_tables(regclass) is 'The tables that hold a table''s rows: itself, or its partitions.';
+
+create function pgaudit_wf.detach(target regclass) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment;
+    leaf regclass;
+begin
+    execute format('lock table only %s in access exclusive mode', detach.target);
+    delete from pgaudit_wf.attachment as a where a.target = detach.target returning a.* into setting;
+    if not found then
+        raise exception '% is not attached', detach.target
+            using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
+    end if;
+    perform set_config('pgaudit_wf.compiling', 'on', true);
+    execute format('drop trigger if exists pgaudit_wf_insert on %s', detach.target);
+    execute format('drop trigger if exists pgaudit_wf_update on %s', detach.target);
+    execute format('drop trigger if exists pgaudit_wf_delete on %s', detach.target);
+    for leaf in select pgaudit_wf.leaf_tables(detach.target) loop
+        execute format('drop trigger if exists pgaudit_wf_truncate on %s', leaf);
+    end loop;
+    execute format('drop function pgaudit_wf.%I()', setting.function_name);
+    perform set_config('pgaudit_wf.compiling', 'off', true);
+    insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');
+end
+$$;
+comment on function pgaudit_wf.detach(regclass) is
+    'Stops recording a table and removes its triggers; what was recorded stays. Raises PA005 if it is not attached.';
+
+create function pgaudit_wf.recompile_for_rules() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment;
+begin
+    for setting in
+        select a.* from pgaudit_wf.attachment as a
+        where a.resource_type in (select touched.resource_type from touched) order by a.target::oid
+    loop
+        perform pgaudit_wf.install_capture(setting);
+    end loop;
+    return null;
+end
+$$;
+comment on function pgaudit_wf.recompile_for_rules() is 'Trigger of action_rule: compiles the rule into the attached tables of its type, or refuses it.';
+
+create trigger recompile_insert after insert on pgaudit_wf.action_rule
+    referencing new table as touched for each statement execute function pgaudit_wf.recompile_for_rules();
+create trigger recompile_update_new after update on pgaudit_wf.action_rule
+    referencing new table as touched for each statement execute function pgaudit_wf.recompile_for_rules();
+create trigger recompile_update_old after update on pgaudit_wf.action_rule
+    referencing old table as touched for each statement execute function pgaudit_wf.recompile_for_rules();
+create trigger recompile_delete after delete on pgaudit_wf.action_rule
+    referencing old table as touched for each statement execute function pgaudit_wf.recompile_for_rules();
+
+create view pgaudit_wf.attached as
+select
+    a.target,
+    a.resource_type,
+    a.id_columns,
+    a.org_column,
+    a.label_column,
+    a.ignore,
+    a.redact,
+    a.on_failure,
+    a.form,
+    a.function_name,
+    (select count(*) from pgaudit_wf.action_rule as r where r.resource_type = a.resource_type) as rules,
+    (select count(*) from pgaudit_wf.capture_failure as f where f.target = a.target::text) as failures,
+    a.attached_at,
+    a.attached_by
+from pgaudit_wf.attachment as a;
+comment on view pgaudit_wf.attached is 'What is audited, and how. doctor() says whether it still is.';
+comment on column pgaudit_wf.attached.target is 'The audited table.';
+comment on column pgaudit_wf.attached.resource_type is 'resource_type of its events.';
+comment on column pgaudit_wf.attached.id_columns is 'Columns that make up resource_id.';
+comment on column pgaudit_wf.attached.org_column is 'Column that gives org_id; null: app.org_id is taken.';
+comment on column pgaudit_wf.attached.label_column is 'Column kept as metadata.label.';
+comment on column pgaudit_wf.attached.ignore is 'Columns left out of the log.';
+comment on column pgaudit_wf.attached.redact is 'Columns shown as "[redacted]".';
+comment on column pgaudit_wf.attached.on_failure is 'abort or warn.';
+comment on column pgaudit_wf.attached.form is 'compiled or generic.';
+comment on column pgaudit_wf.attached.function_name is 'Trigger function: \sf pgaudit_wf.<function_name>.';
+comment on column pgaudit_wf.attached.rules is 'Number of action rules for its resource type.';
+comment on column pgaudit_wf.attached.failures is 'Changes that went through unrecorded (on_failure warn).';
+comment on column pgaudit_wf.attached.attached_at is 'When it was attached first.';
+comment on column pgaudit_wf.attached.attached_by is 'Login role that attached it first.';

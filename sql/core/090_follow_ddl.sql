@@ -1,0 +1,160 @@
+-- A table changes under its compiled trigger: event triggers recompile it in the transaction of the DDL.
+
+create function pgaudit_wf.renamed(name text, renames jsonb) returns text
+language sql immutable parallel safe
+as $$ select coalesce(renames ->> name, name) $$;
+comment on function pgaudit_wf.renamed(text, jsonb) is 'A column''s name after the renames ({old: new}).';
+
+create function pgaudit_wf.rename_in_rules(resource_type text, old_name text, new_name text) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    update pgaudit_wf.action_rule
+    set condition = regexp_replace(condition, pattern, replacement, 'gi')
+    from (
+        select
+            format('\m(old|new)\s*\.\s*(%s%s)',
+                case when old_name ~ '^[a-z_][a-z0-9_$]*$' then old_name || '\M|' else '' end,
+                regexp_replace(format('"%s"', replace(old_name, '"', '""')), '([][\\.^$*+?(){}|-])', '\\\1', 'g')) as pattern,
+            '\1.' || replace(quote_ident(new_name), '\', '\\') as replacement
+    ) as rename
+    where action_rule.resource_type = rename_in_rules.resource_type and condition ~* pattern
+$$;
+comment on function pgaudit_wf.rename_in_rules(text, text, text) is 'Follows a renamed column in the conditions of the rules of a resource type.';
+
+create function pgaudit_wf.recompile(target regclass, renamed_to text) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment;
+    columns_now constant text[] := pgaudit_wf.column_names(recompile.target);
+    renames jsonb := '{}';
+    altered jsonb;
+begin
+    select * into strict setting from pgaudit_wf.attachment as a where a.target = recompile.target;
+    if recompile.renamed_to = any (columns_now) and recompile.renamed_to <> all (setting.columns) then
+        select jsonb_build_object(name, recompile.renamed_to) into strict renames
+        from unnest(setting.columns) as name where name <> all (columns_now);
+    end if;
+    altered := jsonb_strip_nulls(jsonb_build_object(
+        'renamed', nullif(renames, '{}'),
+        'added', (
+            select jsonb_agg(name) from unnest(columns_now) as name
+            where name <> all (setting.columns) and name is distinct from recompile.renamed_to),
+        'dropped', (
+            select jsonb_agg(name) from unnest(setting.columns) as name
+            where name <> all (columns_now) and not renames ? name)));
+
+    setting.columns := columns_now;
+    setting.id_columns := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
+    setting.org_column := pgaudit_wf.renamed(setting.org_column, renames);
+    setting.label_column := pgaudit_wf.renamed(setting.label_column, renames);
+    setting.ignore := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.ignore) as name where pgaudit_wf.renamed(name, renames) = any (columns_now));
+    setting.redact := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.redact) as name where pgaudit_wf.renamed(name, renames) = any (columns_now));
+    if not columns_now @> setting.id_columns then
+        raise exception '% is audited, and a column that identifies its rows (%) cannot be dropped', recompile.target, array_to_string(setting.id_columns, ', ')
+            using errcode = 'PA002', hint = format('Attach it by other columns first: select pgaudit_wf.attach(%L, id_columns => …).', recompile.target);
+    end if;
+    setting.org_column := case when setting.org_column = any (columns_now) then setting.org_column end;
+    setting.label_column := case when setting.label_column = any (columns_now) then setting.label_column end;
+    update pgaudit_wf.attachment as a
+    set (id_columns, org_column, label_column, ignore, redact, columns)
+        = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.columns)
+    where a.target = recompile.target;
+
+    perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
+    perform pgaudit_wf.install_capture(setting);
+    if altered <> '{}' then
+        insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
+        values (setting.target, setting.resource_type, 'altered', altered);
+    end if;
+exception
+    when sqlstate 'PA003' then
+        raise exception '% is audited, and this change breaks a rule: %', recompile.target, sqlerrm
+            using errcode = 'PA003', hint = 'Change or delete the rule in pgaudit_wf.action_rule first.';
+end
+$$;
+comment on function pgaudit_wf.recompile(regclass, text) is
+    'Compiles an attached table''s trigger anew after DDL; its settings and rules follow a column that was renamed.';
+
+create function pgaudit_wf.after_ddl() returns event_trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    command record;
+    concerned regclass;
+begin
+    if current_setting('pgaudit_wf.compiling', true) = 'on' then
+        return;
+    end if;
+    for command in
+        select done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done where done.classid = 'pg_class'::regclass
+    loop
+        for concerned in
+            select a.target from pgaudit_wf.attachment as a
+            where a.form = 'compiled'
+                and (a.target = command.objid
+                    or a.target in (select relid from pg_partition_tree(command.objid))
+                    or a.target in (select relid from pg_partition_ancestors(command.objid)))
+            order by a.target::oid
+        loop
+            -- Only RENAME COLUMN reports a column; it says the new name.
+            perform pgaudit_wf.recompile(concerned, (select attname from pg_attribute where attrelid = command.objid and attnum = nullif(command.objsubid, 0)));
+        end loop;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE and CREATE TABLE: recompiles the attached tables concerned.';
+
+create function pgaudit_wf.after_drop() returns event_trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment;
+    broken regclass;
+begin
+    if current_setting('pgaudit_wf.compiling', true) = 'on' then
+        return;
+    end if;
+    for setting in
+        delete from pgaudit_wf.attachment as a
+        where a.target in (select dropped.objid from pg_event_trigger_dropped_objects() as dropped where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
+        returning a.*
+    loop
+        insert into pgaudit_wf.attachment_history (target, resource_type, change)
+        select dropped.object_identity, setting.resource_type, 'dropped'
+        from pg_event_trigger_dropped_objects() as dropped
+        where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
+        perform set_config('pgaudit_wf.compiling', 'on', true);
+        execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
+        perform set_config('pgaudit_wf.compiling', 'off', true);
+    end loop;
+    -- A CASCADE (of a type, say) took columns of attached tables; ALTER TABLE is seen by after_ddl().
+    if tg_tag <> 'ALTER TABLE' then
+        for broken in
+            select distinct a.target from pgaudit_wf.attachment as a
+            join pg_event_trigger_dropped_objects() as dropped
+                on dropped.objid = a.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid <> 0
+            where a.form = 'compiled'
+        loop
+            perform pgaudit_wf.recompile(broken, null);
+        end loop;
+    end if;
+end
+$$;
+comment on function pgaudit_wf.after_drop() is 'Event trigger: forgets attached tables that were dropped, recompiles those that lost a column by CASCADE.';
+
+do $$
+begin
+    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
+    create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
+    alter event trigger pgaudit_wf_after_ddl enable always;
+    alter event trigger pgaudit_wf_after_drop enable always;
+exception
+    when insufficient_privilege then
+        raise notice '% may not create event triggers: attach() will compile the generic form, which is slower but needs none', current_user;
+end
+$$;

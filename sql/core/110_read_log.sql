@@ -1,0 +1,105 @@
+-- The reader's cursor: following the log without skipping or repeating an event.
+--
+-- Ids are given before commit, so they say nothing about what a reader can see. The rule, kept here and nowhere else: take events
+-- whose transaction is below the oldest one still running, in the order (tx_id, id), and keep the last (tx_id, id) as the cursor.
+--
+-- Transaction ids start over in a cluster restored from a dump, so the log has generations: the events that came with the dump,
+-- then those written since. A materialized view is what a restore runs by itself: it notes, in the new cluster and before the
+-- first write, which cluster this is and the last id that came along.
+
+create materialized view pgaudit_wf.log_origin as
+select
+    (select system_identifier from pg_catalog.pg_control_system()) as system_identifier,
+    (select case when is_called then last_value else 0 end from pgaudit_wf.security_audit_log_id_seq) as inherited_id;
+comment on materialized view pgaudit_wf.log_origin is
+    'The cluster in which the log lives, and the last event id that was restored into it. Refreshed by pg_restore; never refresh it by hand.';
+comment on column pgaudit_wf.log_origin.system_identifier is 'pg_control_system().system_identifier of the cluster.';
+comment on column pgaudit_wf.log_origin.inherited_id is 'Last id given before the log was restored here; 0 where it was born.';
+
+create table pgaudit_wf.log_generation (
+    inherited_id bigint primary key,
+    system_identifier bigint not null,
+    noted_at timestamptz not null default now()
+);
+comment on table pgaudit_wf.log_generation is 'The clusters in which the log has lived, oldest first: transaction ids compare within one of them only.';
+comment on column pgaudit_wf.log_generation.inherited_id is 'Last event id from before this cluster.';
+comment on column pgaudit_wf.log_generation.system_identifier is 'The cluster.';
+comment on column pgaudit_wf.log_generation.noted_at is 'When a reader first saw it.';
+insert into pgaudit_wf.log_generation (inherited_id, system_identifier)
+select inherited_id, system_identifier from pgaudit_wf.log_origin;
+
+create function pgaudit_wf.log_generations() returns table (first_id bigint, last_id bigint, system_identifier bigint)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    with known as (
+        select g.inherited_id, g.system_identifier from pgaudit_wf.log_generation as g
+        union all
+        -- Restored since a reader last came by. The same cluster again is a copy in it, whose transaction ids go on.
+        select o.inherited_id, o.system_identifier from pgaudit_wf.log_origin as o
+        where o.system_identifier <> (select g.system_identifier from pgaudit_wf.log_generation as g order by g.inherited_id desc limit 1)
+    )
+    select inherited_id + 1, lead(inherited_id) over (order by inherited_id), known.system_identifier
+    from known
+    order by inherited_id
+$$;
+comment on function pgaudit_wf.log_generations() is
+    'The ranges of event ids written in one cluster each, oldest first; last_id is null for the current one.';
+
+create function pgaudit_wf.note_generation() returns void
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    insert into pgaudit_wf.log_generation (inherited_id, system_identifier)
+    select g.first_id - 1, g.system_identifier from pgaudit_wf.log_generations() as g
+    on conflict (inherited_id) do nothing
+$$;
+comment on function pgaudit_wf.note_generation() is
+    'Remembers the current cluster as a generation of the log. A reader that keeps its cursor calls it whenever it saves it.';
+
+create function pgaudit_wf.read_log(after text default null, max_events integer default 1000)
+returns table (cursor text, event pgaudit_wf.security_audit_log)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    generation record;
+    part constant text[] := regexp_match(read_log.after, '^(\d+)/(\d+)/(\d+)/(\d+)$');
+    after_tx bigint := coalesce(part[3]::bigint, -1);
+    after_id bigint := coalesce(part[4]::bigint, -1);
+    remaining integer := read_log.max_events;
+    found_events integer;
+begin
+    if coalesce(read_log.max_events, 0) < 1 then
+        raise exception 'max_events must be at least 1' using errcode = 'PA008';
+    end if;
+    if read_log.after is not null and not exists (
+        select from pgaudit_wf.log_generations() as g where g.system_identifier = part[1]::bigint and g.first_id = part[2]::bigint) then
+        raise exception 'the cursor "%" is not of this log', read_log.after
+            using errcode = 'PA007', hint = 'Pass a cursor that read_log() returned, or null to start at the beginning.';
+    end if;
+    for generation in
+        select g.* from pgaudit_wf.log_generations() as g
+        where part is null or g.first_id >= part[2]::bigint order by g.first_id
+    loop
+        -- Only the current cluster can have transactions under way.
+        return query
+            select format('%s/%s/%s/%s', generation.system_identifier, generation.first_id, l.tx_id, l.id), l
+            from pgaudit_wf.security_audit_log as l
+            where (l.tx_id, l.id) > (after_tx, after_id)
+                and l.id >= generation.first_id and l.id <= coalesce(generation.last_id, 9223372036854775807)
+                and (generation.last_id is not null or l.tx_id < pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+            order by l.tx_id, l.id
+            limit remaining;
+        get diagnostics found_events = row_count;
+        remaining := remaining - found_events;
+        exit when remaining = 0;
+        after_tx := -1;
+        after_id := -1;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.read_log(text, integer) is
+    'The events after a cursor (null: from the beginning), at most max_events, in an order in which none is ever skipped or repeated: only those of transactions older than every running one. '
+    'Each comes with the cursor to pass next time. A cursor survives dump and restore. Raises PA007 on a cursor of another log.';
