@@ -1,8 +1,18 @@
 -- generated from sql/ by make migration: edit sql/, not this
 
-drop view pgaudit_wf.org_member;
+create or replace view pgaudit_wf.org_member as
+select
+    null::text as org_id,
+    null::text as actor_id,
+    null::text as role
+where false;
 
-drop view pgaudit_wf.actor_directory;
+create or replace view pgaudit_wf.actor_directory as
+select
+    null::text as actor_id,
+    null::text as name,
+    null::text as email
+where false;
 
 select pgaudit_wf.detach('public.wallet');
 

@@ -433,7 +433,7 @@ $$;
 comment on function pgaudit_wf.compare_by_text(oid) is
     'Whether values of a type must be compared as text, for want of an equality of its own (json, xml, point, and what contains them).';
 
-create function pgaudit_wf.output_settings(type oid) returns text[]
+create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
@@ -441,16 +441,19 @@ declare
     info pg_type := (select t from pg_type as t where t.oid = output_settings.type);
 begin
     return case
-        when info.typtype = 'd' then pgaudit_wf.output_settings(info.typbasetype)
-        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.output_settings(info.typelem)
+        when info.typtype = 'd' then pgaudit_wf.output_settings(info.typbasetype, output_settings.as_text)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.output_settings(info.typelem, output_settings.as_text)
         when info.typtype in ('r', 'm') then (
-            select pgaudit_wf.output_settings(rngsubtype) from pg_range where info.oid in (rngtypid, rngmultitypid))
+            select pgaudit_wf.output_settings(rngsubtype, true) from pg_range where info.oid in (rngtypid, rngmultitypid))
         when info.typtype = 'c' then coalesce((
             select array_agg(distinct setting)
-            from pg_attribute, unnest(pgaudit_wf.output_settings(atttypid)) as setting
+            from pg_attribute, unnest(pgaudit_wf.output_settings(atttypid, output_settings.as_text)) as setting
             where attrelid = info.typrelid and attnum > 0 and not attisdropped), '{}')
         when info.typtype = 'e' then '{}'
-        when info.typname in ('date', 'timestamp', 'time', 'timetz', 'timestamptz') and info.typnamespace = 'pg_catalog'::regnamespace
+        -- As JSON, dates and times are ISO 8601 whatever DateStyle says; only the offset of timestamptz follows the session.
+        when info.oid in ('date'::regtype, 'timestamp'::regtype, 'time'::regtype) and not output_settings.as_text then '{}'
+        when info.oid in ('timestamptz'::regtype, 'timetz'::regtype) and not output_settings.as_text then array['timezone = ''UTC''']
+        when info.oid in ('date'::regtype, 'timestamp'::regtype, 'time'::regtype, 'timestamptz'::regtype, 'timetz'::regtype)
             then array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''']
         when info.oid = 'interval'::regtype then array['intervalstyle = ''postgres''']
         when info.oid = 'bytea'::regtype then array['bytea_output = ''hex''']
@@ -463,8 +466,8 @@ begin
     end;
 end
 $$;
-comment on function pgaudit_wf.output_settings(oid) is
-    'The settings a trigger must pin so that a value of the type is written the same way in every session.';
+comment on function pgaudit_wf.output_settings(oid, boolean) is
+    'The settings a trigger must pin so that a value of the type, as JSON or as text, is written the same way in every session.';
 
 -- sql/core/070_compile.sql
 
@@ -619,6 +622,15 @@ as $$
 $$;
 comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text) is 'PL/pgSQL that takes org and label from the given record.';
 
+create function pgaudit_wf.truncate_statements(setting pgaudit_wf.attachment) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format(e'        event_action := %L;\n        event_metadata := jsonb_build_object(''table'', format(''%%I.%%I'', tg_table_schema, tg_table_name));',
+        (setting).resource_type || '.truncated')
+$$;
+comment on function pgaudit_wf.truncate_statements(pgaudit_wf.attachment) is 'PL/pgSQL for a TRUNCATE: the one event it makes names the table that was emptied.';
+
 create function pgaudit_wf.compiled_body(setting pgaudit_wf.attachment) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -638,6 +650,8 @@ as $$
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', %8$s));
         event_id := %9$s;%10$s
         event_action := %11$s;
+    else
+%12$s
     end if;$body$,
         pgaudit_wf.update_statements(setting),
         pgaudit_wf.key_expression(setting, 'new'),
@@ -653,7 +667,8 @@ as $$
         pgaudit_wf.row_expression(setting, 'old'),
         pgaudit_wf.key_expression(setting, 'old'),
         pgaudit_wf.assignments(setting, 'old'),
-        pgaudit_wf.action_expression(setting, 'delete'))
+        pgaudit_wf.action_expression(setting, 'delete'),
+        pgaudit_wf.truncate_statements(setting))
 $$;
 comment on function pgaudit_wf.compiled_body(pgaudit_wf.attachment) is 'The part of a compiled trigger function that works out what changed.';
 
@@ -745,6 +760,8 @@ as $$
             when others then
                 event_action := %10$L || case tg_op when 'UPDATE' then '.updated' when 'INSERT' then '.created' else '.deleted' end;
         end;
+    else
+%11$s
     end if;$body$,
         (setting).columns, (setting).ignore, (setting).redact, (setting).id_columns,
         case when (setting).org_column is null then '-- no org column: app.org_id is taken'
@@ -753,7 +770,8 @@ as $$
         pgaudit_wf.action_expression(setting, 'update'),
         pgaudit_wf.action_expression(setting, 'insert'),
         pgaudit_wf.action_expression(setting, 'delete'),
-        (setting).resource_type)
+        (setting).resource_type,
+        pgaudit_wf.truncate_statements(setting))
 $$;
 comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
 
@@ -764,21 +782,17 @@ as $$
 declare
     settings constant text := (
         select string_agg(distinct format(e'\nset %s', pinned), '')
-        from pg_attribute, unnest(pgaudit_wf.output_settings(atttypid)) as pinned
-        where attrelid = (setting).target and attnum > 0 and not attisdropped);
+        from pg_attribute, unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || (setting).org_column || (setting).label_column))) as pinned
+        where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore));
     statements text;
     body text;
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
         || format($insert$
-    if tg_op = 'TRUNCATE' then
-        event_action := %1$L;
-        event_metadata := jsonb_build_object('table', %2$L);
-    end if;
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-    values (event_org, event_action, %3$L, event_id, true, event_diff, event_metadata || pgaudit_wf.event_metadata(event_label));$insert$,
-        (setting).resource_type || '.truncated', (setting).target, (setting).resource_type);
+    values (event_org, event_action, %1$L, event_id, true, event_diff, event_metadata || pgaudit_wf.event_metadata(event_label));$insert$,
+        (setting).resource_type);
 
     if (setting).on_failure = 'warn' then
         statements := e'\n    begin' || replace(statements, e'\n', e'\n    ') || format($warn$
@@ -1310,5 +1324,981 @@ exception
         raise notice '% may not create event triggers: attach() will compile the generic form, which is slower but needs none', current_user;
 end
 $$;
+
+-- sql/core/100_record_event.sql
+
+-- Events that no table shows: the application reports them itself.
+
+create function pgaudit_wf.json_diff(before jsonb, after jsonb, path text default '') returns jsonb
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if before is null and after is null then
+        return null;
+    elsif before is null then
+        return jsonb_build_array(jsonb_build_object('op', 'add', 'path', path, 'value', after));
+    elsif after is null then
+        return jsonb_build_array(jsonb_build_object('op', 'remove', 'path', path, 'old', before));
+    elsif before = after then
+        return '[]';
+    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object' then
+        return jsonb_build_array(jsonb_build_object('op', 'replace', 'path', path, 'old', before, 'value', after));
+    end if;
+    return (
+        select coalesce(jsonb_agg(op order by key, position), '[]')
+        from (select jsonb_object_keys(before) as key union select jsonb_object_keys(after)) as keys,
+        lateral jsonb_array_elements(pgaudit_wf.json_diff(before -> key, after -> key, path || pgaudit_wf.pointer(key)))
+            with ordinality as ops (op, position)
+    );
+end
+$$;
+comment on function pgaudit_wf.json_diff(jsonb, jsonb, text) is
+    'JSON Patch (RFC 6902) from before to after, with "old" in each remove and replace; objects member by member, arrays as a whole; null stands for absent.';
+
+create function pgaudit_wf.record_event(
+    action text,
+    resource_type text default null,
+    resource_id text default null,
+    before jsonb default null,
+    after jsonb default null,
+    metadata jsonb default null,
+    outcome text default 'succeeded'
+) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    event_id bigint;
+begin
+    if coalesce(record_event.action, '') = '' then
+        raise exception 'record_event needs an action, such as subscription.change_requested' using errcode = 'PA008';
+    end if;
+    if octet_length(record_event.action) > 255 or octet_length(record_event.resource_type) > 255 then
+        raise exception 'action and resource_type may have 255 bytes at most' using errcode = 'PA008';
+    end if;
+    if record_event.outcome is null or record_event.outcome not in ('succeeded', 'failed', 'denied') then
+        raise exception 'outcome is "%": it must be succeeded, failed or denied', record_event.outcome using errcode = 'PA008';
+    end if;
+    if jsonb_typeof(record_event.metadata) <> 'object' then
+        raise exception 'metadata must be a JSON object, not %', jsonb_typeof(record_event.metadata) using errcode = 'PA008';
+    end if;
+    insert into pgaudit_wf.security_audit_log (action, resource_type, resource_id, diff, metadata, outcome)
+    values (
+        record_event.action, record_event.resource_type, pgaudit_wf.bounded_key(record_event.resource_id),
+        pgaudit_wf.json_diff(record_event.before, record_event.after),
+        pgaudit_wf.event_metadata(null) || coalesce(record_event.metadata, '{}'),
+        record_event.outcome)
+    returning id into event_id;
+    return event_id;
+end
+$$;
+comment on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text) is
+    'Records an event that no table shows (a plan change requested, an export made) in the current transaction, with the current context, and returns its id. '
+    'before and after become diff; metadata is a JSON object. Its captured is false: the application says so. Raises PA008 on a wrong argument.';
+
+-- sql/core/110_read_log.sql
+
+-- The reader's cursor: following the log without skipping or repeating an event.
+--
+-- Ids are given before commit, so they say nothing about what a reader can see. The rule, kept here and nowhere else: take events
+-- whose transaction is below the oldest one still running, in the order (tx_id, id), and keep the last (tx_id, id) as the cursor.
+--
+-- Transaction ids start over in a cluster restored from a dump, so the log has generations: the events that came with the dump,
+-- then those written since. A materialized view is what a restore runs by itself: it notes, in the new cluster and before the
+-- first write, which cluster this is and the last id that came along.
+
+create materialized view pgaudit_wf.log_origin as
+select
+    (select system_identifier from pg_catalog.pg_control_system()) as system_identifier,
+    (select case when is_called then last_value else 0 end from pgaudit_wf.security_audit_log_id_seq) as inherited_id;
+comment on materialized view pgaudit_wf.log_origin is
+    'The cluster in which the log lives, and the last event id that was restored into it. Refreshed by pg_restore; never refresh it by hand.';
+comment on column pgaudit_wf.log_origin.system_identifier is 'pg_control_system().system_identifier of the cluster.';
+comment on column pgaudit_wf.log_origin.inherited_id is 'Last id given before the log was restored here; 0 where it was born.';
+
+create table pgaudit_wf.log_generation (
+    inherited_id bigint primary key,
+    system_identifier bigint not null,
+    noted_at timestamptz not null default now()
+);
+comment on table pgaudit_wf.log_generation is 'The clusters in which the log has lived, oldest first: transaction ids compare within one of them only.';
+comment on column pgaudit_wf.log_generation.inherited_id is 'Last event id from before this cluster.';
+comment on column pgaudit_wf.log_generation.system_identifier is 'The cluster.';
+comment on column pgaudit_wf.log_generation.noted_at is 'When a reader first saw it.';
+insert into pgaudit_wf.log_generation (inherited_id, system_identifier)
+select inherited_id, system_identifier from pgaudit_wf.log_origin;
+
+create function pgaudit_wf.log_generations() returns table (first_id bigint, last_id bigint, system_identifier bigint)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    with known as (
+        select g.inherited_id, g.system_identifier from pgaudit_wf.log_generation as g
+        union all
+        -- Restored since a reader last came by. The same cluster again is a copy in it, whose transaction ids go on.
+        select o.inherited_id, o.system_identifier from pgaudit_wf.log_origin as o
+        where o.system_identifier <> (select g.system_identifier from pgaudit_wf.log_generation as g order by g.inherited_id desc limit 1)
+    )
+    select inherited_id + 1, lead(inherited_id) over (order by inherited_id), known.system_identifier
+    from known
+    order by inherited_id
+$$;
+comment on function pgaudit_wf.log_generations() is
+    'The ranges of event ids written in one cluster each, oldest first; last_id is null for the current one.';
+
+create function pgaudit_wf.note_generation() returns void
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    insert into pgaudit_wf.log_generation (inherited_id, system_identifier)
+    select g.first_id - 1, g.system_identifier from pgaudit_wf.log_generations() as g
+    on conflict (inherited_id) do nothing
+$$;
+comment on function pgaudit_wf.note_generation() is
+    'Remembers the current cluster as a generation of the log. A reader that keeps its cursor calls it whenever it saves it.';
+
+create function pgaudit_wf.read_log(after text default null, max_events integer default 1000)
+returns table (cursor text, event pgaudit_wf.security_audit_log)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    generation record;
+    part constant text[] := regexp_match(read_log.after, '^(\d+)/(\d+)/(\d+)/(\d+)$');
+    after_tx bigint := coalesce(part[3]::bigint, -1);
+    after_id bigint := coalesce(part[4]::bigint, -1);
+    remaining integer := read_log.max_events;
+    found_events integer;
+begin
+    if coalesce(read_log.max_events, 0) < 1 then
+        raise exception 'max_events must be at least 1' using errcode = 'PA008';
+    end if;
+    if read_log.after is not null and not exists (
+        select from pgaudit_wf.log_generations() as g where g.system_identifier = part[1]::bigint and g.first_id = part[2]::bigint) then
+        raise exception 'the cursor "%" is not of this log', read_log.after
+            using errcode = 'PA007', hint = 'Pass a cursor that read_log() returned, or null to start at the beginning.';
+    end if;
+    for generation in
+        select g.* from pgaudit_wf.log_generations() as g
+        where part is null or g.first_id >= part[2]::bigint order by g.first_id
+    loop
+        -- Only the current cluster can have transactions under way.
+        return query
+            select format('%s/%s/%s/%s', generation.system_identifier, generation.first_id, l.tx_id, l.id), l
+            from pgaudit_wf.security_audit_log as l
+            where (l.tx_id, l.id) > (after_tx, after_id)
+                and l.id >= generation.first_id and l.id <= coalesce(generation.last_id, 9223372036854775807)
+                and (generation.last_id is not null or l.tx_id < pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+            order by l.tx_id, l.id
+            limit remaining;
+        get diagnostics found_events = row_count;
+        remaining := remaining - found_events;
+        exit when remaining = 0;
+        after_tx := -1;
+        after_id := -1;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.read_log(text, integer) is
+    'The events after a cursor (null: from the beginning), at most max_events, in an order in which none is ever skipped or repeated: only those of transactions older than every running one. '
+    'Each comes with the cursor to pass next time. A cursor survives dump and restore. Raises PA007 on a cursor of another log.';
+
+-- sql/core/120_directory.sql
+
+-- Who the actors are: two views that an application points at its own tables with CREATE OR REPLACE VIEW.
+
+create view pgaudit_wf.actor_directory as
+select
+    null::text as actor_id,
+    null::text as name,
+    null::text as email
+where false;
+comment on view pgaudit_wf.actor_directory is
+    'Names of actors, looked up when the trail is read. Empty until you point it at your own users: create or replace view pgaudit_wf.actor_directory as select id::text as actor_id, name, email from …';
+comment on column pgaudit_wf.actor_directory.actor_id is 'Id as in app.actor_id.';
+comment on column pgaudit_wf.actor_directory.name is 'Name as shown to people.';
+comment on column pgaudit_wf.actor_directory.email is 'E-mail address.';
+
+create view pgaudit_wf.org_member as
+select
+    null::text as org_id,
+    null::text as actor_id,
+    null::text as role
+where false;
+comment on view pgaudit_wf.org_member is
+    'Who belongs to which organisation, and as what: owners and admins may read its trail. Empty until you point it at your own memberships: create or replace view pgaudit_wf.org_member as select org_id::text, user_id::text as actor_id, role::text from …';
+comment on column pgaudit_wf.org_member.org_id is 'Id as in app.org_id.';
+comment on column pgaudit_wf.org_member.actor_id is 'Id as in app.actor_id.';
+comment on column pgaudit_wf.org_member.role is 'Role in the organisation; owner and admin may read.';
+
+create function pgaudit_wf.readable_org() returns text
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select m.org_id from pgaudit_wf.org_member as m
+    where m.org_id = nullif(current_setting('app.org_id', true), '')
+        and m.actor_id = nullif(current_setting('app.actor_id', true), '')
+        and m.role in ('owner', 'admin')
+    limit 1
+$$;
+comment on function pgaudit_wf.readable_org() is
+    'The organisation whose trail the current actor may read: app.org_id, if org_member has app.actor_id as its owner or admin; else null.';
+
+-- One subquery, evaluated once a query, so that the index on org_id serves the policy too.
+alter table pgaudit_wf.security_audit_log enable row level security;
+create policy readable_org on pgaudit_wf.security_audit_log for select using (org_id = (select pgaudit_wf.readable_org()));
+
+create function pgaudit_wf.describe_actors(actor_ids text[], org_id text) returns table (actor_id text, name text, email text, role text)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select d.actor_id, d.name, d.email, m.role
+    from pgaudit_wf.actor_directory as d
+    left join pgaudit_wf.org_member as m on m.actor_id = d.actor_id and m.org_id = describe_actors.org_id
+    where d.actor_id = any (describe_actors.actor_ids)
+        and describe_actors.org_id = (select pgaudit_wf.readable_org())
+        -- Of strangers, only those who left a trace in this organisation.
+        and (m.actor_id is not null or exists (
+            select from pgaudit_wf.security_audit_log as l where l.actor_id = d.actor_id and l.org_id = describe_actors.org_id))
+$$;
+comment on function pgaudit_wf.describe_actors(text[], text) is
+    'Name, e-mail and role of actors that occur in the organisation''s trail, for its owners and admins.';
+
+create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    setting pgaudit_wf.attachment;
+begin
+    if resource_names.org_id is distinct from pgaudit_wf.readable_org() then
+        return;
+    end if;
+    for setting in
+        select a.* from pgaudit_wf.attachment as a
+        where a.resource_type = any (resource_names.resource_types) and a.label_column is not null and a.org_column is not null
+    loop
+        return query execute pgaudit_wf.resource_names_query(setting) || format(' and %I::text = $3', setting.org_column)
+            using resource_names.resource_types, resource_names.resource_ids, resource_names.org_id;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.resource_names(text[], text[], text) is
+    'Present names of resources of the organisation, for its owners and admins: from the label column of the attached tables.';
+
+create function pgaudit_wf.resource_names_query(setting pgaudit_wf.attachment) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A single key is compared in its own type, so that its index is used.
+    select format(
+        'select %1$L::text, %2$s, left(r.%3$I::text, 255) from %4$s as r'
+        ' where %5$s = any (array(select distinct wanted.id%6$s from unnest($1, $2) as wanted (type, id) where wanted.type = %1$L))',
+        (setting).resource_type, pgaudit_wf.key_expression(setting, 'r'), (setting).label_column, (setting).target,
+        case when cardinality((setting).id_columns) = 1 then format('r.%I', (setting).id_columns[1]) else pgaudit_wf.key_expression(setting, 'r') end,
+        case when cardinality((setting).id_columns) = 1 then '::' || format_type(atttypid, atttypmod) else '' end)
+    from pg_attribute
+    where attrelid = (setting).target and attname = (setting).id_columns[1]
+$$;
+comment on function pgaudit_wf.resource_names_query(pgaudit_wf.attachment) is
+    'Query for the names of resources of an attached table: $1 resource types, $2 resource ids, pairwise.';
+
+-- sql/core/130_audit_trail.sql
+
+-- Reading the trail: filtered, with names, newest first, a page at a time.
+
+create function pgaudit_wf.trail_cursor(occurred_at timestamptz, id bigint) returns text
+language sql immutable strict parallel safe
+as $$
+    select translate(encode(convert_to(format('%s %s', (extract(epoch from occurred_at) * 1000000)::bigint, id), 'UTF8'), 'base64'), '+/=', '-_')
+$$;
+comment on function pgaudit_wf.trail_cursor(timestamptz, bigint) is 'Opaque place of an event in the trail.';
+
+create function pgaudit_wf.trail_position(cursor text, out occurred_at timestamptz, out id bigint)
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    part text[];
+begin
+    part := string_to_array(convert_from(decode(
+        translate(cursor, '-_', '+/') || repeat('=', -length(cursor) & 3), 'base64'), 'UTF8'), ' ');
+    if cardinality(part) <> 2 then
+        raise invalid_parameter_value;
+    end if;
+    occurred_at := timestamptz 'epoch' + part[1]::bigint * interval '1 microsecond';
+    id := part[2]::bigint;
+exception
+    when others then
+        raise exception 'the cursor "%" was not made by audit_trail()', left(trail_position.cursor, 100)
+            using errcode = 'PA007', hint = 'Pass the cursor of the last event of the previous page, or null for the first page.';
+end
+$$;
+comment on function pgaudit_wf.trail_position(text) is 'The place that an opaque cursor stands for; raises PA007 on anything else.';
+
+create type pgaudit_wf.trail_entry as (
+    id bigint,
+    occurred_at timestamptz,
+    org_id text,
+    org_label text,
+    actor_id text,
+    actor_name text,
+    actor_email text,
+    actor_role text,
+    auth_method text,
+    api_key_id text,
+    action text,
+    resource_type text,
+    resource_id text,
+    resource_name text,
+    outcome text,
+    captured boolean,
+    diff jsonb,
+    metadata jsonb,
+    ip inet,
+    country text,
+    user_agent text,
+    correlation_id text,
+    db_user text,
+    application_name text,
+    cursor text
+);
+comment on type pgaudit_wf.trail_entry is 'An event of the trail as people read it: with the present names of actor and resource, else the ones kept in the event.';
+
+create function pgaudit_wf.like_pattern(text_part text) returns text
+language sql immutable strict parallel safe
+as $$ select '%' || replace(replace(replace(text_part, '\', '\\'), '%', '\%'), '_', '\_') || '%' $$;
+comment on function pgaudit_wf.like_pattern(text) is 'LIKE pattern for a text that contains the given one, taken literally.';
+
+create function pgaudit_wf.audit_trail(
+    org_id text default null,
+    action text default null,
+    resource_type text default null,
+    resource_id text default null,
+    actor_id text default null,
+    correlation_id text default null,
+    outcome text default null,
+    since timestamptz default null,
+    until timestamptz default null,
+    search text default null,
+    after text default null,
+    page_size integer default 50
+) returns setof pgaudit_wf.trail_entry
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    restricted constant boolean := row_security_active('pgaudit_wf.security_audit_log');
+    org constant text := coalesce(audit_trail.org_id, case when row_security_active('pgaudit_wf.security_audit_log') then nullif(current_setting('app.org_id', true), '') end);
+    place record;
+    page pgaudit_wf.security_audit_log[];
+    filter text;
+begin
+    if coalesce(audit_trail.page_size, 0) not between 1 and 1000 then
+        raise exception 'page_size must be from 1 to 1000' using errcode = 'PA008';
+    end if;
+    if restricted and (org is null or org is distinct from pgaudit_wf.readable_org()) then
+        raise exception 'only owners and admins of an organisation may read its trail'
+            using errcode = 'PA006',
+                hint = 'Set app.org_id and app.actor_id in the transaction; pgaudit_wf.org_member must have the actor as owner or admin of it.';
+    end if;
+    select p.occurred_at, p.id into place from pgaudit_wf.trail_position(audit_trail.after) as p;
+
+    -- Only the conditions in use, so that each combination gets the index that serves it.
+    filter := concat(
+        case when org is not null then ' and l.org_id = $1' end,
+        case when audit_trail.action is not null then case when strpos(audit_trail.action, '*') > 0
+            then ' and l.action like replace(replace(replace(replace($2, ''\'', ''\\''), ''%'', ''\%''), ''_'', ''\_''), ''*'', ''%'')' else ' and l.action = $2' end end,
+        case when audit_trail.resource_type is not null then ' and l.resource_type = $3' end,
+        case when audit_trail.resource_id is not null then ' and l.resource_id = $4' end,
+        case when audit_trail.actor_id is not null then ' and l.actor_id = $5' end,
+        case when audit_trail.correlation_id is not null then ' and l.correlation_id = $6' end,
+        case when audit_trail.outcome is not null then ' and l.outcome = $7' end,
+        case when audit_trail.since is not null then ' and l.occurred_at >= $8' end,
+        case when audit_trail.until is not null then ' and l.occurred_at < $9' end,
+        case when place.id is not null then ' and (l.occurred_at, l.id) < ($11, $12)' end,
+        case when audit_trail.search is not null then
+            ' and (l.actor_label ilike $10 or l.action ilike $10 or l.resource_id ilike $10 or l.metadata ->> ''label'' ilike $10'
+            ' or l.metadata ->> ''reason'' ilike $10 or host(l.ip) ilike $10 or l.user_agent ilike $10 or l.correlation_id ilike $10'
+            ' or l.actor_id in (select d.actor_id from ' || case when restricted
+                then 'pgaudit_wf.find_actors($10, $1) as d (actor_id)'
+                else 'pgaudit_wf.actor_directory as d where d.name ilike $10 or d.email ilike $10' end || '))'
+        end);
+    execute 'select array_agg(l order by l.occurred_at desc, l.id desc) from (select l.* from pgaudit_wf.security_audit_log as l where true'
+        || filter || ' order by l.occurred_at desc, l.id desc limit $13) as l'
+        into page
+        using org, audit_trail.action, audit_trail.resource_type, audit_trail.resource_id, audit_trail.actor_id, audit_trail.correlation_id,
+            audit_trail.outcome, audit_trail.since, audit_trail.until, pgaudit_wf.like_pattern(audit_trail.search), place.occurred_at, place.id,
+            audit_trail.page_size;
+
+    return query
+        with event as (
+            select e.* from unnest(page) as e
+        ), actor as (
+            select d.* from pgaudit_wf.describe_actors(array(select distinct e.actor_id from event as e), org) as d where restricted
+            union all
+            select d.actor_id, d.name, d.email, (
+                select m.role from pgaudit_wf.org_member as m where m.actor_id = d.actor_id and m.org_id = org limit 1)
+            from pgaudit_wf.actor_directory as d
+            where not restricted and d.actor_id = any (array(select e.actor_id from event as e))
+        ), resource as (
+            select n.* from pgaudit_wf.present_names(
+                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org, restricted) as n
+        )
+        select
+            e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, coalesce(actor.name, e.actor_label), actor.email, actor.role,
+            e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, coalesce(resource.name, e.metadata ->> 'label'),
+            e.outcome, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
+            pgaudit_wf.trail_cursor(e.occurred_at, e.id)
+        from event as e
+        left join actor on actor.actor_id = e.actor_id
+        left join resource on resource.resource_type = e.resource_type and resource.resource_id = e.resource_id
+        order by e.occurred_at desc, e.id desc;
+end
+$$;
+comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, text, timestamptz, timestamptz, text, text, integer) is
+    'A page of the trail, newest first. Every filter is optional: org_id, action (* is a wildcard: api_key.*), resource_type, resource_id, actor_id, correlation_id, outcome, since (inclusive) and until (exclusive), '
+    'search (text in names, labels, action, address, user agent, ids). Next page: after => the cursor of the last event. The reader role sees the organisation app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
+    'Raises PA007 on a cursor that is none, PA008 on a page_size outside 1 to 1000.';
+
+create function pgaudit_wf.find_actors(pattern text, org_id text) returns setof text
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select d.actor_id
+    from pgaudit_wf.actor_directory as d
+    where (d.name ilike find_actors.pattern or d.email ilike find_actors.pattern)
+        and find_actors.org_id = (select pgaudit_wf.readable_org())
+$$;
+comment on function pgaudit_wf.find_actors(text, text) is
+    'Ids of actors whose name or e-mail matches, for owners and admins of the organisation.';
+
+create function pgaudit_wf.present_names(resource_types text[], resource_ids text[], org_id text, restricted boolean)
+returns table (resource_type text, resource_id text, name text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    setting pgaudit_wf.attachment;
+begin
+    if present_names.restricted then
+        return query select n.* from pgaudit_wf.resource_names(present_names.resource_types, present_names.resource_ids, present_names.org_id) as n;
+        return;
+    end if;
+    for setting in
+        select a.* from pgaudit_wf.attachment as a
+        where a.resource_type = any (present_names.resource_types) and a.label_column is not null
+            and has_table_privilege(a.target, 'select')
+    loop
+        return query execute pgaudit_wf.resource_names_query(setting) using present_names.resource_types, present_names.resource_ids;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.present_names(text[], text[], text, boolean) is
+    'Present names of the resources of a page of the trail, as far as the caller may see them.';
+
+-- sql/core/140_row_as_of.sql
+
+-- What a row was at a moment, from the log.
+
+create function pgaudit_wf.apply_diff(record jsonb, diff jsonb) returns jsonb
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    op jsonb;
+begin
+    for op in select jsonb_array_elements(apply_diff.diff) loop
+        record := case
+            when op ->> 'path' = '' then op -> 'value'
+            else coalesce(record, '{}') || jsonb_build_object(pgaudit_wf.unpointer(op ->> 'path'), op -> 'value')
+        end;
+    end loop;
+    return record;
+end
+$$;
+comment on function pgaudit_wf.apply_diff(jsonb, jsonb) is
+    'A row after a captured diff: RFC 6902, but that a column added to the table meanwhile may be missing from the row.';
+
+create function pgaudit_wf.revert_diff(record jsonb, diff jsonb) returns jsonb
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    op jsonb;
+begin
+    for op in select value from jsonb_array_elements(revert_diff.diff) with ordinality order by ordinality desc loop
+        record := case
+            when op ->> 'path' = '' then op -> 'old'
+            else coalesce(record, '{}') || jsonb_build_object(pgaudit_wf.unpointer(op ->> 'path'), op -> 'old')
+        end;
+    end loop;
+    return record;
+end
+$$;
+comment on function pgaudit_wf.revert_diff(jsonb, jsonb) is 'A row before a captured diff, by its "old" values; null before an insert.';
+
+create function pgaudit_wf.unpointer(pointer text) returns text
+language sql immutable strict parallel safe
+as $$ select replace(replace(substr(pointer, 2), '~1', '/'), '~0', '~') $$;
+comment on function pgaudit_wf.unpointer(text) is 'The member that a JSON pointer of one step names (RFC 6901, section 4).';
+
+-- sql/core/200_canonical_json.sql
+
+-- RFC 8785 (JSON Canonicalization Scheme) for jsonb: the one text that every language's RFC 8785 library produces for the
+-- same document, so that a content hash can be recomputed anywhere.
+--
+-- jsonb's own text differs from it in four points: keys are ordered by length, there are blanks after ':' and ',', numbers
+-- keep the digits they were written with, and repeated keys are already gone (the last one won, as in JavaScript). String
+-- escapes are the same: PostgreSQL escapes the quote, the backslash and control characters, and nothing else.
+
+create or replace function pgaudit_wf.utf16_order(key text)
+returns text
+language sql
+immutable
+strict
+parallel safe
+return regexp_replace(
+    replace(utf16_order.key, U&'\D7FF', U&'\D7FF\0001'),
+    U&'([\+010000-\+10FFFF])', U&'\D7FF\\1', 'g');
+
+comment on function pgaudit_wf.utf16_order(text) is
+    'A text whose byte order is the UTF-16 code unit order of key, as RFC 8785 sorts: characters from U+10000 on (surrogates in '
+    'UTF-16) move between U+D7FF and U+E000. Texts without such characters stay as they are.';
+
+
+create or replace function pgaudit_wf.canonical_number(value numeric)
+returns text
+language plpgsql
+immutable
+strict
+parallel safe
+-- float8's text is the shortest that reads back the same only while this is positive, and a session may say otherwise.
+set extra_float_digits = 1
+as $$
+declare
+    plain text := trim_scale(canonical_number.value)::text;
+    magnitude numeric := abs(canonical_number.value);
+    sign text := case when canonical_number.value < 0 then '-' else '' end;
+    double text;
+    digits text;
+    point int;
+begin
+    -- Up to 15 significant digits survive the way to a double and back, so the decimal is the shortest form already.
+    if length(plain) <= 15 and (magnitude >= 0.000001 or magnitude = 0) then
+        return plain;
+    end if;
+    -- 2^1024 - 2^970 and beyond rounds to infinity.
+    if magnitude > 1e308 and magnitude >= 2::numeric ^ 1024 - 2::numeric ^ 970 then
+        raise exception 'number out of range for canonical JSON: % has a magnitude over 1.7976931348623157e308',
+            case when length(plain) <= 40 then plain else left(plain, 20) || '… (' || length(plain) || ' characters)' end
+            using errcode = 'PA201',
+                  hint = 'RFC 8785 numbers are IEEE 754 doubles; keep larger ones as strings.';
+    end if;
+    -- 2^-1075 and below rounds to zero, where a cast to float8 would raise.
+    if magnitude < 1e-320 and magnitude * 2::numeric ^ 1075 <= 1 then
+        return '0';
+    end if;
+    double := magnitude::float8::text;
+    digits := split_part(double, 'e', 1);
+    point := coalesce(nullif(strpos(digits, '.'), 0) - 1, length(digits))
+        + coalesce(nullif(split_part(double, 'e', 2), '')::int, 0);
+    digits := replace(digits, '.', '');
+    point := point - (length(digits) - length(ltrim(digits, '0')));
+    digits := trim(digits, '0');
+    return sign || case
+        when point > 21 or point <= -6 then
+            left(digits, 1)
+            || case when length(digits) > 1 then '.' || substr(digits, 2) else '' end
+            || 'e' || case when point > 0 then '+' else '' end || (point - 1)
+        when point <= 0 then '0.' || repeat('0', -point) || digits
+        when length(digits) <= point then rpad(digits, point, '0')
+        else left(digits, point) || '.' || substr(digits, point + 1)
+    end;
+end
+$$;
+
+comment on function pgaudit_wf.canonical_number(numeric) is
+    'A number as RFC 8785 (ECMAScript) writes it: rounded to the nearest IEEE 754 double, shortest digits, exponent only below '
+    '1e-6 and from 1e21 on. Raises PA201 where no double is large enough; what is too small is 0.';
+
+
+create or replace function pgaudit_wf.canonical_json_at(value jsonb, depth int)
+returns text
+language plpgsql
+immutable
+strict
+parallel safe
+as $$
+declare
+    canonical text;
+begin
+    -- Raising here would print the whole recursion as context; no JSON text holds a bare control character, so canonical_checked
+    -- can tell.
+    if canonical_json_at.depth > 200 then
+        return chr(1);
+    end if;
+    -- One statement a container, and scalars inside it: measured, a call for each scalar would double the cost.
+    if jsonb_typeof(canonical_json_at.value) = 'object' then
+        select '{' || string_agg(
+                concat_ws(':', to_json(member.key), case jsonb_typeof(member.value)
+                    when 'string' then member.value::text
+                    when 'object' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 1)
+                    when 'array' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 1)
+                    when 'number' then
+                        case when length(member.value::text) < 16 and strpos(member.value::text, '.') = 0
+                            then member.value::text
+                            else pgaudit_wf.canonical_number(member.value::numeric) end
+                    else member.value::text
+                end),
+                ',' order by case when octet_length(member.key) = length(member.key)
+                    then member.key else pgaudit_wf.utf16_order(member.key) end collate "C") || '}'
+            into canonical
+            from jsonb_each(canonical_json_at.value) as member;
+        return coalesce(canonical, '{}');
+    elsif jsonb_typeof(canonical_json_at.value) = 'array' then
+        select '[' || string_agg(
+                case jsonb_typeof(element)
+                    when 'string' then element::text
+                    when 'object' then pgaudit_wf.canonical_json_at(element, canonical_json_at.depth + 1)
+                    when 'array' then pgaudit_wf.canonical_json_at(element, canonical_json_at.depth + 1)
+                    when 'number' then
+                        case when length(element::text) < 16 and strpos(element::text, '.') = 0
+                            then element::text
+                            else pgaudit_wf.canonical_number(element::numeric) end
+                    else element::text
+                end, ',') || ']'
+            into canonical
+            from jsonb_array_elements(canonical_json_at.value) as element;
+        return coalesce(canonical, '[]');
+    elsif jsonb_typeof(canonical_json_at.value) = 'number' then
+        return pgaudit_wf.canonical_number(canonical_json_at.value::numeric);
+    end if;
+    return canonical_json_at.value::text;
+end
+$$;
+
+comment on function pgaudit_wf.canonical_json_at(jsonb, int) is
+    'The step of canonical_json that counts how deep it is. Internal: call canonical_json.';
+
+
+create or replace function pgaudit_wf.canonical_checked(canonical text)
+returns text
+language plpgsql
+immutable
+strict
+parallel safe
+as $$
+begin
+    if strpos(canonical_checked.canonical, chr(1)) > 0 then
+        raise exception 'JSON nested more than 200 levels deep has no canonical form here'
+            using errcode = 'PA202',
+                  hint = 'Keep deeply nested data as a JSON string, or flatten it.';
+    end if;
+    return canonical_checked.canonical;
+end
+$$;
+
+comment on function pgaudit_wf.canonical_checked(text) is
+    'The text as it is, or PA202 if canonical_json_at met nesting it does not follow. Internal: call canonical_json.';
+
+
+create or replace function pgaudit_wf.canonical_json(value jsonb)
+returns text
+language sql
+immutable
+strict
+parallel safe
+return pgaudit_wf.canonical_checked(pgaudit_wf.canonical_json_at(canonical_json.value, 1));
+
+comment on function pgaudit_wf.canonical_json(jsonb) is
+    'The RFC 8785 canonical text of a JSON document: encode it as UTF-8 and any RFC 8785 library gives the same bytes. Numbers '
+    'are rounded to IEEE 754 doubles. Raises PA201 for a number no double can hold and PA202 for nesting over 200 levels.';
+
+-- sql/core/210_config_alias.sql
+
+-- Spellings of configuration keys that older editors saved. As rows, so that an application with a history of its own adds
+-- its renames without touching a function.
+
+create table pgaudit_wf.config_alias (
+    alias text primary key check (alias <> ''),
+    canonical_name text check (canonical_name <> alias)
+);
+
+comment on table pgaudit_wf.config_alias is
+    'Keys of a node''s data.config that normalize_definition reads under another name or not at all. A change here changes what '
+    'later versions hash to: a definition that uses the alias gets a new version at its next save, and old hashes stay as they '
+    'were.';
+comment on column pgaudit_wf.config_alias.alias is 'The key as it may be found in data.config.';
+comment on column pgaudit_wf.config_alias.canonical_name is
+    'The key it stands for; null: the key means nothing and is dropped. Where the canonical key is there too, its value wins. '
+    'A canonical name is final: it is not looked up as an alias again.';
+
+insert into pgaudit_wf.config_alias (alias, canonical_name) values
+    ('args', 'functionArgs'),
+    ('abiFunctionKey', null);
+
+
+create or replace function pgaudit_wf.normalize_config(config jsonb)
+returns jsonb
+language sql
+stable
+strict
+parallel safe
+return (
+    select coalesce(
+            (select jsonb_object_agg(canonical_name, value) from (
+                -- Two aliases of one name: the first in byte order wins.
+                select distinct on (config_alias.canonical_name)
+                    config_alias.canonical_name, normalize_config.config -> config_alias.alias as value
+                from pgaudit_wf.config_alias
+                where config_alias.canonical_name is not null and normalize_config.config ? config_alias.alias
+                order by config_alias.canonical_name, config_alias.alias collate "C"
+            ) as renamed),
+            '{}')
+        || (normalize_config.config - coalesce((select array_agg(config_alias.alias) from pgaudit_wf.config_alias), '{}'))
+);
+
+comment on function pgaudit_wf.normalize_config(jsonb) is
+    'A node''s configuration object under the canonical names of config_alias, ignored keys dropped. Values stay as they are.';
+
+-- sql/core/220_normalize_definition.sql
+
+-- What of a workflow makes a version: of a node its id, type and data, of an edge its ends, handles, id and data. The canvas
+-- (position, selection, size, style, colour, …) is everything else, whatever an editor calls it, so this is an allow-list.
+--
+-- The order of nodes and edges is kept: it is part of the stored definition, and a hash over the arrays as saved is what
+-- anybody outside recomputes without a sorting rule of ours. Absent and null stay different for the same reason.
+
+create or replace function pgaudit_wf.graph_array(value jsonb, column_name text)
+returns jsonb
+language plpgsql
+immutable
+parallel safe
+as $$
+begin
+    if jsonb_typeof(graph_array.value) = 'array' then
+        return graph_array.value;
+    elsif coalesce(jsonb_typeof(graph_array.value), 'null') = 'null' then
+        return '[]';
+    end if;
+    raise exception '% is a JSON %, not an array', graph_array.column_name, jsonb_typeof(graph_array.value)
+        using errcode = 'PA203',
+              hint = format('Store the %s of a workflow as a JSON array, one object each.', graph_array.column_name);
+end
+$$;
+
+comment on function pgaudit_wf.graph_array(jsonb, text) is
+    'The array itself, an empty one for null; raises PA203, naming the column, for anything else. Internal.';
+
+
+create or replace function pgaudit_wf.normalize_node(node jsonb, aliases text[])
+returns jsonb
+language sql
+stable
+parallel safe
+return case
+    when jsonb_typeof(normalize_node.node) <> 'object' then normalize_node.node
+    else (case
+            when normalize_node.node ?& '{id,type,data}' then jsonb_build_object(
+                'id', normalize_node.node -> 'id',
+                'type', normalize_node.node -> 'type',
+                'data', normalize_node.node -> 'data')
+            else normalize_node.node - array(
+                select field from jsonb_object_keys(normalize_node.node) as field
+                where field <> all ('{id,type,data}'))
+        end)
+        || case
+            when normalize_node.node -> 'data' -> 'config' ?| normalize_node.aliases
+                and jsonb_typeof(normalize_node.node -> 'data' -> 'config') = 'object'
+            then jsonb_build_object('data', jsonb_set(
+                normalize_node.node -> 'data', '{config}',
+                pgaudit_wf.normalize_config(normalize_node.node -> 'data' -> 'config')))
+            else '{}'
+        end
+end;
+
+comment on function pgaudit_wf.normalize_node(jsonb, text[]) is
+    'The meaningful part of one node. aliases is every alias of config_alias, read once by the caller. What is no object is '
+    'returned as it is, so that no malformed node disappears. Internal.';
+
+
+create or replace function pgaudit_wf.normalize_edge(edge jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+return case
+    when jsonb_typeof(normalize_edge.edge) <> 'object' then normalize_edge.edge
+    when normalize_edge.edge ?& '{id,source,target,sourceHandle,targetHandle}'
+    then jsonb_build_object(
+            'id', normalize_edge.edge -> 'id',
+            'source', normalize_edge.edge -> 'source',
+            'target', normalize_edge.edge -> 'target',
+            'sourceHandle', normalize_edge.edge -> 'sourceHandle',
+            'targetHandle', normalize_edge.edge -> 'targetHandle')
+        || case when normalize_edge.edge ? 'data'
+            then jsonb_build_object('data', normalize_edge.edge -> 'data') else '{}' end
+    else normalize_edge.edge - array(
+        select field from jsonb_object_keys(normalize_edge.edge) as field
+        where field <> all ('{id,source,target,sourceHandle,targetHandle,data}'))
+end;
+
+comment on function pgaudit_wf.normalize_edge(jsonb) is
+    'The meaningful part of one edge. What is no object is returned as it is. Internal.';
+
+
+create or replace function pgaudit_wf.normalize_definition(nodes jsonb, edges jsonb)
+returns jsonb
+language plpgsql
+stable
+parallel safe
+as $$
+declare
+    aliases text[] := array(select config_alias.alias from pgaudit_wf.config_alias);
+    kept_nodes jsonb;
+    kept_edges jsonb;
+begin
+    select jsonb_agg(pgaudit_wf.normalize_node(node, aliases)) into kept_nodes
+    from jsonb_array_elements(pgaudit_wf.graph_array(normalize_definition.nodes, 'nodes')) as node;
+    select jsonb_agg(pgaudit_wf.normalize_edge(edge)) into kept_edges
+    from jsonb_array_elements(pgaudit_wf.graph_array(normalize_definition.edges, 'edges')) as edge;
+    return jsonb_build_object('edges', coalesce(kept_edges, '[]'), 'nodes', coalesce(kept_nodes, '[]'));
+end
+$$;
+
+comment on function pgaudit_wf.normalize_definition(jsonb, jsonb) is
+    'The meaningful part of a workflow, {"edges": […], "nodes": […]}: of a node id, type and data, of an edge id, source, target, '
+    'sourceHandle, targetHandle and data, in the order saved, with the legacy keys of data.config read through config_alias. '
+    'Null nodes or edges are an empty array; anything else that is no array raises PA203.';
+
+-- sql/core/230_hash_definition.sql
+
+-- The content hash. canonical_definition is canonical_json for the shape that normalize_definition gives, written out level
+-- by level: one statement for the whole graph where the general function needs one for every object. At 20 nodes that is what
+-- keeps a meaningful save inside its budget.
+
+create or replace function pgaudit_wf.canonical_value(value jsonb, depth int)
+returns text
+language sql
+immutable
+parallel safe
+return case jsonb_typeof(canonical_value.value)
+    when 'string' then canonical_value.value::text
+    when 'object' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
+    when 'array' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
+    when 'number' then
+        case when length(canonical_value.value::text) < 16 and strpos(canonical_value.value::text, '.') = 0
+            then canonical_value.value::text
+            else pgaudit_wf.canonical_number(canonical_value.value::numeric) end
+    else canonical_value.value::text
+end;
+
+comment on function pgaudit_wf.canonical_value(jsonb, int) is
+    'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it. Internal.';
+
+
+create or replace function pgaudit_wf.canonical_definition(definition jsonb)
+returns text
+language plpgsql
+immutable
+strict
+parallel safe
+as $$
+declare
+    edges text;
+    nodes text;
+begin
+    if jsonb_typeof(canonical_definition.definition -> 'edges') is distinct from 'array'
+        or jsonb_typeof(canonical_definition.definition -> 'nodes') is distinct from 'array'
+        or canonical_definition.definition - '{edges,nodes}'::text[] <> '{}'
+    then
+        return pgaudit_wf.canonical_json(canonical_definition.definition);
+    end if;
+
+    select string_agg(
+        case
+            when jsonb_typeof(edge) = 'object'
+                and edge - '{data,id,source,sourceHandle,target,targetHandle}'::text[] = '{}'
+            -- concat_ws leaves out what is null, which is what an absent key gives; a JSON null is not.
+            then concat('{', concat_ws(',',
+                '"data":' || pgaudit_wf.canonical_value(edge -> 'data', 4),
+                '"id":' || pgaudit_wf.canonical_value(edge -> 'id', 4),
+                '"source":' || pgaudit_wf.canonical_value(edge -> 'source', 4),
+                '"sourceHandle":' || pgaudit_wf.canonical_value(edge -> 'sourceHandle', 4),
+                '"target":' || pgaudit_wf.canonical_value(edge -> 'target', 4),
+                '"targetHandle":' || pgaudit_wf.canonical_value(edge -> 'targetHandle', 4)), '}')
+            else pgaudit_wf.canonical_json_at(edge, 3)
+        end, ',')
+        into edges
+        from jsonb_array_elements(canonical_definition.definition -> 'edges') as edge;
+
+    select string_agg(
+        case
+            when jsonb_typeof(node) = 'object' and node - '{data,id,type}'::text[] = '{}'
+            then concat('{', concat_ws(',',
+                '"data":' || case
+                    when jsonb_typeof(node -> 'data') = 'object' then (
+                        select '{' || coalesce(string_agg(
+                            concat_ws(':', to_json(member.key), case
+                                when member.key = 'config' and jsonb_typeof(member.value) = 'object' then (
+                                    select '{' || coalesce(string_agg(
+                                        concat_ws(':', to_json(setting.key), pgaudit_wf.canonical_value(setting.value, 6)),
+                                        ',' order by case when octet_length(setting.key) = length(setting.key)
+                                            then setting.key else pgaudit_wf.utf16_order(setting.key) end collate "C"), '')
+                                        || '}'
+                                    from jsonb_each(member.value) as setting)
+                                else pgaudit_wf.canonical_value(member.value, 5)
+                            end),
+                            ',' order by case when octet_length(member.key) = length(member.key)
+                                then member.key else pgaudit_wf.utf16_order(member.key) end collate "C"), '')
+                            || '}'
+                        from jsonb_each(node -> 'data') as member)
+                    else pgaudit_wf.canonical_value(node -> 'data', 4)
+                end,
+                '"id":' || pgaudit_wf.canonical_value(node -> 'id', 4),
+                '"type":' || pgaudit_wf.canonical_value(node -> 'type', 4)), '}')
+            else pgaudit_wf.canonical_json_at(node, 3)
+        end, ',')
+        into nodes
+        from jsonb_array_elements(canonical_definition.definition -> 'nodes') as node;
+
+    return pgaudit_wf.canonical_checked(concat('{"edges":[', edges, '],"nodes":[', nodes, ']}'));
+end
+$$;
+
+comment on function pgaudit_wf.canonical_definition(jsonb) is
+    'The same text as canonical_json, faster for what normalize_definition returns.';
+
+
+create or replace function pgaudit_wf.hash_normalized(definition jsonb)
+returns text
+language sql
+immutable
+strict
+parallel safe
+return encode(
+    sha256(convert_to(pgaudit_wf.canonical_definition(hash_normalized.definition), 'UTF8')), 'hex');
+
+comment on function pgaudit_wf.hash_normalized(jsonb) is
+    'The content hash of a definition that normalize_definition has already been through: lower-case hex SHA-256 of its '
+    'canonical JSON in UTF-8.';
+
+
+create or replace function pgaudit_wf.hash_definition(nodes jsonb, edges jsonb)
+returns text
+language sql
+stable
+parallel safe
+return pgaudit_wf.hash_normalized(
+    pgaudit_wf.normalize_definition(hash_definition.nodes, hash_definition.edges));
+
+comment on function pgaudit_wf.hash_definition(jsonb, jsonb) is
+    'The content hash of a workflow: lower-case hex SHA-256 of the RFC 8785 form of normalize_definition(nodes, edges). The same '
+    'definition gives the same hash in every version, run and language.';
 
 -- end of what is generated

@@ -130,7 +130,9 @@ from dependent as d
 cross join lateral (
     select * from pg_identify_object(d.classid, d.objid, d.objsubid) where d.relation is null
     union all
-    select * from pg_identify_object('pg_class'::regclass, d.relation, 0)
+    select * from pg_identify_object(
+        'pg_class'::regclass, d.relation, case when d.relation = d.objid then d.objsubid else 0 end
+    )
     where d.relation is not null
 ) as i
 -- A policy or constraint has no schema of its own; its identity ends with its table's.
