@@ -35,11 +35,13 @@ GROUPS = ("core", "app")
 BEGIN = "-- generated from sql/ by make migration: edit sql/, not this"
 END = "-- end of what is generated"
 BY_HAND = "-- by hand: "
+GONE = "-- gone: "
 # Dropped with the table or function that they belong to.
 _GOES_ALONG = ("index ", "comment ", "grant ", "revoke ")
 # pglast declares each field of a syntax tree as optional, also those that a valid one always has.
 Node = Any
 
+_INPUT = {"i", "b", "v", "d"}  # modes of parameters that are part of a function's identity
 _MARK = re.compile(rf"{re.escape(BY_HAND)}(?P<key>.+) (?P<digest>[0-9a-f]{{16}})")
 _FILE_NAME = re.compile(r"pgaudit_wf\.(?:core|app)\.(?P<number>\d{4})_(?P<name>\w+)\.sql")
 _DROPPED_BY_NAME = {
@@ -103,6 +105,8 @@ class Statement:
     text: str
     replaceable: bool = False
     drop: str | None = None
+    of: tuple[str, ...] = ()  # the keys of what it belongs to, and goes with
+    shape: str = ""  # what "create or replace" cannot change
 
     @property
     def digest(self) -> str:
@@ -117,9 +121,14 @@ class Change:
     forward: list[str] = field(default_factory=list)
     backward: list[str] = field(default_factory=list)
     marks: list[str] = field(default_factory=list)
+    by_hand: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.forward or self.marks)
+
+
+# By key: the digest of the text that is in force, and the statement if a migration has its text.
+State = dict[str, tuple[str, Statement | None]]
 
 
 def statements(text: str, origin: str) -> list[Statement]:
@@ -141,13 +150,22 @@ def statements(text: str, origin: str) -> list[Statement]:
 def _describe(node: Node, text: str) -> Statement:
     if isinstance(node, ast.CreateFunctionStmt):
         kind = "procedure" if node.is_procedure else "function"
-        inputs = [
-            RawStream()(p.argType)
-            for p in node.parameters or ()
-            if p.mode.value in {"i", "b", "v", "d"}
+        parameters = node.parameters or ()
+        inputs = [p.argType for p in parameters if p.mode.value in _INPUT]
+        name = _callable(node.funcname, inputs)
+        shape = [
+            f"{p.mode.value} {p.name} {RawStream()(p.argType)} {p.defexpr is None}"
+            for p in parameters
         ]
-        name = f"{_dotted(node.funcname)}({', '.join(inputs)})"
-        return Statement(f"{kind} {name}", _replacing(text), True, f"drop {kind} {name}")
+        if node.returnType:
+            shape.append(RawStream()(node.returnType))
+        return Statement(
+            f"{kind} {name}",
+            _replacing(text),
+            True,
+            f"drop {kind} {name}",
+            shape="; ".join(shape),
+        )
     if isinstance(node, ast.CreateTrigStmt):
         target = f"{_identifier(node.trigname)} on {_relation(node.relation)}"
         replaceable = not node.isconstraint
@@ -156,16 +174,17 @@ def _describe(node: Node, text: str) -> Statement:
             _replacing(text) if replaceable else text,
             replaceable,
             f"drop trigger {target}",
+            (f"table {_relation(node.relation)}", f"view {_relation(node.relation)}"),
         )
     if isinstance(node, ast.CreateSchemaStmt):
         return Statement(f"schema {node.schemaname}", text)
     if isinstance(node, ast.CommentStmt):
         head = text[: re.search(r"\bis\b", text, re.IGNORECASE).end()]
         key = " ".join(head.split())
-        kept_with_object = node.objtype != ObjectType.OBJECT_EVENT_TRIGGER
-        return Statement(key, text, kept_with_object, f"{key} null")
-    if isinstance(node, ast.GrantStmt | ast.AlterDefaultPrivilegesStmt):
-        return Statement(" ".join(text.split()), text, True, _reverse_grant(node, text))
+        return Statement(key, text, True, f"{key} null", _commented(node))
+    if isinstance(node, ast.GrantStmt):
+        of = tuple(key for item in node.objects or () for key in _owners(item))
+        return Statement(" ".join(text.split()), text, True, _reverse_grant(node, text), of)
     for cls, kind in _DROPPED_BY_NAME.items():
         if isinstance(node, cls):
             name = _defined_name(node)
@@ -197,14 +216,40 @@ def _replacing(text: str) -> str:
     return re.sub(r"^create\s+(?!or\s+replace\b)", "create or replace ", text, flags=re.IGNORECASE)
 
 
-def _reverse_grant(node: Node, text: str) -> str | None:
-    if isinstance(node, ast.GrantStmt) and node.is_grant:
+def _callable(name: Iterable[ast.String], types: Iterable[Node]) -> str:
+    return f"{_dotted(name)}({', '.join(RawStream()(t) for t in types)})"
+
+
+def _commented(node: Node) -> tuple[str, ...]:
+    if node.objtype == ObjectType.OBJECT_COLUMN:
+        return (f"table {_dotted(node.object[:-1])}", f"view {_dotted(node.object[:-1])}")
+    if node.objtype in {ObjectType.OBJECT_TRIGGER, ObjectType.OBJECT_TABCONSTRAINT}:
+        return (f"table {_dotted(node.object[:-1])}",)
+    return _owners(node.object)
+
+
+def _owners(item: Node) -> tuple[str, ...]:
+    """Return the keys under which an object named in a comment or grant may be defined."""
+    if isinstance(item, ast.ObjectWithArgs):
+        name = _callable(item.objname, item.objargs or ())
+        return (f"function {name}", f"procedure {name}")
+    if isinstance(item, ast.RangeVar):
+        name = _relation(item)
+    elif isinstance(item, ast.String):
+        return (f"schema {item.sval}",)
+    elif isinstance(item, ast.TypeName):
+        name = _dotted(item.names)
+    else:
+        name = _dotted(item)
+    return tuple(f"{kind} {name}" for kind in _DROPPED_BY_NAME.values())
+
+
+def _reverse_grant(node: Node, text: str) -> str:
+    if node.is_grant:
         reverse = re.sub(r"^\s*grant\b", "revoke", text, flags=re.IGNORECASE)
         return re.sub(r"\bto\b(?=[^()]*$)", "from", reverse, flags=re.IGNORECASE)
-    if isinstance(node, ast.GrantStmt):
-        reverse = re.sub(r"^\s*revoke\b", "grant", text, flags=re.IGNORECASE)
-        return re.sub(r"\bfrom\b(?=[^()]*$)", "to", reverse, flags=re.IGNORECASE)
-    return None
+    reverse = re.sub(r"^\s*revoke\b", "grant", text, flags=re.IGNORECASE)
+    return re.sub(r"\bfrom\b(?=[^()]*$)", "to", reverse, flags=re.IGNORECASE)
 
 
 def _defined_name(node: Node) -> str:
@@ -305,7 +350,7 @@ class Repository:
                 raise ToolError(f"sql/{group} has changed: run make migration NAME=what_it_does")
             path = own or self._next(group, name)
             written |= self._incremental(group, path, change)
-            by_hand += change.marks
+            by_hand += [*change.by_hand, *(mark.rsplit(maxsplit=1)[0] for mark in change.marks)]
         return written, by_hand
 
     def _split(self, group: str, name: str | None) -> tuple[list[Path], Path | None]:
@@ -322,15 +367,15 @@ class Repository:
         number = int(match["number"]) + 1 if match else 1
         return self.migrations / group / f"pgaudit_wf.{group}.{number:04}_{name}.sql"
 
-    def state(self, files: list[Path]) -> dict[str, tuple[str, Statement | None]]:
+    def state(self, files: list[Path]) -> State:
         """Replay the migrations: what each key is defined as, by digest and by text if known."""
-        state: dict[str, tuple[str, Statement | None]] = {}
+        state: State = {}
         for path in files:
             text = path.read_text()
             generated = _generated(text)
             for mark in _MARK.finditer(generated):
                 state[mark["key"]] = (mark["digest"], None)
-            for line in re.findall(r"^-- gone: (.+)$", generated, re.MULTILINE):
+            for line in re.findall(rf"^{GONE}(.+)$", generated, re.MULTILINE):
                 state.pop(line, None)
             for statement in statements(generated, path.name):
                 if not statement.text.lower().startswith("drop "):
@@ -340,31 +385,63 @@ class Repository:
     def change(self, group: str, files: list[Path]) -> Change:
         """Compare sql/ with what these migrations make."""
         state = self.state(files)
-        wanted = [
-            s for path in self.sources(group) for s in statements(path.read_text(), path.name)
-        ]
+        wanted = {
+            s.key: s
+            for path in self.sources(group)
+            for s in statements(path.read_text(), path.name)
+        }
         change = Change()
         undo: list[str] = []
-        for statement in wanted:
+        gone = state.keys() - wanted.keys()
+        for key in reversed(state):
+            if key in gone:
+                self._take_away(key, state[key][1], gone, state, change, undo)
+        recreated: set[str] = set()
+        for statement in wanted.values():
             digest, previous = state.get(statement.key, (None, None))
-            if digest == statement.digest:
+            lost = bool(recreated.intersection(statement.of))
+            if digest == statement.digest and not lost:
                 continue
             is_new = digest is None and statement.drop is not None
             if not is_new and not (statement.replaceable and previous):
                 change.marks.append(f"{statement.key} {statement.digest}")
                 continue
-            change.forward.append(f"{statement.text};")
-            undo.append(f"{previous.text if previous else statement.drop};")
-        for key in state.keys() - {s.key for s in wanted}:
-            _, previous = state[key]
-            gone = f"-- gone: {key}\n"
-            if previous and previous.replaceable and previous.drop:
-                change.forward.append(f"{gone}{previous.drop};")
+            if previous and previous.shape != statement.shape:
+                recreated.add(statement.key)
+                change.forward.append(f"{statement.drop};")
                 undo.append(f"{previous.text};")
-            else:
-                change.forward.append(gone.rstrip())
-        change.backward = undo[::-1]
+                undo.append(f"{statement.drop};")
+            elif previous:
+                undo.append(f"{previous.text};")
+            elif not any(owner in wanted and owner not in state for owner in statement.of):
+                undo.append(f"{statement.drop};")
+            change.forward.append(f"{statement.text};")
+        change.backward = self._comments_last(undo[::-1])
         return change
+
+    @staticmethod
+    def _take_away(
+        key: str,
+        previous: Statement | None,
+        gone: set[str],
+        state: State,
+        change: Change,
+        undo: list[str],
+    ) -> None:
+        change.forward.append(f"{GONE}{key}")
+        if previous is None or not previous.replaceable:
+            change.by_hand.append(f"drop {key}")
+            return
+        owners = [state[owner][1] for owner in previous.of if owner in gone]
+        if not owners:
+            change.forward.append(f"{previous.drop};")
+        if all(owner and owner.replaceable for owner in owners):
+            undo.append(f"{previous.text};")
+
+    @staticmethod
+    def _comments_last(backward: list[str]) -> list[str]:
+        """Order the way back so that what belongs to an object comes after it is made again."""
+        return sorted(backward, key=lambda text: text.startswith(("comment ", "grant ", "revoke ")))
 
     def _first(self, group: str) -> dict[Path, str]:
         parts = [BEGIN]
@@ -480,8 +557,8 @@ def main(arguments: list[str] | None = None) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(written[path])
             print(path)
-        for mark in by_hand:
-            print(f"write by hand, above the generated part: {mark}", file=sys.stderr)
+        for task in by_hand:
+            print(f"write by hand, and its undoing in the rollback: {task}", file=sys.stderr)
     except ToolError as error:
         print(error, file=sys.stderr)
         return 1
