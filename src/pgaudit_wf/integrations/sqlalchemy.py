@@ -7,17 +7,19 @@ the first statement of a transaction, and when something else has been bound sin
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from sqlalchemy import Connection, Engine, event, text
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
 from pgaudit_wf.context import EMPTY, FIELDS, RequestContext, current_context, set_local
 from pgaudit_wf.errors import AutocommitError
 from pgaudit_wf.request import AnyConnection, quoter
 
-Target: TypeAlias = Engine | AsyncEngine | sessionmaker[Any] | async_sessionmaker[Any]
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
+Target: TypeAlias = "Engine | AsyncEngine | sessionmaker[Any] | async_sessionmaker[Any]"
 
 _KEY = "pgaudit_wf.context"
 
@@ -49,10 +51,10 @@ def install(target: Target) -> None:
 
 
 def _engine_of(target: object) -> Engine:
-    if isinstance(target, sessionmaker | async_sessionmaker):
+    # By attribute, as the async classes cannot be imported without greenlet.
+    if hasattr(target, "kw"):
         target = target.kw.get("bind")
-    if isinstance(target, AsyncEngine):
-        target = target.sync_engine
+    target = getattr(target, "sync_engine", target)
     if not isinstance(target, Engine):
         raise TypeError(
             "install() takes an Engine or AsyncEngine, or a sessionmaker that is bound to one"
