@@ -26,6 +26,21 @@ comment on function pgaudit_wf.graph_array(jsonb, text) is
     'The array itself, an empty one for null; raises PA203, naming the column, for anything else. Internal.';
 
 
+-- The three functions below take the common shapes first. A function with a subquery is not inlined, so what needs one stands
+-- apart.
+
+create or replace function pgaudit_wf.keep_keys(value jsonb, keys text[])
+returns jsonb
+language sql
+immutable
+strict
+parallel safe
+return keep_keys.value - array(
+    select field from jsonb_object_keys(keep_keys.value) as field where field <> all (keep_keys.keys));
+
+comment on function pgaudit_wf.keep_keys(jsonb, text[]) is 'A JSON object with only the keys named. Internal.';
+
+
 create or replace function pgaudit_wf.normalize_node(node jsonb, aliases text[])
 returns jsonb
 language sql
@@ -33,23 +48,16 @@ stable
 parallel safe
 return case
     when jsonb_typeof(normalize_node.node) <> 'object' then normalize_node.node
-    else (case
-            when normalize_node.node ?& '{id,type,data}' then jsonb_build_object(
-                'id', normalize_node.node -> 'id',
-                'type', normalize_node.node -> 'type',
-                'data', normalize_node.node -> 'data')
-            else normalize_node.node - array(
-                select field from jsonb_object_keys(normalize_node.node) as field
-                where field <> all ('{id,type,data}'))
-        end)
-        || case
-            when normalize_node.node -> 'data' -> 'config' ?| normalize_node.aliases
-                and jsonb_typeof(normalize_node.node -> 'data' -> 'config') = 'object'
-            then jsonb_build_object('data', jsonb_set(
-                normalize_node.node -> 'data', '{config}',
-                pgaudit_wf.normalize_config(normalize_node.node -> 'data' -> 'config')))
-            else '{}'
-        end
+    when normalize_node.node -> 'data' -> 'config' ?| normalize_node.aliases
+        and jsonb_typeof(normalize_node.node -> 'data' -> 'config') = 'object'
+    then jsonb_set(
+        pgaudit_wf.keep_keys(normalize_node.node, '{id,type,data}'), '{data,config}',
+        pgaudit_wf.normalize_config(normalize_node.node -> 'data' -> 'config'))
+    when normalize_node.node ?& '{id,type,data}' then jsonb_build_object(
+        'id', normalize_node.node -> 'id',
+        'type', normalize_node.node -> 'type',
+        'data', normalize_node.node -> 'data')
+    else pgaudit_wf.keep_keys(normalize_node.node, '{id,type,data}')
 end;
 
 comment on function pgaudit_wf.normalize_node(jsonb, text[]) is
@@ -64,18 +72,19 @@ immutable
 parallel safe
 return case
     when jsonb_typeof(normalize_edge.edge) <> 'object' then normalize_edge.edge
-    when normalize_edge.edge ?& '{id,source,target,sourceHandle,targetHandle}'
-    then jsonb_build_object(
-            'id', normalize_edge.edge -> 'id',
-            'source', normalize_edge.edge -> 'source',
-            'target', normalize_edge.edge -> 'target',
-            'sourceHandle', normalize_edge.edge -> 'sourceHandle',
-            'targetHandle', normalize_edge.edge -> 'targetHandle')
-        || case when normalize_edge.edge ? 'data'
-            then jsonb_build_object('data', normalize_edge.edge -> 'data') else '{}' end
-    else normalize_edge.edge - array(
-        select field from jsonb_object_keys(normalize_edge.edge) as field
-        where field <> all ('{id,source,target,sourceHandle,targetHandle,data}'))
+    when normalize_edge.edge ? 'data' or not normalize_edge.edge ?& '{id,source,target}'
+    then pgaudit_wf.keep_keys(normalize_edge.edge, '{id,source,target,sourceHandle,targetHandle,data}')
+    when normalize_edge.edge ?& '{sourceHandle,targetHandle}' then jsonb_build_object(
+        'id', normalize_edge.edge -> 'id',
+        'source', normalize_edge.edge -> 'source',
+        'target', normalize_edge.edge -> 'target',
+        'sourceHandle', normalize_edge.edge -> 'sourceHandle',
+        'targetHandle', normalize_edge.edge -> 'targetHandle')
+    when not normalize_edge.edge ?| '{sourceHandle,targetHandle}' then jsonb_build_object(
+        'id', normalize_edge.edge -> 'id',
+        'source', normalize_edge.edge -> 'source',
+        'target', normalize_edge.edge -> 'target')
+    else pgaudit_wf.keep_keys(normalize_edge.edge, '{id,source,target,sourceHandle,targetHandle,data}')
 end;
 
 comment on function pgaudit_wf.normalize_edge(jsonb) is
