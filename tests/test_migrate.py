@@ -834,6 +834,34 @@ def test_after_a_release_changes_become_a_migration(
     assert third.read_text().count("create or replace") == 1
 
 
+def test_rows_that_come_with_the_schema_are_replaced(empty_dsn: str, checkout: Path) -> None:
+    source = checkout / "sql" / "core" / "010_all.sql"
+    rows = "insert into pgaudit_wf.alias (name, target) values ('a', null), ('b', 'x; y');\n"
+    made = "create table pgaudit_wf.alias (name text primary key, target text);\n"
+    source.write_text(f"{SOURCE}{made}{rows}")
+    make_migration("--root", checkout)
+    make_migration("--root", checkout, "--release")
+    migrate(empty_dsn, directory=checkout / "migrations")
+    execute(empty_dsn, "insert into pgaudit_wf.alias values ('own', 'kept')")
+    source.write_text(f"{SOURCE}{made}{rows.replace('x; y', 'z').replace('null', 'null::text')}")
+    assert make_migration("--root", checkout, "alias").stderr == ""
+
+    contents = "select string_agg(concat_ws('=', name, target), ' ' order by name)"
+    contents += " from pgaudit_wf.alias"
+    migrate(empty_dsn, directory=checkout / "migrations")
+    assert value(empty_dsn, contents) == "a b=z own=kept"
+    migrate(empty_dsn, to=1, directory=checkout / "migrations")
+    assert value(empty_dsn, contents) == "a b=x; y own=kept"
+
+
+def test_what_is_released_now_would_need_no_migration(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "sql", tmp_path / "sql")
+    make_migration("--root", tmp_path)
+    make_migration("--root", tmp_path, "--release")
+    assert make_migration("--root", tmp_path, "nothing").stdout == ""
+    assert make_migration("--root", tmp_path, "--check").returncode == 0
+
+
 def test_a_released_migration_is_frozen(checkout: Path) -> None:
     make_migration("--root", checkout, "--release")
     first = checkout / "migrations" / "core" / f"{CORE}.sql"

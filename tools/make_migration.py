@@ -195,7 +195,10 @@ def _describe(node: Node, text: str) -> Statement:
                 replaceable,
                 f"drop {kind} {name}",
             )
-    return Statement(" ".join(text.split())[:80], text, drop=_reverse_data(node, text))
+    undone_by = _reverse_data(node, text)
+    # It defines nothing with a name, so a changed one is another one.
+    key = f"{' '.join(text.split())[:60]}… {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return Statement(key, text, undone_by is not None, undone_by)
 
 
 def _reverse_data(node: Node, text: str) -> str | None:
@@ -385,11 +388,12 @@ class Repository:
     def change(self, group: str, files: list[Path]) -> Change:
         """Compare sql/ with what these migrations make."""
         state = self.state(files)
-        wanted = {
-            s.key: s
-            for path in self.sources(group)
-            for s in statements(path.read_text(), path.name)
-        }
+        wanted: dict[str, Statement] = {}
+        for path in self.sources(group):
+            for s in statements(path.read_text(), path.name):
+                if s.key in wanted:
+                    raise ToolError(f"{path.name}: {s.key} is there twice")
+                wanted[s.key] = s
         change = Change()
         undo: list[str] = []
         gone = state.keys() - wanted.keys()
@@ -430,7 +434,7 @@ class Repository:
     ) -> None:
         change.forward.append(f"{GONE}{key}")
         if previous is None or not previous.replaceable:
-            change.by_hand.append(f"drop {key}")
+            change.by_hand.append(f"undo {key}")
             return
         owners = [state[owner][1] for owner in previous.of if owner in gone]
         if not owners:

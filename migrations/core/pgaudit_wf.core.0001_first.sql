@@ -378,6 +378,19 @@ comment on column pgaudit_wf.capture_failure.target is 'The table.';
 comment on column pgaudit_wf.capture_failure.op is 'INSERT, UPDATE, DELETE or TRUNCATE.';
 comment on column pgaudit_wf.capture_failure.sqlstate is 'SQLSTATE of the error that kept it from being recorded.';
 
+create table pgaudit_wf.key_change (
+    resource_type text not null,
+    old_id text not null,
+    new_id text not null,
+    org_id text,
+    primary key (resource_type, old_id, new_id)
+);
+comment on table pgaudit_wf.key_change is 'Rows whose key was changed: where the log of a row goes on under another resource_id.';
+comment on column pgaudit_wf.key_change.resource_type is 'resource_type of the row.';
+comment on column pgaudit_wf.key_change.old_id is 'resource_id before.';
+comment on column pgaudit_wf.key_change.new_id is 'resource_id of the event that changed it, and of those after it.';
+comment on column pgaudit_wf.key_change.org_id is 'Organisation of the row.';
+
 create function pgaudit_wf.count_failure(target text, op text, failure text) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -656,7 +669,7 @@ as $$
         pgaudit_wf.update_statements(setting),
         pgaudit_wf.key_expression(setting, 'new'),
         (
-            select format(e'\n        if %s then\n            event_metadata := jsonb_build_object(''previous_resource_id'', %s);\n        end if;',
+            select format(e'\n        if %s then\n            event_previous_id := %s;\n        end if;',
                 string_agg(format('old.%1$I is distinct from new.%1$I', key_column), ' or '), pgaudit_wf.key_expression(setting, 'old'))
             from unnest((setting).id_columns) as key_column
         ),
@@ -736,7 +749,7 @@ as $$
             return null;
         end if;
         if pgaudit_wf.generic_key(before, %4$L, tg_relid) is distinct from pgaudit_wf.generic_key(after, %4$L, tg_relid) then
-            event_metadata := jsonb_build_object('previous_resource_id', pgaudit_wf.generic_key(before, %4$L, tg_relid));
+            event_previous_id := pgaudit_wf.generic_key(before, %4$L, tg_relid);
         end if;
     elsif tg_op = 'INSERT' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after));
@@ -789,6 +802,11 @@ declare
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
         || format($insert$
+    if event_previous_id is not null then
+        event_metadata := jsonb_build_object('previous_resource_id', event_previous_id);
+        insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
+        values (%1$L, event_previous_id, event_id, event_org) on conflict do nothing;
+    end if;
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
     values (event_org, event_action, %1$L, event_id, true, event_diff, event_metadata || pgaudit_wf.event_metadata(event_label));$insert$,
@@ -808,6 +826,7 @@ begin
 -- To change it, attach the table again or edit pgaudit_wf.action_rule.
 declare
     event_id text;
+    event_previous_id text;
     event_org text%3$s;
     event_label text;
     event_action text;
@@ -996,7 +1015,7 @@ begin
     end if;
 
     perform pgaudit_wf.check_columns(setting);
-    perform pgaudit_wf.install_capture(setting);
+    perform pgaudit_wf.install_capture(setting, false);
 
     setting.attached_at := coalesce(setting.attached_at, now());
     setting.attached_by := coalesce(setting.attached_by, session_user);
@@ -1018,7 +1037,7 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
     'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
 
-create function pgaudit_wf.install_capture(setting pgaudit_wf.attachment) returns void
+create function pgaudit_wf.install_capture(setting pgaudit_wf.attachment, keep_disabled boolean) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -1026,6 +1045,11 @@ declare
     rule pgaudit_wf.action_rule;
     owner constant name := (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf');
     leaf regclass;
+    disabled record;
+    disabled_before constant jsonb := (
+        select jsonb_agg(jsonb_build_object('relation', tgrelid::regclass::text, 'name', tgname)) from pg_trigger
+        where tgenabled = 'D' and tgname like 'pgaudit\_wf\_%' and not tgisinternal
+            and (tgrelid = (setting).target or tgrelid in (select pgaudit_wf.leaf_tables((setting).target))));
 begin
     for rule in select r.* from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type order by r.position, r.id loop
         perform pgaudit_wf.check_action_rule((setting).target, rule);
@@ -1056,11 +1080,16 @@ begin
             leaf, (setting).function_name);
         execute format('alter table %s enable always trigger pgaudit_wf_truncate', leaf);
     end loop;
+    if keep_disabled then
+        for disabled in select relation, name from jsonb_to_recordset(disabled_before) as d (relation text, name text) loop
+            execute format('alter table %s disable trigger %I', disabled.relation, disabled.name);
+        end loop;
+    end if;
 
     perform set_config('pgaudit_wf.compiling', 'off', true);
 end
 $$;
-comment on function pgaudit_wf.install_capture(pgaudit_wf.attachment) is 'Compiles the trigger function of an attached table and puts the triggers in place.';
+comment on function pgaudit_wf.install_capture(pgaudit_wf.attachment, boolean) is 'Compiles the trigger function of an attached table and puts the triggers in place; those that somebody disabled stay so on request.';
 
 create function pgaudit_wf.leaf_tables(target regclass) returns setof regclass
 language sql stable
@@ -1113,7 +1142,7 @@ begin
         select a.* from pgaudit_wf.attachment as a
         where a.resource_type in (select touched.resource_type from touched) order by a.target::oid
     loop
-        perform pgaudit_wf.install_capture(setting);
+        perform pgaudit_wf.install_capture(setting, true);
     end loop;
     return null;
 end
@@ -1188,6 +1217,24 @@ as $$
 $$;
 comment on function pgaudit_wf.rename_in_rules(text, text, text) is 'Follows a renamed column in the conditions of the rules of a resource type.';
 
+create function pgaudit_wf.column_default(target regclass, name text) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    missing text;
+    type text;
+    value jsonb;
+begin
+    -- What PostgreSQL shows in the rows that were there before the column was added.
+    select (attmissingval::text::text[])[1], format_type(atttypid, atttypmod) into missing, type
+    from pg_attribute where attrelid = column_default.target and attname = column_default.name;
+    execute format('select to_jsonb($1::%s)', type) into value using missing;
+    return value;
+end
+$$;
+comment on function pgaudit_wf.column_default(regclass, text) is 'The constant default that an added column has in the rows that were there before.';
+
 create function pgaudit_wf.recompile(target regclass, renamed_to text) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -1203,14 +1250,14 @@ begin
         select jsonb_build_object(name, recompile.renamed_to) into strict renames
         from unnest(setting.columns) as name where name <> all (columns_now);
     end if;
-    altered := jsonb_strip_nulls(jsonb_build_object(
+    altered := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(jsonb_build_object(
         'renamed', nullif(renames, '{}'),
         'added', (
-            select jsonb_agg(name) from unnest(columns_now) as name
-            where name <> all (setting.columns) and name is distinct from recompile.renamed_to),
+            select jsonb_object_agg(name, coalesce(pgaudit_wf.column_default(recompile.target, name), 'null')) from unnest(columns_now) as name
+            where name <> all (setting.columns) and (recompile.renamed_to is null or renames = '{}')),
         'dropped', (
             select jsonb_agg(name) from unnest(setting.columns) as name
-            where name <> all (columns_now) and not renames ? name)));
+            where name <> all (columns_now) and not renames ? name))) where value <> 'null');
 
     setting.columns := columns_now;
     setting.id_columns := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
@@ -1230,7 +1277,7 @@ begin
     where a.target = recompile.target;
 
     perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
-    perform pgaudit_wf.install_capture(setting);
+    perform pgaudit_wf.install_capture(setting, true);
     if altered <> '{}' then
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, 'altered', altered);
@@ -1549,22 +1596,26 @@ comment on function pgaudit_wf.readable_org() is
 -- One subquery, evaluated once a query, so that the index on org_id serves the policy too.
 alter table pgaudit_wf.security_audit_log enable row level security;
 create policy readable_org on pgaudit_wf.security_audit_log for select using (org_id = (select pgaudit_wf.readable_org()));
+alter table pgaudit_wf.key_change enable row level security;
+create policy readable_org on pgaudit_wf.key_change for select using (org_id = (select pgaudit_wf.readable_org()));
 
-create function pgaudit_wf.describe_actors(actor_ids text[], org_id text) returns table (actor_id text, name text, email text, role text)
+create function pgaudit_wf.describe_actors(org_id text, actor_ids text[] default null, pattern text default null)
+returns table (actor_id text, name text, email text, role text)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
     select d.actor_id, d.name, d.email, m.role
     from pgaudit_wf.actor_directory as d
     left join pgaudit_wf.org_member as m on m.actor_id = d.actor_id and m.org_id = describe_actors.org_id
-    where d.actor_id = any (describe_actors.actor_ids)
+    where (describe_actors.actor_ids is null or d.actor_id = any (describe_actors.actor_ids))
+        and (describe_actors.pattern is null or d.name ilike describe_actors.pattern or d.email ilike describe_actors.pattern)
         and describe_actors.org_id = (select pgaudit_wf.readable_org())
         -- Of strangers, only those who left a trace in this organisation.
         and (m.actor_id is not null or exists (
             select from pgaudit_wf.security_audit_log as l where l.actor_id = d.actor_id and l.org_id = describe_actors.org_id))
 $$;
-comment on function pgaudit_wf.describe_actors(text[], text) is
-    'Name, e-mail and role of actors that occur in the organisation''s trail, for its owners and admins.';
+comment on function pgaudit_wf.describe_actors(text, text[], text) is
+    'Name, e-mail and role of the organisation''s members and of actors in its trail, for its owners and admins only: those with the given ids, or whose name or e-mail matches an ILIKE pattern.';
 
 create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
 language plpgsql stable security definer
@@ -1673,6 +1724,52 @@ language sql immutable strict parallel safe
 as $$ select '%' || replace(replace(replace(text_part, '\', '\\'), '%', '\%'), '_', '\_') || '%' $$;
 comment on function pgaudit_wf.like_pattern(text) is 'LIKE pattern for a text that contains the given one, taken literally.';
 
+create function pgaudit_wf.present_actors(actor_ids text[], org_id text, restricted boolean)
+returns table (actor_id text, name text, email text, role text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    if present_actors.restricted then
+        return query select d.* from pgaudit_wf.describe_actors(present_actors.org_id, present_actors.actor_ids) as d;
+    else
+        return query
+            select d.actor_id, d.name, d.email, (
+                select m.role from pgaudit_wf.org_member as m where m.actor_id = d.actor_id and m.org_id = present_actors.org_id limit 1)
+            from pgaudit_wf.actor_directory as d
+            where d.actor_id = any (present_actors.actor_ids);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.present_actors(text[], text, boolean) is
+    'Present names of the actors of a page of the trail, as far as the caller may see them.';
+
+create function pgaudit_wf.present_names(resource_types text[], resource_ids text[], org_id text, restricted boolean)
+returns table (resource_type text, resource_id text, name text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    setting pgaudit_wf.attachment;
+begin
+    if present_names.restricted then
+        return query select n.* from pgaudit_wf.resource_names(present_names.resource_types, present_names.resource_ids, present_names.org_id) as n;
+        return;
+    end if;
+    for setting in
+        select a.* from pgaudit_wf.attachment as a
+        where a.resource_type = any (present_names.resource_types) and a.label_column is not null
+            and has_table_privilege(a.target, 'select')
+    loop
+        return query execute pgaudit_wf.resource_names_query(setting) using present_names.resource_types, present_names.resource_ids;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.present_names(text[], text[], text, boolean) is
+    'Present names of the resources of a page of the trail, as far as the caller may see them.';
+
 create function pgaudit_wf.audit_trail(
     org_id text default null,
     action text default null,
@@ -1724,7 +1821,7 @@ begin
             ' and (l.actor_label ilike $10 or l.action ilike $10 or l.resource_id ilike $10 or l.metadata ->> ''label'' ilike $10'
             ' or l.metadata ->> ''reason'' ilike $10 or host(l.ip) ilike $10 or l.user_agent ilike $10 or l.correlation_id ilike $10'
             ' or l.actor_id in (select d.actor_id from ' || case when restricted
-                then 'pgaudit_wf.find_actors($10, $1) as d (actor_id)'
+                then 'pgaudit_wf.describe_actors($1, pattern => $10) as d'
                 else 'pgaudit_wf.actor_directory as d where d.name ilike $10 or d.email ilike $10' end || '))'
         end);
     execute 'select array_agg(l order by l.occurred_at desc, l.id desc) from (select l.* from pgaudit_wf.security_audit_log as l where true'
@@ -1738,12 +1835,7 @@ begin
         with event as (
             select e.* from unnest(page) as e
         ), actor as (
-            select d.* from pgaudit_wf.describe_actors(array(select distinct e.actor_id from event as e), org) as d where restricted
-            union all
-            select d.actor_id, d.name, d.email, (
-                select m.role from pgaudit_wf.org_member as m where m.actor_id = d.actor_id and m.org_id = org limit 1)
-            from pgaudit_wf.actor_directory as d
-            where not restricted and d.actor_id = any (array(select e.actor_id from event as e))
+            select d.* from pgaudit_wf.present_actors(array(select distinct e.actor_id from event as e), org, restricted) as d
         ), resource as (
             select n.* from pgaudit_wf.present_names(
                 array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org, restricted) as n
@@ -1763,43 +1855,6 @@ comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, t
     'A page of the trail, newest first. Every filter is optional: org_id, action (* is a wildcard: api_key.*), resource_type, resource_id, actor_id, correlation_id, outcome, since (inclusive) and until (exclusive), '
     'search (text in names, labels, action, address, user agent, ids). Next page: after => the cursor of the last event. The reader role sees the organisation app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
     'Raises PA007 on a cursor that is none, PA008 on a page_size outside 1 to 1000.';
-
-create function pgaudit_wf.find_actors(pattern text, org_id text) returns setof text
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-as $$
-    select d.actor_id
-    from pgaudit_wf.actor_directory as d
-    where (d.name ilike find_actors.pattern or d.email ilike find_actors.pattern)
-        and find_actors.org_id = (select pgaudit_wf.readable_org())
-$$;
-comment on function pgaudit_wf.find_actors(text, text) is
-    'Ids of actors whose name or e-mail matches, for owners and admins of the organisation.';
-
-create function pgaudit_wf.present_names(resource_types text[], resource_ids text[], org_id text, restricted boolean)
-returns table (resource_type text, resource_id text, name text)
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_column
-declare
-    setting pgaudit_wf.attachment;
-begin
-    if present_names.restricted then
-        return query select n.* from pgaudit_wf.resource_names(present_names.resource_types, present_names.resource_ids, present_names.org_id) as n;
-        return;
-    end if;
-    for setting in
-        select a.* from pgaudit_wf.attachment as a
-        where a.resource_type = any (present_names.resource_types) and a.label_column is not null
-            and has_table_privilege(a.target, 'select')
-    loop
-        return query execute pgaudit_wf.resource_names_query(setting) using present_names.resource_types, present_names.resource_ids;
-    end loop;
-end
-$$;
-comment on function pgaudit_wf.present_names(text[], text[], text, boolean) is
-    'Present names of the resources of a page of the trail, as far as the caller may see them.';
 
 -- sql/core/140_row_as_of.sql
 
@@ -1846,6 +1901,348 @@ create function pgaudit_wf.unpointer(pointer text) returns text
 language sql immutable strict parallel safe
 as $$ select replace(replace(substr(pointer, 2), '~1', '/'), '~0', '~') $$;
 comment on function pgaudit_wf.unpointer(text) is 'The member that a JSON pointer of one step names (RFC 6901, section 4).';
+
+create function pgaudit_wf.alter_row(record jsonb, altered jsonb, backwards boolean) returns jsonb
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A dropped column is lost for good; an added one starts with its default.
+    select case when record is null then null when backwards then
+        coalesce((
+            select jsonb_object_agg(coalesce(rename.key, member.key), member.value)
+            from jsonb_each(record) as member
+            left join jsonb_each_text(altered -> 'renamed') as rename on rename.value = member.key
+            where altered -> 'added' is null or not altered -> 'added' ? member.key), '{}')
+    else
+        coalesce(altered -> 'added', '{}') || coalesce((
+            select jsonb_object_agg(coalesce(altered -> 'renamed' ->> member.key, member.key), member.value)
+            from jsonb_each(record) as member
+            where altered -> 'dropped' is null or not altered -> 'dropped' ? member.key), '{}')
+    end
+$$;
+comment on function pgaudit_wf.alter_row(jsonb, jsonb, boolean) is 'A row after (or, backwards, before) its table was altered, by attachment_history.detail.';
+
+create type pgaudit_wf.row_step as (
+    occurred_at timestamptz,
+    id bigint,
+    diff jsonb,
+    altered jsonb,
+    previous_id text
+);
+comment on type pgaudit_wf.row_step is 'What happened to a row: an event, or its table being altered.';
+
+create function pgaudit_wf.row_steps(resource_type text, resource_id text, since timestamptz, until timestamptz, after_id bigint, before_id bigint)
+returns setof pgaudit_wf.row_step
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select occurred_at, id, diff, altered, previous_id from (
+        select l.occurred_at, l.id, l.diff, null::jsonb as altered, l.metadata ->> 'previous_resource_id' as previous_id
+        from pgaudit_wf.security_audit_log as l
+        where l.resource_type = row_steps.resource_type and l.resource_id = row_steps.resource_id and l.captured
+            and l.occurred_at >= row_steps.since and l.occurred_at <= row_steps.until
+            and l.id > row_steps.after_id and l.id < row_steps.before_id
+        union all
+        select h.occurred_at, null, null, h.detail, null
+        from pgaudit_wf.attachment_history as h
+        where h.resource_type = row_steps.resource_type and h.change = 'altered'
+            and h.occurred_at > row_steps.since and h.occurred_at <= row_steps.until
+    ) as step
+    order by occurred_at, id
+$$;
+comment on function pgaudit_wf.row_steps(text, text, timestamptz, timestamptz, bigint, bigint) is
+    'What happened to a row between two moments and two event ids, oldest first.';
+
+create function pgaudit_wf.row_departure(resource_type text, resource_id text, after_id bigint, before_id bigint, latest boolean)
+returns table (id bigint, occurred_at timestamptz, new_id text, diff jsonb)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select l.id, l.occurred_at, k.new_id, l.diff
+    from pgaudit_wf.key_change as k
+    join pgaudit_wf.security_audit_log as l
+        on l.resource_type = k.resource_type and l.resource_id = k.new_id and l.metadata ->> 'previous_resource_id' = k.old_id
+    where k.resource_type = row_departure.resource_type and k.old_id = row_departure.resource_id
+        and l.id > row_departure.after_id and l.id < row_departure.before_id
+    order by case when row_departure.latest then -l.id else l.id end
+    limit 1
+$$;
+comment on function pgaudit_wf.row_departure(text, text, bigint, bigint, boolean) is
+    'The first (or latest) event by which a row left this key for another.';
+
+create function pgaudit_wf.row_forwards(resource_type text, resource_id text, at timestamptz, before_id bigint, truncates boolean,
+    out reached boolean, out record jsonb)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    base record;
+    step pgaudit_wf.row_step;
+    earlier record;
+begin
+    reached := false;
+    select l.id, l.occurred_at, l.diff, l.metadata ->> 'previous_resource_id' as previous_id into base
+    from pgaudit_wf.security_audit_log as l
+    where l.resource_type = row_forwards.resource_type and l.resource_id = row_forwards.resource_id and l.captured
+        and l.occurred_at <= at and l.id < before_id
+        and (l.diff -> 0 ->> 'path' = '' or l.metadata ? 'previous_resource_id')
+    order by l.occurred_at desc, l.id desc limit 1;
+    if base.id is null then
+        return;
+    end if;
+    if base.previous_id is null then
+        reached := true;
+        record := pgaudit_wf.apply_diff(null, base.diff);
+    else
+        select * into earlier from pgaudit_wf.row_forwards(resource_type, base.previous_id, base.occurred_at, base.id, truncates);
+        if not earlier.reached then
+            return;
+        end if;
+        reached := true;
+        record := pgaudit_wf.apply_diff(earlier.record, base.diff);
+    end if;
+    if truncates and exists (
+        select from pgaudit_wf.security_audit_log as l
+        where l.action = resource_type || '.truncated' and l.captured and l.id > base.id and l.id < before_id and l.occurred_at between base.occurred_at and at)
+        or exists (
+            select from pgaudit_wf.row_departure(resource_type, resource_id, base.id, before_id, true) as d where d.occurred_at <= at)
+    then
+        record := null;
+        return;
+    end if;
+    for step in select s.* from pgaudit_wf.row_steps(resource_type, resource_id, base.occurred_at, at, base.id, before_id) as s loop
+        record := case when step.altered is null then pgaudit_wf.apply_diff(record, step.diff) else pgaudit_wf.alter_row(record, step.altered, false) end;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.row_forwards(text, text, timestamptz, bigint, boolean) is
+    'A row at a moment, replayed from its insert; not reached if the log does not go back to it.';
+
+create function pgaudit_wf.row_backwards(target regclass, resource_type text, resource_id text, at timestamptz, after_id bigint) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    ending record;
+    departure record;
+    record jsonb;
+    step pgaudit_wf.row_step;
+begin
+    select l.id, l.occurred_at, l.diff into ending
+    from pgaudit_wf.security_audit_log as l
+    where l.resource_type = row_backwards.resource_type and l.resource_id = row_backwards.resource_id and l.captured
+        and l.occurred_at > at and l.id > after_id
+        and (l.diff -> 0 ->> 'path' = '' or l.metadata ? 'previous_resource_id')
+    order by l.occurred_at, l.id limit 1;
+    select d.* into departure
+    from pgaudit_wf.row_departure(resource_type, resource_id, after_id, coalesce(ending.id, 9223372036854775807), false) as d where d.occurred_at > at;
+    if departure.id is not null then
+        ending.id := departure.id;
+        ending.occurred_at := departure.occurred_at;
+        record := pgaudit_wf.revert_diff(
+            pgaudit_wf.row_backwards(target, resource_type, departure.new_id, departure.occurred_at, departure.id), departure.diff);
+    elsif ending.id is null then
+        record := pgaudit_wf.present_row(target, resource_id);
+    elsif ending.diff -> 0 ->> 'op' = 'remove' then
+        record := ending.diff -> 0 -> 'old';
+    else
+        return null;
+    end if;
+    for step in
+        select s.* from pgaudit_wf.row_steps(resource_type, resource_id, at, coalesce(ending.occurred_at, 'infinity'), after_id,
+            coalesce(ending.id, 9223372036854775807)) as s
+        where s.occurred_at > at order by s.occurred_at desc, s.id desc
+    loop
+        record := case when step.altered is null then pgaudit_wf.revert_diff(record, step.diff) else pgaudit_wf.alter_row(record, step.altered, true) end;
+    end loop;
+    return record;
+end
+$$;
+comment on function pgaudit_wf.row_backwards(regclass, text, text, timestamptz, bigint) is
+    'A row at a moment, wound back from its deletion or from what it is now, for rows older than their table''s attachment.';
+
+create function pgaudit_wf.present_row(target regclass, resource_id text) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+    setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = present_row.target);
+    record jsonb;
+begin
+    if setting.target is null or not has_table_privilege(present_row.target, 'select') then
+        return null;
+    end if;
+    execute format('select %s from %s as r where %s = $1%s',
+        pgaudit_wf.row_expression(setting, 'r'), setting.target,
+        case when cardinality(setting.id_columns) = 1 then format('r.%I', setting.id_columns[1]) else pgaudit_wf.key_expression(setting, 'r') end,
+        case when cardinality(setting.id_columns) = 1 then (
+            select '::' || format_type(atttypid, atttypmod) from pg_attribute
+            where attrelid = setting.target and attname = setting.id_columns[1]) else '' end)
+        into record using present_row.resource_id;
+    return record;
+end
+$$;
+comment on function pgaudit_wf.present_row(regclass, text) is
+    'An attached table''s row as it is now, less ignored and redacted columns; null without the right to read the table.';
+
+create function pgaudit_wf.row_as_of(target regclass, id text, at timestamptz default clock_timestamp()) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = row_as_of.target);
+    type constant text := coalesce(setting.resource_type,
+        (select h.resource_type from pgaudit_wf.attachment_history as h where h.target = row_as_of.target::text order by h.id desc limit 1));
+    key constant text := case when cardinality(setting.id_columns) > 1 then pgaudit_wf.bounded_key((row_as_of.id::jsonb)::text)
+        else pgaudit_wf.bounded_key(row_as_of.id) end;
+    forwards record;
+begin
+    if type is null then
+        raise exception '% was never attached', row_as_of.target
+            using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
+    end if;
+    select * into forwards from pgaudit_wf.row_forwards(type, key, row_as_of.at, 9223372036854775807,
+        (select relkind <> 'p' from pg_class where oid = row_as_of.target));
+    if forwards.reached then
+        return forwards.record;
+    end if;
+    return pgaudit_wf.row_backwards(row_as_of.target, type, key, row_as_of.at, -1);
+end
+$$;
+comment on function pgaudit_wf.row_as_of(regclass, text, timestamptz) is
+    'The row of an attached table as it was at a moment, as jsonb; null if there was none. id is the key''s text, several key columns as a JSON array. '
+    'Rebuilt from the log: forwards from the row''s insert, or, for a row older than the attachment, backwards from its deletion or from what it is now. '
+    'Ignored columns are absent, redacted ones read "[redacted]"; a TRUNCATE of a single partition is not seen. Raises PA005 for a table that was never attached.';
+
+-- sql/core/150_api_key_activity.sql
+
+-- API keys as the log knows them: revoked and deleted ones too.
+
+create view pgaudit_wf.api_key_activity with (security_invoker = true) as
+select
+    l.resource_id as api_key_id,
+    (array_agg(l.org_id order by l.occurred_at desc, l.id desc) filter (where l.org_id is not null))[1] as org_id,
+    (array_agg(l.metadata ->> 'label' order by l.occurred_at desc, l.id desc) filter (where l.metadata ? 'label'))[1] as label,
+    case
+        when bool_or(l.action like '%.deleted' or l.diff -> 0 ->> 'op' = 'remove') then 'deleted'
+        when bool_or(l.action like '%.revoked') then 'revoked'
+        else 'active'
+    end as status,
+    min(l.occurred_at) filter (where l.action like '%.created') as created_at,
+    (array_agg(l.actor_id order by l.occurred_at, l.id) filter (where l.action like '%.created'))[1] as created_by,
+    min(l.occurred_at) filter (where l.action like '%.revoked') as revoked_at,
+    (array_agg(l.actor_id order by l.occurred_at, l.id) filter (where l.action like '%.revoked'))[1] as revoked_by,
+    max(l.occurred_at) filter (where l.diff -> 0 ->> 'op' = 'remove') as deleted_at,
+    count(*) as events,
+    max(l.occurred_at) as last_event_at
+from pgaudit_wf.security_audit_log as l
+where l.resource_type = 'api_key' and l.outcome = 'succeeded'
+group by l.resource_id;
+comment on view pgaudit_wf.api_key_activity is
+    'Every API key that the log knows (resource type api_key), revoked and deleted ones included: who made it, who revoked it, and when. The reader role sees its organisation''s.';
+comment on column pgaudit_wf.api_key_activity.api_key_id is 'Id of the key.';
+comment on column pgaudit_wf.api_key_activity.org_id is 'Organisation of the key; null for a user''s own key.';
+comment on column pgaudit_wf.api_key_activity.label is 'Its name when it last changed.';
+comment on column pgaudit_wf.api_key_activity.status is 'active, revoked or deleted.';
+comment on column pgaudit_wf.api_key_activity.created_at is 'When it was made; null if before its table was attached.';
+comment on column pgaudit_wf.api_key_activity.created_by is 'Actor who made it.';
+comment on column pgaudit_wf.api_key_activity.revoked_at is 'When it was revoked first.';
+comment on column pgaudit_wf.api_key_activity.revoked_by is 'Actor who revoked it.';
+comment on column pgaudit_wf.api_key_activity.deleted_at is 'When its row was deleted.';
+comment on column pgaudit_wf.api_key_activity.events is 'Number of events of the key.';
+comment on column pgaudit_wf.api_key_activity.last_event_at is 'Time of the last one.';
+
+-- sql/core/160_doctor.sql
+
+-- Is what should be recorded still being recorded?
+
+create function pgaudit_wf.doctor() returns table (severity text, subject text, problem text, remedy text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with expected as (
+        select a.target, a.form, a.function_name, tree.relid, wanted.name, wanted.name = 'pgaudit_wf_truncate' as statement_level
+        from pgaudit_wf.attachment as a,
+        lateral (select a.target as relid union select leaf from pgaudit_wf.leaf_tables(a.target) as leaf) as tree,
+        lateral unnest(array['pgaudit_wf_insert', 'pgaudit_wf_update', 'pgaudit_wf_delete', 'pgaudit_wf_truncate']) as wanted (name)
+        where wanted.name <> 'pgaudit_wf_truncate' or tree.relid in (select pgaudit_wf.leaf_tables(a.target))
+    )
+    select 'error', e.relid::regclass::text, format('the trigger %s is missing', e.name), format('select pgaudit_wf.attach(%L);', e.target)
+    from expected as e
+    where not exists (select from pg_trigger where tgrelid = e.relid and tgname = e.name)
+    union all
+    select 'error', e.relid::regclass::text, format('the trigger %s is disabled', e.name), format('alter table %s enable always trigger %I;', e.relid::regclass, e.name)
+    from expected as e
+    join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled <> 'A'
+    union all
+    select 'error', a.target::text,
+        format('its columns have changed since its trigger was made: %s', array_to_string(array(
+            select '+' || name from unnest(pgaudit_wf.column_names(a.target)) as name where name <> all (a.columns)
+            union all
+            select '-' || name from unnest(a.columns) as name where name <> all (pgaudit_wf.column_names(a.target))), ', ')),
+        format('select pgaudit_wf.attach(%L);', a.target)
+    from pgaudit_wf.attachment as a
+    where not (a.columns @> pgaudit_wf.column_names(a.target) and a.columns <@ pgaudit_wf.column_names(a.target))
+    union all
+    select 'error', a.target::text, 'its trigger is compiled, but DDL is not being followed: the next ALTER TABLE can make writes fail',
+        format('alter event trigger … enable always; or, for the slower form that needs none: select pgaudit_wf.attach(%L);', a.target)
+    from pgaudit_wf.attachment as a
+    where a.form = 'compiled' and not pgaudit_wf.can_follow_ddl()
+    union all
+    select 'error', a.target::text, format('role %I can alter the table, and so switch its triggers off', member.rolname), format('revoke %I from %I;', owner.rolname, member.rolname)
+    from pgaudit_wf.attachment as a
+    join pg_class as c on c.oid = a.target
+    join pg_roles as owner on owner.oid = c.relowner
+    join pg_roles as member on pg_has_role(member.oid, owner.oid, 'member') and not member.rolsuper
+    where pg_has_role(member.oid, to_regrole('pgaudit_wf_app'), 'member') and member.rolname <> 'pgaudit_wf_app'
+        and to_regrole('pgaudit_wf_app') is not null
+    union all
+    select 'error', l.relation::text, format('role %I may %s the log directly', grantee.rolname, lower(l.privilege)),
+        format('revoke %s on %s from %I;', lower(l.privilege), l.relation, grantee.rolname)
+    from (
+        select c.oid::regclass as relation, acl.grantee, acl.privilege_type as privilege
+        from pg_class as c, aclexplode(c.relacl) as acl
+        where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind in ('r', 'p') and acl.grantee <> c.relowner
+            and acl.privilege_type in ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER')
+    ) as l
+    join pg_roles as grantee on grantee.oid = l.grantee
+    union all
+    select 'error', guard.relation::text, 'the log''s append-only trigger is missing or disabled', 'Find out who disabled it; then: alter table … enable always trigger append_only;'
+    from (
+        select relid::regclass as relation from pg_partition_tree('pgaudit_wf.security_audit_log')
+        union all values ('pgaudit_wf.attachment_history'::regclass)
+    ) as guard
+    where not exists (select from pg_trigger where tgrelid = guard.relation and tgname = 'append_only' and tgenabled = 'A')
+    union all
+    select 'warning', 'pgaudit_wf.security_audit_log', format('there is no partition for %s yet', to_char(month, 'YYYY-MM')), 'select pgaudit_wf.ensure_log_partitions();'
+    from generate_series(date_trunc('month', now() at time zone 'UTC'), date_trunc('month', now() at time zone 'UTC') + interval '1 month', interval '1 month') as month
+    where to_regclass(format('pgaudit_wf.security_audit_log_%s', to_char(month, '"y"YYYY"m"MM'))) is null
+    union all
+    select 'warning', 'pgaudit_wf.security_audit_log_default', 'events are waiting in the default partition', 'select pgaudit_wf.add_log_partition(''<their month>'');'
+    where exists (select from pgaudit_wf.security_audit_log_default)
+    union all
+    select 'warning', f.target, format('%s changes went through unrecorded, last at %s (SQLSTATE %s)', count(*), max(f.occurred_at), max(f.sqlstate)),
+        'Find the cause; delete the rows of pgaudit_wf.capture_failure when it is mended.'
+    from pgaudit_wf.capture_failure as f group by f.target
+    union all
+    select 'notice', a.target::text, 'its trigger is of the generic form, which is slower', 'Run pgaudit-wf migrate as a role that may create event triggers, then attach again.'
+    from pgaudit_wf.attachment as a
+    where a.form = 'generic' and not pgaudit_wf.can_follow_ddl()
+    union all
+    select 'notice', a.target::text, 'its trigger is of the generic form, and need not be', format('select pgaudit_wf.attach(%L);', a.target)
+    from pgaudit_wf.attachment as a
+    where a.form = 'generic' and pgaudit_wf.can_follow_ddl()
+    union all
+    select 'notice', name, 'the role does not exist', format('create role %I nologin; select pgaudit_wf.grant_roles();', name)
+    from unnest(array['pgaudit_wf_app', 'pgaudit_wf_reader']) as name
+    where to_regrole(name) is null
+    order by 1, 2, 3
+$$;
+comment on function pgaudit_wf.doctor() is
+    'What is wrong or has drifted, and the remedy: missing or disabled triggers, changed columns, rights that are too wide, missing partitions. No row: all is well.';
 
 -- sql/core/200_canonical_json.sql
 
@@ -2187,9 +2584,10 @@ comment on function pgaudit_wf.normalize_definition(jsonb, jsonb) is
 
 -- sql/core/230_hash_definition.sql
 
--- The content hash. canonical_definition is canonical_json for the shape that normalize_definition gives, written out level
--- by level: one statement for the whole graph where the general function needs one for every object. At 20 nodes that is what
--- keeps a meaningful save inside its budget.
+-- The content hash. canonical_definition(nodes, edges) is canonical_json(normalize_definition(nodes, edges)), written out level
+-- by level: two statements for the whole graph where the general way builds the normalised document and then needs one for
+-- every object in it. That takes a third of the time, and is what keeps a meaningful save inside its budget; the tests hold
+-- the two ways together.
 
 create or replace function pgaudit_wf.canonical_value(value jsonb, depth int)
 returns text
@@ -2211,30 +2609,21 @@ comment on function pgaudit_wf.canonical_value(jsonb, int) is
     'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it. Internal.';
 
 
-create or replace function pgaudit_wf.canonical_definition(definition jsonb)
+create or replace function pgaudit_wf.canonical_definition(nodes jsonb, edges jsonb)
 returns text
 language plpgsql
-immutable
-strict
+stable
 parallel safe
 as $$
 declare
-    edges text;
-    nodes text;
+    aliases text[] := array(select config_alias.alias from pgaudit_wf.config_alias);
+    edge_text text;
+    node_text text;
 begin
-    if jsonb_typeof(canonical_definition.definition -> 'edges') is distinct from 'array'
-        or jsonb_typeof(canonical_definition.definition -> 'nodes') is distinct from 'array'
-        or canonical_definition.definition - '{edges,nodes}'::text[] <> '{}'
-    then
-        return pgaudit_wf.canonical_json(canonical_definition.definition);
-    end if;
-
     select string_agg(
-        case
-            when jsonb_typeof(edge) = 'object'
-                and edge - '{data,id,source,sourceHandle,target,targetHandle}'::text[] = '{}'
+        case jsonb_typeof(edge)
             -- concat_ws leaves out what is null, which is what an absent key gives; a JSON null is not.
-            then concat('{', concat_ws(',',
+            when 'object' then concat('{', concat_ws(',',
                 '"data":' || pgaudit_wf.canonical_value(edge -> 'data', 4),
                 '"id":' || pgaudit_wf.canonical_value(edge -> 'id', 4),
                 '"source":' || pgaudit_wf.canonical_value(edge -> 'source', 4),
@@ -2243,25 +2632,27 @@ begin
                 '"targetHandle":' || pgaudit_wf.canonical_value(edge -> 'targetHandle', 4)), '}')
             else pgaudit_wf.canonical_json_at(edge, 3)
         end, ',')
-        into edges
-        from jsonb_array_elements(canonical_definition.definition -> 'edges') as edge;
+        into edge_text
+        from jsonb_array_elements(pgaudit_wf.graph_array(canonical_definition.edges, 'edges')) as edge;
 
     select string_agg(
-        case
-            when jsonb_typeof(node) = 'object' and node - '{data,id,type}'::text[] = '{}'
-            then concat('{', concat_ws(',',
-                '"data":' || case
-                    when jsonb_typeof(node -> 'data') = 'object' then (
+        case jsonb_typeof(node)
+            when 'object' then concat('{', concat_ws(',',
+                '"data":' || case jsonb_typeof(node -> 'data')
+                    when 'object' then (
                         select '{' || coalesce(string_agg(
                             concat_ws(':', to_json(member.key), case
-                                when member.key = 'config' and jsonb_typeof(member.value) = 'object' then (
+                                when member.key <> 'config' or jsonb_typeof(member.value) <> 'object'
+                                then pgaudit_wf.canonical_value(member.value, 5)
+                                when member.value ?| aliases
+                                then pgaudit_wf.canonical_json_at(pgaudit_wf.normalize_config(member.value), 5)
+                                else (
                                     select '{' || coalesce(string_agg(
                                         concat_ws(':', to_json(setting.key), pgaudit_wf.canonical_value(setting.value, 6)),
                                         ',' order by case when octet_length(setting.key) = length(setting.key)
                                             then setting.key else pgaudit_wf.utf16_order(setting.key) end collate "C"), '')
                                         || '}'
                                     from jsonb_each(member.value) as setting)
-                                else pgaudit_wf.canonical_value(member.value, 5)
                             end),
                             ',' order by case when octet_length(member.key) = length(member.key)
                                 then member.key else pgaudit_wf.utf16_order(member.key) end collate "C"), '')
@@ -2273,29 +2664,15 @@ begin
                 '"type":' || pgaudit_wf.canonical_value(node -> 'type', 4)), '}')
             else pgaudit_wf.canonical_json_at(node, 3)
         end, ',')
-        into nodes
-        from jsonb_array_elements(canonical_definition.definition -> 'nodes') as node;
+        into node_text
+        from jsonb_array_elements(pgaudit_wf.graph_array(canonical_definition.nodes, 'nodes')) as node;
 
-    return pgaudit_wf.canonical_checked(concat('{"edges":[', edges, '],"nodes":[', nodes, ']}'));
+    return pgaudit_wf.canonical_checked(concat('{"edges":[', edge_text, '],"nodes":[', node_text, ']}'));
 end
 $$;
 
-comment on function pgaudit_wf.canonical_definition(jsonb) is
-    'The same text as canonical_json, faster for what normalize_definition returns.';
-
-
-create or replace function pgaudit_wf.hash_normalized(definition jsonb)
-returns text
-language sql
-immutable
-strict
-parallel safe
-return encode(
-    sha256(convert_to(pgaudit_wf.canonical_definition(hash_normalized.definition), 'UTF8')), 'hex');
-
-comment on function pgaudit_wf.hash_normalized(jsonb) is
-    'The content hash of a definition that normalize_definition has already been through: lower-case hex SHA-256 of its '
-    'canonical JSON in UTF-8.';
+comment on function pgaudit_wf.canonical_definition(jsonb, jsonb) is
+    'The text that is hashed: the RFC 8785 form of normalize_definition(nodes, edges), made in one go.';
 
 
 create or replace function pgaudit_wf.hash_definition(nodes jsonb, edges jsonb)
@@ -2303,11 +2680,88 @@ returns text
 language sql
 stable
 parallel safe
-return pgaudit_wf.hash_normalized(
-    pgaudit_wf.normalize_definition(hash_definition.nodes, hash_definition.edges));
+return encode(sha256(convert_to(
+    pgaudit_wf.canonical_definition(hash_definition.nodes, hash_definition.edges), 'UTF8')), 'hex');
 
 comment on function pgaudit_wf.hash_definition(jsonb, jsonb) is
     'The content hash of a workflow: lower-case hex SHA-256 of the RFC 8785 form of normalize_definition(nodes, edges). The same '
     'definition gives the same hash in every version, run and language.';
+
+
+create or replace function pgaudit_wf.same_definition(
+    old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb)
+returns boolean
+language plpgsql
+stable
+parallel safe
+as $$
+declare
+    aliases text[];
+begin
+    -- Pairs by position: a save that only moved nodes never gets further than comparing three fields of each.
+    if same_definition.old_edges is distinct from same_definition.new_edges and exists (
+        select from rows from (
+            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.old_edges, 'edges')),
+            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.new_edges, 'edges'))) as pair (old, new)
+        where pair.old is distinct from pair.new
+            and pgaudit_wf.normalize_edge(pair.old) is distinct from pgaudit_wf.normalize_edge(pair.new))
+    then
+        return false;
+    end if;
+    if same_definition.old_nodes is not distinct from same_definition.new_nodes then
+        return true;
+    end if;
+    aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
+    return not exists (
+        select from rows from (
+            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.old_nodes, 'nodes')),
+            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.new_nodes, 'nodes'))) as pair (old, new)
+        where pair.old is distinct from pair.new
+            and (jsonb_typeof(pair.old) is distinct from 'object' or jsonb_typeof(pair.new) is distinct from 'object'
+                or pair.old -> 'data' is distinct from pair.new -> 'data'
+                or pair.old -> 'id' is distinct from pair.new -> 'id'
+                or pair.old -> 'type' is distinct from pair.new -> 'type')
+            and pgaudit_wf.normalize_node(pair.old, aliases) is distinct from pgaudit_wf.normalize_node(pair.new, aliases));
+end
+$$;
+
+comment on function pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb) is
+    'Whether two states of a workflow have the same normalised definition, that is, whether nothing but the canvas changed. '
+    'Much cheaper than comparing two hashes.';
+
+-- sql/core/900_grants.sql
+
+-- Who may do what. Nobody but the owner writes the log; triggers and record_event() do it as the owner.
+
+create function pgaudit_wf.grant_roles() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    invoker regprocedure;
+begin
+    -- A function is everybody's by default, and a definer's rights are ours.
+    revoke execute on all functions in schema pgaudit_wf from public;
+    if to_regrole('pgaudit_wf_app') is not null then
+        grant usage on schema pgaudit_wf to pgaudit_wf_app;
+        grant execute on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text) to pgaudit_wf_app;
+    end if;
+    if to_regrole('pgaudit_wf_reader') is not null then
+        grant usage on schema pgaudit_wf to pgaudit_wf_reader;
+        grant select on pgaudit_wf.security_audit_log, pgaudit_wf.api_key_activity, pgaudit_wf.attachment, pgaudit_wf.attachment_history,
+            pgaudit_wf.attached, pgaudit_wf.key_change, pgaudit_wf.action_rule, pgaudit_wf.capture_failure to pgaudit_wf_reader;
+        -- What runs with the caller's own rights can do no harm; of the definers, only those that check who asks.
+        for invoker in select p.oid::regprocedure from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace and not p.prosecdef loop
+            execute format('grant execute on function %s to pgaudit_wf_reader', invoker);
+        end loop;
+        grant execute on function pgaudit_wf.readable_org(), pgaudit_wf.describe_actors(text, text[], text),
+            pgaudit_wf.resource_names(text[], text[], text), pgaudit_wf.log_generations() to pgaudit_wf_reader;
+    end if;
+end
+$$;
+comment on function pgaudit_wf.grant_roles() is
+    'Gives pgaudit_wf_app and pgaudit_wf_reader their rights. Run it again after creating a role that was missing at installation.';
+
+select pgaudit_wf.grant_roles();
 
 -- end of what is generated
