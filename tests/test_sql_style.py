@@ -45,9 +45,8 @@ def test_file_parses(path: Path) -> None:
 def test_keywords_are_lower_case_in_function_bodies_too(path: Path) -> None:
     shouted = []
     for text in bodies(path.read_text()):
-        encoded = text.encode()
         for token in scan(text):
-            word = encoded[token.start : token.end + 1].decode()
+            word = text[token.start : token.end + 1]
             if token.kind != "NO_KEYWORD" and word != word.lower():
                 shouted.append(word)
     assert shouted == []
