@@ -69,6 +69,19 @@ comment on column pgaudit_wf.capture_failure.target is 'The table.';
 comment on column pgaudit_wf.capture_failure.op is 'INSERT, UPDATE, DELETE or TRUNCATE.';
 comment on column pgaudit_wf.capture_failure.sqlstate is 'SQLSTATE of the error that kept it from being recorded.';
 
+create table pgaudit_wf.key_change (
+    resource_type text not null,
+    old_id text not null,
+    new_id text not null,
+    org_id text,
+    primary key (resource_type, old_id, new_id)
+);
+comment on table pgaudit_wf.key_change is 'Rows whose key was changed: where the log of a row goes on under another resource_id.';
+comment on column pgaudit_wf.key_change.resource_type is 'resource_type of the row.';
+comment on column pgaudit_wf.key_change.old_id is 'resource_id before.';
+comment on column pgaudit_wf.key_change.new_id is 'resource_id of the event that changed it, and of those after it.';
+comment on column pgaudit_wf.key_change.org_id is 'Organisation of the row.';
+
 create function pgaudit_wf.count_failure(target text, op text, failure text) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

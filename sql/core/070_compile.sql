@@ -183,7 +183,7 @@ as $$
         pgaudit_wf.update_statements(setting),
         pgaudit_wf.key_expression(setting, 'new'),
         (
-            select format(e'\n        if %s then\n            event_metadata := jsonb_build_object(''previous_resource_id'', %s);\n        end if;',
+            select format(e'\n        if %s then\n            event_previous_id := %s;\n        end if;',
                 string_agg(format('old.%1$I is distinct from new.%1$I', key_column), ' or '), pgaudit_wf.key_expression(setting, 'old'))
             from unnest((setting).id_columns) as key_column
         ),
@@ -263,7 +263,7 @@ as $$
             return null;
         end if;
         if pgaudit_wf.generic_key(before, %4$L, tg_relid) is distinct from pgaudit_wf.generic_key(after, %4$L, tg_relid) then
-            event_metadata := jsonb_build_object('previous_resource_id', pgaudit_wf.generic_key(before, %4$L, tg_relid));
+            event_previous_id := pgaudit_wf.generic_key(before, %4$L, tg_relid);
         end if;
     elsif tg_op = 'INSERT' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after));
@@ -316,6 +316,11 @@ declare
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
         || format($insert$
+    if event_previous_id is not null then
+        event_metadata := jsonb_build_object('previous_resource_id', event_previous_id);
+        insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
+        values (%1$L, event_previous_id, event_id, event_org) on conflict do nothing;
+    end if;
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
     values (event_org, event_action, %1$L, event_id, true, event_diff, event_metadata || pgaudit_wf.event_metadata(event_label));$insert$,
@@ -335,6 +340,7 @@ begin
 -- To change it, attach the table again or edit pgaudit_wf.action_rule.
 declare
     event_id text;
+    event_previous_id text;
     event_org text%3$s;
     event_label text;
     event_action text;

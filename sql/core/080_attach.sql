@@ -161,7 +161,7 @@ begin
     end if;
 
     perform pgaudit_wf.check_columns(setting);
-    perform pgaudit_wf.install_capture(setting);
+    perform pgaudit_wf.install_capture(setting, false);
 
     setting.attached_at := coalesce(setting.attached_at, now());
     setting.attached_by := coalesce(setting.attached_by, session_user);
@@ -183,7 +183,7 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
     'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
 
-create function pgaudit_wf.install_capture(setting pgaudit_wf.attachment) returns void
+create function pgaudit_wf.install_capture(setting pgaudit_wf.attachment, keep_disabled boolean) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -191,6 +191,11 @@ declare
     rule pgaudit_wf.action_rule;
     owner constant name := (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf');
     leaf regclass;
+    disabled record;
+    disabled_before constant jsonb := (
+        select jsonb_agg(jsonb_build_object('relation', tgrelid::regclass::text, 'name', tgname)) from pg_trigger
+        where tgenabled = 'D' and tgname like 'pgaudit\_wf\_%' and not tgisinternal
+            and (tgrelid = (setting).target or tgrelid in (select pgaudit_wf.leaf_tables((setting).target))));
 begin
     for rule in select r.* from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type order by r.position, r.id loop
         perform pgaudit_wf.check_action_rule((setting).target, rule);
@@ -221,11 +226,16 @@ begin
             leaf, (setting).function_name);
         execute format('alter table %s enable always trigger pgaudit_wf_truncate', leaf);
     end loop;
+    if keep_disabled then
+        for disabled in select relation, name from jsonb_to_recordset(disabled_before) as d (relation text, name text) loop
+            execute format('alter table %s disable trigger %I', disabled.relation, disabled.name);
+        end loop;
+    end if;
 
     perform set_config('pgaudit_wf.compiling', 'off', true);
 end
 $$;
-comment on function pgaudit_wf.install_capture(pgaudit_wf.attachment) is 'Compiles the trigger function of an attached table and puts the triggers in place.';
+comment on function pgaudit_wf.install_capture(pgaudit_wf.attachment, boolean) is 'Compiles the trigger function of an attached table and puts the triggers in place; those that somebody disabled stay so on request.';
 
 create function pgaudit_wf.leaf_tables(target regclass) returns setof regclass
 language sql stable
@@ -278,7 +288,7 @@ begin
         select a.* from pgaudit_wf.attachment as a
         where a.resource_type in (select touched.resource_type from touched) order by a.target::oid
     loop
-        perform pgaudit_wf.install_capture(setting);
+        perform pgaudit_wf.install_capture(setting, true);
     end loop;
     return null;
 end

@@ -22,6 +22,24 @@ as $$
 $$;
 comment on function pgaudit_wf.rename_in_rules(text, text, text) is 'Follows a renamed column in the conditions of the rules of a resource type.';
 
+create function pgaudit_wf.column_default(target regclass, name text) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    missing text;
+    type text;
+    value jsonb;
+begin
+    -- What PostgreSQL shows in the rows that were there before the column was added.
+    select (attmissingval::text::text[])[1], format_type(atttypid, atttypmod) into missing, type
+    from pg_attribute where attrelid = column_default.target and attname = column_default.name;
+    execute format('select to_jsonb($1::%s)', type) into value using missing;
+    return value;
+end
+$$;
+comment on function pgaudit_wf.column_default(regclass, text) is 'The constant default that an added column has in the rows that were there before.';
+
 create function pgaudit_wf.recompile(target regclass, renamed_to text) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -37,14 +55,14 @@ begin
         select jsonb_build_object(name, recompile.renamed_to) into strict renames
         from unnest(setting.columns) as name where name <> all (columns_now);
     end if;
-    altered := jsonb_strip_nulls(jsonb_build_object(
+    altered := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(jsonb_build_object(
         'renamed', nullif(renames, '{}'),
         'added', (
-            select jsonb_agg(name) from unnest(columns_now) as name
-            where name <> all (setting.columns) and name is distinct from recompile.renamed_to),
+            select jsonb_object_agg(name, coalesce(pgaudit_wf.column_default(recompile.target, name), 'null')) from unnest(columns_now) as name
+            where name <> all (setting.columns) and (recompile.renamed_to is null or renames = '{}')),
         'dropped', (
             select jsonb_agg(name) from unnest(setting.columns) as name
-            where name <> all (columns_now) and not renames ? name)));
+            where name <> all (columns_now) and not renames ? name))) where value <> 'null');
 
     setting.columns := columns_now;
     setting.id_columns := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
@@ -64,7 +82,7 @@ begin
     where a.target = recompile.target;
 
     perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
-    perform pgaudit_wf.install_capture(setting);
+    perform pgaudit_wf.install_capture(setting, true);
     if altered <> '{}' then
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, 'altered', altered);

@@ -1,0 +1,196 @@
+-- Reading the trail: filtered, with names, newest first, a page at a time.
+
+create function pgaudit_wf.trail_cursor(occurred_at timestamptz, id bigint) returns text
+language sql immutable strict parallel safe
+as $$
+    select translate(encode(convert_to(format('%s %s', (extract(epoch from occurred_at) * 1000000)::bigint, id), 'UTF8'), 'base64'), '+/=', '-_')
+$$;
+comment on function pgaudit_wf.trail_cursor(timestamptz, bigint) is 'Opaque place of an event in the trail.';
+
+create function pgaudit_wf.trail_position(cursor text, out occurred_at timestamptz, out id bigint)
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    part text[];
+begin
+    part := string_to_array(convert_from(decode(
+        translate(cursor, '-_', '+/') || repeat('=', -length(cursor) & 3), 'base64'), 'UTF8'), ' ');
+    if cardinality(part) <> 2 then
+        raise invalid_parameter_value;
+    end if;
+    occurred_at := timestamptz 'epoch' + part[1]::bigint * interval '1 microsecond';
+    id := part[2]::bigint;
+exception
+    when others then
+        raise exception 'the cursor "%" was not made by audit_trail()', left(trail_position.cursor, 100)
+            using errcode = 'PA007', hint = 'Pass the cursor of the last event of the previous page, or null for the first page.';
+end
+$$;
+comment on function pgaudit_wf.trail_position(text) is 'The place that an opaque cursor stands for; raises PA007 on anything else.';
+
+create type pgaudit_wf.trail_entry as (
+    id bigint,
+    occurred_at timestamptz,
+    org_id text,
+    org_label text,
+    actor_id text,
+    actor_name text,
+    actor_email text,
+    actor_role text,
+    auth_method text,
+    api_key_id text,
+    action text,
+    resource_type text,
+    resource_id text,
+    resource_name text,
+    outcome text,
+    captured boolean,
+    diff jsonb,
+    metadata jsonb,
+    ip inet,
+    country text,
+    user_agent text,
+    correlation_id text,
+    db_user text,
+    application_name text,
+    cursor text
+);
+comment on type pgaudit_wf.trail_entry is 'An event of the trail as people read it: with the present names of actor and resource, else the ones kept in the event.';
+
+create function pgaudit_wf.like_pattern(text_part text) returns text
+language sql immutable strict parallel safe
+as $$ select '%' || replace(replace(replace(text_part, '\', '\\'), '%', '\%'), '_', '\_') || '%' $$;
+comment on function pgaudit_wf.like_pattern(text) is 'LIKE pattern for a text that contains the given one, taken literally.';
+
+create function pgaudit_wf.present_actors(actor_ids text[], org_id text, restricted boolean)
+returns table (actor_id text, name text, email text, role text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    if present_actors.restricted then
+        return query select d.* from pgaudit_wf.describe_actors(present_actors.org_id, present_actors.actor_ids) as d;
+    else
+        return query
+            select d.actor_id, d.name, d.email, (
+                select m.role from pgaudit_wf.org_member as m where m.actor_id = d.actor_id and m.org_id = present_actors.org_id limit 1)
+            from pgaudit_wf.actor_directory as d
+            where d.actor_id = any (present_actors.actor_ids);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.present_actors(text[], text, boolean) is
+    'Present names of the actors of a page of the trail, as far as the caller may see them.';
+
+create function pgaudit_wf.present_names(resource_types text[], resource_ids text[], org_id text, restricted boolean)
+returns table (resource_type text, resource_id text, name text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    setting pgaudit_wf.attachment;
+begin
+    if present_names.restricted then
+        return query select n.* from pgaudit_wf.resource_names(present_names.resource_types, present_names.resource_ids, present_names.org_id) as n;
+        return;
+    end if;
+    for setting in
+        select a.* from pgaudit_wf.attachment as a
+        where a.resource_type = any (present_names.resource_types) and a.label_column is not null
+            and has_table_privilege(a.target, 'select')
+    loop
+        return query execute pgaudit_wf.resource_names_query(setting) using present_names.resource_types, present_names.resource_ids;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.present_names(text[], text[], text, boolean) is
+    'Present names of the resources of a page of the trail, as far as the caller may see them.';
+
+create function pgaudit_wf.audit_trail(
+    org_id text default null,
+    action text default null,
+    resource_type text default null,
+    resource_id text default null,
+    actor_id text default null,
+    correlation_id text default null,
+    outcome text default null,
+    since timestamptz default null,
+    until timestamptz default null,
+    search text default null,
+    after text default null,
+    page_size integer default 50
+) returns setof pgaudit_wf.trail_entry
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    restricted constant boolean := row_security_active('pgaudit_wf.security_audit_log');
+    org constant text := coalesce(audit_trail.org_id, case when row_security_active('pgaudit_wf.security_audit_log') then nullif(current_setting('app.org_id', true), '') end);
+    place record;
+    page pgaudit_wf.security_audit_log[];
+    filter text;
+begin
+    if coalesce(audit_trail.page_size, 0) not between 1 and 1000 then
+        raise exception 'page_size must be from 1 to 1000' using errcode = 'PA008';
+    end if;
+    if restricted and (org is null or org is distinct from pgaudit_wf.readable_org()) then
+        raise exception 'only owners and admins of an organisation may read its trail'
+            using errcode = 'PA006',
+                hint = 'Set app.org_id and app.actor_id in the transaction; pgaudit_wf.org_member must have the actor as owner or admin of it.';
+    end if;
+    select p.occurred_at, p.id into place from pgaudit_wf.trail_position(audit_trail.after) as p;
+
+    -- Only the conditions in use, so that each combination gets the index that serves it.
+    filter := concat(
+        case when org is not null then ' and l.org_id = $1' end,
+        case when audit_trail.action is not null then case when strpos(audit_trail.action, '*') > 0
+            then ' and l.action like replace(replace(replace(replace($2, ''\'', ''\\''), ''%'', ''\%''), ''_'', ''\_''), ''*'', ''%'')' else ' and l.action = $2' end end,
+        case when audit_trail.resource_type is not null then ' and l.resource_type = $3' end,
+        case when audit_trail.resource_id is not null then ' and l.resource_id = $4' end,
+        case when audit_trail.actor_id is not null then ' and l.actor_id = $5' end,
+        case when audit_trail.correlation_id is not null then ' and l.correlation_id = $6' end,
+        case when audit_trail.outcome is not null then ' and l.outcome = $7' end,
+        case when audit_trail.since is not null then ' and l.occurred_at >= $8' end,
+        case when audit_trail.until is not null then ' and l.occurred_at < $9' end,
+        case when place.id is not null then ' and (l.occurred_at, l.id) < ($11, $12)' end,
+        case when audit_trail.search is not null then
+            ' and (l.actor_label ilike $10 or l.action ilike $10 or l.resource_id ilike $10 or l.metadata ->> ''label'' ilike $10'
+            ' or l.metadata ->> ''reason'' ilike $10 or host(l.ip) ilike $10 or l.user_agent ilike $10 or l.correlation_id ilike $10'
+            ' or l.actor_id in (select d.actor_id from ' || case when restricted
+                then 'pgaudit_wf.describe_actors($1, pattern => $10) as d'
+                else 'pgaudit_wf.actor_directory as d where d.name ilike $10 or d.email ilike $10' end || '))'
+        end);
+    execute 'select array_agg(l order by l.occurred_at desc, l.id desc) from (select l.* from pgaudit_wf.security_audit_log as l where true'
+        || filter || ' order by l.occurred_at desc, l.id desc limit $13) as l'
+        into page
+        using org, audit_trail.action, audit_trail.resource_type, audit_trail.resource_id, audit_trail.actor_id, audit_trail.correlation_id,
+            audit_trail.outcome, audit_trail.since, audit_trail.until, pgaudit_wf.like_pattern(audit_trail.search), place.occurred_at, place.id,
+            audit_trail.page_size;
+
+    return query
+        with event as (
+            select e.* from unnest(page) as e
+        ), actor as (
+            select d.* from pgaudit_wf.present_actors(array(select distinct e.actor_id from event as e), org, restricted) as d
+        ), resource as (
+            select n.* from pgaudit_wf.present_names(
+                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org, restricted) as n
+        )
+        select
+            e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, coalesce(actor.name, e.actor_label), actor.email, actor.role,
+            e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, coalesce(resource.name, e.metadata ->> 'label'),
+            e.outcome, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
+            pgaudit_wf.trail_cursor(e.occurred_at, e.id)
+        from event as e
+        left join actor on actor.actor_id = e.actor_id
+        left join resource on resource.resource_type = e.resource_type and resource.resource_id = e.resource_id
+        order by e.occurred_at desc, e.id desc;
+end
+$$;
+comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, text, timestamptz, timestamptz, text, text, integer) is
+    'A page of the trail, newest first. Every filter is optional: org_id, action (* is a wildcard: api_key.*), resource_type, resource_id, actor_id, correlation_id, outcome, since (inclusive) and until (exclusive), '
+    'search (text in names, labels, action, address, user agent, ids). Next page: after => the cursor of the last event. The reader role sees the organisation app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
+    'Raises PA007 on a cursor that is none, PA008 on a page_size outside 1 to 1000.';

@@ -1,0 +1,318 @@
+-- What people read between two versions: which nodes and connections came, went and changed, and how, in words instead of
+-- JSON paths. A node that is equal on both sides costs one comparison; only a changed one is looked into.
+
+create or replace function pgaudit_wf.try_jsonb(value text)
+returns jsonb
+language plpgsql
+immutable
+strict
+-- Not parallel safe: the exception block is a subtransaction.
+as $$
+begin
+    return try_jsonb.value::jsonb;
+exception
+    when invalid_text_representation or untranslatable_character or statement_too_complex then
+        return null;
+end
+$$;
+
+comment on function pgaudit_wf.try_jsonb(text) is 'The text as JSON, or null if it is none. Internal.';
+
+
+create or replace function pgaudit_wf.readable_text(value text)
+returns text
+language sql
+immutable
+parallel safe
+return case
+    when coalesce(readable_text.value, '') = '' then 'empty'
+    when strpos(readable_text.value, '{{@') = 0 then readable_text.value
+    else regexp_replace(readable_text.value, '\{\{@[^:}]+:([^}]+)\}\}', '{{\1}}', 'g')
+end;
+
+comment on function pgaudit_wf.readable_text(text) is
+    'A configuration text for people: template references {{@nodeId:Display.field}} read {{Display.field}}, nothing reads '
+    '"empty".';
+
+
+create or replace function pgaudit_wf.node_type(node jsonb)
+returns text
+language sql
+immutable
+parallel safe
+return coalesce(
+    nullif(node_type.node -> 'data' ->> 'type', ''), nullif(node_type.node ->> 'type', ''), 'node');
+
+comment on function pgaudit_wf.node_type(jsonb) is 'A node''s category: data.type, else its type, else "node".';
+
+
+create or replace function pgaudit_wf.node_label(node jsonb)
+returns text
+language sql
+immutable
+parallel safe
+return coalesce(
+    nullif(btrim(node_label.node -> 'data' ->> 'label'), ''),
+    nullif(node_label.node -> 'data' -> 'config' ->> 'actionType', ''),
+    nullif(node_label.node -> 'data' -> 'config' ->> 'triggerType', ''),
+    upper(left(pgaudit_wf.node_type(node_label.node), 1)) || substr(pgaudit_wf.node_type(node_label.node), 2));
+
+comment on function pgaudit_wf.node_label(jsonb) is
+    'What people call a node: its label, else its action or trigger type, else its category with a capital.';
+
+
+create or replace function pgaudit_wf.node_ref(node jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+return jsonb_build_object(
+    'id', node_ref.node ->> 'id',
+    'label', pgaudit_wf.node_label(node_ref.node),
+    'node_type', pgaudit_wf.node_type(node_ref.node));
+
+comment on function pgaudit_wf.node_ref(jsonb) is 'A node as a version diff names it: {id, label, node_type}.';
+
+
+create or replace function pgaudit_wf.abi_type(input jsonb)
+returns text
+language plpgsql
+immutable
+strict
+parallel safe
+as $$
+begin
+    if abi_type.input ->> 'type' like 'tuple%' and jsonb_typeof(abi_type.input -> 'components') = 'array' then
+        return '(' || coalesce((
+                select string_agg(pgaudit_wf.abi_type(component), ',')
+                from jsonb_array_elements(abi_type.input -> 'components') as component), '')
+            || ')' || substr(abi_type.input ->> 'type', 6);
+    end if;
+    return coalesce(abi_type.input ->> 'type', '');
+end
+$$;
+
+comment on function pgaudit_wf.abi_type(jsonb) is
+    'The type of an ABI parameter as it stands in a function signature: a tuple is its components. Internal.';
+
+
+create or replace function pgaudit_wf.argument_text(config jsonb, value jsonb)
+returns text
+language plpgsql
+immutable
+as $$
+declare
+    arguments jsonb := case jsonb_typeof(argument_text.value)
+        when 'string' then pgaudit_wf.try_jsonb(argument_text.value #>> '{}') else argument_text.value end;
+    abi jsonb := case jsonb_typeof(argument_text.config -> 'abi')
+        when 'string' then pgaudit_wf.try_jsonb(argument_text.config ->> 'abi') else argument_text.config -> 'abi' end;
+    inputs jsonb;
+    named text;
+begin
+    if jsonb_typeof(arguments) is distinct from 'array' then
+        return null;
+    end if;
+    if jsonb_typeof(abi) = 'array' then
+        -- An overloaded function is stored by its signature; a name alone is settled by the number of arguments.
+        select entry -> 'inputs' into inputs
+        from jsonb_array_elements(abi) with ordinality as item (entry, position)
+        where entry ->> 'name' = split_part(argument_text.config ->> 'abiFunction', '(', 1)
+            and coalesce(entry ->> 'type', 'function') = 'function'
+            and jsonb_typeof(entry -> 'inputs') = 'array'
+        order by
+            (entry ->> 'name') || '(' || coalesce((
+                select string_agg(pgaudit_wf.abi_type(input), ',' order by place)
+                from jsonb_array_elements(entry -> 'inputs') with ordinality as parameter (input, place)), '') || ')'
+                = argument_text.config ->> 'abiFunction' desc,
+            jsonb_array_length(entry -> 'inputs') = jsonb_array_length(arguments) desc,
+            position
+        limit 1;
+    end if;
+    select E'{\n' || string_agg(
+            '  ' || to_json(case when occurrence = 1 then name else 'arg' || (place - 1) end)::text || ': ' || argument::text,
+            E',\n' order by place) || E'\n}'
+        into named
+        from (
+            select argument, place, name, row_number() over (partition by name order by place) as occurrence
+            from (
+                select argument, place,
+                    coalesce(nullif(btrim(inputs -> (place::int - 1) ->> 'name'), ''), 'arg' || (place - 1)) as name
+                from jsonb_array_elements(arguments) with ordinality as given (argument, place)
+                -- Editors pad the array with empty strings past the function's own parameters.
+                where inputs is null or place <= jsonb_array_length(inputs) or argument <> '""'
+            ) as labelled
+        ) as counted;
+    return pgaudit_wf.readable_text(coalesce(named, arguments::text));
+end
+$$;
+
+comment on function pgaudit_wf.argument_text(jsonb, jsonb) is
+    'Contract arguments (a positional array, or its JSON text) for people: a JSON object by the parameter names of the '
+    'function that abiFunction names in the config''s own abi, argN where there is no name. Null if value is no array.';
+
+
+create or replace function pgaudit_wf.condition_text(condition_group jsonb, depth int default 0)
+returns text
+language plpgsql
+immutable
+strict
+parallel safe
+as $$
+begin
+    return (
+        select string_agg(
+            repeat('  ', condition_text.depth) || place || '. '
+            || case when jsonb_typeof(rule -> 'rules') = 'array'
+                then concat_ws(E'\n', 'group', pgaudit_wf.condition_text(rule, condition_text.depth + 1))
+                else concat_ws(' ',
+                    coalesce(nullif(btrim(coalesce(rule ->> 'leftOperand', rule ->> 'field')), ''), '""'),
+                    rule ->> 'operator',
+                    nullif(btrim(coalesce(rule ->> 'rightOperand', rule ->> 'value')), ''))
+            end,
+            E'\n' || repeat('  ', condition_text.depth)
+            || upper(coalesce(nullif(condition_text.condition_group ->> 'logic', ''), 'and')) || E'\n'
+            order by place)
+        from jsonb_array_elements(condition_text.condition_group -> 'rules') with ordinality as listed (rule, place));
+end
+$$;
+
+comment on function pgaudit_wf.condition_text(jsonb, int) is
+    'A condition group {logic, rules} as a numbered list of its rules with AND or OR between them, groups in groups indented.';
+
+
+create or replace function pgaudit_wf.config_text(config jsonb, key text, value jsonb)
+returns text
+language plpgsql
+immutable
+as $$
+declare
+    tree jsonb := config_text.value;
+    named text;
+begin
+    if config_text.key = 'functionArgs' then
+        named := pgaudit_wf.argument_text(config_text.config, config_text.value);
+    elsif jsonb_typeof(tree) = 'object' or tree #>> '{}' like '{%"rules"%' then
+        if jsonb_typeof(tree) = 'string' then
+            tree := pgaudit_wf.try_jsonb(tree #>> '{}');
+        end if;
+        if jsonb_typeof(tree -> 'group' -> 'rules') = 'array' then
+            tree := tree -> 'group';
+        end if;
+        if jsonb_typeof(tree -> 'rules') = 'array' and (tree ? 'logic' or config_text.key = 'conditionConfig') then
+            named := pgaudit_wf.readable_text(pgaudit_wf.condition_text(tree));
+        end if;
+    end if;
+    -- #>> '{}' is the text of a string and of anything else its JSON; of a JSON null it is null.
+    return coalesce(named, pgaudit_wf.readable_text(config_text.value #>> '{}'));
+end
+$$;
+
+comment on function pgaudit_wf.config_text(jsonb, text, jsonb) is
+    'One configuration value for people, in full: contract arguments by name, a condition tree as a rule list, template '
+    'references without node ids, "empty" for nothing. config is the whole configuration the value stands in.';
+
+
+create or replace function pgaudit_wf.text_delta(field text, before text, after text)
+returns jsonb
+language sql
+immutable
+parallel safe
+return case when coalesce(text_delta.before, '') <> coalesce(text_delta.after, '') then jsonb_build_object(
+    'field', text_delta.field,
+    'before', coalesce(nullif(text_delta.before, ''), 'empty'),
+    'after', coalesce(nullif(text_delta.after, ''), 'empty')) end;
+
+comment on function pgaudit_wf.text_delta(text, text, text) is
+    'A changed text as {field, before, after}, null if it did not change. Internal.';
+
+
+create or replace function pgaudit_wf.node_delta(before jsonb, after jsonb)
+returns jsonb
+language plpgsql
+stable
+as $$
+declare
+    old_data jsonb := case jsonb_typeof(node_delta.before -> 'data')
+        when 'object' then node_delta.before -> 'data' else '{}' end;
+    new_data jsonb := case jsonb_typeof(node_delta.after -> 'data')
+        when 'object' then node_delta.after -> 'data' else '{}' end;
+    old_config jsonb := case jsonb_typeof(old_data -> 'config') when 'object' then old_data -> 'config' else '{}' end;
+    new_config jsonb := case jsonb_typeof(new_data -> 'config') when 'object' then new_data -> 'config' else '{}' end;
+    delta jsonb := '[]';
+    changes jsonb;
+begin
+    delta := delta || coalesce(pgaudit_wf.text_delta('name', old_data ->> 'label', new_data ->> 'label'), '[]');
+    delta := delta || coalesce(
+        pgaudit_wf.text_delta('description', old_data ->> 'description', new_data ->> 'description'), '[]');
+    delta := delta || coalesce(
+        pgaudit_wf.text_delta('type', pgaudit_wf.node_type(node_delta.before), pgaudit_wf.node_type(node_delta.after)),
+        pgaudit_wf.text_delta('type', node_delta.before ->> 'type', node_delta.after ->> 'type'), '[]');
+    delta := delta || coalesce(pgaudit_wf.text_delta('enabled',
+        coalesce(old_data ->> 'enabled', 'true'), coalesce(new_data ->> 'enabled', 'true')), '[]');
+
+    if old_config <> new_config then
+        old_config := pgaudit_wf.normalize_config(old_config);
+        new_config := pgaudit_wf.normalize_config(new_config);
+    end if;
+    if old_config = new_config
+        and old_data - '{label,description,type,enabled,config}'::text[]
+            = new_data - '{label,description,type,enabled,config}'::text[]
+        and jsonb_typeof(node_delta.before -> 'data') is not distinct from jsonb_typeof(node_delta.after -> 'data')
+        and jsonb_typeof(old_data -> 'config') is not distinct from jsonb_typeof(new_data -> 'config')
+    then
+        return delta;
+    end if;
+
+    select jsonb_agg(jsonb_build_object(
+            'key', key,
+            'before', pgaudit_wf.config_text(old_config, key, old_value),
+            'after', pgaudit_wf.config_text(new_config, key, new_value))
+            order by rank, key collate "C")
+        into changes
+        from (
+            select 1 as rank, key, old.value as old_value, new.value as new_value
+            from jsonb_each(old_config) as old full join jsonb_each(new_config) as new using (key)
+            union all
+            -- What some editors keep beside, or instead of, config. An object that stays one is compared by its members, so
+            -- that one field of twenty does not read as twenty.
+            select 2, concat_ws('.', wide.key, member.key),
+                case when wide.nested then member.old_value else wide.old_value end,
+                case when wide.nested then member.new_value else wide.new_value end
+            from (
+                select key, old.value as old_value, new.value as new_value,
+                    coalesce(jsonb_typeof(old.value) = 'object' and jsonb_typeof(new.value) = 'object', false) as nested
+                from jsonb_each(old_data - '{label,description,type,enabled}'::text[]) as old
+                full join jsonb_each(new_data - '{label,description,type,enabled}'::text[]) as new using (key)
+                where old.value is distinct from new.value
+            ) as wide
+            left join lateral (
+                select key, old.value as old_value, new.value as new_value
+                from jsonb_each(case when wide.nested then wide.old_value else '{}' end) as old
+                full join jsonb_each(case when wide.nested then wide.new_value else '{}' end) as new using (key)
+            ) as member on wide.nested
+            where wide.key <> 'config' or not (
+                coalesce(jsonb_typeof(wide.old_value), 'object') = 'object'
+                and coalesce(jsonb_typeof(wide.new_value), 'object') = 'object')
+            union all
+            select 3, 'data', node_delta.before -> 'data', node_delta.after -> 'data'
+            where jsonb_typeof(node_delta.before -> 'data') is distinct from jsonb_typeof(node_delta.after -> 'data')
+                or jsonb_typeof(node_delta.after -> 'data') <> 'object'
+        ) as compared
+        where old_value is distinct from new_value;
+    if changes is not null then
+        delta := delta || jsonb_build_object('field', 'configuration', 'changes', changes);
+    end if;
+    return delta;
+end
+$$;
+
+comment on function pgaudit_wf.node_delta(jsonb, jsonb) is
+    'What changed in one node: a list of {field, before, after} for name, description, type and enabled, and {field: '
+    '"configuration", changes: [{key, before, after}]}. Empty if nothing readable did.';
+
+
+create or replace function pgaudit_wf.node_change(before jsonb, after jsonb)
+returns table (added jsonb, removed jsonb, changed jsonb)
+language sql
+stable
+return_placeholder

@@ -1,0 +1,32 @@
+-- Who may do what. Nobody but the owner writes the log; triggers and record_event() do it as the owner.
+
+create function pgaudit_wf.grant_roles() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    invoker regprocedure;
+begin
+    -- A function is everybody's by default, and a definer's rights are ours.
+    revoke execute on all functions in schema pgaudit_wf from public;
+    if to_regrole('pgaudit_wf_app') is not null then
+        grant usage on schema pgaudit_wf to pgaudit_wf_app;
+        grant execute on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text) to pgaudit_wf_app;
+    end if;
+    if to_regrole('pgaudit_wf_reader') is not null then
+        grant usage on schema pgaudit_wf to pgaudit_wf_reader;
+        grant select on pgaudit_wf.security_audit_log, pgaudit_wf.api_key_activity, pgaudit_wf.attachment, pgaudit_wf.attachment_history,
+            pgaudit_wf.attached, pgaudit_wf.key_change, pgaudit_wf.action_rule, pgaudit_wf.capture_failure to pgaudit_wf_reader;
+        -- What runs with the caller's own rights can do no harm; of the definers, only those that check who asks.
+        for invoker in select p.oid::regprocedure from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace and not p.prosecdef loop
+            execute format('grant execute on function %s to pgaudit_wf_reader', invoker);
+        end loop;
+        grant execute on function pgaudit_wf.readable_org(), pgaudit_wf.describe_actors(text, text[], text),
+            pgaudit_wf.resource_names(text[], text[], text), pgaudit_wf.log_generations() to pgaudit_wf_reader;
+    end if;
+end
+$$;
+comment on function pgaudit_wf.grant_roles() is
+    'Gives pgaudit_wf_app and pgaudit_wf_reader their rights. Run it again after creating a role that was missing at installation.';
+
+select pgaudit_wf.grant_roles();
