@@ -130,8 +130,7 @@ as $$
     -- One statement a column: PL/pgSQL evaluates such simple expressions several times faster than one long expression.
     select coalesce(string_agg(format(
         e'        if %s then\n'
-        '            event_op := jsonb_build_object(''op'', ''replace'', ''path'', %L, ''old'', %s, ''value'', %s);\n'
-        '            event_diff := coalesce(event_diff || event_op, jsonb_build_array(event_op));\n'
+        '            event_diff := coalesce(event_diff, ''[]'') || jsonb_build_object(''op'', ''replace'', ''path'', %L, ''old'', %s, ''value'', %s);\n'
         '        end if;\n',
         pgaudit_wf.changed_expression(col), pgaudit_wf.pointer((col).name),
         pgaudit_wf.shown_expression(col, 'old'), pgaudit_wf.shown_expression(col, 'new')
@@ -145,7 +144,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case when (setting).org_column is null then '' else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column) end
-        || case when (setting).label_column is null then '' else format(e'\n        event_label := %I.%I::text;', record_name, (setting).label_column) end
+        || case when (setting).label_column is null then '' else format(e'\n        event_label := left(%I.%I::text, 255);', record_name, (setting).label_column) end
 $$;
 comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text) is 'PL/pgSQL that takes org and label from the given record.';
 
@@ -273,7 +272,7 @@ as $$
     if tg_level = 'ROW' then
         event_id := pgaudit_wf.generic_key(coalesce(after, before), %4$L, tg_relid);
         %5$s
-        event_label := coalesce(shown_after, shown_before) ->> %6$L;
+        event_label := left(coalesce(shown_after, shown_before) ->> %6$L, 255);
         begin
             if tg_op = 'UPDATE' then
                 event_action := %7$s;
@@ -316,14 +315,20 @@ declare
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
         || format($insert$
+    if event_label is not null then
+        event_metadata := jsonb_build_object('label', event_label);
+    end if;
+    if current_setting('app.reason', true) <> '' then
+        event_metadata := event_metadata || jsonb_build_object('reason', current_setting('app.reason', true));
+    end if;
     if event_previous_id is not null then
-        event_metadata := jsonb_build_object('previous_resource_id', event_previous_id);
+        event_metadata := event_metadata || jsonb_build_object('previous_resource_id', event_previous_id);
         insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
         values (%1$L, event_previous_id, event_id, event_org) on conflict do nothing;
     end if;
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-    values (event_org, event_action, %1$L, event_id, true, event_diff, event_metadata || pgaudit_wf.event_metadata(event_label));$insert$,
+    values (event_org, event_action, %1$L, event_id, true, event_diff, event_metadata);$insert$,
         (setting).resource_type);
 
     if (setting).on_failure = 'warn' then
@@ -344,7 +349,6 @@ declare
     event_org text%3$s;
     event_label text;
     event_action text;
-    event_op jsonb;
     event_diff jsonb;
     event_metadata jsonb := '{}';%4$s
 begin%5$s

@@ -58,7 +58,8 @@ begin
     values (
         record_event.action, record_event.resource_type, pgaudit_wf.bounded_key(record_event.resource_id),
         pgaudit_wf.json_diff(record_event.before, record_event.after),
-        pgaudit_wf.event_metadata(null) || coalesce(record_event.metadata, '{}'),
+        case when current_setting('app.reason', true) <> '' then jsonb_build_object('reason', current_setting('app.reason', true)) else '{}' end
+            || coalesce(record_event.metadata, '{}'),
         record_event.outcome)
     returning id into event_id;
     return event_id;

@@ -182,7 +182,7 @@ begin
         select
             e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, coalesce(actor.name, e.actor_label), actor.email, actor.role,
             e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, coalesce(resource.name, e.metadata ->> 'label'),
-            e.outcome, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
+            e.outcome::text, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
             pgaudit_wf.trail_cursor(e.occurred_at, e.id)
         from event as e
         left join actor on actor.actor_id = e.actor_id
