@@ -50,15 +50,17 @@ def run(
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = subprocess.run(
         [str(part) for part in command],
-        check=check,
+        check=False,
         capture_output=True,
         text=True,
         input=stdin,
         cwd=cwd,
         env=env,
     )
+    assert done.returncode == 0 or not check, done.stderr
+    return done
 
 
 def make_migration(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -716,6 +718,10 @@ create table pgaudit_wf.guest (id int primary key);
 create view pgaudit_wf.guest_name as select pgaudit_wf.greeting(id::text) as name
 from pgaudit_wf.guest;
 grant select on pgaudit_wf.guest_name to public;
+create domain pgaudit_wf.short as text check (length(value) < 9);
+create type pgaudit_wf.size as enum ('s', 'l');
+create type pgaudit_wf.pair as (a int, b pgaudit_wf.size);
+create sequence pgaudit_wf.number;
 create function pgaudit_wf.size_of(integer) returns integer
 language sql immutable as 'select $1';
 comment on function pgaudit_wf.size_of(int) is 'Returns what it gets.';
@@ -875,7 +881,7 @@ def test_a_released_migration_is_frozen(checkout: Path) -> None:
 def test_the_tool_names_what_it_cannot_take(checkout: Path) -> None:
     source = checkout / "sql" / "core" / "010_all.sql"
     for text, problem in (
-        ("create tabel x ();", "010_all.sql: syntax error"),
+        ("\ncreate tabel x ();", "010_all.sql, line 2: syntax error"),
         ("create table x ();", "x is not qualified by a schema"),
         ("create index on pgaudit_wf.guest (id);", "has no name: give it one"),
     ):

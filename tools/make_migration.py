@@ -136,7 +136,9 @@ def statements(text: str, origin: str) -> list[Statement]:
     try:
         raw: Any = pglast.parse_sql(text)
     except pglast.parser.ParseError as error:
-        raise ToolError(f"{origin}: {error}") from error
+        problem, index = error.args
+        line = text.count("\n", 0, index or 0) + 1
+        raise ToolError(f"{origin}, line {line}: {problem}") from error
     # A location is past the comments above the statement: they explain the file, not the object.
     return [
         _describe(
@@ -264,7 +266,7 @@ def _defined_name(node: Node) -> str:
         relation = getattr(node, attribute, None)
         if relation is not None:
             return _relation(relation)
-    return _dotted(getattr(node, "typeName", None) or node.domainname)
+    return _dotted(node.domainname if isinstance(node, ast.CreateDomainStmt) else node.typeName)
 
 
 def _relation(relation: Node, name: str | None = None) -> str:

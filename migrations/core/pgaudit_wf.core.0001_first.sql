@@ -40,52 +40,51 @@ $$;
 -- Who is asking: the app.* settings, read in one place.
 
 create function pgaudit_wf.context_value(setting text) returns text
-language sql stable strict parallel safe
+language sql stable parallel safe
 as $$
     -- A setting once set locally reads '' afterwards, not null. What an index holds must fit it, whatever a client sends.
+    -- Not strict: then PostgreSQL would not inline it into the insert.
     select left(nullif(current_setting(setting, true), ''), 255)
 $$;
 comment on function pgaudit_wf.context_value(text) is
     'The value of a transaction-local app.* setting, at most 255 characters; null when it is not set.';
 
-create function pgaudit_wf.context_ip() returns inet
-language plpgsql stable parallel safe
+create function pgaudit_wf.parse_ip(address text) returns inet
+language plpgsql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    ip text := nullif(current_setting('app.ip', true), '');
 begin
-    if ip is null then
-        return null;
-    end if;
-    return ip::inet;
+    return address::inet;
 exception
-    -- The write that is being audited must not fail because of a bad header; event_metadata() keeps the text.
+    -- The write that is being audited must not fail because of a bad header.
     when invalid_text_representation then
+        raise warning 'app.ip is no address and is not recorded';
         return null;
 end
 $$;
-comment on function pgaudit_wf.context_ip() is
-    'app.ip as an address; null when it is not set or is no address (the text is then kept in metadata.ip_text).';
+comment on function pgaudit_wf.parse_ip(text) is 'The text as an address; null, with a warning, if it is none.';
 
-create function pgaudit_wf.event_metadata(label text) returns jsonb
+create function pgaudit_wf.context_ip() returns inet
 language sql stable parallel safe
 as $$
-    select jsonb_strip_nulls(jsonb_build_object(
-        'label', left(label, 255),
-        'reason', nullif(current_setting('app.reason', true), ''),
-        'ip_text', case
-            when nullif(current_setting('app.ip', true), '') is not null and pgaudit_wf.context_ip() is null
-                then left(current_setting('app.ip', true), 255)
-        end
-    ))
+    -- Catching an error costs a subtransaction, which a plain IPv4 address does not need.
+    select case
+        when coalesce(current_setting('app.ip', true), '') = '' then null
+        when current_setting('app.ip', true) ~ '^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])$'
+            then current_setting('app.ip', true)::inet
+        else pgaudit_wf.parse_ip(current_setting('app.ip', true))
+    end
 $$;
-comment on function pgaudit_wf.event_metadata(text) is
-    'What the triggers put into metadata: the resource''s label as it is now, app.reason, and an app.ip that is no address.';
+comment on function pgaudit_wf.context_ip() is 'app.ip as an address; null when it is not set or is no address.';
 
 -- sql/core/030_security_audit_log.sql
 
 -- The log: one row an event, append-only, partitioned by month.
+
+-- A domain, because a CHECK of the table costs each insert 5 µs more.
+create domain pgaudit_wf.event_outcome as text
+    constraint event_outcome_known check (value in ('succeeded', 'failed', 'denied'));
+comment on domain pgaudit_wf.event_outcome is 'How an event ended: succeeded, failed or denied.';
 
 create table pgaudit_wf.security_audit_log (
     id bigint generated always as identity,
@@ -100,7 +99,7 @@ create table pgaudit_wf.security_audit_log (
     action text not null,
     resource_type text,
     resource_id text,
-    outcome text not null default 'succeeded',
+    outcome pgaudit_wf.event_outcome not null default 'succeeded',
     captured boolean not null default false,
     diff jsonb,
     metadata jsonb not null default '{}',
@@ -111,8 +110,7 @@ create table pgaudit_wf.security_audit_log (
     db_user text not null default session_user,
     application_name text default nullif(current_setting('application_name', true), ''),
     -- tx_id first: it is the order in which readers follow the log (110_reader.sql), and inserts go to the right edge.
-    primary key (tx_id, id, occurred_at),
-    constraint security_audit_log_outcome check (outcome in ('succeeded', 'failed', 'denied'))
+    primary key (tx_id, id, occurred_at)
 ) partition by range (occurred_at);
 
 comment on table pgaudit_wf.security_audit_log is
@@ -132,7 +130,7 @@ comment on column pgaudit_wf.security_audit_log.resource_id is 'Key of the row a
 comment on column pgaudit_wf.security_audit_log.outcome is 'succeeded, failed (an attempt that raised) or denied (an attempt that was refused).';
 comment on column pgaudit_wf.security_audit_log.captured is 'True when a trigger saw the change itself; false when the application reported it through record_event().';
 comment on column pgaudit_wf.security_audit_log.diff is 'JSON Patch (RFC 6902) from the old row to the new one; remove and replace also carry "old", so that it runs backwards.';
-comment on column pgaudit_wf.security_audit_log.metadata is 'More about the event: label of the resource at that time, reason (app.reason), and what record_event() was given.';
+comment on column pgaudit_wf.security_audit_log.metadata is 'More about the event: label of the resource at that time, reason (app.reason), previous_resource_id of a row whose key changed, and what record_event() was given.';
 comment on column pgaudit_wf.security_audit_log.ip is 'Address of the client (app.ip).';
 comment on column pgaudit_wf.security_audit_log.country is 'Country of the client (app.country), as the application looked it up.';
 comment on column pgaudit_wf.security_audit_log.user_agent is 'User agent of the client (app.user_agent), at most 1,024 characters.';
@@ -616,8 +614,7 @@ as $$
     -- One statement a column: PL/pgSQL evaluates such simple expressions several times faster than one long expression.
     select coalesce(string_agg(format(
         e'        if %s then\n'
-        '            event_op := jsonb_build_object(''op'', ''replace'', ''path'', %L, ''old'', %s, ''value'', %s);\n'
-        '            event_diff := coalesce(event_diff || event_op, jsonb_build_array(event_op));\n'
+        '            event_diff := coalesce(event_diff, ''[]'') || jsonb_build_object(''op'', ''replace'', ''path'', %L, ''old'', %s, ''value'', %s);\n'
         '        end if;\n',
         pgaudit_wf.changed_expression(col), pgaudit_wf.pointer((col).name),
         pgaudit_wf.shown_expression(col, 'old'), pgaudit_wf.shown_expression(col, 'new')
@@ -631,7 +628,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case when (setting).org_column is null then '' else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column) end
-        || case when (setting).label_column is null then '' else format(e'\n        event_label := %I.%I::text;', record_name, (setting).label_column) end
+        || case when (setting).label_column is null then '' else format(e'\n        event_label := left(%I.%I::text, 255);', record_name, (setting).label_column) end
 $$;
 comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text) is 'PL/pgSQL that takes org and label from the given record.';
 
@@ -759,7 +756,7 @@ as $$
     if tg_level = 'ROW' then
         event_id := pgaudit_wf.generic_key(coalesce(after, before), %4$L, tg_relid);
         %5$s
-        event_label := coalesce(shown_after, shown_before) ->> %6$L;
+        event_label := left(coalesce(shown_after, shown_before) ->> %6$L, 255);
         begin
             if tg_op = 'UPDATE' then
                 event_action := %7$s;
@@ -802,14 +799,20 @@ declare
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
         || format($insert$
+    if event_label is not null then
+        event_metadata := jsonb_build_object('label', event_label);
+    end if;
+    if current_setting('app.reason', true) <> '' then
+        event_metadata := event_metadata || jsonb_build_object('reason', current_setting('app.reason', true));
+    end if;
     if event_previous_id is not null then
-        event_metadata := jsonb_build_object('previous_resource_id', event_previous_id);
+        event_metadata := event_metadata || jsonb_build_object('previous_resource_id', event_previous_id);
         insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
         values (%1$L, event_previous_id, event_id, event_org) on conflict do nothing;
     end if;
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-    values (event_org, event_action, %1$L, event_id, true, event_diff, event_metadata || pgaudit_wf.event_metadata(event_label));$insert$,
+    values (event_org, event_action, %1$L, event_id, true, event_diff, event_metadata);$insert$,
         (setting).resource_type);
 
     if (setting).on_failure = 'warn' then
@@ -830,7 +833,6 @@ declare
     event_org text%3$s;
     event_label text;
     event_action text;
-    event_op jsonb;
     event_diff jsonb;
     event_metadata jsonb := '{}';%4$s
 begin%5$s
@@ -1434,7 +1436,8 @@ begin
     values (
         record_event.action, record_event.resource_type, pgaudit_wf.bounded_key(record_event.resource_id),
         pgaudit_wf.json_diff(record_event.before, record_event.after),
-        pgaudit_wf.event_metadata(null) || coalesce(record_event.metadata, '{}'),
+        case when current_setting('app.reason', true) <> '' then jsonb_build_object('reason', current_setting('app.reason', true)) else '{}' end
+            || coalesce(record_event.metadata, '{}'),
         record_event.outcome)
     returning id into event_id;
     return event_id;
@@ -1843,7 +1846,7 @@ begin
         select
             e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, coalesce(actor.name, e.actor_label), actor.email, actor.role,
             e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, coalesce(resource.name, e.metadata ->> 'label'),
-            e.outcome, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
+            e.outcome::text, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
             pgaudit_wf.trail_cursor(e.occurred_at, e.id)
         from event as e
         left join actor on actor.actor_id = e.actor_id
@@ -2728,6 +2731,634 @@ $$;
 comment on function pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb) is
     'Whether two states of a workflow have the same normalised definition, that is, whether nothing but the canvas changed. '
     'Much cheaper than comparing two hashes.';
+
+-- sql/core/240_version_diff.sql
+
+-- What people read between two versions: which nodes and connections came, went and changed, and how, in words instead of
+-- JSON paths. A node that is equal on both sides costs one comparison; only a changed one is looked into.
+
+create or replace function pgaudit_wf.try_jsonb(value text)
+returns jsonb
+language plpgsql
+immutable
+strict
+-- Not parallel safe: the exception block is a subtransaction.
+as $$
+begin
+    return try_jsonb.value::jsonb;
+exception
+    when invalid_text_representation or untranslatable_character or statement_too_complex then
+        return null;
+end
+$$;
+
+comment on function pgaudit_wf.try_jsonb(text) is 'The text as JSON, or null if it is none. Internal.';
+
+
+create or replace function pgaudit_wf.readable_text(value text)
+returns text
+language sql
+immutable
+parallel safe
+return case
+    when coalesce(readable_text.value, '') = '' then 'empty'
+    when strpos(readable_text.value, '{{@') = 0 then readable_text.value
+    else regexp_replace(readable_text.value, '\{\{@[^:}]+:([^}]+)\}\}', '{{\1}}', 'g')
+end;
+
+comment on function pgaudit_wf.readable_text(text) is
+    'A configuration text for people: template references {{@nodeId:Display.field}} read {{Display.field}}, nothing reads '
+    '"empty".';
+
+
+create or replace function pgaudit_wf.node_type(node jsonb)
+returns text
+language sql
+immutable
+parallel safe
+return coalesce(
+    nullif(node_type.node -> 'data' ->> 'type', ''), nullif(node_type.node ->> 'type', ''), 'node');
+
+comment on function pgaudit_wf.node_type(jsonb) is 'A node''s category: data.type, else its type, else "node".';
+
+
+create or replace function pgaudit_wf.node_label(node jsonb)
+returns text
+language sql
+immutable
+parallel safe
+return coalesce(
+    nullif(btrim(node_label.node -> 'data' ->> 'label'), ''),
+    nullif(node_label.node -> 'data' -> 'config' ->> 'actionType', ''),
+    nullif(node_label.node -> 'data' -> 'config' ->> 'triggerType', ''),
+    upper(left(pgaudit_wf.node_type(node_label.node), 1)) || substr(pgaudit_wf.node_type(node_label.node), 2));
+
+comment on function pgaudit_wf.node_label(jsonb) is
+    'What people call a node: its label, else its action or trigger type, else its category with a capital.';
+
+
+create or replace function pgaudit_wf.node_ref(node jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+return jsonb_build_object(
+    'id', node_ref.node ->> 'id',
+    'label', pgaudit_wf.node_label(node_ref.node),
+    'node_type', pgaudit_wf.node_type(node_ref.node));
+
+comment on function pgaudit_wf.node_ref(jsonb) is 'A node as a version diff names it: {id, label, node_type}.';
+
+
+create or replace function pgaudit_wf.abi_type(input jsonb)
+returns text
+language plpgsql
+immutable
+strict
+parallel safe
+as $$
+begin
+    if abi_type.input ->> 'type' like 'tuple%' and jsonb_typeof(abi_type.input -> 'components') = 'array' then
+        return '(' || coalesce((
+                select string_agg(pgaudit_wf.abi_type(component), ',')
+                from jsonb_array_elements(abi_type.input -> 'components') as component), '')
+            || ')' || substr(abi_type.input ->> 'type', 6);
+    end if;
+    return coalesce(abi_type.input ->> 'type', '');
+end
+$$;
+
+comment on function pgaudit_wf.abi_type(jsonb) is
+    'The type of an ABI parameter as it stands in a function signature: a tuple is its components. Internal.';
+
+
+create or replace function pgaudit_wf.argument_text(config jsonb, value jsonb)
+returns text
+language plpgsql
+immutable
+as $$
+declare
+    arguments jsonb := case jsonb_typeof(argument_text.value)
+        when 'string' then pgaudit_wf.try_jsonb(argument_text.value #>> '{}') else argument_text.value end;
+    abi jsonb := case jsonb_typeof(argument_text.config -> 'abi')
+        when 'string' then pgaudit_wf.try_jsonb(argument_text.config ->> 'abi') else argument_text.config -> 'abi' end;
+    inputs jsonb;
+    named text;
+begin
+    if jsonb_typeof(arguments) is distinct from 'array' then
+        return null;
+    end if;
+    if jsonb_typeof(abi) = 'array' then
+        -- An overloaded function is stored by its signature; a name alone is settled by the number of arguments.
+        select entry -> 'inputs' into inputs
+        from jsonb_array_elements(abi) with ordinality as item (entry, position)
+        where entry ->> 'name' = split_part(argument_text.config ->> 'abiFunction', '(', 1)
+            and coalesce(entry ->> 'type', 'function') = 'function'
+            and jsonb_typeof(entry -> 'inputs') = 'array'
+        order by
+            (entry ->> 'name') || '(' || coalesce((
+                select string_agg(pgaudit_wf.abi_type(input), ',' order by place)
+                from jsonb_array_elements(entry -> 'inputs') with ordinality as parameter (input, place)), '') || ')'
+                = argument_text.config ->> 'abiFunction' desc,
+            jsonb_array_length(entry -> 'inputs') = jsonb_array_length(arguments) desc,
+            position
+        limit 1;
+    end if;
+    select E'{\n' || string_agg(
+            '  ' || to_json(case when occurrence = 1 then name else 'arg' || (place - 1) end)::text || ': ' || argument::text,
+            E',\n' order by place) || E'\n}'
+        into named
+        from (
+            select argument, place, name, row_number() over (partition by name order by place) as occurrence
+            from (
+                select argument, place,
+                    coalesce(nullif(btrim(inputs -> (place::int - 1) ->> 'name'), ''), 'arg' || (place - 1)) as name
+                from jsonb_array_elements(arguments) with ordinality as given (argument, place)
+                -- Editors pad the array with empty strings past the function's own parameters.
+                where inputs is null or place <= jsonb_array_length(inputs) or argument <> '""'
+            ) as labelled
+        ) as counted;
+    return pgaudit_wf.readable_text(coalesce(named, arguments::text));
+end
+$$;
+
+comment on function pgaudit_wf.argument_text(jsonb, jsonb) is
+    'Contract arguments (a positional array, or its JSON text) for people: a JSON object by the parameter names of the '
+    'function that abiFunction names in the config''s own abi, argN where there is no name. Null if value is no array.';
+
+
+create or replace function pgaudit_wf.condition_text(condition_group jsonb, depth int default 0)
+returns text
+language plpgsql
+immutable
+strict
+parallel safe
+as $$
+begin
+    return (
+        select string_agg(
+            repeat('  ', condition_text.depth) || place || '. '
+            || case when jsonb_typeof(rule -> 'rules') = 'array'
+                then concat_ws(E'\n', 'group', pgaudit_wf.condition_text(rule, condition_text.depth + 1))
+                else concat_ws(' ',
+                    coalesce(nullif(btrim(coalesce(rule ->> 'leftOperand', rule ->> 'field')), ''), '""'),
+                    rule ->> 'operator',
+                    nullif(btrim(coalesce(rule ->> 'rightOperand', rule ->> 'value')), ''))
+            end,
+            E'\n' || repeat('  ', condition_text.depth)
+            || upper(coalesce(nullif(condition_text.condition_group ->> 'logic', ''), 'and')) || E'\n'
+            order by place)
+        from jsonb_array_elements(condition_text.condition_group -> 'rules') with ordinality as listed (rule, place));
+end
+$$;
+
+comment on function pgaudit_wf.condition_text(jsonb, int) is
+    'A condition group {logic, rules} as a numbered list of its rules with AND or OR between them, groups in groups indented.';
+
+
+create or replace function pgaudit_wf.config_text(config jsonb, key text, value jsonb)
+returns text
+language plpgsql
+immutable
+as $$
+declare
+    tree jsonb := config_text.value;
+    named text;
+begin
+    if config_text.key = 'functionArgs' then
+        named := pgaudit_wf.argument_text(config_text.config, config_text.value);
+    elsif jsonb_typeof(tree) = 'object' or tree #>> '{}' like '{%"rules"%' then
+        if jsonb_typeof(tree) = 'string' then
+            tree := pgaudit_wf.try_jsonb(tree #>> '{}');
+        end if;
+        if jsonb_typeof(tree -> 'group' -> 'rules') = 'array' then
+            tree := tree -> 'group';
+        end if;
+        if jsonb_typeof(tree -> 'rules') = 'array' and (tree ? 'logic' or config_text.key = 'conditionConfig') then
+            named := pgaudit_wf.readable_text(pgaudit_wf.condition_text(tree));
+        end if;
+    end if;
+    -- #>> '{}' is the text of a string and of anything else its JSON; of a JSON null it is null.
+    return coalesce(named, pgaudit_wf.readable_text(config_text.value #>> '{}'));
+end
+$$;
+
+comment on function pgaudit_wf.config_text(jsonb, text, jsonb) is
+    'One configuration value for people, in full: contract arguments by name, a condition tree as a rule list, template '
+    'references without node ids, "empty" for nothing. config is the whole configuration the value stands in.';
+
+
+create or replace function pgaudit_wf.text_delta(field text, before text, after text)
+returns jsonb
+language sql
+immutable
+parallel safe
+return case when coalesce(text_delta.before, '') <> coalesce(text_delta.after, '') then jsonb_build_object(
+    'field', text_delta.field,
+    'before', coalesce(nullif(text_delta.before, ''), 'empty'),
+    'after', coalesce(nullif(text_delta.after, ''), 'empty')) end;
+
+comment on function pgaudit_wf.text_delta(text, text, text) is
+    'A changed text as {field, before, after}, null if it did not change. Internal.';
+
+
+create or replace function pgaudit_wf.node_delta(before jsonb, after jsonb)
+returns jsonb
+language plpgsql
+stable
+as $$
+declare
+    old_data jsonb := case jsonb_typeof(node_delta.before -> 'data')
+        when 'object' then node_delta.before -> 'data' else '{}' end;
+    new_data jsonb := case jsonb_typeof(node_delta.after -> 'data')
+        when 'object' then node_delta.after -> 'data' else '{}' end;
+    old_config jsonb := case jsonb_typeof(old_data -> 'config') when 'object' then old_data -> 'config' else '{}' end;
+    new_config jsonb := case jsonb_typeof(new_data -> 'config') when 'object' then new_data -> 'config' else '{}' end;
+    delta jsonb := '[]';
+    changes jsonb;
+begin
+    delta := delta || coalesce(pgaudit_wf.text_delta('name', old_data ->> 'label', new_data ->> 'label'), '[]');
+    delta := delta || coalesce(
+        pgaudit_wf.text_delta('description', old_data ->> 'description', new_data ->> 'description'), '[]');
+    delta := delta || coalesce(
+        pgaudit_wf.text_delta('type', pgaudit_wf.node_type(node_delta.before), pgaudit_wf.node_type(node_delta.after)),
+        pgaudit_wf.text_delta('type', node_delta.before ->> 'type', node_delta.after ->> 'type'), '[]');
+    delta := delta || coalesce(pgaudit_wf.text_delta('enabled',
+        coalesce(old_data ->> 'enabled', 'true'), coalesce(new_data ->> 'enabled', 'true')), '[]');
+
+    if old_config <> new_config then
+        old_config := pgaudit_wf.normalize_config(old_config);
+        new_config := pgaudit_wf.normalize_config(new_config);
+    end if;
+    if old_config = new_config
+        and old_data - '{label,description,type,enabled,config}'::text[]
+            = new_data - '{label,description,type,enabled,config}'::text[]
+        and jsonb_typeof(node_delta.before -> 'data') is not distinct from jsonb_typeof(node_delta.after -> 'data')
+        and jsonb_typeof(old_data -> 'config') is not distinct from jsonb_typeof(new_data -> 'config')
+    then
+        return delta;
+    end if;
+
+    select jsonb_agg(jsonb_build_object(
+            'key', key,
+            'before', pgaudit_wf.config_text(old_config, key, old_value),
+            'after', pgaudit_wf.config_text(new_config, key, new_value))
+            order by rank, key collate "C")
+        into changes
+        from (
+            select 1 as rank, key, old.value as old_value, new.value as new_value
+            from jsonb_each(old_config) as old full join jsonb_each(new_config) as new using (key)
+            union all
+            -- What some editors keep beside, or instead of, config. An object that stays one is compared by its members, so
+            -- that one field of twenty does not read as twenty.
+            select 2, concat_ws('.', wide.key, member.key),
+                case when wide.nested then member.old_value else wide.old_value end,
+                case when wide.nested then member.new_value else wide.new_value end
+            from (
+                select key, old.value as old_value, new.value as new_value,
+                    coalesce(jsonb_typeof(old.value) = 'object' and jsonb_typeof(new.value) = 'object', false) as nested
+                from jsonb_each(old_data - '{label,description,type,enabled}'::text[]) as old
+                full join jsonb_each(new_data - '{label,description,type,enabled}'::text[]) as new using (key)
+                where old.value is distinct from new.value
+            ) as wide
+            left join lateral (
+                select key, old.value as old_value, new.value as new_value
+                from jsonb_each(case when wide.nested then wide.old_value else '{}' end) as old
+                full join jsonb_each(case when wide.nested then wide.new_value else '{}' end) as new using (key)
+            ) as member on wide.nested
+            where wide.key <> 'config' or not (
+                coalesce(jsonb_typeof(wide.old_value), 'object') = 'object'
+                and coalesce(jsonb_typeof(wide.new_value), 'object') = 'object')
+            union all
+            select 3, 'data', node_delta.before -> 'data', node_delta.after -> 'data'
+            where jsonb_typeof(node_delta.before -> 'data') is distinct from jsonb_typeof(node_delta.after -> 'data')
+                or jsonb_typeof(node_delta.after -> 'data') <> 'object'
+        ) as compared
+        where old_value is distinct from new_value;
+    if changes is not null then
+        delta := delta || jsonb_build_object('field', 'configuration', 'changes', changes);
+    end if;
+    return delta;
+end
+$$;
+
+comment on function pgaudit_wf.node_delta(jsonb, jsonb) is
+    'What changed in one node: a list of {field, before, after} for name, description, type and enabled, and {field: '
+    '"configuration", changes: [{key, before, after}]}. Empty if nothing readable did.';
+
+
+create or replace function pgaudit_wf.edge_key(edge jsonb)
+returns text
+language sql
+immutable
+parallel safe
+-- A unit separator between the parts, so that ids may hold any usual character; a null handle is an absent one.
+return concat(edge_key.edge ->> 'source', chr(31), edge_key.edge ->> 'target', chr(31),
+    edge_key.edge ->> 'sourceHandle', chr(31), edge_key.edge ->> 'targetHandle');
+
+comment on function pgaudit_wf.edge_key(jsonb) is
+    'What makes two edges the same connection: source, target, sourceHandle and targetHandle. Internal.';
+
+
+create or replace function pgaudit_wf.connection_ref(edge jsonb, labels jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+return jsonb_strip_nulls(jsonb_build_object(
+    'from', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'source'), connection_ref.edge ->> 'source', 'empty'),
+    'to', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'target'), connection_ref.edge ->> 'target', 'empty'),
+    'source_handle', nullif(connection_ref.edge ->> 'sourceHandle', ''),
+    'target_handle', nullif(connection_ref.edge ->> 'targetHandle', '')))
+    || jsonb_build_object(
+        'from_id', connection_ref.edge ->> 'source',
+        'to_id', connection_ref.edge ->> 'target');
+
+comment on function pgaudit_wf.connection_ref(jsonb, jsonb) is
+    'A connection as a version diff names it: {from, to, from_id, to_id} and source_handle, target_handle where set. labels maps '
+    'node ids to labels.';
+
+
+create or replace function pgaudit_wf.version_diff(before jsonb, after jsonb)
+returns jsonb
+language plpgsql
+stable
+as $$
+declare
+    old_nodes jsonb := pgaudit_wf.graph_array(version_diff.before -> 'nodes', 'nodes');
+    new_nodes jsonb := pgaudit_wf.graph_array(version_diff.after -> 'nodes', 'nodes');
+    old_edges jsonb := pgaudit_wf.graph_array(version_diff.before -> 'edges', 'edges');
+    new_edges jsonb := pgaudit_wf.graph_array(version_diff.after -> 'edges', 'edges');
+    settings jsonb := '[]';
+    nodes_added jsonb;
+    nodes_removed jsonb;
+    nodes_changed jsonb;
+    edges_added jsonb;
+    edges_removed jsonb;
+    labels jsonb;
+    field text;
+    has_changes boolean;
+begin
+    foreach field in array '{name,description,visibility,enabled}'::text[] loop
+        settings := settings || coalesce(pgaudit_wf.text_delta(
+            field, version_diff.before ->> field, version_diff.after ->> field), '[]');
+    end loop;
+
+    if old_nodes <> new_nodes then
+        -- Of several nodes with one id (or none) the first is matched with the first, the second with the second.
+        with old as (
+            select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
+                row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
+            from jsonb_array_elements(old_nodes) with ordinality as listed (node, place)
+        ), new as (
+            select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
+                row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
+            from jsonb_array_elements(new_nodes) with ordinality as listed (node, place)
+        ), pair as (
+            select old.node as old_node, old.place as old_place, new.node as new_node, new.place as new_place
+            from old full join new on old.id = new.id and old.occurrence = new.occurrence
+            where old.node is null or new.node is null
+                or old.node <> new.node and (
+                    old.node -> 'data' is distinct from new.node -> 'data'
+                    or old.node -> 'type' is distinct from new.node -> 'type')
+        ), compared as (
+            select pair.*, case when old_node is not null and new_node is not null
+                then pgaudit_wf.node_delta(old_node, new_node) end as delta
+            from pair
+        )
+        select
+            jsonb_agg(pgaudit_wf.node_ref(new_node) order by new_place) filter (where old_node is null),
+            jsonb_agg(pgaudit_wf.node_ref(old_node) order by old_place) filter (where new_node is null),
+            jsonb_agg(
+                pgaudit_wf.node_ref(new_node)
+                || jsonb_build_object(
+                    'action_type', new_node -> 'data' -> 'config' ->> 'actionType',
+                    'deltas', delta)
+                order by new_place) filter (where delta <> '[]')
+            into nodes_added, nodes_removed, nodes_changed
+            from compared;
+    end if;
+
+    if old_edges <> new_edges then
+        with old as (
+            select edge, place, pgaudit_wf.edge_key(edge) collate "C" as key,
+                row_number() over (partition by pgaudit_wf.edge_key(edge) collate "C" order by place) as occurrence
+            from jsonb_array_elements(old_edges) with ordinality as listed (edge, place)
+        ), new as (
+            select edge, place, pgaudit_wf.edge_key(edge) collate "C" as key,
+                row_number() over (partition by pgaudit_wf.edge_key(edge) collate "C" order by place) as occurrence
+            from jsonb_array_elements(new_edges) with ordinality as listed (edge, place)
+        )
+        select
+            jsonb_agg(new.edge order by new.place) filter (where old.edge is null),
+            jsonb_agg(old.edge order by old.place) filter (where new.edge is null)
+            into edges_added, edges_removed
+            from old full join new on old.key = new.key and old.occurrence = new.occurrence
+            where old.edge is null or new.edge is null;
+
+        if edges_added is not null or edges_removed is not null then
+            -- The newer label where both know the node; of repeated keys jsonb keeps the last.
+            select coalesce(jsonb_object_agg(node ->> 'id', pgaudit_wf.node_label(node) order by age, place desc), '{}')
+                into labels
+                from (
+                    select 1 as age, node, place from jsonb_array_elements(old_nodes) with ordinality as listed (node, place)
+                    union all
+                    select 2, node, place from jsonb_array_elements(new_nodes) with ordinality as listed (node, place)
+                ) as known
+                where node ->> 'id' is not null;
+            select jsonb_agg(pgaudit_wf.connection_ref(edge, labels) order by place) into edges_added
+                from jsonb_array_elements(edges_added) with ordinality as listed (edge, place);
+            select jsonb_agg(pgaudit_wf.connection_ref(edge, labels) order by place) into edges_removed
+                from jsonb_array_elements(edges_removed) with ordinality as listed (edge, place);
+        end if;
+    end if;
+
+    -- Another order, another edge id, null for absent: nothing to list, and yet another definition with another hash.
+    has_changes := settings <> '[]' or nodes_added is not null or nodes_removed is not null or nodes_changed is not null
+        or edges_added is not null or edges_removed is not null
+        or not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges);
+    return jsonb_build_object(
+        'settings', settings,
+        'nodes_added', coalesce(nodes_added, '[]'),
+        'nodes_removed', coalesce(nodes_removed, '[]'),
+        'nodes_changed', coalesce(nodes_changed, '[]'),
+        'connections_added', coalesce(edges_added, '[]'),
+        'connections_removed', coalesce(edges_removed, '[]'),
+        'has_changes', has_changes);
+end
+$$;
+
+comment on function pgaudit_wf.version_diff(jsonb, jsonb) is
+    'What changed between two snapshots {name, description, visibility, enabled, nodes, edges}, for people: {settings, '
+    'nodes_added, nodes_removed, nodes_changed, connections_added, connections_removed, has_changes}. Either may be null: '
+    'nothing was there. Nodes are matched by id, connections by source, target and handles; canvas state is no change. '
+    'has_changes is also true where only something unlisted differs (order, an edge''s id or data) that changes the hash.';
+
+
+create or replace function pgaudit_wf.count_text(added int, removed int, changed int, noun text)
+returns text
+language sql
+immutable
+parallel safe
+return (
+    select string_agg(
+        amount || case when first then ' ' || count_text.noun || case when amount = 1 then '' else 's' end else '' end || ' ' || verb,
+        ', ' order by place)
+    from (
+        select amount, verb, place, row_number() over (order by place) = 1 as first
+        from (values
+            (count_text.added, 'added', 1),
+            (count_text.removed, 'removed', 2),
+            (count_text.changed, 'changed', 3)) as tally (amount, verb, place)
+        where amount > 0
+    ) as counted
+);
+
+comment on function pgaudit_wf.count_text(int, int, int, text) is '"2 nodes added, 1 changed", null for none. Internal.';
+
+
+create or replace function pgaudit_wf.version_summary(diff jsonb)
+returns text
+language sql
+immutable
+strict
+parallel safe
+return coalesce(
+    nullif(concat_ws('; ',
+        nullif(concat_ws(', ',
+            pgaudit_wf.count_text(
+                jsonb_array_length(version_summary.diff -> 'nodes_added'),
+                jsonb_array_length(version_summary.diff -> 'nodes_removed'),
+                jsonb_array_length(version_summary.diff -> 'nodes_changed'), 'node'),
+            pgaudit_wf.count_text(
+                jsonb_array_length(version_summary.diff -> 'connections_added'),
+                jsonb_array_length(version_summary.diff -> 'connections_removed'), 0, 'connection')), ''),
+        (
+            select string_agg(
+                case setting ->> 'field'
+                    when 'name' then case when setting ->> 'before' = 'empty'
+                        then format('named ''%s''', setting ->> 'after')
+                        else format('renamed ''%s'' to ''%s''', setting ->> 'before', setting ->> 'after') end
+                    when 'description' then 'description changed'
+                    when 'enabled' then case when setting ->> 'after' = 'true' then 'enabled' else 'disabled' end
+                    else format('%s changed from %s to %s',
+                        setting ->> 'field', setting ->> 'before', setting ->> 'after')
+                end, '; ' order by place)
+            from jsonb_array_elements(version_summary.diff -> 'settings') with ordinality as listed (setting, place)
+        )), ''),
+    case when (version_summary.diff -> 'has_changes')::boolean
+        then 'order or connection details changed' else 'no changes' end);
+
+comment on function pgaudit_wf.version_summary(jsonb) is
+    'A version diff in one line: "2 nodes added, 1 changed, 1 connection removed; renamed ''A'' to ''B''".';
+
+-- sql/core/250_validate_definition.sql
+
+-- Problems of a definition, for an editor to show and for a guard to refuse enabling, listing or running with. A draft is
+-- saved with any number of them.
+
+create table pgaudit_wf.action_schema (
+    action_type text primary key,
+    required_fields text[] not null check (array_position(required_fields, null) is null),
+    description text
+);
+
+comment on table pgaudit_wf.action_schema is
+    'Which configuration fields each action or trigger type needs before its workflow may be enabled, listed or run. A type '
+    'that is not here needs none. The rows that come with pgaudit_wf are examples: change them to what your actions need.';
+comment on column pgaudit_wf.action_schema.action_type is
+    'The value of data.config.actionType, or of data.config.triggerType for a trigger.';
+comment on column pgaudit_wf.action_schema.required_fields is
+    'Keys of data.config, by their canonical names (see config_alias), that must be there and not empty.';
+comment on column pgaudit_wf.action_schema.description is 'What the action does, for whoever maintains this table.';
+
+insert into pgaudit_wf.action_schema (action_type, required_fields, description) values
+    ('web3/read-contract', '{network,contractAddress,abi,abiFunction}', 'Calls a view function of a contract.'),
+    ('web3/write-contract', '{network,contractAddress,abi,abiFunction}', 'Sends a transaction to a contract.'),
+    ('HTTP Request', '{endpoint,httpMethod}', 'Calls a web API.'),
+    ('Schedule', '{scheduleCron}', 'Starts the workflow by the clock.');
+
+
+create or replace function pgaudit_wf.validate_definition(nodes jsonb, edges jsonb)
+returns table (node_id text, field text, code text, message text)
+language plpgsql
+stable
+parallel safe
+rows 10
+as $$
+#variable_conflict use_column
+declare
+    listed_nodes jsonb := case jsonb_typeof(validate_definition.nodes)
+        when 'array' then validate_definition.nodes else '[]' end;
+    listed_edges jsonb := case jsonb_typeof(validate_definition.edges)
+        when 'array' then validate_definition.edges else '[]' end;
+begin
+    return query
+    select null::text, given.name, 'not_an_array', format('%s is a JSON %s, not an array', given.name, jsonb_typeof(given.value))
+    from (values ('nodes', validate_definition.nodes), ('edges', validate_definition.edges)) as given (name, value)
+    where jsonb_typeof(given.value) not in ('array', 'null');
+
+    return query
+    with item as (
+        select node, place, node ->> 'id' as id
+        from jsonb_array_elements(listed_nodes) with ordinality as listed (node, place)
+    ), problem as (
+        select place, 0 as rank, null::text as id, null::text as field, 'not_an_object' as code,
+            format('node %s is a JSON %s, not an object', place, jsonb_typeof(node)) as message
+        from item where jsonb_typeof(node) <> 'object'
+        union all
+        select place, 1, null, 'id', 'missing_id', format('node %s (%s) has no id', place, pgaudit_wf.node_label(node))
+        from item where jsonb_typeof(node) = 'object' and coalesce(id, '') = ''
+        union all
+        select min(place), 2, id, 'id', 'duplicate_id', format('%s nodes have the id %s', count(*), id)
+        from item where id <> '' group by id having count(*) > 1
+        union all
+        select item.place, 3, item.id, required.field, 'missing_field',
+            format('%s (%s) needs %s', pgaudit_wf.node_label(node), action_schema.action_type, required.field)
+        from item
+        join pgaudit_wf.action_schema on action_schema.action_type
+            = coalesce(node -> 'data' -> 'config' ->> 'actionType', node -> 'data' -> 'config' ->> 'triggerType')
+        cross join lateral (
+            select pgaudit_wf.normalize_config(node -> 'data' -> 'config') as config offset 0) as normalized
+        cross join lateral unnest(action_schema.required_fields) as required (field)
+        where btrim(coalesce(normalized.config ->> required.field, '')) in ('', '[]', '{}')
+    )
+    select problem.id, problem.field, problem.code, problem.message
+    from problem order by problem.place, problem.rank, problem.field;
+
+    return query
+    with known as (
+        select distinct node ->> 'id' as id from jsonb_array_elements(listed_nodes) as node where node ->> 'id' <> ''
+    ), item as (
+        select edge, place, edge ->> 'id' as id
+        from jsonb_array_elements(listed_edges) with ordinality as listed (edge, place)
+    ), problem as (
+        select place, 0 as rank, null::text as node, null::text as field, 'not_an_object' as code,
+            format('edge %s is a JSON %s, not an object', place, jsonb_typeof(edge)) as message
+        from item where jsonb_typeof(edge) <> 'object'
+        union all
+        select min(place), 1, null, 'id', 'duplicate_id', format('%s edges have the id %s', count(*), id)
+        from item where id <> '' group by id having count(*) > 1
+        union all
+        select place, 2, edge ->> ends.name, ends.name, 'dangling_edge',
+            case when coalesce(edge ->> ends.name, '') = ''
+                then format('edge %s has no %s', coalesce(item.id, place::text), ends.name)
+                else format('edge %s has %s %s, which is no node of this workflow',
+                    coalesce(item.id, place::text), ends.name, edge ->> ends.name) end
+        from item
+        cross join (values ('source'), ('target')) as ends (name)
+        left join known on known.id = edge ->> ends.name
+        where jsonb_typeof(edge) = 'object' and known.id is null
+    )
+    select problem.node, problem.field, problem.code, problem.message
+    from problem order by problem.place, problem.rank, problem.field;
+end
+$$;
+
+comment on function pgaudit_wf.validate_definition(jsonb, jsonb) is
+    'The problems of a workflow, none if it may run: not_an_array, not_an_object, missing_id, duplicate_id, missing_field (by '
+    'action_schema, under canonical names, so that legacy spellings are no problem) and dangling_edge (node_id is the id that the '
+    'edge names). field is the configuration key, the edge''s end, or id.';
 
 -- sql/core/900_grants.sql
 

@@ -54,11 +54,12 @@ BOOK_SCHEMA = "pgaudit_wf_migration"
 LOCK_KEY = 7_106_241_508_366_271_331
 OLDEST_SERVER = 15
 POLL_SECONDS = 0.1
+SEARCH_PATH = "set local search_path = pg_catalog, pg_temp"
 
 _FILE_NAME = re.compile(r"pgaudit_wf\.(?P<group>core|app)\.(?P<number>\d{4})_\w+")
 
 _BOOKS = """
-create table pgaudit_wf_migration.checksum (
+create table if not exists pgaudit_wf_migration.checksum (
     migration_id varchar(255) primary key,
     sha256 text not null
 );
@@ -196,7 +197,8 @@ def migrate(
         MigrationChangedError: The database has a migration that is unknown here, or that had
             another text when it was applied.
         MigrationError: Anything else; the message names the migration, its line and the SQL error.
-        psycopg.OperationalError: The server could not be reached or refused the login.
+        psycopg.OperationalError: The server could not be reached, refused the login, or went away;
+            nothing of the run is left then.
     """
     available = _read(directory or _installed())
     warnings: list[str] = []
@@ -386,7 +388,7 @@ def _locked(backend: _Backend, lock_timeout: float) -> Iterator[None]:
     while True:
         with backend.transaction():
             if _one(backend, "select pg_try_advisory_xact_lock(%s)", [LOCK_KEY]):
-                _set_limits(backend)
+                _settle(backend)
                 yield
                 return
         if time.monotonic() >= deadline:
@@ -404,7 +406,10 @@ def _locked(backend: _Backend, lock_timeout: float) -> Iterator[None]:
         time.sleep(POLL_SECONDS)
 
 
-def _set_limits(backend: _Backend) -> None:
+def _settle(backend: _Backend) -> None:
+    """Make the transaction independent of how role and database are set up."""
+    # Every name in a migration is qualified, so nothing in the user's search_path counts.
+    backend.execute(SEARCH_PATH)
     # A limit meant for the application's statements must not cut a migration short.
     backend.execute("set local statement_timeout = 0")
     backend.execute("set local idle_in_transaction_session_timeout = 0")
@@ -447,7 +452,7 @@ def _check_server(backend: _Backend) -> None:
             f'database "{database}" has a schema {SCHEMA} that no migration made: if it was made'
             f" from sql/ by hand, drop it first"
         )
-    if not may_create:
+    if not may_create and not booked:
         raise MigrationError(
             f'role "{role}" may not create schemas in database "{database}": migrate as the'
             f" database's owner, or have the owner run:"
@@ -476,7 +481,7 @@ def _books(backend: _Backend) -> list[AppliedMigration]:
 
 def _open_books(backend: _Backend) -> None:
     backend.execute(f"create schema if not exists {BOOK_SCHEMA}")
-    with _search_path(backend, BOOK_SCHEMA):
+    with _in_books(backend):
         backend.ensure_internal_schema_updated()
         backend.connection.execute(_BOOKS)
 
@@ -553,11 +558,9 @@ def _step(backend: _Backend, migration: _SqlMigration, direction: str) -> None:
         _check_strangers(backend)
     try:
         with backend.transaction():
-            # Every name in a migration is qualified, so nothing in the user's search_path counts.
-            with _search_path(backend, "pg_catalog, pg_temp"):
-                migration.process_steps(backend, direction)
-                backend.execute("set constraints all immediate")
-            with _search_path(backend, BOOK_SCHEMA):
+            migration.process_steps(backend, direction)
+            backend.execute("set constraints all immediate")
+            with _in_books(backend):
                 _book(backend, migration, direction)
     except psycopg.Error as error:
         raise MigrationError(_explain(error, migration, direction)) from error
@@ -615,11 +618,10 @@ def _explain(error: psycopg.Error, migration: _SqlMigration, direction: str) -> 
 
 
 @contextmanager
-def _search_path(backend: _Backend, path: str) -> Iterator[None]:
-    before = _one(backend, "select current_setting('search_path')")
-    backend.execute(f"set local search_path = {path}")
+def _in_books(backend: _Backend) -> Iterator[None]:
+    backend.execute(f"set local search_path = {BOOK_SCHEMA}")
     yield
-    backend.connection.execute("select set_config('search_path', %s, true)", [before])
+    backend.execute(SEARCH_PATH)
 
 
 def _one(backend: _Backend, query: str, parameters: Sequence[object] = ()) -> Any:  # noqa: ANN401
