@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
+
+from pgaudit_wf.devserver import DevServer
 
 # Every secret the tests store contains this, so that finding it anywhere is finding a leak.
 SECRET = "never-to-be-logged"
@@ -635,12 +639,30 @@ def caused(conn: psycopg.Connection[Any], statement: LiteralString) -> list[Dict
     return log(conn)[before:]
 
 
+@pytest.fixture(scope="module")
+def filled(server: DevServer, app_template: str) -> Iterator[psycopg.Connection[Any]]:
+    """One database for all tests here: cloning costs more than a test of one statement."""
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(
+            sql.SQL("create database reference_actions template {}").format(
+                sql.Identifier(app_template)
+            )
+        )
+        with psycopg.connect(server.dsn("reference_actions"), autocommit=True) as conn:
+            with conn.transaction():
+                conn.execute(WORLD)
+            yield conn
+        admin.execute("drop database reference_actions")
+
+
 @pytest.fixture
-def world(app_conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    """The reference application with a little of everything in it."""
-    with app_conn.transaction():
-        app_conn.execute(WORLD)
-    return app_conn
+def world(
+    filled: psycopg.Connection[Any], find_secrets: Callable[[psycopg.Connection[Any]], list[str]]
+) -> Iterator[psycopg.Connection[Any]]:
+    """The reference application with a little of everything in it; put back afterwards."""
+    with filled.transaction(force_rollback=True):
+        yield filled
+        assert find_secrets(filled) == []
 
 
 def operations(event: DictRow) -> dict[str, dict[str, object]]:
@@ -649,11 +671,10 @@ def operations(event: DictRow) -> dict[str, dict[str, object]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case}:{case.when.split()[0]}")
 def test_change_is_one_event_that_names_it(world: psycopg.Connection[Any], case: Case) -> None:
-    with world.transaction():
-        context(world, actor_id="u_ana", actor_label="Ana", reason=case.reason)
-        if case.given:
-            world.execute(case.given)
-        events = caused(world, case.when)
+    context(world, actor_id="u_ana", actor_label="Ana", reason=case.reason)
+    if case.given:
+        world.execute(case.given)
+    events = caused(world, case.when)
 
     assert [event["action"] for event in events] == [case.action]
     (event,) = events
@@ -675,33 +696,31 @@ def test_change_is_one_event_that_names_it(world: psycopg.Connection[Any], case:
     assert SECRET not in repr(event)
 
 
-def test_every_rule_has_a_case(app_conn: psycopg.Connection[Any]) -> None:
-    named = {row[0] for row in app_conn.execute("select action from pgaudit_wf.action_rule")}
+def test_every_rule_has_a_case(world: psycopg.Connection[Any]) -> None:
+    named = {row[0] for row in world.execute("select action from pgaudit_wf.action_rule")}
     assert named <= {case.action for case in CASES}
 
 
 def test_password_changed_for_another_reason_is_no_reset(world: psycopg.Connection[Any]) -> None:
-    with world.transaction():
-        context(world, reason="yearly rotation")
-        (event,) = caused(
-            world, "update app_user set password_hash = 'never-to-be-logged-9' where id = 'u_ana'"
-        )
+    context(world, reason="yearly rotation")
+    (event,) = caused(
+        world, "update app_user set password_hash = 'never-to-be-logged-9' where id = 'u_ana'"
+    )
     assert event["action"] == "password.changed"
     assert event["metadata"]["reason"] == "yearly rotation"
 
 
 def test_billing_webhook_is_the_actor_of_what_it_changes(world: psycopg.Connection[Any]) -> None:
-    with world.transaction():
-        context(
-            world,
-            actor_id="webhook:stripe",
-            actor_label="Stripe billing webhook",
-            org_id="o_acme",
-            auth_method="webhook",
-            correlation_id="evt_1",
-        )
-        (changed,) = caused(world, "update subscription set plan = 'team'")
-        (canceled,) = caused(world, "update subscription set status = 'canceled'")
+    context(
+        world,
+        actor_id="webhook:stripe",
+        actor_label="Stripe billing webhook",
+        org_id="o_acme",
+        auth_method="webhook",
+        correlation_id="evt_1",
+    )
+    (changed,) = caused(world, "update subscription set plan = 'team'")
+    (canceled,) = caused(world, "update subscription set status = 'canceled'")
     for event, action in (
         (changed, "subscription.plan_changed"),
         (canceled, "subscription.canceled"),
@@ -727,15 +746,14 @@ def test_what_is_only_asked_for_is_recorded_by_name(
     before: dict[str, str] | None,
     after: dict[str, str],
 ) -> None:
-    with world.transaction():
-        context(world, actor_id="u_ana", org_id="o_acme", auth_method="session")
-        earlier = len(log(world))
-        world.execute(
-            "select pgaudit_wf.record_event(action => %s, resource_type => 'subscription',"
-            " resource_id => 'o_acme', before => %s, after => %s)",
-            (action, before and Jsonb(before), Jsonb(after)),
-        )
-        (event,) = log(world)[earlier:]
+    context(world, actor_id="u_ana", org_id="o_acme", auth_method="session")
+    earlier = len(log(world))
+    world.execute(
+        "select pgaudit_wf.record_event(action => %s, resource_type => 'subscription',"
+        " resource_id => 'o_acme', before => %s, after => %s)",
+        (action, before and Jsonb(before), Jsonb(after)),
+    )
+    (event,) = log(world)[earlier:]
     assert event["action"] == action
     assert (event["resource_type"], event["resource_id"]) == PLAN
     assert (event["org_id"], event["actor_id"]) == ("o_acme", "u_ana")
@@ -758,14 +776,12 @@ def test_what_is_only_asked_for_is_recorded_by_name(
     ids=lambda touch: touch.split(" = ")[0],
 )
 def test_touch_is_no_event(world: psycopg.Connection[Any], touch: LiteralString) -> None:
-    with world.transaction():
-        assert caused(world, touch) == []
+    assert caused(world, touch) == []
 
 
 def test_deleting_an_account_tells_what_went_with_it(world: psycopg.Connection[Any]) -> None:
-    with world.transaction():
-        context(world, actor_id="u_ana")
-        events = caused(world, "delete from app_user where id = 'u_ana'")
+    context(world, actor_id="u_ana")
+    events = caused(world, "delete from app_user where id = 'u_ana'")
     assert sorted(event["action"] for event in events) == [
         "account.deleted",
         "api_key.deleted",
@@ -782,28 +798,27 @@ def test_deleting_an_account_tells_what_went_with_it(world: psycopg.Connection[A
 
 
 def test_deleting_an_org_keeps_what_it_did(world: psycopg.Connection[Any]) -> None:
-    with world.transaction():
-        earlier = log(world)
-        world.execute("delete from organization where id = 'o_acme'")
-        assert log(world)[: len(earlier)] == earlier
-        assert {event["action"] for event in log(world)[len(earlier) :]} == {
-            "org.deleted",
-            "member.removed",
-            "org_api_key.revoked",
-            "org_api_key.deleted",
-            "workflow.deleted",
-            "subscription.canceled",
-            "org_wallet.deleted",
-            "agentic_wallet.deleted",
-        }
+    earlier = log(world)
+    world.execute("delete from organization where id = 'o_acme'")
+    assert log(world)[: len(earlier)] == earlier
+    assert {event["action"] for event in log(world)[len(earlier) :]} == {
+        "org.deleted",
+        "member.removed",
+        "org_api_key.revoked",
+        "org_api_key.deleted",
+        "workflow.deleted",
+        "subscription.canceled",
+        "org_wallet.deleted",
+        "agentic_wallet.deleted",
+    }
 
 
-def test_every_secret_column_is_redacted(app_conn: psycopg.Connection[Any]) -> None:
-    secret = app_conn.execute(
+def test_every_secret_column_is_redacted(world: psycopg.Connection[Any]) -> None:
+    secret = world.execute(
         "select attrelid::regclass::text, attname::text from pg_attribute"
         " where col_description(attrelid, attnum) like '%Secret: never in the log.'"
     ).fetchall()
-    redacted = app_conn.execute(
+    redacted = world.execute(
         "select target::text, unnest(redact) from pgaudit_wf.attached"
     ).fetchall()
     assert sorted(redacted) == sorted(secret)
@@ -844,7 +859,7 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     world.execute("insert into workflow_execution (workflow_id) values (gen_random_uuid())")
     before = log(world)
-    with pytest.raises(psycopg.errors.IntegrityError):
+    with pytest.raises(psycopg.errors.IntegrityError), world.transaction():
         world.execute(statement)
     assert log(world) == before
 
@@ -860,3 +875,15 @@ def test_run_outlives_all_it_points_at(world: psycopg.Connection[Any]) -> None:
         "select workflow_id::text, org_id, user_id, api_key_id from workflow_execution"
     ).fetchall()
     assert kept == [(WORKFLOW, "o_acme", "u_ana", "k_org")]
+
+
+def test_rule_of_ones_own_is_a_row(world: psycopg.Connection[Any]) -> None:
+    publish: LiteralString = "update workflow set visibility = 'public'"
+    with world.transaction(force_rollback=True):
+        assert [event["action"] for event in caused(world, publish)] == ["workflow.updated"]
+    world.execute(
+        "insert into pgaudit_wf.action_rule (resource_type, op, condition, action, position) values"
+        " ('workflow', 'update', 'old.visibility <> ''public'' and new.visibility = ''public''',"
+        " 'workflow.published', 5)"
+    )
+    assert [event["action"] for event in caused(world, publish)] == ["workflow.published"]
