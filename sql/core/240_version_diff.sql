@@ -311,8 +311,207 @@ comment on function pgaudit_wf.node_delta(jsonb, jsonb) is
     '"configuration", changes: [{key, before, after}]}. Empty if nothing readable did.';
 
 
-create or replace function pgaudit_wf.node_change(before jsonb, after jsonb)
-returns table (added jsonb, removed jsonb, changed jsonb)
+create or replace function pgaudit_wf.edge_key(edge jsonb)
+returns text
 language sql
+immutable
+parallel safe
+-- A unit separator between the parts, so that ids may hold any usual character; a null handle is an absent one.
+return concat(edge_key.edge ->> 'source', chr(31), edge_key.edge ->> 'target', chr(31),
+    edge_key.edge ->> 'sourceHandle', chr(31), edge_key.edge ->> 'targetHandle');
+
+comment on function pgaudit_wf.edge_key(jsonb) is
+    'What makes two edges the same connection: source, target, sourceHandle and targetHandle. Internal.';
+
+
+create or replace function pgaudit_wf.connection_ref(edge jsonb, labels jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+return jsonb_strip_nulls(jsonb_build_object(
+    'from', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'source'), connection_ref.edge ->> 'source', 'empty'),
+    'to', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'target'), connection_ref.edge ->> 'target', 'empty'),
+    'source_handle', nullif(connection_ref.edge ->> 'sourceHandle', ''),
+    'target_handle', nullif(connection_ref.edge ->> 'targetHandle', '')))
+    || jsonb_build_object(
+        'from_id', connection_ref.edge ->> 'source',
+        'to_id', connection_ref.edge ->> 'target');
+
+comment on function pgaudit_wf.connection_ref(jsonb, jsonb) is
+    'A connection as a version diff names it: {from, to, from_id, to_id} and source_handle, target_handle where set. labels maps '
+    'node ids to labels.';
+
+
+create or replace function pgaudit_wf.version_diff(before jsonb, after jsonb)
+returns jsonb
+language plpgsql
 stable
-return_placeholder
+as $$
+declare
+    old_nodes jsonb := pgaudit_wf.graph_array(version_diff.before -> 'nodes', 'nodes');
+    new_nodes jsonb := pgaudit_wf.graph_array(version_diff.after -> 'nodes', 'nodes');
+    old_edges jsonb := pgaudit_wf.graph_array(version_diff.before -> 'edges', 'edges');
+    new_edges jsonb := pgaudit_wf.graph_array(version_diff.after -> 'edges', 'edges');
+    settings jsonb := '[]';
+    nodes_added jsonb;
+    nodes_removed jsonb;
+    nodes_changed jsonb;
+    edges_added jsonb;
+    edges_removed jsonb;
+    labels jsonb;
+    field text;
+    has_changes boolean;
+begin
+    foreach field in array '{name,description,visibility,enabled}'::text[] loop
+        settings := settings || coalesce(pgaudit_wf.text_delta(
+            field, version_diff.before ->> field, version_diff.after ->> field), '[]');
+    end loop;
+
+    if old_nodes <> new_nodes then
+        -- Of several nodes with one id (or none) the first is matched with the first, the second with the second.
+        with old as (
+            select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
+                row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
+            from jsonb_array_elements(old_nodes) with ordinality as listed (node, place)
+        ), new as (
+            select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
+                row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
+            from jsonb_array_elements(new_nodes) with ordinality as listed (node, place)
+        ), pair as (
+            select old.node as old_node, old.place as old_place, new.node as new_node, new.place as new_place
+            from old full join new on old.id = new.id and old.occurrence = new.occurrence
+            where old.node is null or new.node is null
+                or old.node <> new.node and (
+                    old.node -> 'data' is distinct from new.node -> 'data'
+                    or old.node -> 'type' is distinct from new.node -> 'type')
+        ), compared as (
+            select pair.*, case when old_node is not null and new_node is not null
+                then pgaudit_wf.node_delta(old_node, new_node) end as delta
+            from pair
+        )
+        select
+            jsonb_agg(pgaudit_wf.node_ref(new_node) order by new_place) filter (where old_node is null),
+            jsonb_agg(pgaudit_wf.node_ref(old_node) order by old_place) filter (where new_node is null),
+            jsonb_agg(
+                pgaudit_wf.node_ref(new_node)
+                || jsonb_build_object(
+                    'action_type', new_node -> 'data' -> 'config' ->> 'actionType',
+                    'deltas', delta)
+                order by new_place) filter (where delta <> '[]')
+            into nodes_added, nodes_removed, nodes_changed
+            from compared;
+    end if;
+
+    if old_edges <> new_edges then
+        with old as (
+            select edge, place, pgaudit_wf.edge_key(edge) collate "C" as key,
+                row_number() over (partition by pgaudit_wf.edge_key(edge) collate "C" order by place) as occurrence
+            from jsonb_array_elements(old_edges) with ordinality as listed (edge, place)
+        ), new as (
+            select edge, place, pgaudit_wf.edge_key(edge) collate "C" as key,
+                row_number() over (partition by pgaudit_wf.edge_key(edge) collate "C" order by place) as occurrence
+            from jsonb_array_elements(new_edges) with ordinality as listed (edge, place)
+        )
+        select
+            jsonb_agg(new.edge order by new.place) filter (where old.edge is null),
+            jsonb_agg(old.edge order by old.place) filter (where new.edge is null)
+            into edges_added, edges_removed
+            from old full join new on old.key = new.key and old.occurrence = new.occurrence
+            where old.edge is null or new.edge is null;
+
+        if edges_added is not null or edges_removed is not null then
+            -- The newer label where both know the node; of repeated keys jsonb keeps the last.
+            select coalesce(jsonb_object_agg(node ->> 'id', pgaudit_wf.node_label(node) order by age, place desc), '{}')
+                into labels
+                from (
+                    select 1 as age, node, place from jsonb_array_elements(old_nodes) with ordinality as listed (node, place)
+                    union all
+                    select 2, node, place from jsonb_array_elements(new_nodes) with ordinality as listed (node, place)
+                ) as known
+                where node ->> 'id' is not null;
+            select jsonb_agg(pgaudit_wf.connection_ref(edge, labels) order by place) into edges_added
+                from jsonb_array_elements(edges_added) with ordinality as listed (edge, place);
+            select jsonb_agg(pgaudit_wf.connection_ref(edge, labels) order by place) into edges_removed
+                from jsonb_array_elements(edges_removed) with ordinality as listed (edge, place);
+        end if;
+    end if;
+
+    -- Another order, another edge id, null for absent: nothing to list, and yet another definition with another hash.
+    has_changes := settings <> '[]' or nodes_added is not null or nodes_removed is not null or nodes_changed is not null
+        or edges_added is not null or edges_removed is not null
+        or not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges);
+    return jsonb_build_object(
+        'settings', settings,
+        'nodes_added', coalesce(nodes_added, '[]'),
+        'nodes_removed', coalesce(nodes_removed, '[]'),
+        'nodes_changed', coalesce(nodes_changed, '[]'),
+        'connections_added', coalesce(edges_added, '[]'),
+        'connections_removed', coalesce(edges_removed, '[]'),
+        'has_changes', has_changes);
+end
+$$;
+
+comment on function pgaudit_wf.version_diff(jsonb, jsonb) is
+    'What changed between two snapshots {name, description, visibility, enabled, nodes, edges}, for people: {settings, '
+    'nodes_added, nodes_removed, nodes_changed, connections_added, connections_removed, has_changes}. Either may be null: '
+    'nothing was there. Nodes are matched by id, connections by source, target and handles; canvas state is no change. '
+    'has_changes is also true where only something unlisted differs (order, an edge''s id or data) that changes the hash.';
+
+
+create or replace function pgaudit_wf.count_text(added int, removed int, changed int, noun text)
+returns text
+language sql
+immutable
+parallel safe
+return (
+    select string_agg(
+        amount || case when first then ' ' || count_text.noun || case when amount = 1 then '' else 's' end else '' end || ' ' || verb,
+        ', ' order by place)
+    from (
+        select amount, verb, place, row_number() over (order by place) = 1 as first
+        from (values
+            (count_text.added, 'added', 1),
+            (count_text.removed, 'removed', 2),
+            (count_text.changed, 'changed', 3)) as tally (amount, verb, place)
+        where amount > 0
+    ) as counted
+);
+
+comment on function pgaudit_wf.count_text(int, int, int, text) is '"2 nodes added, 1 changed", null for none. Internal.';
+
+
+create or replace function pgaudit_wf.version_summary(diff jsonb)
+returns text
+language sql
+immutable
+strict
+parallel safe
+return coalesce(
+    nullif(concat_ws('; ',
+        nullif(concat_ws(', ',
+            pgaudit_wf.count_text(
+                jsonb_array_length(version_summary.diff -> 'nodes_added'),
+                jsonb_array_length(version_summary.diff -> 'nodes_removed'),
+                jsonb_array_length(version_summary.diff -> 'nodes_changed'), 'node'),
+            pgaudit_wf.count_text(
+                jsonb_array_length(version_summary.diff -> 'connections_added'),
+                jsonb_array_length(version_summary.diff -> 'connections_removed'), 0, 'connection')), ''),
+        (
+            select string_agg(
+                case setting ->> 'field'
+                    when 'name' then case when setting ->> 'before' = 'empty'
+                        then format('named ''%s''', setting ->> 'after')
+                        else format('renamed ''%s'' to ''%s''', setting ->> 'before', setting ->> 'after') end
+                    when 'description' then 'description changed'
+                    when 'enabled' then case when setting ->> 'after' = 'true' then 'enabled' else 'disabled' end
+                    else format('%s changed from %s to %s',
+                        setting ->> 'field', setting ->> 'before', setting ->> 'after')
+                end, '; ' order by place)
+            from jsonb_array_elements(version_summary.diff -> 'settings') with ordinality as listed (setting, place)
+        )), ''),
+    case when (version_summary.diff -> 'has_changes')::boolean
+        then 'order or connection details changed' else 'no changes' end);
+
+comment on function pgaudit_wf.version_summary(jsonb) is
+    'A version diff in one line: "2 nodes added, 1 changed, 1 connection removed; renamed ''A'' to ''B''".';

@@ -43,3 +43,7 @@ class TransactionEndedError(ContextError):
 
 class AutocommitError(ContextError):
     """A context is bound, but the connection commits each statement by itself."""
+
+
+class DefinitionError(PgauditError, ValueError):
+    """A workflow definition, or another JSON value, has no canonical form."""

@@ -1,0 +1,136 @@
+"""What a workflow's content hash is computed from: the reference for `pgaudit_wf.hash_definition`.
+
+Nothing here talks to a database, so it also serves to prove a hash that the database recorded.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import rfc8785
+
+from pgaudit_wf.errors import DefinitionError
+
+DEFAULT_ALIASES: Mapping[str, str | None] = MappingProxyType(
+    {"args": "functionArgs", "abiFunctionKey": None}
+)
+"""The rows that `pgaudit_wf.config_alias` comes with: alias, canonical name or None (ignored)."""
+
+MAX_DEPTH = 200
+"""How many arrays and objects may stand inside each other."""
+
+_NODE_KEYS = ("id", "type", "data")
+_EDGE_KEYS = ("id", "source", "target", "sourceHandle", "targetHandle", "data")
+_MAX_SAFE_INTEGER = 2**53 - 1
+
+
+def _doubles(value: object, depth: int) -> Any:
+    """Copy a value with every integer that a double may not hold exactly turned into one."""
+    if isinstance(value, Mapping | list | tuple) and depth > MAX_DEPTH:
+        raise DefinitionError(
+            f"JSON nested more than {MAX_DEPTH} levels deep has no canonical form here; "
+            "keep deeply nested data as a JSON string, or flatten it"
+        )
+    if isinstance(value, Mapping):
+        return {key: _doubles(member, depth + 1) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_doubles(element, depth + 1) for element in value]
+    if isinstance(value, int) and abs(value) > _MAX_SAFE_INTEGER:
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise DefinitionError(
+                "number out of range for canonical JSON: RFC 8785 numbers are IEEE 754 doubles; "
+                "keep larger ones as strings"
+            ) from error
+    return value
+
+
+def canonical_json(value: object) -> str:
+    """Write a JSON value as RFC 8785 does; its UTF-8 encoding is what gets hashed.
+
+    Args:
+        value: What `json.loads` gives. Integers beyond 2**53 are rounded to the nearest double.
+
+    Raises:
+        DefinitionError: The value is no JSON, is nested more than `MAX_DEPTH` levels deep, or holds
+            a number that no double can hold.
+    """
+    try:
+        return rfc8785.dumps(_doubles(value, 1)).decode()
+    except rfc8785.CanonicalizationError as error:
+        raise DefinitionError(f"value has no canonical JSON: {error}") from error
+
+
+def _keep(value: Any, keys: Sequence[str]) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: value[key] for key in keys if key in value}
+
+
+def _normalize_config(
+    config: Mapping[str, Any], aliases: Mapping[str, str | None]
+) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for alias in sorted(aliases):
+        name = aliases[alias]
+        if name is not None and alias in config:
+            kept.setdefault(name, config[alias])
+    kept.update({key: value for key, value in config.items() if key not in aliases})
+    return kept
+
+
+def _normalize_node(node: Any, aliases: Mapping[str, str | None]) -> Any:
+    kept = _keep(node, _NODE_KEYS)
+    if isinstance(kept, dict) and isinstance(kept.get("data"), Mapping):
+        config = kept["data"].get("config")
+        if isinstance(config, Mapping):
+            kept["data"] = {**kept["data"], "config": _normalize_config(config, aliases)}
+    return kept
+
+
+def _array(value: Any, column: str) -> Sequence[Any]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise DefinitionError(
+            f"{column} is no array; store the {column} of a workflow as a JSON array"
+        )
+    return value
+
+
+def normalize_definition(
+    nodes: Any, edges: Any, aliases: Mapping[str, str | None] = DEFAULT_ALIASES
+) -> dict[str, list[Any]]:
+    """Reduce a workflow to what makes a version, as the SQL function of that name does.
+
+    Args:
+        nodes: The nodes as saved, in their order; None for none.
+        edges: The edges as saved, in their order; None for none.
+        aliases: The database's `pgaudit_wf.config_alias`, if it differs from what it comes with.
+
+    Raises:
+        DefinitionError: `nodes` or `edges` is no array.
+    """
+    return {
+        "edges": [_keep(edge, _EDGE_KEYS) for edge in _array(edges, "edges")],
+        "nodes": [_normalize_node(node, aliases) for node in _array(nodes, "nodes")],
+    }
+
+
+def content_hash(
+    nodes: Any, edges: Any, aliases: Mapping[str, str | None] = DEFAULT_ALIASES
+) -> str:
+    """Hash a workflow: the lower-case hex SHA-256 that its versions and runs carry.
+
+    Args:
+        nodes: The nodes as saved, in their order; None for none.
+        edges: The edges as saved, in their order; None for none.
+        aliases: The database's `pgaudit_wf.config_alias`, if it differs from what it comes with.
+
+    Raises:
+        DefinitionError: `nodes` or `edges` is no array, or has no canonical form.
+    """
+    definition = canonical_json(normalize_definition(nodes, edges, aliases))
+    return hashlib.sha256(definition.encode()).hexdigest()
