@@ -533,19 +533,28 @@ def test_async_blocks_do_the_same(dsn: str, autocommit: bool) -> None:
 
 
 def test_async_a_cancelled_block_leaves_nothing(dsn: str) -> None:
+    async def sleeping(pid: int) -> None:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as admin:
+            for _ in range(1000):
+                cursor = await admin.execute(
+                    "select wait_event from pg_stat_activity where pid = %s", [pid]
+                )
+                if await cursor.fetchone() == ("PgSleep",):
+                    return
+                await asyncio.sleep(0.02)
+        pytest.fail("the statement to be cancelled never began")
+
     async def main() -> None:
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
             await conn.execute("create table t (id int)")
-            entered = asyncio.Event()
 
             async def work() -> None:
                 async with request_context(conn, actor_id="u_1"):
                     await conn.execute("insert into t values (1)")
-                    entered.set()
                     await conn.execute("select pg_sleep(60)")
 
             task = asyncio.create_task(work())
-            await entered.wait()
+            await sleeping(conn.info.backend_pid)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

@@ -10,7 +10,8 @@ import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, TypeAlias, TypedDict, Unpack
 
 from pgaudit_wf.errors import InvalidContextError
@@ -101,8 +102,23 @@ class RequestContext:
             InvalidContextError: As for the class.
         """
         check_names(changes)
-        over: dict[str, Any] = {**(other.as_dict() if other else {}), **changes}
-        return replace(self, **over) if over else self
+        if not changes and (other is None or self is EMPTY):
+            return other or self
+        if other is None and self is EMPTY:
+            return RequestContext(**changes)
+        # Every request comes by here, so what has been checked already is not checked again.
+        merged = object.__new__(RequestContext)
+        for name in FIELDS:
+            value: Any
+            if name in changes:
+                value = changes[name]  # type: ignore[literal-required]
+                value = None if value is None else _canonical(name, value)
+            else:
+                value = getattr(other, name, None)
+                if value is None:
+                    value = getattr(self, name)
+            object.__setattr__(merged, name, value)
+        return merged
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields that have a value."""
@@ -113,6 +129,8 @@ class RequestContext:
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(RequestContext))
 """The names of a context's fields; each is the setting `app.<name>` in the database."""
 
+_NAMES = frozenset(FIELDS)
+
 EMPTY = RequestContext()
 
 
@@ -122,8 +140,8 @@ def check_names(names: Mapping[str, Any]) -> None:
     Raises:
         TypeError: Says which names are wrong and which are valid.
     """
-    unknown = sorted(names.keys() - set(FIELDS))
-    if unknown:
+    if not names.keys() <= _NAMES:
+        unknown = sorted(names.keys() - _NAMES)
         raise TypeError(
             f"no such context field: {', '.join(unknown)}; valid are {', '.join(FIELDS)}"
         )
@@ -141,12 +159,13 @@ def _canonical(name: str, value: object) -> str | None:
         return None
     if "\0" in value:
         raise InvalidContextError(f"{name} contains a NUL character, which PostgreSQL cannot hold")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidContextError(
-            f"{name} contains a lone surrogate at position {error.start}; it is no valid text"
-        ) from None
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidContextError(
+                f"{name} contains a lone surrogate at position {error.start}; it is no valid text"
+            ) from None
     if name == "ip":
         return _canonical_ip(value)
     if name == "user_agent":
@@ -158,6 +177,7 @@ def _canonical(name: str, value: object) -> str | None:
     return value
 
 
+@lru_cache(maxsize=4096)
 def _canonical_ip(value: str | IpAddress) -> str:
     try:
         address = ipaddress.ip_address(value)
@@ -200,7 +220,11 @@ def _set_local(
 ) -> list[str]:
     # set_config() takes parameters, but on Citus only SET LOCAL reaches the workers, and it is
     # cheaper too.
-    return [f"set local app.{name} = {quote(getattr(context, name) or '')}" for name in names]
+    values = ((name, getattr(context, name)) for name in names)
+    return [
+        f"set local app.{name} = {quote(value)}" if value else f"set local app.{name} = ''"
+        for name, value in values
+    ]
 
 
 _Source: TypeAlias = RequestContext | Callable[[], RequestContext]
