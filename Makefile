@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Only what has tests may run in parallel: each worker starts a server of its own.
+# Test processes at a time; each starts a server of its own.
 WORKERS ?= 2
 # The stamp is newer than pyproject.toml when the packages named there are installed.
 STAMP := $(VENV)/.dev-installed
