@@ -101,6 +101,16 @@ def test_an_unknown_field_is_refused_with_the_names_that_exist() -> None:
         pass
 
 
+def test_a_mapping_is_no_context() -> None:
+    who = {"actor_id": "u_1"}
+    with pytest.raises(TypeError, match="must be a RequestContext, not dict; pass single fields"):
+        RequestContext().merge(who)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not dict"), bind(who):  # type: ignore[arg-type]
+        pass
+    with bind(lambda: who), pytest.raises(TypeError, match="not dict"):  # type: ignore[arg-type]
+        current_context()
+
+
 def test_merge_lays_what_is_set_over_what_was() -> None:
     outer = RequestContext(actor_id="u_1", reason="outer")
     assert outer.merge(RequestContext(reason="inner")) == RequestContext(

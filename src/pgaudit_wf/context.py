@@ -98,10 +98,15 @@ class RequestContext:
             **changes: Fields of `RequestContext`. Here None counts: it clears the field.
 
         Raises:
-            TypeError: A name is no field.
+            TypeError: A name is no field, or `other` is no context.
             InvalidContextError: As for the class.
         """
         check_names(changes)
+        if other is not None and not isinstance(other, RequestContext):
+            raise TypeError(
+                f"a context must be a RequestContext, not {type(other).__name__}; "
+                "pass single fields as keyword arguments"
+            )
         if not changes and (other is None or self is EMPTY):
             return other or self
         if other is None and self is EMPTY:
@@ -251,11 +256,12 @@ def bind(ctx: _Source | None = None, /, **changes: Unpack[ContextFields]) -> Ite
         **changes: Fields of `RequestContext`; None clears what an outer block has bound.
 
     Raises:
-        TypeError: A name is no field.
+        TypeError: A name is no field, or `ctx` is neither a context nor a function.
         InvalidContextError: As for `RequestContext`.
     """
     outer = _bound.get()
-    EMPTY.merge(**changes)
+    # What a function returns can only be checked later; the rest is checked here.
+    EMPTY.merge(None if callable(ctx) else ctx, **changes)
     source: _Source
     if isinstance(outer, RequestContext) and (ctx is None or isinstance(ctx, RequestContext)):
         source = outer.merge(ctx, **changes)

@@ -171,9 +171,6 @@ def install() -> None:
     takes two more round trips. Queries are left alone there, unless they call a function of schema
     pgaudit_wf or PGAUDIT_WF_ATTRIBUTE_SELECTS is set. `cursor.callproc` and `cursor.copy` are not
     seen by Django's hooks: use them in `atomic`, after another statement.
-
-    Raises:
-        ImproperlyConfigured: On connecting: Django uses psycopg2.
     """
     connection_created.connect(_hook, dispatch_uid="pgaudit_wf")
     for connection in connections.all(initialized_only=True):
@@ -183,10 +180,6 @@ def install() -> None:
 def _hook(*, connection: BaseDatabaseWrapper, **_: object) -> None:
     if connection.vendor != "postgresql" or _attribute in connection.execute_wrappers:
         return
-    if connection.connection is not None and not isinstance(
-        connection.connection, psycopg.Connection
-    ):
-        raise ImproperlyConfigured("pgaudit_wf needs Django to use psycopg 3; install it")
     connection.execute_wrappers.append(cast("Any", _attribute))
 
 

@@ -74,7 +74,8 @@ def _on_rollback_savepoint(conn: Connection, *_: object) -> None:
 def _on_execute(
     conn: Connection, _cursor: object, statement: str, _parameters: object, *_: object
 ) -> None:
-    if statement[:8].lower() == "rollback":
+    # In a failed transaction, or after a prepared one, a setting would be an error.
+    if statement[:16].lower().startswith(("rollback", "commit prepared")):
         return
     context = current_context()
     if conn.info.get(_KEY) == context:
