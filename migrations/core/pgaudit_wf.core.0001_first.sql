@@ -227,7 +227,6 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
-    ahead integer;
     made text;
 begin
     -- Two callers at once: the second waits, then finds the work done.
@@ -282,8 +281,9 @@ begin
     if (check_action_rule.rule).condition is null then
         return;
     end if;
-    -- The line break keeps a trailing comment in the condition from hiding the rest; no row is read.
-    execute format('select from %s where (%s%s) limit 0',
+    -- It has to stand alone (in parentheses), and where the trigger puts it. The line break keeps a trailing comment in the
+    -- condition from hiding the rest; no row is read.
+    execute format('select case when %2$s%3$s then true end from %1$s where (%2$s%3$s) limit 0',
         case (check_action_rule.rule).op
             when 'insert' then format('%s as new', check_action_rule.target)
             when 'update' then format('%1$s as old, %1$s as new', check_action_rule.target)
@@ -427,22 +427,75 @@ begin
     return case
         when info.typtype = 'd' then pgaudit_wf.compare_by_text(info.typbasetype)
         when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.compare_by_text(info.typelem)
-        when info.typtype = 'c' then exists (
-            select from pg_attribute
-            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.compare_by_text(atttypid))
-        when info.typtype in ('e', 'r', 'm') then false
+        -- Whatever attributes ALTER TYPE gives it.
+        when info.typtype = 'c' then true
+        -- 1.0 and 1.00 are equal; as bounds they read differently.
+        when info.typtype in ('r', 'm') then (
+            select rngsubtype = 'numeric'::regtype or pgaudit_wf.compare_by_text(rngsubtype)
+            from pg_range where info.oid in (rngtypid, rngmultitypid))
+        when info.typtype = 'e' then false
+        -- To "=", a month is 30 days.
+        when info.oid = 'interval'::regtype then true
         -- An extension's "=" is out of reach of a pinned search_path, and may call different values equal (citext).
         when info.typnamespace <> 'pg_catalog'::regnamespace then true
         else not exists (
             select from pg_opclass as class
             join pg_am as method on method.oid = class.opcmethod and method.amname in ('btree', 'hash')
             where class.opcintype = info.oid
-                or exists (select from pg_cast where castsource = info.oid and casttarget = class.opcintype and castmethod = 'b'))
+                or exists (select from pg_cast where castsource = info.oid and casttarget = class.opcintype and castmethod = 'b' and castcontext = 'i'))
     end;
 end
 $$;
 comment on function pgaudit_wf.compare_by_text(oid) is
-    'Whether values of a type must be compared as text, for want of an equality of its own (json, xml, point, and what contains them).';
+    'Whether values of a type must be compared as text, for want of an equality that tells apart what reads differently (json, xml, point, interval, and what contains them).';
+
+create function pgaudit_wf.holds_json(type oid) returns boolean
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = holds_json.type);
+begin
+    return case
+        when info.oid = 'json'::regtype then true
+        when info.typtype = 'd' then pgaudit_wf.holds_json(info.typbasetype)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.holds_json(info.typelem)
+        when info.typtype = 'c' then exists (
+            select from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.holds_json(atttypid))
+        else false
+    end;
+end
+$$;
+comment on function pgaudit_wf.holds_json(oid) is
+    'Whether values of a type are or contain json, which can hold what jsonb cannot.';
+
+create function pgaudit_wf.json_value(value json) returns jsonb
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return value::jsonb;
+exception
+    when data_exception or program_limit_exceeded then
+        return to_jsonb(value::text);
+end
+$$;
+comment on function pgaudit_wf.json_value(json) is
+    'json as jsonb; its text as a JSON string where jsonb cannot hold it (\u0000, a lone surrogate, a number beyond numeric).';
+
+create function pgaudit_wf.json_row(value json) returns jsonb
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return value::jsonb;
+exception
+    when data_exception or program_limit_exceeded then
+        return (select jsonb_object_agg(member.key, pgaudit_wf.json_value(member.value)) from json_each(json_row.value) as member);
+end
+$$;
+comment on function pgaudit_wf.json_row(json) is 'A row, by to_json(), as jsonb; a column that jsonb cannot hold as by json_value().';
 
 create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict
@@ -501,7 +554,8 @@ as $$
         attname::text,
         atttypid,
         attname = any ((setting).redact),
-        pgaudit_wf.compare_by_text(atttypid),
+        pgaudit_wf.compare_by_text(atttypid)
+            or exists (select from pg_collation where pg_collation.oid = attcollation and not collisdeterministic),
         -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
         attlen = -1 and current_setting('server_version_num')::integer >= 170000
             and (atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype)
@@ -522,16 +576,23 @@ as $$
     -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
     select case when (col).toastable
             then format('((pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true and ', (col).name) else '' end
-        || format(case when (col).by_text then 'old.%1$I::text is distinct from new.%1$I::text' else 'old.%1$I is distinct from new.%1$I' end, (col).name)
+        || format(case when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C"' else 'old.%1$I is distinct from new.%1$I' end, (col).name)
         || case when (col).toastable then ')' else '' end
 $$;
 comment on function pgaudit_wf.changed_expression(pgaudit_wf.capture_column) is 'SQL condition that is true when the column differs between old and new.';
 
 create function pgaudit_wf.shown_expression(col pgaudit_wf.capture_column, record_name text) returns text
-language sql immutable
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format(case when (col).redacted then 'case when %1$I.%2$I is not null then ''[redacted]'' end' else '%1$I.%2$I' end, record_name, (col).name)
+    select format(
+        case
+            -- A composite of nulls "is null", and yet is a value.
+            when (col).redacted then 'case when %1$I.%2$I is distinct from null then ''[redacted]'' end'
+            when pgaudit_wf.holds_json((col).type) then 'pgaudit_wf.json_value(to_json(%1$I.%2$I))'
+            else '%1$I.%2$I'
+        end,
+        record_name, (col).name)
 $$;
 comment on function pgaudit_wf.shown_expression(pgaudit_wf.capture_column, text) is 'SQL expression for the column''s value as it may be shown.';
 
@@ -593,17 +654,26 @@ create function pgaudit_wf.row_expression(setting pgaudit_wf.attachment, record_
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('to_jsonb(%s)', record_name)
+    select format(case when exists (
+            select from pg_attribute
+            where attrelid = (setting).target and attnum > 0 and not attisdropped and pgaudit_wf.holds_json(atttypid))
+            then 'pgaudit_wf.json_row(to_json(%s))' else 'to_jsonb(%s)' end, record_name)
         || coalesce((
             select format(' - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped
                 and (attname = any ((setting).ignore) or attgenerated = 'v')
             having count(*) > 0), '')
         || coalesce((
-            select format(' || jsonb_build_object(%s)', string_agg(
-                format('%L, %s', (col).name, pgaudit_wf.shown_expression(col, record_name)), ', '))
-            from pgaudit_wf.capture_columns(setting) as col where (col).redacted
-            having count(*) > 0), '')
+            -- A function takes 100 arguments at most.
+            select string_agg(format(' || jsonb_build_object(%s)', listed), '' order by chunk)
+            from (
+                select chunk, string_agg(format('%L, %s', (col).name, pgaudit_wf.shown_expression(col, record_name)), ', ') as listed
+                from (
+                    select col, (row_number() over () - 1) / 50 as chunk
+                    from pgaudit_wf.capture_columns(setting) as col where (col).redacted
+                ) as hidden
+                group by chunk
+            ) as chunks), '')
 $$;
 comment on function pgaudit_wf.row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less the ignored and redacted columns.';
 
@@ -623,14 +693,22 @@ as $$
 $$;
 comment on function pgaudit_wf.update_statements(pgaudit_wf.attachment) is 'PL/pgSQL that collects the changed columns of an update into event_diff.';
 
-create function pgaudit_wf.assignments(setting pgaudit_wf.attachment, record_name text) returns text
+create function pgaudit_wf.assignments(setting pgaudit_wf.attachment, record_name text, on_update boolean) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select case when (setting).org_column is null then '' else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column) end
+    select case
+            when (setting).org_column is null then ''
+            when record_name = 'new' and on_update then format(
+                e'\n        event_org := left(coalesce(new.%1$I, old.%1$I)::text, 255);'
+                '\n        if old.%1$I is distinct from new.%1$I then'
+                '\n            event_metadata := jsonb_build_object(''previous_org_id'', old.%1$I);'
+                '\n        end if;', (setting).org_column)
+            else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column)
+        end
         || case when (setting).label_column is null then '' else format(e'\n        event_label := left(%I.%I::text, 255);', record_name, (setting).label_column) end
 $$;
-comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text) is 'PL/pgSQL that takes org and label from the given record.';
+comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text, boolean) is 'PL/pgSQL that takes org and label from the given record.';
 
 create function pgaudit_wf.truncate_statements(setting pgaudit_wf.attachment) returns text
 language sql immutable
@@ -650,7 +728,7 @@ as $$
 %1$s        if event_diff is null then
             return null;
         end if;
-        event_id := %2$s;%3$s%4$s
+        event_id := %2$s;%3$s%13$s
         event_action := %5$s;
     elsif tg_op = 'INSERT' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s));
@@ -667,18 +745,19 @@ as $$
         pgaudit_wf.key_expression(setting, 'new'),
         (
             select format(e'\n        if %s then\n            event_previous_id := %s;\n        end if;',
-                string_agg(format('old.%1$I is distinct from new.%1$I', key_column), ' or '), pgaudit_wf.key_expression(setting, 'old'))
-            from unnest((setting).id_columns) as key_column
+                string_agg(pgaudit_wf.changed_expression(col), ' or '), pgaudit_wf.key_expression(setting, 'old'))
+            from pgaudit_wf.capture_columns(setting) as col where (col).name = any ((setting).id_columns)
         ),
-        pgaudit_wf.assignments(setting, 'new'),
+        pgaudit_wf.assignments(setting, 'new', false),
         pgaudit_wf.action_expression(setting, 'update'),
         pgaudit_wf.row_expression(setting, 'new'),
         pgaudit_wf.action_expression(setting, 'insert'),
         pgaudit_wf.row_expression(setting, 'old'),
         pgaudit_wf.key_expression(setting, 'old'),
-        pgaudit_wf.assignments(setting, 'old'),
+        pgaudit_wf.assignments(setting, 'old', false),
         pgaudit_wf.action_expression(setting, 'delete'),
-        pgaudit_wf.truncate_statements(setting))
+        pgaudit_wf.truncate_statements(setting),
+        pgaudit_wf.assignments(setting, 'new', true))
 $$;
 comment on function pgaudit_wf.compiled_body(pgaudit_wf.attachment) is 'The part of a compiled trigger function that works out what changed.';
 
@@ -733,11 +812,11 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
     if tg_op in ('UPDATE', 'DELETE') then
-        before := to_jsonb(old);
+        before := pgaudit_wf.json_row(to_json(old));
         shown_before := pgaudit_wf.generic_row(before, %1$L, %2$L, %3$L);
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
-        after := to_jsonb(new);
+        after := pgaudit_wf.json_row(to_json(new));
         shown_after := pgaudit_wf.generic_row(after, %1$L, %2$L, %3$L);
     end if;
     if tg_op = 'UPDATE' then
@@ -773,9 +852,16 @@ as $$
     else
 %11$s
     end if;$body$,
-        (setting).columns, (setting).ignore, (setting).redact, (setting).id_columns,
+        (setting).columns,
+        -- A virtual generated column is not in the row that a trigger sees.
+        (setting).ignore || array(select attname::text from pg_attribute where attrelid = (setting).target and attgenerated = 'v' and not attisdropped),
+        (setting).redact, (setting).id_columns,
         case when (setting).org_column is null then '-- no org column: app.org_id is taken'
-            else format('event_org := left(coalesce(after, before) ->> %L, 255);', (setting).org_column) end,
+            else format(
+                e'event_org := left(coalesce(after ->> %1$L, before ->> %1$L), 255);'
+                '\n        if tg_op = ''UPDATE'' and before -> %1$L is distinct from after -> %1$L then'
+                '\n            event_metadata := jsonb_build_object(''previous_org_id'', before -> %1$L);'
+                '\n        end if;', (setting).org_column) end,
         (setting).label_column,
         pgaudit_wf.action_expression(setting, 'update'),
         pgaudit_wf.action_expression(setting, 'insert'),
@@ -792,15 +878,23 @@ as $$
 declare
     settings constant text := (
         select string_agg(distinct format(e'\nset %s', pinned), '')
-        from pg_attribute, unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || (setting).org_column || (setting).label_column))) as pinned
-        where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore));
+        from (
+            select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || (setting).org_column || (setting).label_column)))
+            from pg_attribute
+            where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore)
+            -- The generic form does not know what columns will come.
+            union all
+            select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
+                'lc_monetary = ''C''', 'extra_float_digits = 1'])
+            where (setting).form = 'generic'
+        ) as type_setting (pinned));
     statements text;
     body text;
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
         || format($insert$
     if event_label is not null then
-        event_metadata := jsonb_build_object('label', event_label);
+        event_metadata := event_metadata || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
         event_metadata := event_metadata || jsonb_build_object('reason', current_setting('app.reason', true));
@@ -808,7 +902,8 @@ begin
     if event_previous_id is not null then
         event_metadata := event_metadata || jsonb_build_object('previous_resource_id', event_previous_id);
         insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
-        values (%1$L, event_previous_id, event_id, event_org) on conflict do nothing;
+        select %1$L, event_previous_id, event_id, event_org where event_id is not null
+        on conflict do nothing;
     end if;
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
@@ -820,7 +915,7 @@ begin
     exception
         when others then
             perform pgaudit_wf.count_failure(%1$L, tg_op, sqlstate);
-            raise warning '%% of %1$s went through unrecorded (SQLSTATE %%)', tg_op, sqlstate;
+            raise warning '%% of %% went through unrecorded (SQLSTATE %%)', tg_op, %1$L, sqlstate;
     end;$warn$, (setting).target);
     end if;
 
@@ -839,8 +934,9 @@ begin%5$s
     return null;
 end
 $body$,
-        (setting).target,
-        (setting).resource_type,
+        -- A line break in a name would end the comment.
+        translate((setting).target::text, e'\r\n', '  '),
+        translate((setting).resource_type, e'\r\n', '  '),
         case when (setting).org_column is null then ' := pgaudit_wf.context_value(''app.org_id'')' else '' end,
         case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end,
         statements);
@@ -872,7 +968,7 @@ as $$
     -- Distinct tables may look alike once the schema and the name are joined or cut.
     select case
         when octet_length(plain) <= 63 and not exists (select from pgaudit_wf.attachment where function_name = plain) then plain
-        else left(plain, 40) || '_' || left(md5(n.nspname || '.' || quote_ident(c.relname)), 12)
+        else left(regexp_replace(plain, '[^ -~]', '_', 'g'), 40) || '_' || left(md5(n.nspname || '.' || quote_ident(c.relname)), 12)
     end
     from pg_class as c
     join pg_namespace as n on n.oid = c.relnamespace,
@@ -940,6 +1036,11 @@ begin
             using errcode = 'PA002',
                 hint = format('Its columns are %s.', array_to_string(array(select quote_ident(name) from unnest((setting).columns) as name), ', '));
     end if;
+    select name into problem from unnest((setting).id_columns) as name where name = any ((setting).ignore);
+    if found then
+        raise exception 'column "%" of % is both in ignore and in id_columns', problem.name, (setting).target
+            using errcode = 'PA002', hint = 'A change of what identifies a row must be recorded, or the row''s story ends there.';
+    end if;
     select role, name into problem
     from (
         select 'id_columns' as role, unnest((setting).id_columns) as name
@@ -951,11 +1052,15 @@ begin
         raise exception 'column "%" of % is both in redact and in %', problem.name, (setting).target, problem.role
             using errcode = 'PA002', hint = 'What names a row in the log cannot be kept out of it; choose another column.';
     end if;
-    select 'id_columns' as role, key_column as name into problem
-    from unnest((setting).id_columns) as key_column
-    join pg_attribute on attrelid = (setting).target and attname = key_column and attgenerated = 'v';
+    select role, name into problem
+    from (
+        select 'id_columns' as role, unnest((setting).id_columns) as name
+        union all select 'org_column', (setting).org_column
+        union all select 'label_column', (setting).label_column
+    ) as read
+    join pg_attribute on attrelid = (setting).target and attname = name and attgenerated = 'v';
     if found then
-        raise exception 'column "%" of % is computed when read, and cannot be in id_columns', problem.name, (setting).target
+        raise exception 'column "%" of % is computed when read, and cannot be in %', problem.name, (setting).target, problem.role
             using errcode = 'PA002', hint = 'Name stored columns.';
     end if;
 end
@@ -1082,6 +1187,14 @@ begin
             leaf, (setting).function_name);
         execute format('alter table %s enable always trigger pgaudit_wf_truncate', leaf);
     end loop;
+    -- A partition that was detached is no longer ours.
+    for leaf in
+        select tgrelid from pg_trigger
+        where tgfoid = format('pgaudit_wf.%I()', (setting).function_name)::regprocedure and tgname = 'pgaudit_wf_truncate'
+            and tgrelid not in (select pgaudit_wf.leaf_tables((setting).target))
+    loop
+        execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
+    end loop;
     if keep_disabled then
         for disabled in select relation, name from jsonb_to_recordset(disabled_before) as d (relation text, name text) loop
             execute format('alter table %s disable trigger %I', disabled.relation, disabled.name);
@@ -1110,22 +1223,26 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     setting pgaudit_wf.attachment;
-    leaf regclass;
+    installed record;
 begin
-    execute format('lock table only %s in access exclusive mode', detach.target);
+    -- Without event triggers, nobody told us that a table was dropped.
+    if exists (select from pg_class where oid = detach.target) then
+        execute format('lock table only %s in access exclusive mode', detach.target);
+    end if;
     delete from pgaudit_wf.attachment as a where a.target = detach.target returning a.* into setting;
     if not found then
         raise exception '% is not attached', detach.target
             using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
     end if;
     perform set_config('pgaudit_wf.compiling', 'on', true);
-    execute format('drop trigger if exists pgaudit_wf_insert on %s', detach.target);
-    execute format('drop trigger if exists pgaudit_wf_update on %s', detach.target);
-    execute format('drop trigger if exists pgaudit_wf_delete on %s', detach.target);
-    for leaf in select pgaudit_wf.leaf_tables(detach.target) loop
-        execute format('drop trigger if exists pgaudit_wf_truncate on %s', leaf);
+    -- Also where the function was put long ago: on a partition that has been detached since.
+    for installed in
+        select tgname as name, tgrelid::regclass as relation from pg_trigger
+        where tgfoid = to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)) and tgparentid = 0
+    loop
+        execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
-    execute format('drop function pgaudit_wf.%I()', setting.function_name);
+    execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
     perform set_config('pgaudit_wf.compiling', 'off', true);
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');
 end
@@ -1206,16 +1323,18 @@ create function pgaudit_wf.rename_in_rules(resource_type text, old_name text, ne
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
+    -- Case counts only between quotes.
     update pgaudit_wf.action_rule
-    set condition = regexp_replace(condition, pattern, replacement, 'gi')
+    set condition = regexp_replace(regexp_replace(condition, plain, replacement, 'gi'), quoted, replacement, 'g')
     from (
         select
-            format('\m(old|new)\s*\.\s*(%s%s)',
-                case when old_name ~ '^[a-z_][a-z0-9_$]*$' then old_name || '\M|' else '' end,
-                regexp_replace(format('"%s"', replace(old_name, '"', '""')), '([][\\.^$*+?(){}|-])', '\\\1', 'g')) as pattern,
+            case when old_name ~ '^[a-z_][a-z0-9_$]*$'
+                then format('\m(old|new)\s*\.\s*%s(?![[:alnum:]_$])', replace(old_name, '$', '\$')) else '(?!)' end as plain,
+            format('\m([oO][lL][dD]|[nN][eE][wW])\s*\.\s*%s',
+                regexp_replace(format('"%s"', replace(old_name, '"', '""')), '([][\\.^$*+?(){}|-])', '\\\1', 'g')) as quoted,
             '\1.' || replace(quote_ident(new_name), '\', '\\') as replacement
     ) as rename
-    where action_rule.resource_type = rename_in_rules.resource_type and condition ~* pattern
+    where action_rule.resource_type = rename_in_rules.resource_type and (condition ~* plain or condition ~ quoted)
 $$;
 comment on function pgaudit_wf.rename_in_rules(text, text, text) is 'Follows a renamed column in the conditions of the rules of a resource type.';
 
@@ -1293,6 +1412,19 @@ $$;
 comment on function pgaudit_wf.recompile(regclass, text) is
     'Compiles an attached table''s trigger anew after DDL; its settings and rules follow a column that was renamed.';
 
+create function pgaudit_wf.descendants(target regclass) returns setof regclass
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with recursive descendant as (
+        select inhrelid from pg_inherits where inhparent = descendants.target
+        union
+        select i.inhrelid from pg_inherits as i join descendant as d on i.inhparent = d.inhrelid
+    )
+    select inhrelid::regclass from descendant
+$$;
+comment on function pgaudit_wf.descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent alters too.';
+
 create function pgaudit_wf.after_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -1311,7 +1443,7 @@ begin
             select a.target from pgaudit_wf.attachment as a
             where a.form = 'compiled'
                 and (a.target = command.objid
-                    or a.target in (select relid from pg_partition_tree(command.objid))
+                    or a.target in (select pgaudit_wf.descendants(command.objid))
                     or a.target in (select relid from pg_partition_ancestors(command.objid)))
             order by a.target::oid
         loop
@@ -1367,6 +1499,8 @@ begin
     create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
     create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
     alter event trigger pgaudit_wf_after_ddl enable always;
+    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE and CREATE TABLE.';
+    comment on event trigger pgaudit_wf_after_drop is 'Forgets attached tables that are dropped; recompiles those that lose a column by CASCADE.';
     alter event trigger pgaudit_wf_after_drop enable always;
 exception
     when insufficient_privilege then
@@ -1859,6 +1993,59 @@ comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, t
     'search (text in names, labels, action, address, user agent, ids). Next page: after => the cursor of the last event. The reader role sees the organisation app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
     'Raises PA007 on a cursor that is none, PA008 on a page_size outside 1 to 1000.';
 
+-- sql/core/135_follow_trail.sql
+
+-- The trail as it grows: audit_trail() looks back, this goes on from where one stopped.
+
+create function pgaudit_wf.log_end() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- The place just below the oldest transaction that is still running: what read_log() would have given already.
+    select format('%s/%s/%s/%s', g.system_identifier, g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 9223372036854775807)
+    from pgaudit_wf.log_generations() as g
+    where g.last_id is null
+$$;
+comment on function pgaudit_wf.log_end() is
+    'Cursor for read_log() and follow_trail() that stands behind all they could give now: with it one follows what is to come, without reading what was.';
+
+create function pgaudit_wf.follow_trail(
+    after text,
+    org_id text default null,
+    action text default null,
+    resource_type text default null,
+    resource_id text default null,
+    actor_id text default null,
+    correlation_id text default null,
+    outcome text default null,
+    since timestamptz default null,
+    until timestamptz default null,
+    search text default null,
+    max_events integer default 200
+) returns table (cursor text, entry pgaudit_wf.trail_entry)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- audit_trail() is asked for each event by its exact place, so that filters and names mean the same in both.
+    select r.cursor, t.entry
+    from pgaudit_wf.read_log(follow_trail.after, follow_trail.max_events) with ordinality as r (cursor, event, position)
+    left join lateral (
+        select e as entry
+        from pgaudit_wf.audit_trail(
+            follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
+            follow_trail.correlation_id, follow_trail.outcome,
+            greatest(follow_trail.since, (r.event).occurred_at),
+            least(follow_trail.until, (r.event).occurred_at + interval '1 microsecond'),
+            follow_trail.search,
+            pgaudit_wf.trail_cursor((r.event).occurred_at, (r.event).id + 1), 1) as e
+        where e.id = (r.event).id
+    ) as t on true
+    order by r.position
+$$;
+comment on function pgaudit_wf.follow_trail(text, text, text, text, text, text, text, text, timestamptz, timestamptz, text, integer) is
+    'read_log() for people: up to max_events events after the cursor (of read_log() or log_end()), each as an entry of audit_trail(), or null where the filters, which are those of audit_trail(), leave it out. '
+    'Keep the cursor of every row, also of one without an entry: nothing is skipped or repeated then. Raises PA007 on a cursor of another log.';
+
 -- sql/core/140_row_as_of.sql
 
 -- What a row was at a moment, from the log.
@@ -2069,7 +2256,13 @@ comment on function pgaudit_wf.row_backwards(regclass, text, text, timestamptz, 
 create function pgaudit_wf.present_row(target regclass, resource_id text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+-- As the triggers write it, whatever the session likes to read.
 set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+set intervalstyle = 'postgres'
+set bytea_output = 'hex'
+set lc_monetary = 'C'
+set extra_float_digits = 1
 as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = present_row.target);

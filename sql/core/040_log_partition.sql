@@ -55,7 +55,6 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
-    ahead integer;
     made text;
 begin
     -- Two callers at once: the second waits, then finds the work done.

@@ -28,8 +28,9 @@ begin
     if (check_action_rule.rule).condition is null then
         return;
     end if;
-    -- The line break keeps a trailing comment in the condition from hiding the rest; no row is read.
-    execute format('select from %s where (%s%s) limit 0',
+    -- It has to stand alone (in parentheses), and where the trigger puts it. The line break keeps a trailing comment in the
+    -- condition from hiding the rest; no row is read.
+    execute format('select case when %2$s%3$s then true end from %1$s where (%2$s%3$s) limit 0',
         case (check_action_rule.rule).op
             when 'insert' then format('%s as new', check_action_rule.target)
             when 'update' then format('%1$s as old, %1$s as new', check_action_rule.target)

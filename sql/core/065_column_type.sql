@@ -10,22 +10,75 @@ begin
     return case
         when info.typtype = 'd' then pgaudit_wf.compare_by_text(info.typbasetype)
         when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.compare_by_text(info.typelem)
-        when info.typtype = 'c' then exists (
-            select from pg_attribute
-            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.compare_by_text(atttypid))
-        when info.typtype in ('e', 'r', 'm') then false
+        -- Whatever attributes ALTER TYPE gives it.
+        when info.typtype = 'c' then true
+        -- 1.0 and 1.00 are equal; as bounds they read differently.
+        when info.typtype in ('r', 'm') then (
+            select rngsubtype = 'numeric'::regtype or pgaudit_wf.compare_by_text(rngsubtype)
+            from pg_range where info.oid in (rngtypid, rngmultitypid))
+        when info.typtype = 'e' then false
+        -- To "=", a month is 30 days.
+        when info.oid = 'interval'::regtype then true
         -- An extension's "=" is out of reach of a pinned search_path, and may call different values equal (citext).
         when info.typnamespace <> 'pg_catalog'::regnamespace then true
         else not exists (
             select from pg_opclass as class
             join pg_am as method on method.oid = class.opcmethod and method.amname in ('btree', 'hash')
             where class.opcintype = info.oid
-                or exists (select from pg_cast where castsource = info.oid and casttarget = class.opcintype and castmethod = 'b'))
+                or exists (select from pg_cast where castsource = info.oid and casttarget = class.opcintype and castmethod = 'b' and castcontext = 'i'))
     end;
 end
 $$;
 comment on function pgaudit_wf.compare_by_text(oid) is
-    'Whether values of a type must be compared as text, for want of an equality of its own (json, xml, point, and what contains them).';
+    'Whether values of a type must be compared as text, for want of an equality that tells apart what reads differently (json, xml, point, interval, and what contains them).';
+
+create function pgaudit_wf.holds_json(type oid) returns boolean
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = holds_json.type);
+begin
+    return case
+        when info.oid = 'json'::regtype then true
+        when info.typtype = 'd' then pgaudit_wf.holds_json(info.typbasetype)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.holds_json(info.typelem)
+        when info.typtype = 'c' then exists (
+            select from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.holds_json(atttypid))
+        else false
+    end;
+end
+$$;
+comment on function pgaudit_wf.holds_json(oid) is
+    'Whether values of a type are or contain json, which can hold what jsonb cannot.';
+
+create function pgaudit_wf.json_value(value json) returns jsonb
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return value::jsonb;
+exception
+    when data_exception or program_limit_exceeded then
+        return to_jsonb(value::text);
+end
+$$;
+comment on function pgaudit_wf.json_value(json) is
+    'json as jsonb; its text as a JSON string where jsonb cannot hold it (\u0000, a lone surrogate, a number beyond numeric).';
+
+create function pgaudit_wf.json_row(value json) returns jsonb
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return value::jsonb;
+exception
+    when data_exception or program_limit_exceeded then
+        return (select jsonb_object_agg(member.key, pgaudit_wf.json_value(member.value)) from json_each(json_row.value) as member);
+end
+$$;
+comment on function pgaudit_wf.json_row(json) is 'A row, by to_json(), as jsonb; a column that jsonb cannot hold as by json_value().';
 
 create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict

@@ -17,7 +17,8 @@ as $$
         attname::text,
         atttypid,
         attname = any ((setting).redact),
-        pgaudit_wf.compare_by_text(atttypid),
+        pgaudit_wf.compare_by_text(atttypid)
+            or exists (select from pg_collation where pg_collation.oid = attcollation and not collisdeterministic),
         -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
         attlen = -1 and current_setting('server_version_num')::integer >= 170000
             and (atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype)
@@ -38,16 +39,23 @@ as $$
     -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
     select case when (col).toastable
             then format('((pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true and ', (col).name) else '' end
-        || format(case when (col).by_text then 'old.%1$I::text is distinct from new.%1$I::text' else 'old.%1$I is distinct from new.%1$I' end, (col).name)
+        || format(case when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C"' else 'old.%1$I is distinct from new.%1$I' end, (col).name)
         || case when (col).toastable then ')' else '' end
 $$;
 comment on function pgaudit_wf.changed_expression(pgaudit_wf.capture_column) is 'SQL condition that is true when the column differs between old and new.';
 
 create function pgaudit_wf.shown_expression(col pgaudit_wf.capture_column, record_name text) returns text
-language sql immutable
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format(case when (col).redacted then 'case when %1$I.%2$I is not null then ''[redacted]'' end' else '%1$I.%2$I' end, record_name, (col).name)
+    select format(
+        case
+            -- A composite of nulls "is null", and yet is a value.
+            when (col).redacted then 'case when %1$I.%2$I is distinct from null then ''[redacted]'' end'
+            when pgaudit_wf.holds_json((col).type) then 'pgaudit_wf.json_value(to_json(%1$I.%2$I))'
+            else '%1$I.%2$I'
+        end,
+        record_name, (col).name)
 $$;
 comment on function pgaudit_wf.shown_expression(pgaudit_wf.capture_column, text) is 'SQL expression for the column''s value as it may be shown.';
 
@@ -109,17 +117,26 @@ create function pgaudit_wf.row_expression(setting pgaudit_wf.attachment, record_
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('to_jsonb(%s)', record_name)
+    select format(case when exists (
+            select from pg_attribute
+            where attrelid = (setting).target and attnum > 0 and not attisdropped and pgaudit_wf.holds_json(atttypid))
+            then 'pgaudit_wf.json_row(to_json(%s))' else 'to_jsonb(%s)' end, record_name)
         || coalesce((
             select format(' - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped
                 and (attname = any ((setting).ignore) or attgenerated = 'v')
             having count(*) > 0), '')
         || coalesce((
-            select format(' || jsonb_build_object(%s)', string_agg(
-                format('%L, %s', (col).name, pgaudit_wf.shown_expression(col, record_name)), ', '))
-            from pgaudit_wf.capture_columns(setting) as col where (col).redacted
-            having count(*) > 0), '')
+            -- A function takes 100 arguments at most.
+            select string_agg(format(' || jsonb_build_object(%s)', listed), '' order by chunk)
+            from (
+                select chunk, string_agg(format('%L, %s', (col).name, pgaudit_wf.shown_expression(col, record_name)), ', ') as listed
+                from (
+                    select col, (row_number() over () - 1) / 50 as chunk
+                    from pgaudit_wf.capture_columns(setting) as col where (col).redacted
+                ) as hidden
+                group by chunk
+            ) as chunks), '')
 $$;
 comment on function pgaudit_wf.row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less the ignored and redacted columns.';
 
@@ -139,14 +156,22 @@ as $$
 $$;
 comment on function pgaudit_wf.update_statements(pgaudit_wf.attachment) is 'PL/pgSQL that collects the changed columns of an update into event_diff.';
 
-create function pgaudit_wf.assignments(setting pgaudit_wf.attachment, record_name text) returns text
+create function pgaudit_wf.assignments(setting pgaudit_wf.attachment, record_name text, on_update boolean) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select case when (setting).org_column is null then '' else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column) end
+    select case
+            when (setting).org_column is null then ''
+            when record_name = 'new' and on_update then format(
+                e'\n        event_org := left(coalesce(new.%1$I, old.%1$I)::text, 255);'
+                '\n        if old.%1$I is distinct from new.%1$I then'
+                '\n            event_metadata := jsonb_build_object(''previous_org_id'', old.%1$I);'
+                '\n        end if;', (setting).org_column)
+            else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column)
+        end
         || case when (setting).label_column is null then '' else format(e'\n        event_label := left(%I.%I::text, 255);', record_name, (setting).label_column) end
 $$;
-comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text) is 'PL/pgSQL that takes org and label from the given record.';
+comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text, boolean) is 'PL/pgSQL that takes org and label from the given record.';
 
 create function pgaudit_wf.truncate_statements(setting pgaudit_wf.attachment) returns text
 language sql immutable
@@ -166,7 +191,7 @@ as $$
 %1$s        if event_diff is null then
             return null;
         end if;
-        event_id := %2$s;%3$s%4$s
+        event_id := %2$s;%3$s%13$s
         event_action := %5$s;
     elsif tg_op = 'INSERT' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s));
@@ -183,18 +208,19 @@ as $$
         pgaudit_wf.key_expression(setting, 'new'),
         (
             select format(e'\n        if %s then\n            event_previous_id := %s;\n        end if;',
-                string_agg(format('old.%1$I is distinct from new.%1$I', key_column), ' or '), pgaudit_wf.key_expression(setting, 'old'))
-            from unnest((setting).id_columns) as key_column
+                string_agg(pgaudit_wf.changed_expression(col), ' or '), pgaudit_wf.key_expression(setting, 'old'))
+            from pgaudit_wf.capture_columns(setting) as col where (col).name = any ((setting).id_columns)
         ),
-        pgaudit_wf.assignments(setting, 'new'),
+        pgaudit_wf.assignments(setting, 'new', false),
         pgaudit_wf.action_expression(setting, 'update'),
         pgaudit_wf.row_expression(setting, 'new'),
         pgaudit_wf.action_expression(setting, 'insert'),
         pgaudit_wf.row_expression(setting, 'old'),
         pgaudit_wf.key_expression(setting, 'old'),
-        pgaudit_wf.assignments(setting, 'old'),
+        pgaudit_wf.assignments(setting, 'old', false),
         pgaudit_wf.action_expression(setting, 'delete'),
-        pgaudit_wf.truncate_statements(setting))
+        pgaudit_wf.truncate_statements(setting),
+        pgaudit_wf.assignments(setting, 'new', true))
 $$;
 comment on function pgaudit_wf.compiled_body(pgaudit_wf.attachment) is 'The part of a compiled trigger function that works out what changed.';
 
@@ -249,11 +275,11 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
     if tg_op in ('UPDATE', 'DELETE') then
-        before := to_jsonb(old);
+        before := pgaudit_wf.json_row(to_json(old));
         shown_before := pgaudit_wf.generic_row(before, %1$L, %2$L, %3$L);
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
-        after := to_jsonb(new);
+        after := pgaudit_wf.json_row(to_json(new));
         shown_after := pgaudit_wf.generic_row(after, %1$L, %2$L, %3$L);
     end if;
     if tg_op = 'UPDATE' then
@@ -289,9 +315,16 @@ as $$
     else
 %11$s
     end if;$body$,
-        (setting).columns, (setting).ignore, (setting).redact, (setting).id_columns,
+        (setting).columns,
+        -- A virtual generated column is not in the row that a trigger sees.
+        (setting).ignore || array(select attname::text from pg_attribute where attrelid = (setting).target and attgenerated = 'v' and not attisdropped),
+        (setting).redact, (setting).id_columns,
         case when (setting).org_column is null then '-- no org column: app.org_id is taken'
-            else format('event_org := left(coalesce(after, before) ->> %L, 255);', (setting).org_column) end,
+            else format(
+                e'event_org := left(coalesce(after ->> %1$L, before ->> %1$L), 255);'
+                '\n        if tg_op = ''UPDATE'' and before -> %1$L is distinct from after -> %1$L then'
+                '\n            event_metadata := jsonb_build_object(''previous_org_id'', before -> %1$L);'
+                '\n        end if;', (setting).org_column) end,
         (setting).label_column,
         pgaudit_wf.action_expression(setting, 'update'),
         pgaudit_wf.action_expression(setting, 'insert'),
@@ -308,15 +341,23 @@ as $$
 declare
     settings constant text := (
         select string_agg(distinct format(e'\nset %s', pinned), '')
-        from pg_attribute, unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || (setting).org_column || (setting).label_column))) as pinned
-        where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore));
+        from (
+            select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || (setting).org_column || (setting).label_column)))
+            from pg_attribute
+            where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore)
+            -- The generic form does not know what columns will come.
+            union all
+            select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
+                'lc_monetary = ''C''', 'extra_float_digits = 1'])
+            where (setting).form = 'generic'
+        ) as type_setting (pinned));
     statements text;
     body text;
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
         || format($insert$
     if event_label is not null then
-        event_metadata := jsonb_build_object('label', event_label);
+        event_metadata := event_metadata || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
         event_metadata := event_metadata || jsonb_build_object('reason', current_setting('app.reason', true));
@@ -324,7 +365,8 @@ begin
     if event_previous_id is not null then
         event_metadata := event_metadata || jsonb_build_object('previous_resource_id', event_previous_id);
         insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
-        values (%1$L, event_previous_id, event_id, event_org) on conflict do nothing;
+        select %1$L, event_previous_id, event_id, event_org where event_id is not null
+        on conflict do nothing;
     end if;
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
@@ -336,7 +378,7 @@ begin
     exception
         when others then
             perform pgaudit_wf.count_failure(%1$L, tg_op, sqlstate);
-            raise warning '%% of %1$s went through unrecorded (SQLSTATE %%)', tg_op, sqlstate;
+            raise warning '%% of %% went through unrecorded (SQLSTATE %%)', tg_op, %1$L, sqlstate;
     end;$warn$, (setting).target);
     end if;
 
@@ -355,8 +397,9 @@ begin%5$s
     return null;
 end
 $body$,
-        (setting).target,
-        (setting).resource_type,
+        -- A line break in a name would end the comment.
+        translate((setting).target::text, e'\r\n', '  '),
+        translate((setting).resource_type, e'\r\n', '  '),
         case when (setting).org_column is null then ' := pgaudit_wf.context_value(''app.org_id'')' else '' end,
         case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end,
         statements);

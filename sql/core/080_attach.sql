@@ -16,7 +16,7 @@ as $$
     -- Distinct tables may look alike once the schema and the name are joined or cut.
     select case
         when octet_length(plain) <= 63 and not exists (select from pgaudit_wf.attachment where function_name = plain) then plain
-        else left(plain, 40) || '_' || left(md5(n.nspname || '.' || quote_ident(c.relname)), 12)
+        else left(regexp_replace(plain, '[^ -~]', '_', 'g'), 40) || '_' || left(md5(n.nspname || '.' || quote_ident(c.relname)), 12)
     end
     from pg_class as c
     join pg_namespace as n on n.oid = c.relnamespace,
@@ -84,6 +84,11 @@ begin
             using errcode = 'PA002',
                 hint = format('Its columns are %s.', array_to_string(array(select quote_ident(name) from unnest((setting).columns) as name), ', '));
     end if;
+    select name into problem from unnest((setting).id_columns) as name where name = any ((setting).ignore);
+    if found then
+        raise exception 'column "%" of % is both in ignore and in id_columns', problem.name, (setting).target
+            using errcode = 'PA002', hint = 'A change of what identifies a row must be recorded, or the row''s story ends there.';
+    end if;
     select role, name into problem
     from (
         select 'id_columns' as role, unnest((setting).id_columns) as name
@@ -95,11 +100,15 @@ begin
         raise exception 'column "%" of % is both in redact and in %', problem.name, (setting).target, problem.role
             using errcode = 'PA002', hint = 'What names a row in the log cannot be kept out of it; choose another column.';
     end if;
-    select 'id_columns' as role, key_column as name into problem
-    from unnest((setting).id_columns) as key_column
-    join pg_attribute on attrelid = (setting).target and attname = key_column and attgenerated = 'v';
+    select role, name into problem
+    from (
+        select 'id_columns' as role, unnest((setting).id_columns) as name
+        union all select 'org_column', (setting).org_column
+        union all select 'label_column', (setting).label_column
+    ) as read
+    join pg_attribute on attrelid = (setting).target and attname = name and attgenerated = 'v';
     if found then
-        raise exception 'column "%" of % is computed when read, and cannot be in id_columns', problem.name, (setting).target
+        raise exception 'column "%" of % is computed when read, and cannot be in %', problem.name, (setting).target, problem.role
             using errcode = 'PA002', hint = 'Name stored columns.';
     end if;
 end
@@ -226,6 +235,14 @@ begin
             leaf, (setting).function_name);
         execute format('alter table %s enable always trigger pgaudit_wf_truncate', leaf);
     end loop;
+    -- A partition that was detached is no longer ours.
+    for leaf in
+        select tgrelid from pg_trigger
+        where tgfoid = format('pgaudit_wf.%I()', (setting).function_name)::regprocedure and tgname = 'pgaudit_wf_truncate'
+            and tgrelid not in (select pgaudit_wf.leaf_tables((setting).target))
+    loop
+        execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
+    end loop;
     if keep_disabled then
         for disabled in select relation, name from jsonb_to_recordset(disabled_before) as d (relation text, name text) loop
             execute format('alter table %s disable trigger %I', disabled.relation, disabled.name);
@@ -254,22 +271,26 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     setting pgaudit_wf.attachment;
-    leaf regclass;
+    installed record;
 begin
-    execute format('lock table only %s in access exclusive mode', detach.target);
+    -- Without event triggers, nobody told us that a table was dropped.
+    if exists (select from pg_class where oid = detach.target) then
+        execute format('lock table only %s in access exclusive mode', detach.target);
+    end if;
     delete from pgaudit_wf.attachment as a where a.target = detach.target returning a.* into setting;
     if not found then
         raise exception '% is not attached', detach.target
             using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
     end if;
     perform set_config('pgaudit_wf.compiling', 'on', true);
-    execute format('drop trigger if exists pgaudit_wf_insert on %s', detach.target);
-    execute format('drop trigger if exists pgaudit_wf_update on %s', detach.target);
-    execute format('drop trigger if exists pgaudit_wf_delete on %s', detach.target);
-    for leaf in select pgaudit_wf.leaf_tables(detach.target) loop
-        execute format('drop trigger if exists pgaudit_wf_truncate on %s', leaf);
+    -- Also where the function was put long ago: on a partition that has been detached since.
+    for installed in
+        select tgname as name, tgrelid::regclass as relation from pg_trigger
+        where tgfoid = to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)) and tgparentid = 0
+    loop
+        execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
-    execute format('drop function pgaudit_wf.%I()', setting.function_name);
+    execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
     perform set_config('pgaudit_wf.compiling', 'off', true);
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');
 end

@@ -9,16 +9,18 @@ create function pgaudit_wf.rename_in_rules(resource_type text, old_name text, ne
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
+    -- Case counts only between quotes.
     update pgaudit_wf.action_rule
-    set condition = regexp_replace(condition, pattern, replacement, 'gi')
+    set condition = regexp_replace(regexp_replace(condition, plain, replacement, 'gi'), quoted, replacement, 'g')
     from (
         select
-            format('\m(old|new)\s*\.\s*(%s%s)',
-                case when old_name ~ '^[a-z_][a-z0-9_$]*$' then old_name || '\M|' else '' end,
-                regexp_replace(format('"%s"', replace(old_name, '"', '""')), '([][\\.^$*+?(){}|-])', '\\\1', 'g')) as pattern,
+            case when old_name ~ '^[a-z_][a-z0-9_$]*$'
+                then format('\m(old|new)\s*\.\s*%s(?![[:alnum:]_$])', replace(old_name, '$', '\$')) else '(?!)' end as plain,
+            format('\m([oO][lL][dD]|[nN][eE][wW])\s*\.\s*%s',
+                regexp_replace(format('"%s"', replace(old_name, '"', '""')), '([][\\.^$*+?(){}|-])', '\\\1', 'g')) as quoted,
             '\1.' || replace(quote_ident(new_name), '\', '\\') as replacement
     ) as rename
-    where action_rule.resource_type = rename_in_rules.resource_type and condition ~* pattern
+    where action_rule.resource_type = rename_in_rules.resource_type and (condition ~* plain or condition ~ quoted)
 $$;
 comment on function pgaudit_wf.rename_in_rules(text, text, text) is 'Follows a renamed column in the conditions of the rules of a resource type.';
 
@@ -96,6 +98,19 @@ $$;
 comment on function pgaudit_wf.recompile(regclass, text) is
     'Compiles an attached table''s trigger anew after DDL; its settings and rules follow a column that was renamed.';
 
+create function pgaudit_wf.descendants(target regclass) returns setof regclass
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with recursive descendant as (
+        select inhrelid from pg_inherits where inhparent = descendants.target
+        union
+        select i.inhrelid from pg_inherits as i join descendant as d on i.inhparent = d.inhrelid
+    )
+    select inhrelid::regclass from descendant
+$$;
+comment on function pgaudit_wf.descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent alters too.';
+
 create function pgaudit_wf.after_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -114,7 +129,7 @@ begin
             select a.target from pgaudit_wf.attachment as a
             where a.form = 'compiled'
                 and (a.target = command.objid
-                    or a.target in (select relid from pg_partition_tree(command.objid))
+                    or a.target in (select pgaudit_wf.descendants(command.objid))
                     or a.target in (select relid from pg_partition_ancestors(command.objid)))
             order by a.target::oid
         loop
@@ -170,6 +185,8 @@ begin
     create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
     create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
     alter event trigger pgaudit_wf_after_ddl enable always;
+    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE and CREATE TABLE.';
+    comment on event trigger pgaudit_wf_after_drop is 'Forgets attached tables that are dropped; recompiles those that lose a column by CASCADE.';
     alter event trigger pgaudit_wf_after_drop enable always;
 exception
     when insufficient_privilege then
