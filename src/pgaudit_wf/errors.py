@@ -1,5 +1,10 @@
 """Exceptions of this package; each says what was wrong and what to do about it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
 
 class PgauditError(Exception):
     """Base of every error that this package raises by itself."""
@@ -47,3 +52,92 @@ class AutocommitError(ContextError):
 
 class DefinitionError(PgauditError, ValueError):
     """A workflow definition, or another JSON value, has no canonical form."""
+
+
+class DatabaseError(PgauditError):
+    """The audit schema refused something, with a SQLSTATE of class PA.
+
+    Attributes:
+        sqlstate: The code, as listed in docs/errors.md.
+        detail: What the database adds about the case, or None.
+        hint: What to do about it, or None.
+    """
+
+    sqlstate = "PA000"
+
+    def __init__(self, message: str, detail: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.detail = detail
+        self.hint = hint
+
+
+class AppendOnlyError(DatabaseError):
+    """Events were to be changed or removed."""
+
+    sqlstate = "PA001"
+
+
+class ColumnError(DatabaseError):
+    """A setting of `attach` names a column that is not there or cannot serve."""
+
+    sqlstate = "PA002"
+
+
+class RuleError(DatabaseError):
+    """An action rule does not compile for a table that is attached."""
+
+    sqlstate = "PA003"
+
+
+class NotAttachableError(DatabaseError):
+    """The relation cannot be attached."""
+
+    sqlstate = "PA004"
+
+
+class NotAttachedError(DatabaseError):
+    """The table is not attached, or never was."""
+
+    sqlstate = "PA005"
+
+
+class AccessDeniedError(DatabaseError):
+    """The actor is neither owner nor admin of the organization whose trail he asked for."""
+
+    sqlstate = "PA006"
+
+
+class CursorError(DatabaseError):
+    """A cursor is none of this function's, or of another database's log."""
+
+    sqlstate = "PA007"
+
+
+class ArgumentError(DatabaseError):
+    """An argument is outside of what a function takes."""
+
+    sqlstate = "PA008"
+
+
+_BY_SQLSTATE = {error.sqlstate: error for error in DatabaseError.__subclasses__()}
+
+
+def from_database(error: psycopg.Error) -> DatabaseError | None:
+    """Return the error of this package that a driver's error stands for, None if it is not ours."""
+    kind = _BY_SQLSTATE.get(error.sqlstate or "")
+    if kind is None:
+        return None
+    diag = error.diag
+    return kind(diag.message_primary or str(error), diag.message_detail, diag.message_hint)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise the database's own errors as `DatabaseError`, with the driver's error as the cause."""
+    try:
+        yield
+    except psycopg.Error as error:
+        ours = from_database(error)
+        if ours is None:
+            raise
+        raise ours from error

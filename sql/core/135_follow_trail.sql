@@ -1,0 +1,50 @@
+-- The trail as it grows: audit_trail() looks back, this goes on from where one stopped.
+
+create function pgaudit_wf.log_end() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- The place just below the oldest transaction that is still running: what read_log() would have given already.
+    select format('%s/%s/%s/%s', g.system_identifier, g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 9223372036854775807)
+    from pgaudit_wf.log_generations() as g
+    where g.last_id is null
+$$;
+comment on function pgaudit_wf.log_end() is
+    'Cursor for read_log() and follow_trail() that stands behind all they could give now: with it one follows what is to come, without reading what was.';
+
+create function pgaudit_wf.follow_trail(
+    after text,
+    org_id text default null,
+    action text default null,
+    resource_type text default null,
+    resource_id text default null,
+    actor_id text default null,
+    correlation_id text default null,
+    outcome text default null,
+    since timestamptz default null,
+    until timestamptz default null,
+    search text default null,
+    max_events integer default 200
+) returns table (cursor text, entry pgaudit_wf.trail_entry)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- audit_trail() is asked for each event by its exact place, so that filters and names mean the same in both.
+    select r.cursor, t.entry
+    from pgaudit_wf.read_log(follow_trail.after, follow_trail.max_events) with ordinality as r (cursor, event, position)
+    left join lateral (
+        select e as entry
+        from pgaudit_wf.audit_trail(
+            follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
+            follow_trail.correlation_id, follow_trail.outcome,
+            greatest(follow_trail.since, (r.event).occurred_at),
+            least(follow_trail.until, (r.event).occurred_at + interval '1 microsecond'),
+            follow_trail.search,
+            pgaudit_wf.trail_cursor((r.event).occurred_at, (r.event).id + 1), 1) as e
+        where e.id = (r.event).id
+    ) as t on true
+    order by r.position
+$$;
+comment on function pgaudit_wf.follow_trail(text, text, text, text, text, text, text, text, timestamptz, timestamptz, text, integer) is
+    'read_log() for people: up to max_events events after the cursor (of read_log() or log_end()), each as an entry of audit_trail(), or null where the filters, which are those of audit_trail(), leave it out. '
+    'Keep the cursor of every row, also of one without an entry: nothing is skipped or repeated then. Raises PA007 on a cursor of another log.';

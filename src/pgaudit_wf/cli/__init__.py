@@ -1,0 +1,59 @@
+"""The command `pgaudit-wf`; each module of this package adds the commands of one subject."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from pgaudit_wf.cli import attachment, demo, schema, trail
+from pgaudit_wf.cli._base import Commands, help_text
+
+app = typer.Typer(
+    name="pgaudit-wf",
+    cls=Commands,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pgaudit-wf {version('pgaudit-wf')}")
+        raise typer.Exit
+
+
+def main(
+    ctx: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Audit trail inside PostgreSQL: attach a table, and every change to it is recorded.
+
+        pgaudit-wf demo                        see it at work, on a server of its own
+        pgaudit-wf migrate postgresql://…      install it in a database
+        pgaudit-wf attach public.invoice       record every change of a table from now on
+        pgaudit-wf log -f                      watch the trail
+        pgaudit-wf doctor                      check that all is still recorded
+
+    The database is named by [bold]-d[/], else by the environment variable PGAUDIT_WF_DATABASE,
+    else by libpq's own (PGHOST, PGDATABASE, PGSERVICE, …). A password is best kept out of the
+    command line: in ~/.pgpass or in PGPASSWORD.
+
+    Exit codes: 0 all right; 1 refused, or something was found; 2 wrong usage; 3 database not
+    reachable; 130 interrupted; 141 whoever read the output has gone.
+    """
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+app.callback(invoke_without_command=True, help=help_text(main))(main)
+for subject in (demo, schema, attachment, trail):
+    subject.register(app)

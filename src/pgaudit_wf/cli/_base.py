@@ -1,0 +1,231 @@
+"""What all commands share: the database they work on, and what becomes of an error."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from typing import Annotated, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
+
+import psycopg
+import typer
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.types.json import set_json_loads
+from typer.core import TyperGroup
+
+from pgaudit_wf.cli._output import printable
+from pgaudit_wf.errors import PgauditError, from_database
+
+FAILED, USAGE, UNREACHABLE, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
+
+Connection: TypeAlias = psycopg.Connection[Any]
+
+DatabaseOption = Annotated[
+    str,
+    typer.Option(
+        "--database",
+        "-d",
+        envvar="PGAUDIT_WF_DATABASE",
+        metavar="CONNINFO",
+        show_default=False,
+        help="URL or libpq connection string; what it leaves out comes from PG* variables.",
+    ),
+]
+DatabaseArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[CONNINFO]", show_default=False, help="The database; the same as -d CONNINFO."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+class Failure(Exception):  # noqa: N818 - it ends a command; the user reads its message, no name
+    """Ends a command with a message, a hint and an exit code."""
+
+    def __init__(self, message: str, hint: str | None = None, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.code = code
+
+
+@runtime_checkable
+class _UsageError(Protocol):
+    exit_code: int
+
+    def format_message(self) -> str: ...
+
+
+class Commands(TyperGroup):
+    """A group of commands whose errors are one line, and whose exit codes are documented."""
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:  # noqa: ANN401 - typer's signature
+        """Run the command and end the process, or raise SystemExit under a test runner."""
+        extra["standalone_mode"] = False
+        try:
+            # A locale that cannot write a name must not end the command.
+            for stream in (sys.stdout, sys.stderr):
+                if hasattr(stream, "reconfigure"):
+                    stream.reconfigure(errors="backslashreplace")
+            code = super().main(*args, **extra)
+            sys.stdout.flush()
+            sys.exit(code if isinstance(code, int) else 0)
+        except BrokenPipeError:
+            # Or the interpreter would complain when it flushes what nobody reads.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(BROKEN_PIPE)
+        except (KeyboardInterrupt, typer.Abort):
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            failure = _explain(error)
+            if failure is None:
+                raise
+            _complain(failure)
+            sys.exit(failure.code)
+
+
+def _complain(failure: Failure) -> None:
+    lines = [line.strip() for line in hide_passwords(str(failure)).splitlines()]
+    message = "; ".join(printable(line) for line in lines if line).rstrip(".")
+    hint = f" — {printable(hide_passwords(failure.hint))}" if failure.hint else ""
+    print(f"pgaudit-wf: {message}{hint}", file=sys.stderr)
+
+
+def _explain(error: Exception) -> Failure | None:
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, psycopg.Error):
+        return _explain_driver(error)
+    if isinstance(error, PgauditError):
+        return Failure(str(error), getattr(error, "hint", None))
+    if isinstance(error, _UsageError):
+        return Failure(error.format_message(), "see pgaudit-wf --help", error.exit_code)
+    return None
+
+
+def _explain_driver(error: psycopg.Error) -> Failure:
+    if ours := from_database(error):
+        return Failure(str(ours), ours.hint)
+    state = error.sqlstate or ""
+    message = error.diag.message_primary or str(error)
+    if isinstance(error, psycopg.OperationalError) and (
+        not state or state.startswith(("08", "28", "3D", "57P"))
+    ):
+        return Failure(message, code=UNREACHABLE)
+    if state in ("3F000", "42P01", "42883", "42704") and "pgaudit_wf" in message:
+        return Failure(
+            f"this database has no audit schema, or an older one: {message}",
+            "run pgaudit-wf migrate",
+        )
+    if state == "42501":
+        return Failure(
+            message,
+            "connect as the schema's owner; to read, as a member of role pgaudit_wf_reader with"
+            " --org and --as",
+        )
+    return Failure(message, error.diag.message_hint)
+
+
+def hide_passwords(text: str) -> str:
+    """Return a text without the passwords of URLs and connection strings in it."""
+    text = re.sub(r"(?i)(\bpostgres\S*?://[^:@/\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"""(?i)(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'?|[^\s&]+)""", r"\1***", text)
+
+
+def help_text(function: Callable[..., Any]) -> str:
+    """Return a function's docstring as the text of --help; indented lines are examples."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    # A backspace at its beginning is how a paragraph says that its lines are to stay.
+    return "\n\n".join(
+        "\b\n" + part if part.startswith("    ") else " ".join(part.split()) for part in paragraphs
+    )
+
+
+def add(app: typer.Typer, function: Callable[..., Any]) -> None:
+    """Add a command, named and described as its function is."""
+    app.command(function.__name__.replace("_", "-"), help=help_text(function))(function)
+
+
+def check_conninfo(conninfo: str) -> str:
+    """Return a connection string as libpq takes it.
+
+    Raises:
+        Failure: It cannot be read. libpq's own message is not shown, as it quotes the part that it
+            cannot read, which may well be a password.
+    """
+    conninfo = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", conninfo.strip())
+    userinfo = re.match(r"postgres(?:ql)?://[^:@/?#]*:(.*)@", conninfo, re.DOTALL)
+    if userinfo and re.search(r"[@/?#\s]|%(?![0-9A-Fa-f]{2})", userinfo[1]):
+        raise Failure(
+            "the password in the connection URL is not percent-encoded",
+            "write @ as %40, / as %2F, ? as %3F, # as %23, % as %25 and a space as %20",
+            USAGE,
+        )
+    try:
+        conninfo_to_dict(conninfo)
+    except psycopg.Error:
+        raise Failure(
+            "the connection string cannot be read",
+            "write postgresql://user@host:5432/database or 'host=… dbname=… user=…', and quote a"
+            " value with spaces in it",
+            USAGE,
+        ) from None
+    return conninfo
+
+
+def choose_database(argument: str, option: str) -> str:
+    """Return the database named by the argument, else by the option or environment."""
+    return argument or option
+
+
+@contextmanager
+def connect(conninfo: str) -> Iterator[Connection]:
+    """Open a connection in autocommit mode for a command; close it in the end."""
+    given = check_conninfo(conninfo)
+    wait = {} if "PGCONNECT_TIMEOUT" in os.environ else {"connect_timeout": 10}
+    if "connect_timeout" in conninfo_to_dict(given):
+        wait = {}
+    # A pooler hands prepared statements to the next client.
+    with psycopg.connect(
+        given,
+        autocommit=True,
+        prepare_threshold=None,
+        fallback_application_name="pgaudit-wf",
+        **wait,  # type: ignore[arg-type]
+    ) as conn:
+        # What is printed is what is stored: 0.10 stays 0.10, and nothing is rounded.
+        set_json_loads(partial(json.loads, parse_float=Decimal), conn)
+        yield conn
+
+
+def parse_time(text: str) -> datetime:
+    """Parse a moment given on the command line: ISO 8601, today, yesterday, or an age as 90m."""
+    text = text.strip()
+    now = datetime.now().astimezone()
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+    if age := re.fullmatch(r"(\d{1,6})\s*([smhdw])", text):
+        return now - timedelta(**{units[age[2]]: int(age[1])})
+    named = {"now": now, "today": midnight, "yesterday": midnight - timedelta(days=1)}
+    if text in named:
+        return named[text]
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no time; write 2026-03-01, '2026-03-01 14:30', 2026-03-01T14:30:00Z,"
+            " today, yesterday, or an age such as 90m, 12h, 7d"
+        ) from None
+    return parsed if parsed.tzinfo else parsed.astimezone()
+
+
+def without_empty(values: Sequence[str] | None) -> list[str] | None:
+    """Return the values of a repeated option: None if it was not given, [] if only as ''."""
+    return [value for value in values if value] if values else None

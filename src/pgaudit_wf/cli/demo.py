@@ -1,0 +1,121 @@
+"""`demo`: a working day on a server of its own."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from contextlib import suppress
+from datetime import UTC
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from pgaudit_wf.cli._base import JsonOption, add
+from pgaudit_wf.cli._output import console, moment, print_json, print_table, print_trail, to_json
+from pgaudit_wf.cli.trail import print_api_keys
+from pgaudit_wf.demo import APP_ROLE, Day, play
+from pgaudit_wf.devserver import DevServer
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    add(app, demo)
+
+
+def demo(
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Leave the server running, to look around, until Ctrl-C."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Play a working day of a small company on an embedded PostgreSQL and print its audit trail.
+
+    Needs no PostgreSQL on the machine and no rights, changes nothing outside a temporary directory,
+    and takes some seconds. The package's extra "demo" brings the server.
+
+        pgaudit-wf demo
+        pgaudit-wf demo --keep          # then look around with psql or pgaudit-wf log
+        pgaudit-wf demo --json | jq '.[].action'
+    """
+    notes = console(stderr=True)
+    with notes.status("Starting PostgreSQL…") as spinner:
+        server = DevServer()
+        server.start()
+        try:
+            spinner.update("Playing a working day…")
+            day = play(server)
+        except BaseException:
+            server.stop()
+            raise
+    try:
+        if as_json:
+            print_json(day.trail)
+        else:
+            _show(day, server.binaries.major)
+        if keep:
+            _offer(server, day)
+            with suppress(KeyboardInterrupt):
+                while server.pid is not None:
+                    time.sleep(0.5)
+        elif not as_json:
+            console().print(
+                "Next: `make demo ARGS=--keep` (or pgaudit-wf demo --keep) leaves the server"
+                " running to look around;\n"
+                "      pgaudit-wf migrate --help says how to install it in a database of yours."
+            )
+    finally:
+        server.stop()
+
+
+def _show(day: Day, major: int) -> None:
+    out = console()
+    title = Text("The audit trail of a working day", style="bold")
+    title.append(f"  (PostgreSQL {major}, times in UTC)", style="not bold dim")
+    out.print(title)
+    print_trail(day.trail, UTC, with_date=False)
+    out.print(
+        f"{len(day.trail)} events. Nobody wrote them: the application made its changes as the"
+        f" plain role {APP_ROLE}, and said by\nrequest_context() who was asking. What no table"
+        " shows (a checkout started, a sign-in refused) it told by record_event().\n"
+        "Not among them: six uses of an API key (last_used_at is ignored), and a request of Bo's"
+        " that failed half-way.\nThe line in italics is an administrator's, by hand in psql.\n"
+    )
+    out.print(Text("API keys, also those that are gone", style="bold"))
+    print_api_keys(day.keys, UTC)
+    out.print(
+        Text(
+            f"The workflow as it was at {moment(day.before, UTC)}, from the log alone:"
+            f" row_as_of('workflow', '{day.workflow_id[:8]}…', …)",
+            style="bold",
+        )
+    )
+    print_table(
+        ["Column", "Then", "Now"],
+        [
+            [name, to_json(day.workflow_before.get(name)), to_json(now)]
+            for name, now in day.workflow_now.items()
+            if day.workflow_before.get(name) != now
+        ],
+    )
+    out.print(
+        f"Who may read it: Ana, owner of Acme, sees {day.seen_by_owner} of the"
+        f" {len(day.trail)} events. Bo, still a plain member in the morning, was told:\n"
+        f"“{day.refusal}”. Row-level security sees to it.\n"
+    )
+
+
+def _offer(server: DevServer, day: Day) -> None:
+    dsn = shlex.quote(day.dsn)
+    psql = shlex.quote(str(server.bin("psql")))
+    notes = console(stderr=True)
+    for line in (
+        "The server keeps running until Ctrl-C. In another terminal:",
+        f"  {psql} {dsn}",
+        "     then: \\d+ pgaudit_wf.security_audit_log   \\df+ pgaudit_wf.*   "
+        "\\sf pgaudit_wf.capture_workflow",
+        f"  pgaudit-wf log -f -d {dsn}",
+        f"  pgaudit-wf doctor {dsn}",
+    ):
+        notes.print(line, soft_wrap=True)

@@ -1,0 +1,659 @@
+"""Typed reads of the audit schema: the same functions for sync and async connections.
+
+What a read sends and what becomes of its rows is written once, without input or output; `_run`
+hands it to the connection there is. The reading itself, with its rights and its rules, is done by
+the functions and views of schema `pgaudit_wf`.
+
+Each function takes a `psycopg.Connection` and returns its result, or a `psycopg.AsyncConnection`
+and returns something to await. The reads of organizations' owners and admins, as a member of role
+`pgaudit_wf_reader`, need the actor and organization in the transaction:
+
+    with request_context(conn, actor_id="u_1", org_id="o_1") as conn:
+        page = audit_trail(conn, action="api_key.*")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    LiteralString,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import DictRow, dict_row
+
+from pgaudit_wf.errors import translated
+
+__all__ = [
+    "ApiKeyActivity",
+    "Attachment",
+    "Finding",
+    "LogBatch",
+    "LogEvent",
+    "Partition",
+    "TrailBatch",
+    "TrailEntry",
+    "TrailFilter",
+    "TrailPage",
+    "api_key_activity",
+    "attached",
+    "audit_trail",
+    "doctor",
+    "follow_trail",
+    "latest_trail",
+    "partitions",
+    "read_log",
+    "row_as_of",
+]
+
+Json: TypeAlias = Any
+Connection: TypeAlias = psycopg.Connection[Any]
+AsyncConnection: TypeAlias = psycopg.AsyncConnection[Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    id: int
+    occurred_at: datetime
+    org_id: str | None
+    org_label: str | None
+    actor_id: str | None
+    auth_method: str | None
+    api_key_id: str | None
+    action: str
+    resource_type: str | None
+    resource_id: str | None
+    outcome: Literal["succeeded", "failed", "denied"]
+    captured: bool
+    diff: list[dict[str, Json]] | None
+    metadata: dict[str, Json]
+    ip: str | None
+    country: str | None
+    user_agent: str | None
+    correlation_id: str | None
+    db_user: str
+    application_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrailEntry(_Event):
+    """An event of the trail as people read it.
+
+    `actor_name` and `resource_name` are the present names, or the ones kept in the event where
+    there are none (any more). `captured` is True for what a trigger saw and False for what the
+    application told by `record_event`. `diff` is a JSON Patch with "old" values, `cursor` the place
+    to go on from.
+    """
+
+    actor_name: str | None
+    actor_email: str | None
+    actor_role: str | None
+    resource_name: str | None
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent(_Event):
+    """An event as the log holds it, with the cursor that stands behind it."""
+
+    tx_id: int
+    actor_label: str | None
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrailPage:
+    """Entries of the trail, newest first, and where the next page begins.
+
+    `next_cursor` is None after the last entry; a page that ends with it may still have one.
+    """
+
+    entries: tuple[TrailEntry, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrailBatch:
+    """Entries of the trail, oldest first, and the cursor to follow it from."""
+
+    entries: tuple[TrailEntry, ...]
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogBatch:
+    """Events in the order of the log, and the cursor to go on from; None: still at the start."""
+
+    events: tuple[LogEvent, ...]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyActivity:
+    """An API key as the log knows it; `status` is "active", "revoked" or "deleted"."""
+
+    api_key_id: str
+    org_id: str | None
+    label: str | None
+    status: Literal["active", "revoked", "deleted"]
+    created_at: datetime | None
+    created_by: str | None
+    revoked_at: datetime | None
+    revoked_by: str | None
+    deleted_at: datetime | None
+    events: int
+    last_event_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """An audited table and its settings; `table` is written as the session has to write it."""
+
+    table: str
+    resource_type: str
+    id_columns: tuple[str, ...]
+    org_column: str | None
+    label_column: str | None
+    ignore: tuple[str, ...]
+    redact: tuple[str, ...]
+    on_failure: Literal["abort", "warn"]
+    form: Literal["compiled", "generic"]
+    function_name: str
+    rules: int
+    failures: int
+    attached_at: datetime
+    attached_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong with the auditing, and the remedy."""
+
+    severity: Literal["error", "warning", "notice"]
+    subject: str
+    problem: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition of the log. `events` is the planner's estimate, None where it has none yet.
+
+    `from_time` (inclusive) and `to_time` (exclusive) are None for the default partition; `size` is
+    in bytes, with indexes.
+    """
+
+    name: str
+    from_time: datetime | None
+    to_time: datetime | None
+    events: int | None
+    size: int
+
+
+class TrailFilter(TypedDict, total=False):
+    """What narrows a trail down; None and absent mean the same.
+
+    `action` may hold `*` for any characters (`api_key.*`); `since` is inclusive, `until` is not;
+    `search` looks for text in names, labels, action, address, user agent and ids.
+    """
+
+    org_id: str | None
+    action: str | None
+    resource_type: str | None
+    resource_id: str | None
+    actor_id: str | None
+    correlation_id: str | None
+    outcome: str | None
+    since: datetime | None
+    until: datetime | None
+    search: str | None
+
+
+_FILTERS = tuple(TrailFilter.__annotations__)
+
+
+@dataclass(frozen=True)
+class _Read(Generic[T]):
+    statement: sql.Composed
+    parameters: Mapping[str, object]
+    shape: Callable[[Sequence[DictRow]], T]
+
+
+@overload
+def _run(conn: Connection, read: _Read[T]) -> T: ...
+@overload
+def _run(conn: AsyncConnection, read: _Read[T]) -> Awaitable[T]: ...
+@overload
+def _run(conn: Connection | AsyncConnection, read: _Read[T]) -> T | Awaitable[T]: ...
+
+
+def _run(conn: Connection | AsyncConnection, read: _Read[T]) -> T | Awaitable[T]:
+    if isinstance(conn, psycopg.AsyncConnection):
+        return _run_async(conn, read)
+    with translated():
+        cursor = conn.cursor(row_factory=dict_row)
+        return read.shape(cursor.execute(read.statement, read.parameters).fetchall())
+
+
+async def _run_async(conn: AsyncConnection, read: _Read[T]) -> T:
+    with translated():
+        cursor = conn.cursor(row_factory=dict_row)
+        await cursor.execute(read.statement, read.parameters)
+        return read.shape(await cursor.fetchall())
+
+
+def _columns(row_type: type, source: LiteralString) -> sql.Composed:
+    names = [field.name for field in fields(row_type) if field.name != "cursor"]
+    return sql.SQL(", ").join(sql.SQL("{}.{}").format(sql.SQL(source), sql.Identifier(name))
+                              for name in names)  # fmt: skip
+
+
+def _trail_arguments(filters: Mapping[str, object]) -> sql.Composed:
+    unknown = sorted(filters.keys() - set(_FILTERS))
+    if unknown:
+        raise TypeError(f"no such filter: {', '.join(unknown)}; valid are {', '.join(_FILTERS)}")
+    # What is not given is left out, so that the function's own defaults hold.
+    return sql.SQL("").join(
+        sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name))
+        for name, value in filters.items()
+        if value is not None
+    )
+
+
+def _entry(row: DictRow) -> TrailEntry:
+    return TrailEntry(**{**row, "ip": _address(row["ip"])})
+
+
+def _address(ip: object) -> str | None:
+    return None if ip is None else str(ip)
+
+
+def _audit_trail(after: str | None, page_size: int, filters: Mapping[str, object]) -> _Read[Any]:
+    def shape(rows: Sequence[DictRow]) -> TrailPage:
+        entries = tuple(map(_entry, rows[:page_size]))
+        return TrailPage(entries, entries[-1].cursor if len(rows) == page_size else None)
+
+    return _Read(
+        sql.SQL(
+            "select * from pgaudit_wf.audit_trail(after => %(after)s, page_size => %(page_size)s{})"
+        ).format(_trail_arguments(filters)),
+        {**filters, "after": after, "page_size": page_size},
+        shape,
+    )
+
+
+@overload
+def audit_trail(
+    conn: Connection,
+    *,
+    after: str | None = None,
+    page_size: int = 50,
+    **filters: Unpack[TrailFilter],
+) -> TrailPage: ...
+@overload
+def audit_trail(
+    conn: AsyncConnection,
+    *,
+    after: str | None = None,
+    page_size: int = 50,
+    **filters: Unpack[TrailFilter],
+) -> Awaitable[TrailPage]: ...
+
+
+def audit_trail(
+    conn: Connection | AsyncConnection,
+    *,
+    after: str | None = None,
+    page_size: int = 50,
+    **filters: Unpack[TrailFilter],
+) -> TrailPage | Awaitable[TrailPage]:
+    """Read a page of the trail, newest first.
+
+    Pages are stable: an event that is recorded between two calls never shifts another one.
+
+    Args:
+        conn: The connection.
+        after: `next_cursor` of the page before; None for the first page.
+        page_size: Entries on a page, from 1 to 1000.
+        **filters: See `TrailFilter`.
+
+    Raises:
+        AccessDeniedError: The connection is a reader's, and its actor is neither owner nor admin.
+        CursorError: `after` is no cursor of the trail.
+        ArgumentError: `page_size` is out of range.
+        psycopg.Error: Anything else the database says.
+    """
+    return _run(conn, _audit_trail(after, page_size, filters))
+
+
+def _latest_trail(limit: int, filters: Mapping[str, object]) -> _Read[Any]:
+    def shape(rows: Sequence[DictRow]) -> TrailBatch:
+        end = rows[0]["log_end"]
+        found = [{k: v for k, v in row.items() if k != "log_end"} for row in rows if row["id"]]
+        return TrailBatch(tuple(_entry(row) for row in reversed(found[:limit])), end)
+
+    return _Read(
+        # One statement, thus one snapshot: what it does not show comes after the cursor.
+        sql.SQL(
+            "select log_end, t.* from pgaudit_wf.log_end()"
+            " left join pgaudit_wf.audit_trail(page_size => %(page_size)s{}) as t on true"
+            " order by t.occurred_at desc, t.id desc"
+        ).format(_trail_arguments(filters)),
+        {**filters, "page_size": max(limit, 1)},
+        shape,
+    )
+
+
+@overload
+def latest_trail(
+    conn: Connection, limit: int = 10, **filters: Unpack[TrailFilter]
+) -> TrailBatch: ...
+@overload
+def latest_trail(
+    conn: AsyncConnection, limit: int = 10, **filters: Unpack[TrailFilter]
+) -> Awaitable[TrailBatch]: ...
+
+
+def latest_trail(
+    conn: Connection | AsyncConnection, limit: int = 10, **filters: Unpack[TrailFilter]
+) -> TrailBatch | Awaitable[TrailBatch]:
+    """Read the newest entries, and the cursor from which `follow_trail` goes on.
+
+    Nothing is lost between the two. An entry whose transaction overlapped with one that still runs
+    comes again from `follow_trail`: drop there what has an id that was in this batch.
+
+    Args:
+        conn: The connection.
+        limit: How many entries, from 0 to 1000.
+        **filters: See `TrailFilter`.
+
+    Raises:
+        AccessDeniedError: As for `audit_trail`.
+        ArgumentError: `limit` is out of range.
+        psycopg.Error: Anything else the database says.
+    """
+    return _run(conn, _latest_trail(limit, filters))
+
+
+def _follow_trail(after: str, max_events: int, filters: Mapping[str, object]) -> _Read[Any]:
+    def shape(rows: Sequence[DictRow]) -> TrailBatch:
+        entries = tuple(_entry(row) for row in rows if row["id"] is not None)
+        return TrailBatch(entries, rows[-1]["cursor"] if rows else after)
+
+    return _Read(
+        sql.SQL(
+            "select {}, f.cursor from pgaudit_wf.follow_trail("
+            "after => %(after)s, max_events => %(max_events)s{}) as f"
+        ).format(_columns(TrailEntry, "(f.entry)"), _trail_arguments(filters)),
+        {**filters, "after": after, "max_events": max_events},
+        shape,
+    )
+
+
+@overload
+def follow_trail(
+    conn: Connection, after: str, max_events: int = 200, **filters: Unpack[TrailFilter]
+) -> TrailBatch: ...
+@overload
+def follow_trail(
+    conn: AsyncConnection, after: str, max_events: int = 200, **filters: Unpack[TrailFilter]
+) -> Awaitable[TrailBatch]: ...
+
+
+def follow_trail(
+    conn: Connection | AsyncConnection,
+    after: str,
+    max_events: int = 200,
+    **filters: Unpack[TrailFilter],
+) -> TrailBatch | Awaitable[TrailBatch]:
+    """Read what came after a cursor, in an order in which no event is skipped or repeated.
+
+    An event appears once no older transaction runs any more, so a long one holds back what is
+    committed after it began. Outside of a transaction, or in a new one for each call: in one with a
+    single snapshot nothing new would ever show.
+
+    Args:
+        conn: The connection.
+        after: The cursor of `latest_trail`, of the batch before, or of any entry of one.
+        max_events: How many events to look at; those that the filters leave out count too.
+        **filters: See `TrailFilter`.
+
+    Raises:
+        CursorError: `after` is no cursor of this database's log.
+        ArgumentError: `max_events` is below 1.
+        psycopg.Error: Anything else the database says.
+    """
+    return _run(conn, _follow_trail(after, max_events, filters))
+
+
+def _read_log(after: str | None, max_events: int) -> _Read[Any]:
+    def shape(rows: Sequence[DictRow]) -> LogBatch:
+        events = tuple(LogEvent(**{**row, "ip": _address(row["ip"])}) for row in rows)
+        return LogBatch(events, events[-1].cursor if events else after)
+
+    return _Read(
+        sql.SQL(
+            "select {}, r.cursor from pgaudit_wf.read_log(%(after)s, %(max_events)s) as r"
+        ).format(_columns(LogEvent, "(r.event)")),
+        {"after": after, "max_events": max_events},
+        shape,
+    )
+
+
+@overload
+def read_log(conn: Connection, after: str | None = None, max_events: int = 1000) -> LogBatch: ...
+@overload
+def read_log(
+    conn: AsyncConnection, after: str | None = None, max_events: int = 1000
+) -> Awaitable[LogBatch]: ...
+
+
+def read_log(
+    conn: Connection | AsyncConnection, after: str | None = None, max_events: int = 1000
+) -> LogBatch | Awaitable[LogBatch]:
+    """Read the log from a cursor on: what a job that must see every event exactly once calls.
+
+    Args:
+        conn: The connection.
+        after: The cursor of the batch before, kept wherever the job keeps its state; None for the
+            beginning of the log. It survives a dump and restore of the database.
+        max_events: How many events at most.
+
+    Raises:
+        CursorError: `after` is no cursor of this database's log.
+        ArgumentError: `max_events` is below 1.
+        psycopg.Error: Anything else the database says.
+    """
+    return _run(conn, _read_log(after, max_events))
+
+
+def _row_as_of(table: str, key: str, at: datetime | None) -> _Read[Any]:
+    return _Read(
+        sql.SQL("select pgaudit_wf.row_as_of(%(table)s::regclass, %(id)s{}) as was").format(
+            sql.SQL("" if at is None else ", %(at)s")
+        ),
+        {"table": table, "id": key, "at": at},
+        lambda rows: rows[0]["was"],
+    )
+
+
+@overload
+def row_as_of(
+    conn: Connection,
+    table: str,
+    id: str,
+    at: datetime | None = None,
+) -> dict[str, Json] | None: ...
+@overload
+def row_as_of(
+    conn: AsyncConnection,
+    table: str,
+    id: str,
+    at: datetime | None = None,
+) -> Awaitable[dict[str, Json] | None]: ...
+
+
+def row_as_of(
+    conn: Connection | AsyncConnection,
+    table: str,
+    id: str,  # noqa: A002
+    at: datetime | None = None,
+) -> Awaitable[dict[str, Json] | None] | dict[str, Json] | None:
+    """Rebuild a row from the log as it was at a moment; None if there was none then.
+
+    Args:
+        conn: The connection.
+        table: The table's name as in SQL, such as `public.invoice`.
+        id: The key as text, several key columns as a JSON array of texts.
+        at: The moment, with a time zone; None for now.
+
+    Raises:
+        NotAttachedError: The table was never attached.
+        psycopg.Error: Anything else, for instance that there is no such table.
+    """
+    return _run(conn, _row_as_of(table, id, at))
+
+
+def _api_key_activity(org_id: str | None) -> _Read[Any]:
+    return _Read(
+        sql.SQL(
+            "select {} from pgaudit_wf.api_key_activity as a"
+            " where %(org_id)s::text is null or a.org_id = %(org_id)s"
+            " order by a.last_event_at desc, a.api_key_id"
+        ).format(_columns(ApiKeyActivity, "a")),
+        {"org_id": org_id},
+        lambda rows: tuple(ApiKeyActivity(**row) for row in rows),
+    )
+
+
+@overload
+def api_key_activity(
+    conn: Connection, *, org_id: str | None = None
+) -> tuple[ApiKeyActivity, ...]: ...
+@overload
+def api_key_activity(
+    conn: AsyncConnection, *, org_id: str | None = None
+) -> Awaitable[tuple[ApiKeyActivity, ...]]: ...
+
+
+def api_key_activity(
+    conn: Connection | AsyncConnection, *, org_id: str | None = None
+) -> tuple[ApiKeyActivity, ...] | Awaitable[tuple[ApiKeyActivity, ...]]:
+    """Read what became of each API key that the log knows, the last to change first.
+
+    Args:
+        conn: The connection.
+        org_id: Only this organization's keys; None for all that the connection may see.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    return _run(conn, _api_key_activity(org_id))
+
+
+def _attached() -> _Read[Any]:
+    def shape(rows: Sequence[DictRow]) -> tuple[Attachment, ...]:
+        lists = ("id_columns", "ignore", "redact")
+        return tuple(
+            Attachment(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in rows
+        )
+
+    columns = [field.name for field in fields(Attachment) if field.name != "table"]
+    return _Read(
+        sql.SQL(
+            'select a.target::text as "table", {} from pgaudit_wf.attached as a order by 1'
+        ).format(sql.SQL(", ").join(map(sql.Identifier, columns))),
+        {},
+        shape,
+    )
+
+
+@overload
+def attached(conn: Connection) -> tuple[Attachment, ...]: ...
+@overload
+def attached(conn: AsyncConnection) -> Awaitable[tuple[Attachment, ...]]: ...
+
+
+def attached(
+    conn: Connection | AsyncConnection,
+) -> tuple[Attachment, ...] | Awaitable[tuple[Attachment, ...]]:
+    """Read which tables are audited and how, by name.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    return _run(conn, _attached())
+
+
+def _doctor() -> _Read[Any]:
+    return _Read(
+        sql.SQL(
+            "select severity, subject, problem, remedy from pgaudit_wf.doctor()"
+            " order by array_position(array['error', 'warning', 'notice'], severity), 2, 3"
+        ).format(),
+        {},
+        lambda rows: tuple(Finding(**row) for row in rows),
+    )
+
+
+@overload
+def doctor(conn: Connection) -> tuple[Finding, ...]: ...
+@overload
+def doctor(conn: AsyncConnection) -> Awaitable[tuple[Finding, ...]]: ...
+
+
+def doctor(
+    conn: Connection | AsyncConnection,
+) -> tuple[Finding, ...] | Awaitable[tuple[Finding, ...]]:
+    """Read what is wrong with the auditing or has drifted, the worst first; empty if all is well.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    return _run(conn, _doctor())
+
+
+def _partitions() -> _Read[Any]:
+    return _Read(
+        sql.SQL(
+            "select c.relname as name, b.bound[1]::timestamptz as from_time,"
+            " b.bound[2]::timestamptz as to_time,"
+            " nullif(c.reltuples, -1)::bigint as events, pg_total_relation_size(c.oid) as size"
+            " from pg_inherits as i join pg_class as c on c.oid = i.inhrelid,"
+            " lateral (select regexp_match(pg_get_expr(c.relpartbound, c.oid),"
+            " $$FROM \\('(.+)'\\) TO \\('(.+)'\\)$$) as bound) as b"
+            " where i.inhparent = 'pgaudit_wf.security_audit_log'::regclass"
+            " order by b.bound is null, c.relname"
+        ).format(),
+        {},
+        lambda rows: tuple(Partition(**row) for row in rows),
+    )
+
+
+@overload
+def partitions(conn: Connection) -> tuple[Partition, ...]: ...
+@overload
+def partitions(conn: AsyncConnection) -> Awaitable[tuple[Partition, ...]]: ...
+
+
+def partitions(
+    conn: Connection | AsyncConnection,
+) -> tuple[Partition, ...] | Awaitable[tuple[Partition, ...]]:
+    """Read the partitions of the log, oldest first, the default one at the end.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    return _run(conn, _partitions())
