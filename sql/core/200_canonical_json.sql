@@ -36,6 +36,7 @@ declare
     double text;
     digits text;
     point int;
+    shorter text;
 begin
     -- Up to 15 significant digits survive the way to a double and back, so the decimal is the shortest form already.
     if length(plain) <= 15 and (magnitude >= 0.000001 or magnitude = 0) then
@@ -59,6 +60,17 @@ begin
     digits := replace(digits, '.', '');
     point := point - (length(digits) - length(ltrim(digits, '0')));
     digits := trim(digits, '0');
+    -- PostgreSQL does not use a decimal that lies exactly between two doubles; ECMAScript does where it reads back as this one
+    -- (1e23). Such a decimal can be shorter only for an integer over 2^53 with at most 40 digits.
+    if length(digits) >= 16 and point between 16 and 40 then
+        foreach shorter in array array[left(digits, -1), (left(digits, -1)::numeric + 1)::text] loop
+            if (shorter || 'e' || (point - length(digits) + 1))::float8 = double::float8 then
+                point := length(shorter) + point - length(digits) + 1;
+                digits := rtrim(shorter, '0');
+                exit;
+            end if;
+        end loop;
+    end if;
     return sign || case
         when point > 21 or point <= -6 then
             left(digits, 1)

@@ -461,10 +461,13 @@ comment on function pgaudit_wf.version_diff(jsonb, jsonb) is
 
 create or replace function pgaudit_wf.count_text(added int, removed int, changed int, noun text)
 returns text
-language sql
+language plpgsql
 immutable
 parallel safe
-return (
+-- PL/pgSQL keeps the plan, which a timeline of many versions asks for; a SQL function does so only from PostgreSQL 18 on.
+as $$
+begin
+    return (
     select string_agg(
         amount || case when first then ' ' || count_text.noun || case when amount = 1 then '' else 's' end else '' end || ' ' || verb,
         ', ' order by place)
@@ -475,19 +478,22 @@ return (
             (count_text.removed, 'removed', 2),
             (count_text.changed, 'changed', 3)) as tally (amount, verb, place)
         where amount > 0
-    ) as counted
-);
+    ) as counted);
+end
+$$;
 
 comment on function pgaudit_wf.count_text(int, int, int, text) is '"2 nodes added, 1 changed", null for none. Internal.';
 
 
 create or replace function pgaudit_wf.version_summary(diff jsonb)
 returns text
-language sql
+language plpgsql
 immutable
 strict
 parallel safe
-return coalesce(
+as $$
+begin
+    return coalesce(
     nullif(concat_ws('; ',
         nullif(concat_ws(', ',
             pgaudit_wf.count_text(
@@ -512,6 +518,8 @@ return coalesce(
         )), ''),
     case when (version_summary.diff -> 'has_changes')::boolean
         then 'order or connection details changed' else 'no changes' end);
+end
+$$;
 
 comment on function pgaudit_wf.version_summary(jsonb) is
     'A version diff in one line: "2 nodes added, 1 changed, 1 connection removed; renamed ''A'' to ''B''".';

@@ -6,7 +6,7 @@ Nothing here talks to a database, so it also serves to prove a hash that the dat
 import hashlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import rfc8785
 
@@ -25,7 +25,7 @@ _EDGE_KEYS = ("id", "source", "target", "sourceHandle", "targetHandle", "data")
 _MAX_SAFE_INTEGER = 2**53 - 1
 
 
-def _doubles(value: object, depth: int) -> Any:
+def _doubles(value: object, depth: int) -> object:
     """Copy a value with every integer that a double may not hold exactly turned into one."""
     if isinstance(value, Mapping | list | tuple) and depth > MAX_DEPTH:
         raise DefinitionError(
@@ -58,21 +58,21 @@ def canonical_json(value: object) -> str:
             a number that no double can hold.
     """
     try:
-        return rfc8785.dumps(_doubles(value, 1)).decode()
+        return rfc8785.dumps(cast("Any", _doubles(value, 1))).decode()
     except rfc8785.CanonicalizationError as error:
         raise DefinitionError(f"value has no canonical JSON: {error}") from error
 
 
-def _keep(value: Any, keys: Sequence[str]) -> Any:
+def _keep(value: object, keys: Sequence[str]) -> object:
     if not isinstance(value, Mapping):
         return value
     return {key: value[key] for key in keys if key in value}
 
 
 def _normalize_config(
-    config: Mapping[str, Any], aliases: Mapping[str, str | None]
-) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
+    config: Mapping[str, object], aliases: Mapping[str, str | None]
+) -> dict[str, object]:
+    kept: dict[str, object] = {}
     for alias in sorted(aliases):
         name = aliases[alias]
         if name is not None and alias in config:
@@ -81,7 +81,7 @@ def _normalize_config(
     return kept
 
 
-def _normalize_node(node: Any, aliases: Mapping[str, str | None]) -> Any:
+def _normalize_node(node: object, aliases: Mapping[str, str | None]) -> object:
     kept = _keep(node, _NODE_KEYS)
     if isinstance(kept, dict) and isinstance(kept.get("data"), Mapping):
         config = kept["data"].get("config")
@@ -90,7 +90,7 @@ def _normalize_node(node: Any, aliases: Mapping[str, str | None]) -> Any:
     return kept
 
 
-def _array(value: Any, column: str) -> Sequence[Any]:
+def _array(value: object, column: str) -> Sequence[object]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
@@ -101,8 +101,8 @@ def _array(value: Any, column: str) -> Sequence[Any]:
 
 
 def normalize_definition(
-    nodes: Any, edges: Any, aliases: Mapping[str, str | None] = DEFAULT_ALIASES
-) -> dict[str, list[Any]]:
+    nodes: object, edges: object, aliases: Mapping[str, str | None] = DEFAULT_ALIASES
+) -> dict[str, list[object]]:
     """Reduce a workflow to what makes a version, as the SQL function of that name does.
 
     Args:
@@ -120,7 +120,7 @@ def normalize_definition(
 
 
 def content_hash(
-    nodes: Any, edges: Any, aliases: Mapping[str, str | None] = DEFAULT_ALIASES
+    nodes: object, edges: object, aliases: Mapping[str, str | None] = DEFAULT_ALIASES
 ) -> str:
     """Hash a workflow: the lower-case hex SHA-256 that its versions and runs carry.
 
