@@ -26,24 +26,46 @@ create function pgaudit_wf.follow_trail(
     search text default null,
     max_events integer default 200
 ) returns table (cursor text, entry pgaudit_wf.trail_entry)
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- audit_trail() is asked for each event by its exact place, so that filters and names mean the same in both.
-    select r.cursor, t.entry
-    from pgaudit_wf.read_log(follow_trail.after, follow_trail.max_events) with ordinality as r (cursor, event, position)
-    left join lateral (
-        select e as entry
-        from pgaudit_wf.audit_trail(
+#variable_conflict use_column
+declare
+    batch record;
+    entries pgaudit_wf.trail_entry[];
+begin
+    select
+        array_agg(r.cursor order by r.position) as cursors, array_agg((r.event).id order by r.position) as ids,
+        array_agg((r.event).occurred_at order by r.position) as times, min((r.event).occurred_at) as first, max((r.event).occurred_at) as last
+    into batch
+    from pgaudit_wf.read_log(follow_trail.after, follow_trail.max_events) with ordinality as r (cursor, event, position);
+    if batch.ids is null then
+        return;
+    end if;
+    -- Filters and names are those of audit_trail(). A batch mostly is all that happened in its time, so one page has it.
+    entries := array(
+        select e from pgaudit_wf.audit_trail(
             follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
-            follow_trail.correlation_id, follow_trail.outcome,
-            greatest(follow_trail.since, (r.event).occurred_at),
-            least(follow_trail.until, (r.event).occurred_at + interval '1 microsecond'),
-            follow_trail.search,
-            pgaudit_wf.trail_cursor((r.event).occurred_at, (r.event).id + 1), 1) as e
-        where e.id = (r.event).id
-    ) as t on true
-    order by r.position
+            follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, batch.first),
+            least(follow_trail.until, batch.last + interval '1 microsecond'), follow_trail.search, null, 1000) as e);
+    if cardinality(entries) = 1000 then
+        -- That of a long transaction is not: then each event is asked for by its exact place.
+        entries := array(
+            select e
+            from unnest(batch.ids, batch.times) as place (id, occurred_at),
+            lateral pgaudit_wf.audit_trail(
+                follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
+                follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, place.occurred_at),
+                least(follow_trail.until, place.occurred_at + interval '1 microsecond'), follow_trail.search,
+                pgaudit_wf.trail_cursor(place.occurred_at, place.id + 1), 1) as e
+            where e.id = place.id);
+    end if;
+    return query
+        select place.cursor, e
+        from unnest(batch.cursors, batch.ids) with ordinality as place (cursor, id, position)
+        left join unnest(entries) as e on e.id = place.id
+        order by place.position;
+end
 $$;
 comment on function pgaudit_wf.follow_trail(text, text, text, text, text, text, text, text, timestamptz, timestamptz, text, integer) is
     'read_log() for people: up to max_events events after the cursor (of read_log() or log_end()), each as an entry of audit_trail(), or null where the filters, which are those of audit_trail(), leave it out. '

@@ -65,10 +65,18 @@ class DatabaseError(PgauditError):
 
     sqlstate = "PA000"
 
-    def __init__(self, message: str, detail: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        detail: str | None = None,
+        hint: str | None = None,
+        sqlstate: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.detail = detail
         self.hint = hint
+        if sqlstate is not None:
+            self.sqlstate = sqlstate
 
 
 class AppendOnlyError(DatabaseError):
@@ -124,11 +132,13 @@ _BY_SQLSTATE = {error.sqlstate: error for error in DatabaseError.__subclasses__(
 
 def from_database(error: psycopg.Error) -> DatabaseError | None:
     """Return the error of this package that a driver's error stands for, None if it is not ours."""
-    kind = _BY_SQLSTATE.get(error.sqlstate or "")
-    if kind is None:
+    state = error.sqlstate or ""
+    if not state.startswith("PA"):
         return None
+    kind = _BY_SQLSTATE.get(state, DatabaseError)
     diag = error.diag
-    return kind(diag.message_primary or str(error), diag.message_detail, diag.message_hint)
+    message = diag.message_primary or str(error)
+    return kind(message, diag.message_detail, diag.message_hint, state)
 
 
 @contextmanager

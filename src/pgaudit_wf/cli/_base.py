@@ -21,7 +21,7 @@ from psycopg.types.json import set_json_loads
 from typer.core import TyperGroup
 
 from pgaudit_wf.cli._output import printable
-from pgaudit_wf.errors import PgauditError, from_database
+from pgaudit_wf.errors import AccessDeniedError, DatabaseError, PgauditError, from_database
 
 FAILED, USAGE, UNREACHABLE, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
 
@@ -103,16 +103,24 @@ def _explain(error: Exception) -> Failure | None:
         return error
     if isinstance(error, psycopg.Error):
         return _explain_driver(error)
+    if isinstance(error, DatabaseError):
+        return _explain_refusal(error)
     if isinstance(error, PgauditError):
-        return Failure(str(error), getattr(error, "hint", None))
+        return Failure(str(error))
     if isinstance(error, _UsageError):
         return Failure(error.format_message(), "see pgaudit-wf --help", error.exit_code)
     return None
 
 
+def _explain_refusal(error: DatabaseError) -> Failure:
+    if isinstance(error, AccessDeniedError):
+        return Failure(str(error), "name the organization and one of them: --org ID --as ACTOR")
+    return Failure(str(error), error.hint)
+
+
 def _explain_driver(error: psycopg.Error) -> Failure:
     if ours := from_database(error):
-        return Failure(str(ours), ours.hint)
+        return _explain_refusal(ours)
     state = error.sqlstate or ""
     message = error.diag.message_primary or str(error)
     if isinstance(error, psycopg.OperationalError) and (
