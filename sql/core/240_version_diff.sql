@@ -468,17 +468,17 @@ parallel safe
 as $$
 begin
     return (
-    select string_agg(
-        amount || case when first then ' ' || count_text.noun || case when amount = 1 then '' else 's' end else '' end || ' ' || verb,
-        ', ' order by place)
-    from (
-        select amount, verb, place, row_number() over (order by place) = 1 as first
-        from (values
-            (count_text.added, 'added', 1),
-            (count_text.removed, 'removed', 2),
-            (count_text.changed, 'changed', 3)) as tally (amount, verb, place)
-        where amount > 0
-    ) as counted);
+        select string_agg(
+            amount || case when first then ' ' || count_text.noun || case when amount = 1 then '' else 's' end else '' end || ' ' || verb,
+            ', ' order by place)
+        from (
+            select amount, verb, place, row_number() over (order by place) = 1 as first
+            from (values
+                (count_text.added, 'added', 1),
+                (count_text.removed, 'removed', 2),
+                (count_text.changed, 'changed', 3)) as tally (amount, verb, place)
+            where amount > 0
+        ) as counted);
 end
 $$;
 
@@ -494,30 +494,30 @@ parallel safe
 as $$
 begin
     return coalesce(
-    nullif(concat_ws('; ',
-        nullif(concat_ws(', ',
-            pgaudit_wf.count_text(
-                jsonb_array_length(version_summary.diff -> 'nodes_added'),
-                jsonb_array_length(version_summary.diff -> 'nodes_removed'),
-                jsonb_array_length(version_summary.diff -> 'nodes_changed'), 'node'),
-            pgaudit_wf.count_text(
-                jsonb_array_length(version_summary.diff -> 'connections_added'),
-                jsonb_array_length(version_summary.diff -> 'connections_removed'), 0, 'connection')), ''),
-        (
-            select string_agg(
-                case setting ->> 'field'
-                    when 'name' then case when setting ->> 'before' = 'empty'
-                        then format('named ''%s''', setting ->> 'after')
-                        else format('renamed ''%s'' to ''%s''', setting ->> 'before', setting ->> 'after') end
-                    when 'description' then 'description changed'
-                    when 'enabled' then case when setting ->> 'after' = 'true' then 'enabled' else 'disabled' end
-                    else format('%s changed from %s to %s',
-                        setting ->> 'field', setting ->> 'before', setting ->> 'after')
-                end, '; ' order by place)
-            from jsonb_array_elements(version_summary.diff -> 'settings') with ordinality as listed (setting, place)
-        )), ''),
-    case when (version_summary.diff -> 'has_changes')::boolean
-        then 'order or connection details changed' else 'no changes' end);
+        nullif(concat_ws('; ',
+            nullif(concat_ws(', ',
+                pgaudit_wf.count_text(
+                    jsonb_array_length(version_summary.diff -> 'nodes_added'),
+                    jsonb_array_length(version_summary.diff -> 'nodes_removed'),
+                    jsonb_array_length(version_summary.diff -> 'nodes_changed'), 'node'),
+                pgaudit_wf.count_text(
+                    jsonb_array_length(version_summary.diff -> 'connections_added'),
+                    jsonb_array_length(version_summary.diff -> 'connections_removed'), 0, 'connection')), ''),
+            (
+                select string_agg(
+                    case setting ->> 'field'
+                        when 'name' then case when setting ->> 'before' = 'empty'
+                            then format('named ''%s''', setting ->> 'after')
+                            else format('renamed ''%s'' to ''%s''', setting ->> 'before', setting ->> 'after') end
+                        when 'description' then 'description changed'
+                        when 'enabled' then case when setting ->> 'after' = 'true' then 'enabled' else 'disabled' end
+                        else format('%s changed from %s to %s',
+                            setting ->> 'field', setting ->> 'before', setting ->> 'after')
+                    end, '; ' order by place)
+                from jsonb_array_elements(version_summary.diff -> 'settings') with ordinality as listed (setting, place)
+            )), ''),
+        case when (version_summary.diff -> 'has_changes')::boolean
+            then 'order or connection details changed' else 'no changes' end);
 end
 $$;
 
