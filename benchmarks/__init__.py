@@ -1,0 +1,1 @@
+"""Measures what auditing costs: `python -m benchmarks --help`."""

@@ -1,0 +1,82 @@
+"""`python -m benchmarks`, or `make bench ARGS=…`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.database import ROOT
+from benchmarks.measure import go_first, measure
+from benchmarks.report import aims, as_json, markdown, summarise
+from benchmarks.scenarios import SCENARIOS
+from pgaudit_wf.devserver import DevServer, find_binaries
+
+
+def main() -> None:
+    """Run the scenarios asked for and print their tables."""
+    names = [scenario.name for scenario in SCENARIOS]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure what auditing costs, side by side with a bare trigger and "
+        "django-pghistory. benchmarks/README.md says how to read the tables.",
+    )
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(names))
+    parser.add_argument("--pg", type=int, default=os.environ.get("PG") or None, metavar="MAJOR",
+                        help="major version of the server (default: $PG, else the embedded one)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=9, help="runs of each variant (default: 9)")
+    parser.add_argument("--seconds", type=int, default=1, help="length of a run (default: 1)")
+    parser.add_argument("--synchronous-commit", action="store_true",
+                        help="wait for the disk at each commit, as PostgreSQL does by default")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.scenarios) - set(names):
+        parser.error(f"there is no scenario {', '.join(sorted(unknown))}; there are {names}")
+    if arguments.rounds < 2:
+        parser.error("--rounds: a spread takes at least 2")
+    _install_peers()
+
+    settings = {
+        "synchronous_commit": arguments.synchronous_commit,
+        "shared_buffers": "512MB",
+        # Runs are kept alike by a vacuum and a checkpoint between them; none comes within.
+        "autovacuum": False,
+        "checkpoint_timeout": "1h",
+        "max_wal_size": "16GB",
+    }
+    results = []
+    with DevServer(find_binaries(arguments.pg), settings, durable=True) as server:
+        title = (
+            f"PostgreSQL {server.binaries.major}, synchronous_commit "
+            f"{'on' if arguments.synchronous_commit else 'off'}, {arguments.rounds} rounds of "
+            f"{arguments.seconds} s, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start"
+        )
+        print(f"## {title}\n", flush=True)
+        if server.pid:
+            go_first(server.pid)
+        for scenario in SCENARIOS:
+            if not arguments.scenarios or scenario.name in arguments.scenarios:
+                times = measure(server, scenario, arguments.rounds, arguments.seconds)
+                results.append(summarise(scenario, times))
+                print(markdown(results[-1]), flush=True)
+    print(aims(results))
+    if arguments.json:
+        report = {"title": title, "results": as_json(results)}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _install_peers() -> None:
+    if importlib.util.find_spec("pghistory") is None:
+        requirements = ROOT / "benchmarks" / "requirements.txt"
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--requirement", requirements],
+            check=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The measured tables as Django models, tracked by django-pghistory."""
