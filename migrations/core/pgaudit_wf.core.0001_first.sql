@@ -2023,24 +2023,46 @@ create function pgaudit_wf.follow_trail(
     search text default null,
     max_events integer default 200
 ) returns table (cursor text, entry pgaudit_wf.trail_entry)
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- audit_trail() is asked for each event by its exact place, so that filters and names mean the same in both.
-    select r.cursor, t.entry
-    from pgaudit_wf.read_log(follow_trail.after, follow_trail.max_events) with ordinality as r (cursor, event, position)
-    left join lateral (
-        select e as entry
-        from pgaudit_wf.audit_trail(
+#variable_conflict use_column
+declare
+    batch record;
+    entries pgaudit_wf.trail_entry[];
+begin
+    select
+        array_agg(r.cursor order by r.position) as cursors, array_agg((r.event).id order by r.position) as ids,
+        array_agg((r.event).occurred_at order by r.position) as times, min((r.event).occurred_at) as first, max((r.event).occurred_at) as last
+    into batch
+    from pgaudit_wf.read_log(follow_trail.after, follow_trail.max_events) with ordinality as r (cursor, event, position);
+    if batch.ids is null then
+        return;
+    end if;
+    -- Filters and names are those of audit_trail(). A batch mostly is all that happened in its time, so one page has it.
+    entries := array(
+        select e from pgaudit_wf.audit_trail(
             follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
-            follow_trail.correlation_id, follow_trail.outcome,
-            greatest(follow_trail.since, (r.event).occurred_at),
-            least(follow_trail.until, (r.event).occurred_at + interval '1 microsecond'),
-            follow_trail.search,
-            pgaudit_wf.trail_cursor((r.event).occurred_at, (r.event).id + 1), 1) as e
-        where e.id = (r.event).id
-    ) as t on true
-    order by r.position
+            follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, batch.first),
+            least(follow_trail.until, batch.last + interval '1 microsecond'), follow_trail.search, null, 1000) as e);
+    if cardinality(entries) = 1000 then
+        -- That of a long transaction is not: then each event is asked for by its exact place.
+        entries := array(
+            select e
+            from unnest(batch.ids, batch.times) as place (id, occurred_at),
+            lateral pgaudit_wf.audit_trail(
+                follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
+                follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, place.occurred_at),
+                least(follow_trail.until, place.occurred_at + interval '1 microsecond'), follow_trail.search,
+                pgaudit_wf.trail_cursor(place.occurred_at, place.id + 1), 1) as e
+            where e.id = place.id);
+    end if;
+    return query
+        select place.cursor, e
+        from unnest(batch.cursors, batch.ids) with ordinality as place (cursor, id, position)
+        left join unnest(entries) as e on e.id = place.id
+        order by place.position;
+end
 $$;
 comment on function pgaudit_wf.follow_trail(text, text, text, text, text, text, text, text, timestamptz, timestamptz, text, integer) is
     'read_log() for people: up to max_events events after the cursor (of read_log() or log_end()), each as an entry of audit_trail(), or null where the filters, which are those of audit_trail(), leave it out. '
@@ -2256,13 +2278,7 @@ comment on function pgaudit_wf.row_backwards(regclass, text, text, timestamptz, 
 create function pgaudit_wf.present_row(target regclass, resource_id text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
--- As the triggers write it, whatever the session likes to read.
 set timezone = 'UTC'
-set datestyle = 'ISO, MDY'
-set intervalstyle = 'postgres'
-set bytea_output = 'hex'
-set lc_monetary = 'C'
-set extra_float_digits = 1
 as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = present_row.target);
@@ -3402,10 +3418,13 @@ comment on function pgaudit_wf.version_diff(jsonb, jsonb) is
 
 create or replace function pgaudit_wf.count_text(added int, removed int, changed int, noun text)
 returns text
-language sql
+language plpgsql
 immutable
 parallel safe
-return (
+-- PL/pgSQL keeps the plan, which a timeline of many versions asks for; a SQL function does so only from PostgreSQL 18 on.
+as $$
+begin
+    return (
     select string_agg(
         amount || case when first then ' ' || count_text.noun || case when amount = 1 then '' else 's' end else '' end || ' ' || verb,
         ', ' order by place)
@@ -3416,19 +3435,22 @@ return (
             (count_text.removed, 'removed', 2),
             (count_text.changed, 'changed', 3)) as tally (amount, verb, place)
         where amount > 0
-    ) as counted
-);
+    ) as counted);
+end
+$$;
 
 comment on function pgaudit_wf.count_text(int, int, int, text) is '"2 nodes added, 1 changed", null for none. Internal.';
 
 
 create or replace function pgaudit_wf.version_summary(diff jsonb)
 returns text
-language sql
+language plpgsql
 immutable
 strict
 parallel safe
-return coalesce(
+as $$
+begin
+    return coalesce(
     nullif(concat_ws('; ',
         nullif(concat_ws(', ',
             pgaudit_wf.count_text(
@@ -3453,6 +3475,8 @@ return coalesce(
         )), ''),
     case when (version_summary.diff -> 'has_changes')::boolean
         then 'order or connection details changed' else 'no changes' end);
+end
+$$;
 
 comment on function pgaudit_wf.version_summary(jsonb) is
     'A version diff in one line: "2 nodes added, 1 changed, 1 connection removed; renamed ''A'' to ''B''".';
