@@ -851,7 +851,6 @@ def test_directory_names_people_and_lets_in_active_members(
         " values ('o_acme', 'org', '0', 'h')",
         "update member set role = 'emperor' where user_id = 'u_ana'",
         "insert into app_user (email) values ('ANA@example.com')",
-        "update workflow_execution set executed_workflow_hash = 'ABC'",
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -1,5 +1,12 @@
 -- generated from sql/ by make migration: edit sql/, not this
 
+create or replace view pgaudit_wf.credential_directory as
+select
+    null::text as credential_id,
+    null::text as credential_type,
+    null::text as label
+where false;
+
 create or replace view pgaudit_wf.org_member as
 select
     null::text as org_id,
@@ -18,7 +25,9 @@ select pgaudit_wf.detach('public.wallet');
 
 select pgaudit_wf.detach('public.subscription');
 
-select pgaudit_wf.detach('public.workflow');
+select pgaudit_wf.detach_execution('public.workflow_execution');
+
+select pgaudit_wf.detach_workflow('public.workflow');
 
 select pgaudit_wf.detach('public.api_key');
 

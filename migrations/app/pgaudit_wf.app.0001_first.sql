@@ -564,7 +564,11 @@ select pgaudit_wf.attach(
     'public.api_key', org_column => 'org_id', label_column => 'key_prefix',
     ignore => '{last_used_at}', redact => '{key_hash}'
 );
-select pgaudit_wf.attach('public.workflow', org_column => 'org_id', label_column => 'name');
+select pgaudit_wf.attach_workflow(
+    'public.workflow', org_column => 'org_id',
+    listing_columns => '{listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency}'
+);
+select pgaudit_wf.attach_execution('public.workflow_execution');
 select pgaudit_wf.attach('public.subscription', org_column => 'org_id', label_column => 'plan');
 select pgaudit_wf.attach(
     'public.wallet', org_column => 'org_id', label_column => 'address', redact => '{hmac_secret}'
@@ -584,5 +588,13 @@ select member.org_id, member.user_id as actor_id, member.role
 from public.member
 join public.app_user on app_user.id = member.user_id
 where member.status = 'active' and app_user.deactivated_at is null;
+
+-- A key's prefix is what people know it by, and is no secret.
+create or replace view pgaudit_wf.credential_directory as
+select
+    api_key.id as credential_id,
+    case when api_key.org_id is null then 'webhook_key' else 'org_api_key' end as credential_type,
+    api_key.key_prefix as label
+from public.api_key;
 
 -- end of what is generated

@@ -340,6 +340,38 @@ comment on column pgaudit_wf.attachment.columns is 'The table''s columns as comp
 comment on column pgaudit_wf.attachment.attached_at is 'When it was attached first.';
 comment on column pgaudit_wf.attachment.attached_by is 'Login role that attached it first.';
 
+create table pgaudit_wf.workflow_attachment (
+    target regclass primary key,
+    nodes_column text not null,
+    edges_column text not null,
+    name_column text,
+    description_column text,
+    visibility_column text,
+    enabled_column text,
+    listed_column text,
+    listing_columns text[] not null,
+    id_prefix text not null unique
+);
+comment on table pgaudit_wf.workflow_attachment is 'Attached tables that hold workflows, and where in them; written by attach_workflow() and detach() only.';
+comment on column pgaudit_wf.workflow_attachment.target is 'The table.';
+comment on column pgaudit_wf.workflow_attachment.nodes_column is 'Column with the array of nodes (jsonb or json).';
+comment on column pgaudit_wf.workflow_attachment.edges_column is 'Column with the array of edges (jsonb or json).';
+comment on column pgaudit_wf.workflow_attachment.name_column is 'Column with the workflow''s name.';
+comment on column pgaudit_wf.workflow_attachment.description_column is 'Column with its description.';
+comment on column pgaudit_wf.workflow_attachment.visibility_column is 'Column that says who may see it.';
+comment on column pgaudit_wf.workflow_attachment.enabled_column is 'Boolean column that switches it on.';
+comment on column pgaudit_wf.workflow_attachment.listed_column is 'Boolean column that puts it on the marketplace.';
+comment on column pgaudit_wf.workflow_attachment.listing_columns is 'Columns of its marketplace listing: a change of one makes a version of source listing.';
+comment on column pgaudit_wf.workflow_attachment.id_prefix is 'What workflow_history puts before this table''s ids: nothing for the first table, then <resource_type>/.';
+
+create function pgaudit_wf.definition_columns(target regclass) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((select array[nodes_column, edges_column] from pgaudit_wf.workflow_attachment as w where w.target = definition_columns.target), '{}')
+$$;
+comment on function pgaudit_wf.definition_columns(regclass) is 'The nodes and edges columns of an attached workflow table; none for other tables.';
+
 create table pgaudit_wf.attachment_history (
     id bigint generated always as identity primary key,
     occurred_at timestamptz not null default clock_timestamp(),
@@ -484,18 +516,26 @@ $$;
 comment on function pgaudit_wf.json_value(json) is
     'json as jsonb; its text as a JSON string where jsonb cannot hold it (\u0000, a lone surrogate, a number beyond numeric).';
 
-create function pgaudit_wf.json_row(value json) returns jsonb
-language plpgsql immutable strict parallel safe
+create function pgaudit_wf.json_row(record anyelement) returns jsonb
+language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    shown jsonb;
 begin
-    return value::jsonb;
+    return to_jsonb(json_row.record);
 exception
     when data_exception or program_limit_exceeded then
-        return (select jsonb_object_agg(member.key, pgaudit_wf.json_value(member.value)) from json_each(json_row.value) as member);
+        execute (
+            select format('select jsonb_object_agg(name, value) from (values %s) as member (name, value)',
+                string_agg(format('(%1$L, pgaudit_wf.json_value(to_json(($1).%1$I)))', attname), ', '))
+            from pg_attribute
+            where attrelid = (select typrelid from pg_type where oid = pg_typeof(json_row.record)) and attnum > 0 and not attisdropped)
+            into shown using json_row.record;
+        return shown;
 end
 $$;
-comment on function pgaudit_wf.json_row(json) is 'A row, by to_json(), as jsonb; a column that jsonb cannot hold as by json_value().';
+comment on function pgaudit_wf.json_row(anyelement) is 'A row as jsonb; a column that jsonb cannot hold as by json_value().';
 
 create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict
@@ -533,6 +573,138 @@ $$;
 comment on function pgaudit_wf.output_settings(oid, boolean) is
     'The settings a trigger must pin so that a value of the type, as JSON or as text, is written the same way in every session.';
 
+create function pgaudit_wf.optional_column(template text, column_name text, otherwise text) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    -- format() refuses a null identifier, also where coalesce() would not use it.
+    select case when column_name is null then otherwise else format(template, column_name) end
+$$;
+comment on function pgaudit_wf.optional_column(text, text, text) is 'A piece of SQL with the column''s name in place of %I, or the other one for a table without it.';
+
+-- sql/core/068_compile_version.sql
+
+-- The part of a workflow table's trigger function that keeps its versions (260_workflow_history.sql).
+
+create type pgaudit_wf.version_ref as (
+    version integer,
+    previous_hash text,
+    restored_from integer
+);
+comment on type pgaudit_wf.version_ref is 'What add_version() tells the trigger about the version it made.';
+
+create function pgaudit_wf.record_value(setting pgaudit_wf.attachment, record_name text, column_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- The generic form must not name a column that could be gone: it reads the row as JSON.
+    select case
+        when (setting).form = 'generic' then format('(%s -> %L)', case record_name when 'old' then 'before' else 'after' end, column_name)
+        when atttypid = 'json'::regtype then format('%I.%I::jsonb', record_name, column_name)
+        else format('%I.%I', record_name, column_name)
+    end
+    from pg_attribute
+    where attrelid = (setting).target and attname = column_name
+$$;
+comment on function pgaudit_wf.record_value(pgaudit_wf.attachment, text, text) is 'SQL expression for a column of old or new, for either form of trigger.';
+
+create function pgaudit_wf.any_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select coalesce(string_agg(
+        case when (setting).form = 'generic'
+            then format('%s is distinct from %s', pgaudit_wf.record_value(setting, 'old', attname), pgaudit_wf.record_value(setting, 'new', attname))
+            else pgaudit_wf.changed_expression(pgaudit_wf.describe_column(col, false)) end,
+        ' or ' order by array_position(column_names, attname::text)), 'false')
+    from pg_attribute as col
+    where attrelid = (setting).target and attname = any (column_names));
+end
+$$;
+comment on function pgaudit_wf.any_changed(pgaudit_wf.attachment, text[]) is 'SQL condition that is true when one of the columns differs between old and new.';
+
+create function pgaudit_wf.snapshot_expression(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('jsonb_build_object(%s)', string_agg(format('%L, %s', member, pgaudit_wf.record_value(setting, record_name, column_name)), ', ' order by position))
+    from (values
+        (1, 'name', (workflow).name_column),
+        (2, 'description', (workflow).description_column),
+        (3, 'visibility', (workflow).visibility_column),
+        (4, 'enabled', (workflow).enabled_column),
+        (5, 'nodes', (workflow).nodes_column),
+        (6, 'edges', (workflow).edges_column)
+    ) as kept (position, member, column_name)
+    where column_name is not null
+$$;
+comment on function pgaudit_wf.snapshot_expression(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
+    'SQL expression for what a version keeps of a workflow row: name, description, visibility, enabled, nodes, edges.';
+
+create function pgaudit_wf.version_statements(setting pgaudit_wf.attachment, op text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_attachment;
+    key text;
+    organisation text;
+    old_definition text;
+    new_definition text;
+begin
+    select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
+    if workflow.target is null then
+        return '';
+    end if;
+    key := case when (setting).form = 'generic' then 'event_id'
+        else pgaudit_wf.key_expression(setting, case op when 'delete' then 'old' else 'new' end) end;
+    if workflow.id_prefix <> '' then
+        key := format('%L || %s', workflow.id_prefix, key);
+    end if;
+    organisation := case
+        when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'
+        else format('left(coalesce(new.%1$I, old.%1$I)::text, 255)', (setting).org_column) end;
+    old_definition := pgaudit_wf.record_value(setting, 'old', workflow.nodes_column) || ', ' || pgaudit_wf.record_value(setting, 'old', workflow.edges_column);
+    new_definition := pgaudit_wf.record_value(setting, 'new', workflow.nodes_column) || ', ' || pgaudit_wf.record_value(setting, 'new', workflow.edges_column);
+
+    if op = 'delete' then
+        return format(e'        event_hash := pgaudit_wf.latest_hash(%s);\n', key);
+    elsif op = 'insert' then
+        return format($insert$        event_hash := pgaudit_wf.hash_definition(%1$s);
+        event_version := pgaudit_wf.add_version(%2$s, %3$s, 'create', null, %4$s, event_hash);
+        event_metadata := event_metadata || jsonb_build_object('version', event_version.version);
+$insert$, new_definition, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, 'new'));
+    end if;
+    return format($update$        -- What only moves things about on the canvas makes no version.
+        if %1$s then
+            if not pgaudit_wf.same_definition(%2$s, %3$s) then
+                event_hash := pgaudit_wf.hash_definition(%3$s);
+            end if;
+        end if;
+        if event_hash is not null or %4$s then
+            event_version := pgaudit_wf.add_version(%5$s, %6$s, case when %7$s then 'listing' else 'update' end,
+                %8$s,
+                %9$s, event_hash);
+            event_metadata := event_metadata || jsonb_build_object('version', event_version.version);
+            if event_hash is not null then
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash', 'old', event_version.previous_hash, 'value', event_hash);
+            end if;
+        end if;
+$update$,
+        pgaudit_wf.any_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
+        old_definition, new_definition,
+        pgaudit_wf.any_changed(setting, array_remove(array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
+            || workflow.listing_columns),
+        key, organisation,
+        pgaudit_wf.any_changed(setting, workflow.listing_columns),
+        pgaudit_wf.snapshot_expression(setting, workflow, 'old'),
+        pgaudit_wf.snapshot_expression(setting, workflow, 'new'));
+end
+$$;
+comment on function pgaudit_wf.version_statements(pgaudit_wf.attachment, text) is
+    'PL/pgSQL that keeps the versions of a workflow table on update, insert or delete; nothing for other tables.';
+
 -- sql/core/070_compile.sql
 
 -- Writes the trigger function of an attached table. The text is for people too: \sf pgaudit_wf.capture_<table>.
@@ -546,23 +718,32 @@ create type pgaudit_wf.capture_column as (
 );
 comment on type pgaudit_wf.capture_column is 'A column that a trigger records, with what its type asks for.';
 
+create function pgaudit_wf.describe_column(col pg_attribute, redacted boolean) returns pgaudit_wf.capture_column
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select row(
+        (col).attname::text,
+        (col).atttypid,
+        redacted,
+        pgaudit_wf.compare_by_text((col).atttypid)
+            or exists (select from pg_collation where oid = (col).attcollation and not collisdeterministic),
+        -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
+        (col).attlen = -1 and current_setting('server_version_num')::integer >= 170000
+            and ((col).atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype)
+                or (select typcategory from pg_type where oid = (col).atttypid) = 'A')
+    )::pgaudit_wf.capture_column
+$$;
+comment on function pgaudit_wf.describe_column(pg_attribute, boolean) is 'A column with what its type asks for.';
+
 create function pgaudit_wf.capture_columns(setting pgaudit_wf.attachment) returns setof pgaudit_wf.capture_column
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select
-        attname::text,
-        atttypid,
-        attname = any ((setting).redact),
-        pgaudit_wf.compare_by_text(atttypid)
-            or exists (select from pg_collation where pg_collation.oid = attcollation and not collisdeterministic),
-        -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
-        attlen = -1 and current_setting('server_version_num')::integer >= 170000
-            and (atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype)
-                or (select typcategory from pg_type where oid = atttypid) = 'A')
-    from pg_attribute
+    select pgaudit_wf.describe_column(col, attname = any ((setting).redact))
+    from pg_attribute as col
     where attrelid = (setting).target and attnum > 0 and not attisdropped
-        and attname <> all ((setting).ignore)
+        and attname <> all ((setting).ignore || pgaudit_wf.definition_columns((setting).target))
         -- A virtual generated column is not in the row that a trigger sees.
         and attgenerated <> 'v'
     order by attnum
@@ -620,6 +801,18 @@ as $$
 $$;
 comment on function pgaudit_wf.key_expression(pgaudit_wf.attachment, text) is 'SQL expression for resource_id over the given record (old or new).';
 
+create function pgaudit_wf.key_condition(setting pgaudit_wf.attachment, record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A single key is compared in its own type, so that its index is used.
+    select case when cardinality((setting).id_columns) = 1 then (
+            select format('%I.%I = $1::%s', record_name, attname, format_type(atttypid, atttypmod))
+            from pg_attribute where attrelid = (setting).target and attname = (setting).id_columns[1])
+        else format('%s = $1', pgaudit_wf.key_expression(setting, record_name)) end
+$$;
+comment on function pgaudit_wf.key_condition(pgaudit_wf.attachment, text) is 'SQL condition that picks the row of an attached table with resource_id $1.';
+
 create function pgaudit_wf.bounded_key(key text) returns text
 language sql immutable parallel safe
 as $$
@@ -657,11 +850,11 @@ as $$
     select format(case when exists (
             select from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped and pgaudit_wf.holds_json(atttypid))
-            then 'pgaudit_wf.json_row(to_json(%s))' else 'to_jsonb(%s)' end, record_name)
+            then 'pgaudit_wf.json_row(%s)' else 'to_jsonb(%s)' end, record_name)
         || coalesce((
             select format(' - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped
-                and (attname = any ((setting).ignore) or attgenerated = 'v')
+                and (attname = any ((setting).ignore || pgaudit_wf.definition_columns((setting).target)) or attgenerated = 'v')
             having count(*) > 0), '')
         || coalesce((
             -- A function takes 100 arguments at most.
@@ -675,7 +868,7 @@ as $$
                 group by chunk
             ) as chunks), '')
 $$;
-comment on function pgaudit_wf.row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less the ignored and redacted columns.';
+comment on function pgaudit_wf.row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
 
 create function pgaudit_wf.update_statements(setting pgaudit_wf.attachment) returns text
 language sql stable
@@ -702,7 +895,7 @@ as $$
             when record_name = 'new' and on_update then format(
                 e'\n        event_org := left(coalesce(new.%1$I, old.%1$I)::text, 255);'
                 '\n        if old.%1$I is distinct from new.%1$I then'
-                '\n            event_metadata := jsonb_build_object(''previous_org_id'', old.%1$I);'
+                '\n            event_metadata := event_metadata || jsonb_build_object(''previous_org_id'', old.%1$I);'
                 '\n        end if;', (setting).org_column)
             else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column)
         end
@@ -725,18 +918,18 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
     if tg_op = 'UPDATE' then
-%1$s        if event_diff is null then
+%1$s%14$s        if event_diff is null then
             return null;
         end if;
         event_id := %2$s;%3$s%13$s
         event_action := %5$s;
     elsif tg_op = 'INSERT' then
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s));
         event_id := %2$s;%4$s
+%15$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s%17$s));
         event_action := %7$s;
     elsif tg_op = 'DELETE' then
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', %8$s));
         event_id := %9$s;%10$s
+%16$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', %8$s%17$s));
         event_action := %11$s;
     else
 %12$s
@@ -757,7 +950,11 @@ as $$
         pgaudit_wf.assignments(setting, 'old', false),
         pgaudit_wf.action_expression(setting, 'delete'),
         pgaudit_wf.truncate_statements(setting),
-        pgaudit_wf.assignments(setting, 'new', true))
+        pgaudit_wf.assignments(setting, 'new', true),
+        pgaudit_wf.version_statements(setting, 'update'),
+        pgaudit_wf.version_statements(setting, 'insert'),
+        pgaudit_wf.version_statements(setting, 'delete'),
+        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end)
 $$;
 comment on function pgaudit_wf.compiled_body(pgaudit_wf.attachment) is 'The part of a compiled trigger function that works out what changed.';
 
@@ -812,29 +1009,31 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
     if tg_op in ('UPDATE', 'DELETE') then
-        before := pgaudit_wf.json_row(to_json(old));
+        before := pgaudit_wf.json_row(old);
         shown_before := pgaudit_wf.generic_row(before, %1$L, %2$L, %3$L);
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
-        after := pgaudit_wf.json_row(to_json(new));
+        after := pgaudit_wf.json_row(new);
         shown_after := pgaudit_wf.generic_row(after, %1$L, %2$L, %3$L);
-    end if;
-    if tg_op = 'UPDATE' then
-        event_diff := pgaudit_wf.generic_diff(before, after, shown_before, shown_after);
-        if event_diff is null then
-            return null;
-        end if;
-        if pgaudit_wf.generic_key(before, %4$L, tg_relid) is distinct from pgaudit_wf.generic_key(after, %4$L, tg_relid) then
-            event_previous_id := pgaudit_wf.generic_key(before, %4$L, tg_relid);
-        end if;
-    elsif tg_op = 'INSERT' then
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after));
-    elsif tg_op = 'DELETE' then
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before));
     end if;
     if tg_level = 'ROW' then
         event_id := pgaudit_wf.generic_key(coalesce(after, before), %4$L, tg_relid);
         %5$s
+    end if;
+    if tg_op = 'UPDATE' then
+        event_diff := pgaudit_wf.generic_diff(before, after, shown_before, shown_after);
+%12$s        if event_diff is null then
+            return null;
+        end if;
+        if pgaudit_wf.generic_key(before, %4$L, tg_relid) is distinct from event_id then
+            event_previous_id := pgaudit_wf.generic_key(before, %4$L, tg_relid);
+        end if;
+    elsif tg_op = 'INSERT' then
+%13$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after%15$s));
+    elsif tg_op = 'DELETE' then
+%14$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before%15$s));
+    end if;
+    if tg_level = 'ROW' then
         event_label := left(coalesce(shown_after, shown_before) ->> %6$L, 255);
         begin
             if tg_op = 'UPDATE' then
@@ -854,20 +1053,25 @@ as $$
     end if;$body$,
         (setting).columns,
         -- A virtual generated column is not in the row that a trigger sees.
-        (setting).ignore || array(select attname::text from pg_attribute where attrelid = (setting).target and attgenerated = 'v' and not attisdropped),
+        (setting).ignore || pgaudit_wf.definition_columns((setting).target)
+            || array(select attname::text from pg_attribute where attrelid = (setting).target and attgenerated = 'v' and not attisdropped),
         (setting).redact, (setting).id_columns,
         case when (setting).org_column is null then '-- no org column: app.org_id is taken'
             else format(
                 e'event_org := left(coalesce(after ->> %1$L, before ->> %1$L), 255);'
                 '\n        if tg_op = ''UPDATE'' and before -> %1$L is distinct from after -> %1$L then'
-                '\n            event_metadata := jsonb_build_object(''previous_org_id'', before -> %1$L);'
+                '\n            event_metadata := event_metadata || jsonb_build_object(''previous_org_id'', before -> %1$L);'
                 '\n        end if;', (setting).org_column) end,
         (setting).label_column,
         pgaudit_wf.action_expression(setting, 'update'),
         pgaudit_wf.action_expression(setting, 'insert'),
         pgaudit_wf.action_expression(setting, 'delete'),
         (setting).resource_type,
-        pgaudit_wf.truncate_statements(setting))
+        pgaudit_wf.truncate_statements(setting),
+        pgaudit_wf.version_statements(setting, 'update'),
+        pgaudit_wf.version_statements(setting, 'insert'),
+        pgaudit_wf.version_statements(setting, 'delete'),
+        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end)
 $$;
 comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
 
@@ -888,10 +1092,17 @@ declare
                 'lc_monetary = ''C''', 'extra_float_digits = 1'])
             where (setting).form = 'generic'
         ) as type_setting (pinned));
+    one_line constant boolean := (setting)::text !~ '[\r\n]' and not exists (
+        select from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type and concat(r.condition, r.action) ~ '[\r\n]');
     statements text;
     body text;
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
+        || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then format($restored$
+    if event_version.restored_from is not null then
+        event_action := %L;
+        event_metadata := event_metadata || jsonb_build_object('restored_from', event_version.restored_from);
+    end if;$restored$, (setting).resource_type || '.restored') else '' end
         || format($insert$
     if event_label is not null then
         event_metadata := event_metadata || jsonb_build_object('label', event_label);
@@ -911,7 +1122,8 @@ begin
         (setting).resource_type);
 
     if (setting).on_failure = 'warn' then
-        statements := e'\n    begin' || replace(statements, e'\n', e'\n    ') || format($warn$
+        -- Indented for the reader, unless a line break could stand within a literal.
+        statements := e'\n    begin' || case when one_line then replace(statements, e'\n', e'\n    ') else statements end || format($warn$
     exception
         when others then
             perform pgaudit_wf.count_failure(%1$L, tg_op, sqlstate);
@@ -938,7 +1150,8 @@ $body$,
         translate((setting).target::text, e'\r\n', '  '),
         translate((setting).resource_type, e'\r\n', '  '),
         case when (setting).org_column is null then ' := pgaudit_wf.context_value(''app.org_id'')' else '' end,
-        case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end,
+        case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end
+            || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;' else '' end,
         statements);
 
     return format(
@@ -1195,6 +1408,7 @@ begin
     loop
         execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
     end loop;
+    perform pgaudit_wf.install_guard(setting);
     if keep_disabled then
         for disabled in select relation, name from jsonb_to_recordset(disabled_before) as d (relation text, name text) loop
             execute format('alter table %s disable trigger %I', disabled.relation, disabled.name);
@@ -1238,11 +1452,14 @@ begin
     -- Also where the function was put long ago: on a partition that has been detached since.
     for installed in
         select tgname as name, tgrelid::regclass as relation from pg_trigger
-        where tgfoid = to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)) and tgparentid = 0
+        where tgfoid in (to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)), to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting))))
+            and tgparentid = 0
     loop
         execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
     execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
+    execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
+    delete from pgaudit_wf.workflow_attachment as w where w.target = detach.target;
     perform set_config('pgaudit_wf.compiling', 'off', true);
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');
 end
@@ -1290,7 +1507,7 @@ select
     a.form,
     a.function_name,
     (select count(*) from pgaudit_wf.action_rule as r where r.resource_type = a.resource_type) as rules,
-    (select count(*) from pgaudit_wf.capture_failure as f where f.target = a.target::text) as failures,
+    (select count(*) from pgaudit_wf.capture_failure as f where to_regclass(f.target) = a.target) as failures,
     a.attached_at,
     a.attached_by
 from pgaudit_wf.attachment as a;
@@ -1397,6 +1614,18 @@ begin
         = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.columns)
     where a.target = recompile.target;
 
+    update pgaudit_wf.workflow_attachment as w
+    set nodes_column = pgaudit_wf.renamed(nodes_column, renames),
+        edges_column = pgaudit_wf.renamed(edges_column, renames),
+        name_column = pgaudit_wf.renamed(name_column, renames),
+        description_column = pgaudit_wf.renamed(description_column, renames),
+        visibility_column = pgaudit_wf.renamed(visibility_column, renames),
+        enabled_column = pgaudit_wf.renamed(enabled_column, renames),
+        listed_column = pgaudit_wf.renamed(listed_column, renames),
+        listing_columns = array(select pgaudit_wf.renamed(name, renames) from unnest(listing_columns) as name)
+    where w.target = recompile.target;
+    perform pgaudit_wf.check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
+
     perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
     perform pgaudit_wf.install_capture(setting, true);
     if altered <> '{}' then
@@ -1475,7 +1704,9 @@ begin
         select dropped.object_identity, setting.resource_type, 'dropped'
         from pg_event_trigger_dropped_objects() as dropped
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
+        delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
         perform set_config('pgaudit_wf.compiling', 'on', true);
+        execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
         execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
         perform set_config('pgaudit_wf.compiling', 'off', true);
     end loop;
@@ -1923,6 +2154,7 @@ create function pgaudit_wf.audit_trail(
 ) returns setof pgaudit_wf.trail_entry
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     restricted constant boolean := row_security_active('pgaudit_wf.security_audit_log');
@@ -2278,7 +2510,13 @@ comment on function pgaudit_wf.row_backwards(regclass, text, text, timestamptz, 
 create function pgaudit_wf.present_row(target regclass, resource_id text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+-- As the triggers write it, whatever the session likes to read.
 set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+set intervalstyle = 'postgres'
+set bytea_output = 'hex'
+set lc_monetary = 'C'
+set extra_float_digits = 1
 as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = present_row.target);
@@ -2287,12 +2525,7 @@ begin
     if setting.target is null or not has_table_privilege(present_row.target, 'select') then
         return null;
     end if;
-    execute format('select %s from %s as r where %s = $1%s',
-        pgaudit_wf.row_expression(setting, 'r'), setting.target,
-        case when cardinality(setting.id_columns) = 1 then format('r.%I', setting.id_columns[1]) else pgaudit_wf.key_expression(setting, 'r') end,
-        case when cardinality(setting.id_columns) = 1 then (
-            select '::' || format_type(atttypid, atttypmod) from pg_attribute
-            where attrelid = setting.target and attname = setting.id_columns[1]) else '' end)
+    execute format('select %s from %s as r where %s', pgaudit_wf.row_expression(setting, 'r'), setting.target, pgaudit_wf.key_condition(setting, 'r'))
         into record using present_row.resource_id;
     return record;
 end
@@ -2787,6 +3020,8 @@ returns jsonb
 language plpgsql
 stable
 parallel safe
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
 as $$
 declare
     aliases text[] := array(select config_alias.alias from pgaudit_wf.config_alias);
@@ -2838,6 +3073,8 @@ returns text
 language plpgsql
 stable
 parallel safe
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
 as $$
 declare
     aliases text[] := array(select config_alias.alias from pgaudit_wf.config_alias);
@@ -2918,6 +3155,8 @@ returns boolean
 language plpgsql
 stable
 parallel safe
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
 as $$
 declare
     aliases text[];
@@ -3304,6 +3543,8 @@ create or replace function pgaudit_wf.version_diff(before jsonb, after jsonb)
 returns jsonb
 language plpgsql
 stable
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
 as $$
 declare
     old_nodes jsonb := pgaudit_wf.graph_array(version_diff.before -> 'nodes', 'nodes');
@@ -3425,17 +3666,17 @@ parallel safe
 as $$
 begin
     return (
-    select string_agg(
-        amount || case when first then ' ' || count_text.noun || case when amount = 1 then '' else 's' end else '' end || ' ' || verb,
-        ', ' order by place)
-    from (
-        select amount, verb, place, row_number() over (order by place) = 1 as first
-        from (values
-            (count_text.added, 'added', 1),
-            (count_text.removed, 'removed', 2),
-            (count_text.changed, 'changed', 3)) as tally (amount, verb, place)
-        where amount > 0
-    ) as counted);
+        select string_agg(
+            amount || case when first then ' ' || count_text.noun || case when amount = 1 then '' else 's' end else '' end || ' ' || verb,
+            ', ' order by place)
+        from (
+            select amount, verb, place, row_number() over (order by place) = 1 as first
+            from (values
+                (count_text.added, 'added', 1),
+                (count_text.removed, 'removed', 2),
+                (count_text.changed, 'changed', 3)) as tally (amount, verb, place)
+            where amount > 0
+        ) as counted);
 end
 $$;
 
@@ -3451,30 +3692,30 @@ parallel safe
 as $$
 begin
     return coalesce(
-    nullif(concat_ws('; ',
-        nullif(concat_ws(', ',
-            pgaudit_wf.count_text(
-                jsonb_array_length(version_summary.diff -> 'nodes_added'),
-                jsonb_array_length(version_summary.diff -> 'nodes_removed'),
-                jsonb_array_length(version_summary.diff -> 'nodes_changed'), 'node'),
-            pgaudit_wf.count_text(
-                jsonb_array_length(version_summary.diff -> 'connections_added'),
-                jsonb_array_length(version_summary.diff -> 'connections_removed'), 0, 'connection')), ''),
-        (
-            select string_agg(
-                case setting ->> 'field'
-                    when 'name' then case when setting ->> 'before' = 'empty'
-                        then format('named ''%s''', setting ->> 'after')
-                        else format('renamed ''%s'' to ''%s''', setting ->> 'before', setting ->> 'after') end
-                    when 'description' then 'description changed'
-                    when 'enabled' then case when setting ->> 'after' = 'true' then 'enabled' else 'disabled' end
-                    else format('%s changed from %s to %s',
-                        setting ->> 'field', setting ->> 'before', setting ->> 'after')
-                end, '; ' order by place)
-            from jsonb_array_elements(version_summary.diff -> 'settings') with ordinality as listed (setting, place)
-        )), ''),
-    case when (version_summary.diff -> 'has_changes')::boolean
-        then 'order or connection details changed' else 'no changes' end);
+        nullif(concat_ws('; ',
+            nullif(concat_ws(', ',
+                pgaudit_wf.count_text(
+                    jsonb_array_length(version_summary.diff -> 'nodes_added'),
+                    jsonb_array_length(version_summary.diff -> 'nodes_removed'),
+                    jsonb_array_length(version_summary.diff -> 'nodes_changed'), 'node'),
+                pgaudit_wf.count_text(
+                    jsonb_array_length(version_summary.diff -> 'connections_added'),
+                    jsonb_array_length(version_summary.diff -> 'connections_removed'), 0, 'connection')), ''),
+            (
+                select string_agg(
+                    case setting ->> 'field'
+                        when 'name' then case when setting ->> 'before' = 'empty'
+                            then format('named ''%s''', setting ->> 'after')
+                            else format('renamed ''%s'' to ''%s''', setting ->> 'before', setting ->> 'after') end
+                        when 'description' then 'description changed'
+                        when 'enabled' then case when setting ->> 'after' = 'true' then 'enabled' else 'disabled' end
+                        else format('%s changed from %s to %s',
+                            setting ->> 'field', setting ->> 'before', setting ->> 'after')
+                    end, '; ' order by place)
+                from jsonb_array_elements(version_summary.diff -> 'settings') with ordinality as listed (setting, place)
+            )), ''),
+        case when (version_summary.diff -> 'has_changes')::boolean
+            then 'order or connection details changed' else 'no changes' end);
 end
 $$;
 
@@ -3514,6 +3755,8 @@ language plpgsql
 stable
 parallel safe
 rows 10
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -3589,6 +3832,890 @@ comment on function pgaudit_wf.validate_definition(jsonb, jsonb) is
     'action_schema, under canonical names, so that legacy spellings are no problem) and dangling_edge (node_id is the id that the '
     'edge names). field is the configuration key, the edge''s end, or id.';
 
+-- sql/core/260_workflow_history.sql
+
+-- The versions of workflows: one row each, append-only, with a hash that anybody can recompute.
+
+create table pgaudit_wf.workflow_history (
+    workflow_id text not null,
+    version integer not null,
+    org_id text,
+    source text not null,
+    snapshot jsonb not null,
+    change jsonb not null,
+    content_hash text not null,
+    previous_version integer,
+    previous_hash text,
+    restored_from integer,
+    actor_id text default pgaudit_wf.context_value('app.actor_id'),
+    actor_label text default nullif(current_setting('app.actor_label', true), ''),
+    auth_method text default nullif(current_setting('app.auth_method', true), ''),
+    api_key_id text default nullif(current_setting('app.api_key_id', true), ''),
+    correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
+    created_at timestamptz not null default clock_timestamp(),
+    primary key (workflow_id, version),
+    constraint workflow_history_source check (source in ('create', 'update', 'listing', 'restore', 'backfill')),
+    constraint workflow_history_chain check (
+        (version = 1 and previous_version is null and previous_hash is null)
+        or (version > 1 and previous_version = version - 1 and previous_hash is not null)),
+    constraint workflow_history_restored check ((source = 'restore') = (restored_from is not null))
+);
+comment on table pgaudit_wf.workflow_history is 'Every version of every workflow, append-only. Made by the triggers of attach_workflow(); read workflow_timeline.';
+comment on column pgaudit_wf.workflow_history.workflow_id is 'Id of the workflow (resource_id of its events); with <resource_type>/ before it for all but the first attached workflow table.';
+comment on column pgaudit_wf.workflow_history.version is '1, 2, 3, … without gaps.';
+comment on column pgaudit_wf.workflow_history.org_id is 'Organisation of the workflow.';
+comment on column pgaudit_wf.workflow_history.source is 'create, update, listing (its marketplace listing changed), restore, or backfill (older than its table''s attachment).';
+comment on column pgaudit_wf.workflow_history.snapshot is 'The version in full: name, description, visibility, enabled, nodes, edges as saved, canvas positions included.';
+comment on column pgaudit_wf.workflow_history.change is 'version_diff() from the previous version, for people.';
+comment on column pgaudit_wf.workflow_history.content_hash is 'hash_definition() of nodes and edges.';
+comment on column pgaudit_wf.workflow_history.previous_version is 'version - 1; null for the first.';
+comment on column pgaudit_wf.workflow_history.previous_hash is 'content_hash of the previous version.';
+comment on column pgaudit_wf.workflow_history.restored_from is 'The version that was put back, for source restore.';
+comment on column pgaudit_wf.workflow_history.actor_id is 'Who saved it (app.actor_id).';
+comment on column pgaudit_wf.workflow_history.actor_label is 'Name of the actor at that time (app.actor_label).';
+comment on column pgaudit_wf.workflow_history.auth_method is 'How the actor signed in (app.auth_method).';
+comment on column pgaudit_wf.workflow_history.api_key_id is 'Id of the API key that was used, if any (app.api_key_id).';
+comment on column pgaudit_wf.workflow_history.correlation_id is 'Request it was saved in (app.correlation_id).';
+comment on column pgaudit_wf.workflow_history.created_at is 'When it was saved.';
+
+create index workflow_history_hash on pgaudit_wf.workflow_history (content_hash);
+create index workflow_history_org on pgaudit_wf.workflow_history (org_id, created_at);
+
+create trigger append_only before update or delete or truncate on pgaudit_wf.workflow_history
+    for each statement execute function pgaudit_wf.refuse_change();
+alter table pgaudit_wf.workflow_history enable always trigger append_only;
+
+alter table pgaudit_wf.workflow_history enable row level security;
+create policy readable_org on pgaudit_wf.workflow_history for select using (org_id = (select pgaudit_wf.readable_org()));
+
+-- Several times faster than the default on documents of this size, where the server was built with it.
+do $$
+begin
+    alter table pgaudit_wf.workflow_history alter column snapshot set compression lz4;
+exception
+    when feature_not_supported or invalid_parameter_value then
+        null;
+end
+$$;
+
+create function pgaudit_wf.latest_hash(workflow_id text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select h.content_hash from pgaudit_wf.workflow_history as h where h.workflow_id = latest_hash.workflow_id order by h.version desc limit 1
+$$;
+comment on function pgaudit_wf.latest_hash(text) is 'content_hash of the newest version of a workflow; null if it has none.';
+
+create function pgaudit_wf.add_version(workflow_id text, org_id text, source text, before jsonb, after jsonb, new_hash text)
+returns pgaudit_wf.version_ref
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    latest record;
+    made pgaudit_wf.version_ref;
+    restored constant integer := nullif(current_setting('pgaudit_wf.restoring', true), '')::integer;
+begin
+    -- The row lock on the workflow, which our caller's UPDATE holds, makes versions of one workflow one after the other.
+    select h.version, h.content_hash into latest
+    from pgaudit_wf.workflow_history as h where h.workflow_id = add_version.workflow_id order by h.version desc limit 1;
+    if latest.version is null and add_version.before is not null then
+        -- Older than the attachment: what it was until now is the first version.
+        latest.version := 1;
+        latest.content_hash := pgaudit_wf.hash_definition(add_version.before -> 'nodes', add_version.before -> 'edges');
+        insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash, actor_id, actor_label, auth_method, api_key_id, correlation_id)
+        values (add_version.workflow_id, 1, add_version.org_id, 'backfill', add_version.before,
+            pgaudit_wf.version_diff(null, add_version.before), latest.content_hash, null, null, null, null, null);
+    end if;
+    made.version := coalesce(latest.version, 0) + 1;
+    made.previous_hash := latest.content_hash;
+    -- The setting alone proves nothing: a restored version has the content of the one it says.
+    if restored is not null then
+        select h.version into made.restored_from
+        from pgaudit_wf.workflow_history as h
+        where h.workflow_id = add_version.workflow_id and h.version = restored and h.content_hash = coalesce(new_hash, latest.content_hash);
+    end if;
+    insert into pgaudit_wf.workflow_history (
+        workflow_id, version, org_id, source, snapshot, change, content_hash, previous_version, previous_hash, restored_from)
+    values (
+        add_version.workflow_id, made.version, add_version.org_id,
+        case when made.restored_from is null then add_version.source else 'restore' end,
+        add_version.after, pgaudit_wf.version_diff(add_version.before, add_version.after), coalesce(new_hash, latest.content_hash),
+        latest.version, latest.content_hash, made.restored_from);
+    return made;
+end
+$$;
+comment on function pgaudit_wf.add_version(text, text, text, jsonb, jsonb, text) is
+    'Appends a version of a workflow; called by its table''s trigger. new_hash is null when the definition did not change.';
+
+-- sql/core/270_attach_workflow.sql
+
+-- attach_workflow(): versions for any table that holds a graph; and the guard that keeps a broken one from going live.
+
+create function pgaudit_wf.check_workflow_columns(workflow pgaudit_wf.workflow_attachment) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    problem record;
+begin
+    select role, name, wanted, given into problem
+    from (
+        select role, name, wanted,
+            (select format_type(atttypid, null) from pg_attribute where attrelid = (workflow).target and attname = name and not attisdropped) as given
+        from (values
+            ('nodes_column', (workflow).nodes_column, 'jsonb or json'),
+            ('edges_column', (workflow).edges_column, 'jsonb or json'),
+            ('name_column', (workflow).name_column, null),
+            ('description_column', (workflow).description_column, null),
+            ('visibility_column', (workflow).visibility_column, null),
+            ('enabled_column', (workflow).enabled_column, 'boolean'),
+            ('listed_column', (workflow).listed_column, 'boolean')
+        ) as named (role, name, wanted)
+        union all
+        select 'listing_columns', name, null,
+            (select format_type(atttypid, null) from pg_attribute where attrelid = (workflow).target and attname = name and not attisdropped)
+        from unnest((workflow).listing_columns) as name
+    ) as columns
+    where name is not null and (given is null or strpos(' ' || coalesce(wanted, given) || ' ', ' ' || given || ' ') = 0);
+    if found then
+        raise exception '% of % must be a column%: "%" is %', problem.role, (workflow).target,
+            coalesce(format(' of type %s', problem.wanted), ''), problem.name, coalesce(problem.given, 'not there')
+            using errcode = 'PA002', hint = 'Name the right column, or '''' for one that the table does not have.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.check_workflow_columns(pgaudit_wf.workflow_attachment) is 'Raises PA002 naming the column that is missing or of the wrong type.';
+
+create function pgaudit_wf.attach_workflow(
+    target regclass,
+    nodes_column text default 'nodes',
+    edges_column text default 'edges',
+    resource_type text default null,
+    id_columns text[] default null,
+    org_column text default null,
+    label_column text default null,
+    ignore text[] default null,
+    redact text[] default null,
+    on_failure text default null,
+    name_column text default null,
+    description_column text default null,
+    visibility_column text default null,
+    enabled_column text default null,
+    listed_column text default null,
+    listing_columns text[] default null
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_attachment;
+    columns_now constant text[] := pgaudit_wf.column_names(attach_workflow.target);
+    type text;
+begin
+    perform pgaudit_wf.check_attachable(attach_workflow.target);
+    select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = attach_workflow.target;
+    if not found then
+        type := coalesce(nullif(attach_workflow.resource_type, ''),
+            (select a.resource_type from pgaudit_wf.attachment as a where a.target = attach_workflow.target),
+            (select relname from pg_class where oid = attach_workflow.target));
+        workflow.id_prefix := case when exists (select from pgaudit_wf.workflow_attachment) then type || '/' else '' end;
+        workflow.listing_columns := '{}';
+        -- As in the reference application, where a column of that name is there.
+        workflow.name_column := case when 'name' = any (columns_now) then 'name' end;
+        workflow.description_column := case when 'description' = any (columns_now) then 'description' end;
+        workflow.visibility_column := case when 'visibility' = any (columns_now) then 'visibility' end;
+        workflow.enabled_column := case when 'enabled' = any (columns_now) then 'enabled' end;
+        workflow.listed_column := case when 'listed' = any (columns_now) then 'listed' end;
+    end if;
+    workflow.target := attach_workflow.target;
+    workflow.nodes_column := attach_workflow.nodes_column;
+    workflow.edges_column := attach_workflow.edges_column;
+    workflow.name_column := nullif(coalesce(attach_workflow.name_column, workflow.name_column), '');
+    workflow.description_column := nullif(coalesce(attach_workflow.description_column, workflow.description_column), '');
+    workflow.visibility_column := nullif(coalesce(attach_workflow.visibility_column, workflow.visibility_column), '');
+    workflow.enabled_column := nullif(coalesce(attach_workflow.enabled_column, workflow.enabled_column), '');
+    workflow.listed_column := nullif(coalesce(attach_workflow.listed_column, workflow.listed_column), '');
+    workflow.listing_columns := coalesce(attach_workflow.listing_columns, workflow.listing_columns);
+    if workflow.listed_column <> all (workflow.listing_columns) then
+        workflow.listing_columns := workflow.listed_column || workflow.listing_columns;
+    end if;
+    perform pgaudit_wf.check_workflow_columns(workflow);
+
+    delete from pgaudit_wf.workflow_attachment as w where w.target = attach_workflow.target;
+    insert into pgaudit_wf.workflow_attachment select workflow.*;
+    perform pgaudit_wf.attach(
+        attach_workflow.target, attach_workflow.resource_type, attach_workflow.id_columns, attach_workflow.org_column,
+        coalesce(attach_workflow.label_column, workflow.name_column), attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure);
+end
+$$;
+comment on function pgaudit_wf.attach_workflow(regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[]) is
+    'attach() for a table that holds workflows: also keeps versions in workflow_history, one for every save that changes something meaningful in the graph (nodes_column, edges_column) or in name, description, visibility, enabled or the listing. '
+    'Events then carry content_hash in place of the graph. Enabling or listing an invalid definition is refused (PA301). The name, description, visibility, enabled and listed columns are taken by those names where they are there; '''' for none. '
+    'Raises PA002 on a column that is missing or of the wrong type, and whatever attach() raises.';
+
+create function pgaudit_wf.check_definition(nodes jsonb, edges jsonb, doing text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    problems jsonb;
+begin
+    select jsonb_agg(to_jsonb(p)) into problems from pgaudit_wf.validate_definition(check_definition.nodes, check_definition.edges) as p;
+    if problems is not null then
+        raise exception 'the workflow cannot be % with % problem%: %', doing, jsonb_array_length(problems),
+            case when jsonb_array_length(problems) = 1 then '' else 's' end,
+            (select string_agg(problem ->> 'message', '; ' order by position)
+                from jsonb_array_elements(problems) with ordinality as listed (problem, position) where position <= 5)
+            using errcode = 'PA301', detail = problems::text, hint = 'Mend them and try again; pgaudit_wf.validate_definition(nodes, edges) lists them.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.check_definition(jsonb, jsonb, text) is
+    'Raises PA301 with the problems (as JSON in the detail) of a definition that is about to be enabled, listed or run.';
+
+create function pgaudit_wf.guard_function_name(setting pgaudit_wf.attachment) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$ select 'guard_' || substr((setting).function_name, length('capture_') + 1) $$;
+comment on function pgaudit_wf.guard_function_name(pgaudit_wf.attachment) is 'Name of the guard''s trigger function, beside that of the capture.';
+
+create function pgaudit_wf.install_guard(setting pgaudit_wf.attachment) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = (setting).target);
+    function_name constant text := pgaudit_wf.guard_function_name(setting);
+    generic constant boolean := (setting).form = 'generic';
+    body text := '';
+    switch record;
+begin
+    if workflow.target is null or coalesce(workflow.enabled_column, workflow.listed_column) is null then
+        return;
+    end if;
+    for switch in
+        select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
+    loop
+        body := body || case when generic then format(
+                e'    if (to_jsonb(new) ->> %1$L)::boolean and (tg_op = ''INSERT'' or not (to_jsonb(old) ->> %1$L)::boolean) then\n'
+                '        perform pgaudit_wf.check_definition(to_jsonb(new) -> %2$L, to_jsonb(new) -> %3$L, %4$L);\n    end if;\n',
+                switch.name, workflow.nodes_column, workflow.edges_column, switch.doing)
+            else format(
+                e'    if new.%1$I and (tg_op = ''INSERT'' or old.%1$I is not true) then\n'
+                '        perform pgaudit_wf.check_definition(%2$s, %3$s, %4$L);\n    end if;\n',
+                switch.name, pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
+                pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing) end;
+    end loop;
+    execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp\nas %L',
+        function_name, format(e'\n-- Keeps an invalid workflow of %s from going live; written by pgaudit_wf.attach_workflow().\nbegin\n%s    return new;\nend\n', (setting).target, body));
+    execute format('comment on function pgaudit_wf.%I() is %L', function_name, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target));
+    execute format('revoke all on function pgaudit_wf.%I() from public', function_name);
+    execute format('alter function pgaudit_wf.%I() owner to %s', function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
+    execute format('create or replace trigger pgaudit_wf_guard before insert or update on %s for each row execute function pgaudit_wf.%I()',
+        (setting).target, function_name);
+    execute format('alter table %s enable always trigger pgaudit_wf_guard', (setting).target);
+end
+$$;
+comment on function pgaudit_wf.install_guard(pgaudit_wf.attachment) is 'Compiles the trigger that refuses to enable or list an invalid workflow; nothing for other tables.';
+
+-- sql/core/275_attach_execution.sql
+
+-- Runs: stamped with the credential that started them and the definition that ran, by trigger, once and for all.
+
+create view pgaudit_wf.credential_directory as
+select
+    null::text as credential_id,
+    null::text as credential_type,
+    null::text as label
+where false;
+comment on view pgaudit_wf.credential_directory is
+    'API keys by handle, for the stamp of a run. Empty until you point it at your own keys: create or replace view pgaudit_wf.credential_directory as select id::text as credential_id, ''org_api_key'' as credential_type, prefix as label from …';
+comment on column pgaudit_wf.credential_directory.credential_id is 'Id as in app.api_key_id.';
+comment on column pgaudit_wf.credential_directory.credential_type is 'webhook_key or org_api_key.';
+comment on column pgaudit_wf.credential_directory.label is 'A handle that people recognise and that is no secret, such as kh_9f2….';
+
+create function pgaudit_wf.current_credential(out credential_type text, out label text)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    key_id constant text := nullif(current_setting('app.api_key_id', true), '');
+    method constant text := nullif(current_setting('app.auth_method', true), '');
+    actor constant text := nullif(current_setting('app.actor_id', true), '');
+begin
+    if key_id is not null then
+        select d.credential_type, d.label into credential_type, label
+        from pgaudit_wf.credential_directory as d where d.credential_id = key_id limit 1;
+    end if;
+    credential_type := coalesce(credential_type, case
+        when method in ('webhook_key', 'org_api_key', 'oauth', 'session', 'internal') then method
+        when method in ('api_key', 'key') or key_id is not null then 'org_api_key'
+        when method = 'webhook' then 'webhook_key'
+        when actor is not null then 'session'
+        else 'internal'
+    end);
+    if label is null and key_id is null then
+        label := coalesce(
+            nullif(current_setting('app.actor_label', true), ''),
+            (select coalesce(d.email, d.name) from pgaudit_wf.actor_directory as d where d.actor_id = actor limit 1),
+            actor,
+            session_user::text);
+    end if;
+    label := coalesce(label, key_id);
+end
+$$;
+comment on function pgaudit_wf.current_credential() is
+    'The credential behind the current transaction: its type (webhook_key, org_api_key, oauth, session, internal; from credential_directory by app.api_key_id, else from app.auth_method) and a handle that is no secret.';
+
+create table pgaudit_wf.execution_attachment (
+    target regclass primary key,
+    workflow_target regclass not null,
+    workflow_column text not null,
+    hash_column text not null,
+    type_column text not null,
+    label_column text not null,
+    id_column text not null,
+    org_column text,
+    time_column text,
+    function_name text not null unique
+);
+comment on table pgaudit_wf.execution_attachment is 'Tables that hold the runs of workflows, and where; written by attach_execution() and detach_execution() only.';
+comment on column pgaudit_wf.execution_attachment.target is 'The table of runs.';
+comment on column pgaudit_wf.execution_attachment.workflow_target is 'The attached workflow table whose workflows run.';
+comment on column pgaudit_wf.execution_attachment.workflow_column is 'Column with the workflow''s id.';
+comment on column pgaudit_wf.execution_attachment.hash_column is 'Column that is stamped with the hash of the definition.';
+comment on column pgaudit_wf.execution_attachment.type_column is 'Column that is stamped with the credential''s type.';
+comment on column pgaudit_wf.execution_attachment.label_column is 'Column that is stamped with the credential''s handle.';
+comment on column pgaudit_wf.execution_attachment.id_column is 'Primary key of the table.';
+comment on column pgaudit_wf.execution_attachment.org_column is 'Column with the organisation, if any.';
+comment on column pgaudit_wf.execution_attachment.time_column is 'Column that says when the run started, if any.';
+comment on column pgaudit_wf.execution_attachment.function_name is 'Trigger function in schema pgaudit_wf.';
+
+create function pgaudit_wf.runnable_hash(workflow_target regclass, id text) returns text
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = runnable_hash.workflow_target);
+    workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = runnable_hash.workflow_target);
+    definition record;
+begin
+    if workflow.target is null then
+        return null;
+    end if;
+    execute format('select w.%I::jsonb as nodes, w.%I::jsonb as edges from %s as w where %s', workflow.nodes_column, workflow.edges_column, setting.target,
+            pgaudit_wf.key_condition(setting, 'w'))
+        into definition using runnable_hash.id;
+    if definition is null then
+        return null;
+    end if;
+    perform pgaudit_wf.check_definition(definition.nodes, definition.edges, 'run');
+    return coalesce(pgaudit_wf.latest_hash(workflow.id_prefix || runnable_hash.id), pgaudit_wf.hash_definition(definition.nodes, definition.edges));
+end
+$$;
+comment on function pgaudit_wf.runnable_hash(regclass, text) is
+    'Hash of the definition that a run of the workflow executes now; null for an unknown workflow; raises PA301 if it is invalid.';
+
+create function pgaudit_wf.refuse_restamp() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'the stamp of a run in %.% cannot be altered', tg_table_schema, tg_table_name
+        using errcode = 'PA303', hint = 'Credential and definition hash are written once, when the run is inserted; leave them out of the update.';
+end
+$$;
+comment on function pgaudit_wf.refuse_restamp() is 'Trigger that keeps the stamp of a run as it is: raises PA303.';
+
+create function pgaudit_wf.attach_execution(
+    target regclass,
+    workflow regclass default null,
+    workflow_column text default 'workflow_id',
+    hash_column text default 'executed_workflow_hash',
+    type_column text default 'triggered_by_credential_type',
+    label_column text default 'triggered_by_credential_label',
+    org_column text default null,
+    time_column text default null
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    columns_now constant text[] := pgaudit_wf.column_names(attach_execution.target);
+    run pgaudit_wf.execution_attachment;
+    missing text;
+begin
+    perform pgaudit_wf.check_attachable(attach_execution.target);
+    run.target := attach_execution.target;
+    run.workflow_target := coalesce(attach_execution.workflow, (select w.target from pgaudit_wf.workflow_attachment as w order by w.id_prefix limit 1));
+    if not exists (select from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target) then
+        raise exception '% is no attached workflow table', coalesce(run.workflow_target::text, 'there')
+            using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it first.';
+    end if;
+    run.workflow_column := attach_execution.workflow_column;
+    run.hash_column := attach_execution.hash_column;
+    run.type_column := attach_execution.type_column;
+    run.label_column := attach_execution.label_column;
+    run.org_column := coalesce(attach_execution.org_column, case when 'org_id' = any (columns_now) then 'org_id' end);
+    run.time_column := coalesce(attach_execution.time_column, (
+        select name from unnest(array['started_at', 'created_at']) with ordinality as usual (name, position)
+        where name = any (columns_now) order by position limit 1));
+    run.function_name := 'stamp_' || substr(pgaudit_wf.capture_function_name(attach_execution.target), 9);
+    select name into missing
+    from unnest(array_remove(array[run.workflow_column, run.hash_column, run.type_column, run.label_column, run.org_column, run.time_column], null)) as name
+    where name <> all (columns_now) limit 1;
+    if found then
+        raise exception '% has no column "%"', run.target, missing
+            using errcode = 'PA002', hint = format('Its columns are %s.', array_to_string(columns_now, ', '));
+    end if;
+    select attname into run.id_column
+    from pg_index join pg_attribute on attrelid = run.target and attnum = indkey[0]
+    where indrelid = run.target and indisprimary and indnkeyatts = 1;
+    if run.id_column is null then
+        raise exception '% has no primary key of one column', run.target using errcode = 'PA002', hint = 'A run is named by it.';
+    end if;
+
+    perform set_config('pgaudit_wf.compiling', 'on', true);
+    execute format($function$create or replace function pgaudit_wf.%1$I() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as %2$L$function$, run.function_name, format($body$
+-- Stamps each run in %1$s with credential and definition; written by pgaudit_wf.attach_execution().
+declare
+    credential record;
+begin
+    select * into credential from pgaudit_wf.current_credential();
+    new.%2$I := credential.credential_type;
+    new.%3$I := credential.label;
+    new.%4$I := pgaudit_wf.runnable_hash(%5$L, new.%6$I::text);
+    return new;
+end
+$body$, run.target, run.type_column, run.label_column, run.hash_column, run.workflow_target, run.workflow_column));
+    execute format('comment on function pgaudit_wf.%I() is %L', run.function_name, format('Stamps the runs of %s.', run.target));
+    execute format('revoke all on function pgaudit_wf.%I() from public', run.function_name);
+    execute format('alter function pgaudit_wf.%I() owner to %s', run.function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
+    execute format('create or replace trigger pgaudit_wf_stamp before insert on %s for each row execute function pgaudit_wf.%I()', run.target, run.function_name);
+    execute format('create or replace trigger pgaudit_wf_restamp before update on %1$s for each row'
+        ' when (old.%2$I is distinct from new.%2$I or old.%3$I is distinct from new.%3$I or old.%4$I is distinct from new.%4$I)'
+        ' execute function pgaudit_wf.refuse_restamp()', run.target, run.type_column, run.label_column, run.hash_column);
+    execute format('alter table %s enable always trigger pgaudit_wf_stamp, enable always trigger pgaudit_wf_restamp', run.target);
+    perform set_config('pgaudit_wf.compiling', 'off', true);
+
+    delete from pgaudit_wf.execution_attachment as e where e.target = run.target;
+    insert into pgaudit_wf.execution_attachment select run.*;
+end
+$$;
+comment on function pgaudit_wf.attach_execution(regclass, regclass, text, text, text, text, text, text) is
+    'Has every run inserted into the table stamped with the credential that started it and the hash of the definition that runs, whatever the application writes there; refuses runs of an invalid definition (PA301) and later changes of the stamp (PA303). '
+    'workflow is the attached workflow table (default: the first). Raises PA002 on a missing column, PA005 without a workflow table. Call it again after renaming one of the columns.';
+
+create function pgaudit_wf.detach_execution(target regclass) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    run pgaudit_wf.execution_attachment;
+begin
+    delete from pgaudit_wf.execution_attachment as e where e.target = detach_execution.target returning e.* into run;
+    if not found then
+        raise exception '% is not attached', detach_execution.target using errcode = 'PA005';
+    end if;
+    perform set_config('pgaudit_wf.compiling', 'on', true);
+    execute format('drop trigger if exists pgaudit_wf_stamp on %s', run.target);
+    execute format('drop trigger if exists pgaudit_wf_restamp on %s', run.target);
+    execute format('drop function pgaudit_wf.%I()', run.function_name);
+    perform set_config('pgaudit_wf.compiling', 'off', true);
+end
+$$;
+comment on function pgaudit_wf.detach_execution(regclass) is 'Stops stamping runs; the stamps stay. Raises PA005 if the table is not attached.';
+
+-- sql/core/280_workflow_timeline.sql
+
+-- Reading versions: the timeline, one version, two compared, and who ever used a definition.
+
+create function pgaudit_wf.actor_name(actor_id text, org_id text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select a.name from pgaudit_wf.present_actors(array[actor_name.actor_id], actor_name.org_id,
+        row_security_active('pgaudit_wf.workflow_history')) as a limit 1);
+end
+$$;
+comment on function pgaudit_wf.actor_name(text, text) is 'Present name of an actor, as far as the caller may see it.';
+
+create function pgaudit_wf.version_line(source text, restored_from integer, change jsonb) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case source
+        when 'create' then 'created with ' || contents
+        when 'backfill' then 'found with ' || contents
+        when 'restore' then format('version %s put back: %s', restored_from, summary)
+        when 'listing' then 'listing changed' || case when summary = 'no changes' then '' else '; ' || summary end
+        else summary
+    end
+    from (
+        select
+            pgaudit_wf.version_summary(change) as summary,
+            format('%s node%s and %s connection%s', nodes, case when nodes = 1 then '' else 's' end, connections, case when connections = 1 then '' else 's' end) as contents
+        from (select jsonb_array_length(change -> 'nodes_added') as nodes, jsonb_array_length(change -> 'connections_added') as connections) as counted
+    ) as words
+$$;
+comment on function pgaudit_wf.version_line(text, integer, jsonb) is 'A version in one line: how it came about, and what changed.';
+
+create view pgaudit_wf.workflow_timeline with (security_invoker = true) as
+select
+    h.workflow_id,
+    h.version,
+    h.created_at,
+    h.actor_id,
+    coalesce(pgaudit_wf.actor_name(h.actor_id, h.org_id), h.actor_label) as actor_name,
+    h.auth_method,
+    h.api_key_id,
+    h.source,
+    h.restored_from,
+    pgaudit_wf.version_line(h.source, h.restored_from, h.change) as summary,
+    h.content_hash,
+    h.change,
+    h.org_id,
+    h.correlation_id,
+    h.version = (select max(newest.version) from pgaudit_wf.workflow_history as newest where newest.workflow_id = h.workflow_id) as is_current
+from pgaudit_wf.workflow_history as h;
+comment on view pgaudit_wf.workflow_timeline is 'The versions of workflows as people read them: who, when, with what, and what changed in one line.';
+comment on column pgaudit_wf.workflow_timeline.workflow_id is 'Id of the workflow.';
+comment on column pgaudit_wf.workflow_timeline.version is '1, 2, 3, …';
+comment on column pgaudit_wf.workflow_timeline.created_at is 'When it was saved.';
+comment on column pgaudit_wf.workflow_timeline.actor_id is 'Who saved it.';
+comment on column pgaudit_wf.workflow_timeline.actor_name is 'His present name, else the one kept in the version.';
+comment on column pgaudit_wf.workflow_timeline.auth_method is 'How he had signed in.';
+comment on column pgaudit_wf.workflow_timeline.api_key_id is 'The API key used, if any.';
+comment on column pgaudit_wf.workflow_timeline.source is 'create, update, listing, restore or backfill.';
+comment on column pgaudit_wf.workflow_timeline.restored_from is 'The version put back, for a restore.';
+comment on column pgaudit_wf.workflow_timeline.summary is 'What changed, in one line.';
+comment on column pgaudit_wf.workflow_timeline.content_hash is 'Hash of the definition.';
+comment on column pgaudit_wf.workflow_timeline.change is 'What changed, in full: version_diff() from the version before.';
+comment on column pgaudit_wf.workflow_timeline.org_id is 'Organisation of the workflow.';
+comment on column pgaudit_wf.workflow_timeline.correlation_id is 'Request it was saved in.';
+comment on column pgaudit_wf.workflow_timeline.is_current is 'Whether it is the newest version.';
+
+create function pgaudit_wf.touches_node(change jsonb, node_id text) returns boolean
+language sql immutable parallel safe
+as $$
+    select jsonb_path_exists(change, '$.* ? (@.id == $node)', jsonb_build_object('node', node_id))
+$$;
+comment on function pgaudit_wf.touches_node(jsonb, text) is 'Whether a version''s change added, removed or changed the node.';
+
+create function pgaudit_wf.workflow_versions(
+    workflow_id text,
+    node_id text default null,
+    source_id text default null,
+    target_id text default null,
+    before_version integer default null,
+    page_size integer default 50
+) returns setof pgaudit_wf.workflow_timeline
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if coalesce(workflow_versions.page_size, 0) not between 1 and 1000 then
+        raise exception 'page_size must be from 1 to 1000' using errcode = 'PA008';
+    end if;
+    -- The limit first: names and summaries are worked out for the page only.
+    return query
+        with page as materialized (
+            select h.version from pgaudit_wf.workflow_history as h
+            where h.workflow_id = workflow_versions.workflow_id
+                and (workflow_versions.before_version is null or h.version < workflow_versions.before_version)
+                and (workflow_versions.node_id is null or pgaudit_wf.touches_node(h.change, workflow_versions.node_id))
+                and (workflow_versions.source_id is null and workflow_versions.target_id is null or exists (
+                    select from jsonb_array_elements((h.change -> 'connections_added') || (h.change -> 'connections_removed')) as connection
+                    where (workflow_versions.source_id is null or connection ->> 'from_id' = workflow_versions.source_id)
+                        and (workflow_versions.target_id is null or connection ->> 'to_id' = workflow_versions.target_id)))
+            order by h.version desc limit workflow_versions.page_size
+        )
+        select t.* from pgaudit_wf.workflow_timeline as t
+        where t.workflow_id = workflow_versions.workflow_id and t.version in (select page.version from page)
+        order by t.version desc;
+end
+$$;
+comment on function pgaudit_wf.workflow_versions(text, text, text, text, integer, integer) is
+    'A page of a workflow''s versions, newest first; narrowed to those that touched a node (node_id) or a connection (source_id, target_id). Next page: before_version => the last version of the page. Raises PA008 on a page_size outside 1 to 1000.';
+
+create function pgaudit_wf.org_version_snapshot(workflow_id text, version integer, out org_id text, out snapshot jsonb, out content_hash text)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select h.org_id, h.snapshot, h.content_hash from pgaudit_wf.workflow_history as h
+    where h.workflow_id = org_version_snapshot.workflow_id and h.version = org_version_snapshot.version
+        and h.org_id = nullif(current_setting('app.org_id', true), '')
+$$;
+comment on function pgaudit_wf.org_version_snapshot(text, integer) is 'A version of a workflow of the organisation app.org_id; nulls for any other.';
+
+create function pgaudit_wf.version_snapshot(workflow_id text, version integer) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    kept jsonb;
+begin
+    if has_table_privilege('pgaudit_wf.workflow_history', 'select') then
+        select h.snapshot into kept from pgaudit_wf.workflow_history as h
+        where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version;
+    else
+        select s.snapshot into kept from pgaudit_wf.org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
+    end if;
+    if kept is null then
+        raise exception 'there is no version % of workflow %', version_snapshot.version, version_snapshot.workflow_id
+            using errcode = 'PA302', hint = 'See pgaudit_wf.workflow_timeline; another organisation''s workflows do not show.';
+    end if;
+    return kept;
+end
+$$;
+comment on function pgaudit_wf.version_snapshot(text, integer) is
+    'A version in full: {name, description, visibility, enabled, nodes, edges}. Raises PA302 if there is none, or none that the caller may see.';
+
+create function pgaudit_wf.compare_versions(workflow_id text, before integer, after integer) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf.version_diff(
+        pgaudit_wf.version_snapshot(compare_versions.workflow_id, compare_versions.before),
+        pgaudit_wf.version_snapshot(compare_versions.workflow_id, compare_versions.after))
+$$;
+comment on function pgaudit_wf.compare_versions(text, integer, integer) is
+    'version_diff() between any two versions of a workflow. Raises PA302 if one does not exist.';
+
+create function pgaudit_wf.definition_usage(content_hash text)
+returns table (kind text, workflow_id text, version integer, execution_id text, occurred_at timestamptz, org_id text, actor_id text, actor_name text,
+    credential_type text, credential_label text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    run pgaudit_wf.execution_attachment;
+begin
+    return query
+        select 'version', t.workflow_id, t.version, null::text, t.created_at, t.org_id, t.actor_id, t.actor_name, t.auth_method, t.api_key_id
+        from pgaudit_wf.workflow_timeline as t where t.content_hash = definition_usage.content_hash;
+    for run in select e.* from pgaudit_wf.execution_attachment as e where has_table_privilege(e.target, 'select') loop
+        return query execute format(
+            'select ''run'', r.%1$I::text, null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1',
+            run.workflow_column, run.id_column, pgaudit_wf.optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'),
+            pgaudit_wf.optional_column('r.%I::text', run.org_column, 'null::text'), run.type_column, run.label_column, run.target, run.hash_column)
+            using definition_usage.content_hash;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.definition_usage(text) is
+    'Every version that had this definition and every run of it, also of workflows that are deleted: kind (version or run), who, when, with which credential. Runs as far as the caller may read their table.';
+
+create function pgaudit_wf.execution_attribution(target regclass, id text)
+returns table (execution_id text, workflow_id text, credential_type text, credential_label text, executed_workflow_hash text, occurred_at timestamptz,
+    org_id text, version integer, snapshot jsonb)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    run pgaudit_wf.execution_attachment := (select e from pgaudit_wf.execution_attachment as e where e.target = execution_attribution.target);
+    prefix text;
+begin
+    if run.target is null then
+        raise exception '% is not attached as a table of runs', execution_attribution.target
+            using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_execution() for it.';
+    end if;
+    prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
+    return query execute format(
+        'select r.%1$I::text, r.%2$I::text, r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
+        -- The newest version with that definition when it ran.
+        ' left join lateral (select h.version, h.snapshot from pgaudit_wf.workflow_history as h'
+        '   where h.workflow_id = $2 || r.%2$I::text and h.content_hash = r.%5$I and (%6$s is null or h.created_at <= %6$s or h.version = 1)'
+        '   order by h.version desc limit 1) as v on true'
+        ' where r.%1$I = $1::%9$s',
+        run.id_column, run.workflow_column, run.type_column, run.label_column, run.hash_column,
+        pgaudit_wf.optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'), pgaudit_wf.optional_column('r.%I::text', run.org_column, 'null::text'),
+        run.target, (select format_type(atttypid, atttypmod) from pg_attribute where attrelid = run.target and attname = run.id_column))
+        using execution_attribution.id, coalesce(prefix, '');
+end
+$$;
+comment on function pgaudit_wf.execution_attribution(regclass, text) is
+    'The credential and the definition behind a run, joined to the version it ran, also after key, user and workflow are gone. Raises PA005 for a table that attach_execution() does not know.';
+
+-- sql/core/285_restore_workflow.sql
+
+-- Putting a version back: an ordinary update, so validation, history and audit all happen.
+
+create type pgaudit_wf.workflow_place as (
+    target regclass,
+    row_id text,
+    key_condition text,
+    nodes_column text,
+    edges_column text,
+    name_column text,
+    description_column text
+);
+comment on type pgaudit_wf.workflow_place is 'The table and row in which a workflow lives.';
+
+create function pgaudit_wf.find_workflow(workflow_id text, target regclass) returns pgaudit_wf.workflow_place
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_attachment;
+    place pgaudit_wf.workflow_place;
+begin
+    select w.* into workflow
+    from pgaudit_wf.workflow_attachment as w
+    where (find_workflow.target is null and starts_with(find_workflow.workflow_id, w.id_prefix)) or w.target = find_workflow.target
+    order by length(w.id_prefix) desc limit 1;
+    if workflow.target is null then
+        raise exception 'there is no attached workflow table%', coalesce(' ' || find_workflow.target, '')
+            using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it.';
+    end if;
+    place.target := workflow.target;
+    place.row_id := substr(find_workflow.workflow_id, length(workflow.id_prefix) + 1);
+    place.key_condition := pgaudit_wf.key_condition((select a from pgaudit_wf.attachment as a where a.target = workflow.target), 'w');
+    place.nodes_column := workflow.nodes_column;
+    place.edges_column := workflow.edges_column;
+    place.name_column := workflow.name_column;
+    place.description_column := workflow.description_column;
+    return place;
+end
+$$;
+comment on function pgaudit_wf.find_workflow(text, regclass) is 'Where a workflow lives; raises PA005 if no workflow table is attached.';
+
+create function pgaudit_wf.newest_version(workflow_id text) returns integer
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select max(h.version) from pgaudit_wf.workflow_history as h where h.workflow_id = newest_version.workflow_id
+$$;
+comment on function pgaudit_wf.newest_version(text) is 'Number of a workflow''s newest version; null if it has none.';
+
+create function pgaudit_wf.restore_workflow(workflow_id text, version integer, target regclass default null) returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_place;
+    kept jsonb;
+    present record;
+begin
+    workflow := pgaudit_wf.find_workflow(restore_workflow.workflow_id, restore_workflow.target);
+    kept := pgaudit_wf.version_snapshot(restore_workflow.workflow_id, restore_workflow.version);
+    -- The lock keeps a save that comes in between from being overwritten unseen.
+    execute format('select w.%I::jsonb as nodes, w.%I::jsonb as edges, %s as name, %s as description from %s as w where %s for no key update',
+            workflow.nodes_column, workflow.edges_column,
+            pgaudit_wf.optional_column('w.%I::text', workflow.name_column, 'null::text'),
+            pgaudit_wf.optional_column('w.%I::text', workflow.description_column, 'null::text'),
+            workflow.target, workflow.key_condition)
+        into present using workflow.row_id;
+    if present is null then
+        raise exception 'workflow % is not there to be restored', restore_workflow.workflow_id
+            using errcode = 'PA302', hint = 'It was deleted, or its organisation is not yours. The definition is in pgaudit_wf.version_snapshot().';
+    end if;
+    if pgaudit_wf.same_definition(present.nodes, present.edges, kept -> 'nodes', kept -> 'edges')
+        and (workflow.name_column is null or present.name is not distinct from kept ->> 'name')
+        and (workflow.description_column is null or present.description is not distinct from kept ->> 'description')
+    then
+        return pgaudit_wf.newest_version(restore_workflow.workflow_id);
+    end if;
+
+    perform set_config('pgaudit_wf.restoring', restore_workflow.version::text, true);
+    execute format('update %s as w set %I = $2, %I = $3%s%s where %s', workflow.target, workflow.nodes_column, workflow.edges_column,
+            pgaudit_wf.optional_column(', %I = $4', workflow.name_column, ''), pgaudit_wf.optional_column(', %I = $5', workflow.description_column, ''),
+            workflow.key_condition)
+        using workflow.row_id, kept -> 'nodes', kept -> 'edges', kept ->> 'name', kept ->> 'description';
+    perform set_config('pgaudit_wf.restoring', '', true);
+    return pgaudit_wf.newest_version(restore_workflow.workflow_id);
+end
+$$;
+comment on function pgaudit_wf.restore_workflow(text, integer, regclass) is
+    'Puts a version of a workflow back (nodes, edges, name, description; visibility, enabled and the listing stay) by an ordinary update with the caller''s rights, and returns the number of the version that is current then. '
+    'Putting back what is there changes nothing. target is needed only where two workflow tables share ids. Raises PA302 if there is no such workflow or version, or it is another organisation''s.';
+
+-- sql/core/290_backfill_workflow.sql
+
+-- Workflows that were there before their table was attached get their first version.
+
+create function pgaudit_wf.backfill_workflows(
+    target regclass, after_id text default null, batch_size integer default 100, out examined integer, out written integer, out last_id text)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = backfill_workflows.target);
+    workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = backfill_workflows.target);
+    candidate record;
+begin
+    if workflow.target is null then
+        raise exception '% is no attached workflow table', backfill_workflows.target
+            using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it first.';
+    end if;
+    if coalesce(backfill_workflows.batch_size, 0) < 1 then
+        raise exception 'batch_size must be at least 1' using errcode = 'PA008';
+    end if;
+    examined := 0;
+    written := 0;
+    last_id := backfill_workflows.after_id;
+    for candidate in execute format(
+        'select %1$s as id from %2$s as w where $1 is null or %3$s > $1%4$s order by %3$s limit $2',
+        pgaudit_wf.key_expression(setting, 'w'), setting.target,
+        case when cardinality(setting.id_columns) = 1 then format('w.%I', setting.id_columns[1]) else pgaudit_wf.key_expression(setting, 'w') end,
+        case when cardinality(setting.id_columns) = 1 then (
+            select '::' || format_type(atttypid, atttypmod) from pg_attribute where attrelid = setting.target and attname = setting.id_columns[1])
+        else '' end) using backfill_workflows.after_id, backfill_workflows.batch_size
+    loop
+        examined := examined + 1;
+        last_id := candidate.id;
+        continue when pgaudit_wf.newest_version(workflow.id_prefix || candidate.id) is not null;
+        written := written + pgaudit_wf.backfill_workflow(setting, workflow, candidate.id);
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.backfill_workflows(regclass, text, integer) is
+    'Writes version 1 (source backfill) and a creation event (metadata.backfilled) for workflows that have no version yet: one batch, in the order of their ids, after after_id. '
+    'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
+
+create function pgaudit_wf.backfill_workflow(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, id text) returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+    present record;
+    key constant text := (workflow).id_prefix || backfill_workflow.id;
+    natively pgaudit_wf.attachment := setting;
+    hash text;
+begin
+    -- Outside a trigger there is no JSON row to read from, whatever the form.
+    natively.form := 'compiled';
+    -- The row lock makes a save by the application wait, or us wait for it: then it has written the first version itself.
+    execute format('select %1$s as snapshot, %2$s as shown, %3$s as org, %4$s as label from %5$s as w where %6$s for no key update',
+            pgaudit_wf.snapshot_expression(natively, workflow, 'w'), pgaudit_wf.row_expression(setting, 'w'),
+            pgaudit_wf.optional_column('left(w.%I::text, 255)', (setting).org_column, 'null::text'),
+            pgaudit_wf.optional_column('left(w.%I::text, 255)', (setting).label_column, 'null::text'),
+            (setting).target, pgaudit_wf.key_condition(setting, 'w'))
+        into present using backfill_workflow.id;
+    if present is null or pgaudit_wf.newest_version(key) is not null then
+        return 0;
+    end if;
+    hash := pgaudit_wf.hash_definition(present.snapshot -> 'nodes', present.snapshot -> 'edges');
+    insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash)
+    values (key, 1, present.org, 'backfill', present.snapshot, pgaudit_wf.version_diff(null, present.snapshot), hash);
+    insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+    values (present.org, (setting).resource_type || '.created', (setting).resource_type, backfill_workflow.id, true,
+        jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', present.shown || jsonb_build_object('content_hash', hash))),
+        jsonb_strip_nulls(jsonb_build_object('backfilled', true, 'version', 1, 'label', present.label)));
+    return 1;
+end
+$$;
+comment on function pgaudit_wf.backfill_workflow(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
+    'Writes version 1 and the creation event of one workflow, unless it has a version; returns how many were written.';
+
 -- sql/core/900_grants.sql
 
 -- Who may do what. Nobody but the owner writes the log; triggers and record_event() do it as the owner.
@@ -3604,12 +4731,16 @@ begin
     revoke execute on all functions in schema pgaudit_wf from public;
     if to_regrole('pgaudit_wf_app') is not null then
         grant usage on schema pgaudit_wf to pgaudit_wf_app;
-        grant execute on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text) to pgaudit_wf_app;
+        grant execute on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text),
+            pgaudit_wf.restore_workflow(text, integer, regclass), pgaudit_wf.version_snapshot(text, integer), pgaudit_wf.org_version_snapshot(text, integer),
+            pgaudit_wf.find_workflow(text, regclass), pgaudit_wf.newest_version(text), pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb),
+            pgaudit_wf.validate_definition(jsonb, jsonb), pgaudit_wf.hash_definition(jsonb, jsonb) to pgaudit_wf_app;
     end if;
     if to_regrole('pgaudit_wf_reader') is not null then
         grant usage on schema pgaudit_wf to pgaudit_wf_reader;
         grant select on pgaudit_wf.security_audit_log, pgaudit_wf.api_key_activity, pgaudit_wf.attachment, pgaudit_wf.attachment_history,
-            pgaudit_wf.attached, pgaudit_wf.key_change, pgaudit_wf.action_rule, pgaudit_wf.capture_failure to pgaudit_wf_reader;
+            pgaudit_wf.attached, pgaudit_wf.key_change, pgaudit_wf.action_rule, pgaudit_wf.capture_failure, pgaudit_wf.workflow_history, pgaudit_wf.workflow_timeline,
+            pgaudit_wf.workflow_attachment, pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.action_schema to pgaudit_wf_reader;
         -- What runs with the caller's own rights can do no harm; of the definers, only those that check who asks.
         for invoker in select p.oid::regprocedure from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace and not p.prosecdef loop
             execute format('grant execute on function %s to pgaudit_wf_reader', invoker);

@@ -15,7 +15,11 @@ select pgaudit_wf.attach(
     'public.api_key', org_column => 'org_id', label_column => 'key_prefix',
     ignore => '{last_used_at}', redact => '{key_hash}'
 );
-select pgaudit_wf.attach('public.workflow', org_column => 'org_id', label_column => 'name');
+select pgaudit_wf.attach_workflow(
+    'public.workflow', org_column => 'org_id',
+    listing_columns => '{listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency}'
+);
+select pgaudit_wf.attach_execution('public.workflow_execution');
 select pgaudit_wf.attach('public.subscription', org_column => 'org_id', label_column => 'plan');
 select pgaudit_wf.attach(
     'public.wallet', org_column => 'org_id', label_column => 'address', redact => '{hmac_secret}'

@@ -10,3 +10,11 @@ select member.org_id, member.user_id as actor_id, member.role
 from public.member
 join public.app_user on app_user.id = member.user_id
 where member.status = 'active' and app_user.deactivated_at is null;
+
+-- A key's prefix is what people know it by, and is no secret.
+create or replace view pgaudit_wf.credential_directory as
+select
+    api_key.id as credential_id,
+    case when api_key.org_id is null then 'webhook_key' else 'org_api_key' end as credential_type,
+    api_key.key_prefix as label
+from public.api_key;

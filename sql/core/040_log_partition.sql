@@ -11,6 +11,8 @@ declare
     from_time constant timestamptz := first_day;
     to_time constant timestamptz := first_day + interval '1 month';
 begin
+    -- Two callers at once: the second waits, then finds the work done.
+    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.add_log_partition'));
     if to_regclass(format('pgaudit_wf.%I', partition_name)) is not null then
         return null;
     end if;
@@ -57,8 +59,6 @@ as $$
 declare
     made text;
 begin
-    -- Two callers at once: the second waits, then finds the work done.
-    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.ensure_log_partitions'));
     for ahead in 0 .. ensure_log_partitions.months_ahead loop
         made := pgaudit_wf.add_log_partition((date_trunc('month', now()) + make_interval(months => ahead))::date);
         if made is not null then

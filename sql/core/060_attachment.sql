@@ -33,6 +33,38 @@ comment on column pgaudit_wf.attachment.columns is 'The table''s columns as comp
 comment on column pgaudit_wf.attachment.attached_at is 'When it was attached first.';
 comment on column pgaudit_wf.attachment.attached_by is 'Login role that attached it first.';
 
+create table pgaudit_wf.workflow_attachment (
+    target regclass primary key,
+    nodes_column text not null,
+    edges_column text not null,
+    name_column text,
+    description_column text,
+    visibility_column text,
+    enabled_column text,
+    listed_column text,
+    listing_columns text[] not null,
+    id_prefix text not null unique
+);
+comment on table pgaudit_wf.workflow_attachment is 'Attached tables that hold workflows, and where in them; written by attach_workflow() and detach() only.';
+comment on column pgaudit_wf.workflow_attachment.target is 'The table.';
+comment on column pgaudit_wf.workflow_attachment.nodes_column is 'Column with the array of nodes (jsonb or json).';
+comment on column pgaudit_wf.workflow_attachment.edges_column is 'Column with the array of edges (jsonb or json).';
+comment on column pgaudit_wf.workflow_attachment.name_column is 'Column with the workflow''s name.';
+comment on column pgaudit_wf.workflow_attachment.description_column is 'Column with its description.';
+comment on column pgaudit_wf.workflow_attachment.visibility_column is 'Column that says who may see it.';
+comment on column pgaudit_wf.workflow_attachment.enabled_column is 'Boolean column that switches it on.';
+comment on column pgaudit_wf.workflow_attachment.listed_column is 'Boolean column that puts it on the marketplace.';
+comment on column pgaudit_wf.workflow_attachment.listing_columns is 'Columns of its marketplace listing: a change of one makes a version of source listing.';
+comment on column pgaudit_wf.workflow_attachment.id_prefix is 'What workflow_history puts before this table''s ids: nothing for the first table, then <resource_type>/.';
+
+create function pgaudit_wf.definition_columns(target regclass) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((select array[nodes_column, edges_column] from pgaudit_wf.workflow_attachment as w where w.target = definition_columns.target), '{}')
+$$;
+comment on function pgaudit_wf.definition_columns(regclass) is 'The nodes and edges columns of an attached workflow table; none for other tables.';
+
 create table pgaudit_wf.attachment_history (
     id bigint generated always as identity primary key,
     occurred_at timestamptz not null default clock_timestamp(),

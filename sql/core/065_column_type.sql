@@ -67,18 +67,26 @@ $$;
 comment on function pgaudit_wf.json_value(json) is
     'json as jsonb; its text as a JSON string where jsonb cannot hold it (\u0000, a lone surrogate, a number beyond numeric).';
 
-create function pgaudit_wf.json_row(value json) returns jsonb
-language plpgsql immutable strict parallel safe
+create function pgaudit_wf.json_row(record anyelement) returns jsonb
+language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    shown jsonb;
 begin
-    return value::jsonb;
+    return to_jsonb(json_row.record);
 exception
     when data_exception or program_limit_exceeded then
-        return (select jsonb_object_agg(member.key, pgaudit_wf.json_value(member.value)) from json_each(json_row.value) as member);
+        execute (
+            select format('select jsonb_object_agg(name, value) from (values %s) as member (name, value)',
+                string_agg(format('(%1$L, pgaudit_wf.json_value(to_json(($1).%1$I)))', attname), ', '))
+            from pg_attribute
+            where attrelid = (select typrelid from pg_type where oid = pg_typeof(json_row.record)) and attnum > 0 and not attisdropped)
+            into shown using json_row.record;
+        return shown;
 end
 $$;
-comment on function pgaudit_wf.json_row(json) is 'A row, by to_json(), as jsonb; a column that jsonb cannot hold as by json_value().';
+comment on function pgaudit_wf.json_row(anyelement) is 'A row as jsonb; a column that jsonb cannot hold as by json_value().';
 
 create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict
@@ -105,6 +113,8 @@ begin
         when info.oid = 'interval'::regtype then array['intervalstyle = ''postgres''']
         when info.oid = 'bytea'::regtype then array['bytea_output = ''hex''']
         when info.oid = 'money'::regtype then array['lc_monetary = ''C''']
+        when info.oid = any ('{regclass,regproc,regprocedure,regoper,regoperator,regtype,regrole,regnamespace,regcollation,regconfig,regdictionary}'::regtype[])
+            then array['quote_all_identifiers = off']
         when info.oid in ('real'::regtype, 'double precision'::regtype) or info.typcategory = 'G' then array['extra_float_digits = 1']
         when info.typnamespace = 'pg_catalog'::regnamespace then '{}'
         -- An extension's type can depend on anything.
@@ -115,3 +125,12 @@ end
 $$;
 comment on function pgaudit_wf.output_settings(oid, boolean) is
     'The settings a trigger must pin so that a value of the type, as JSON or as text, is written the same way in every session.';
+
+create function pgaudit_wf.optional_column(template text, column_name text, otherwise text) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    -- format() refuses a null identifier, also where coalesce() would not use it.
+    select case when column_name is null then otherwise else format(template, column_name) end
+$$;
+comment on function pgaudit_wf.optional_column(text, text, text) is 'A piece of SQL with the column''s name in place of %I, or the other one for a table without it.';

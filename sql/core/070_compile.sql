@@ -9,23 +9,32 @@ create type pgaudit_wf.capture_column as (
 );
 comment on type pgaudit_wf.capture_column is 'A column that a trigger records, with what its type asks for.';
 
+create function pgaudit_wf.describe_column(col pg_attribute, redacted boolean) returns pgaudit_wf.capture_column
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select row(
+        (col).attname::text,
+        (col).atttypid,
+        redacted,
+        pgaudit_wf.compare_by_text((col).atttypid)
+            or exists (select from pg_collation where oid = (col).attcollation and not collisdeterministic),
+        -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
+        (col).attlen = -1 and current_setting('server_version_num')::integer >= 170000
+            and ((col).atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype)
+                or (select typcategory from pg_type where oid = (col).atttypid) = 'A')
+    )::pgaudit_wf.capture_column
+$$;
+comment on function pgaudit_wf.describe_column(pg_attribute, boolean) is 'A column with what its type asks for.';
+
 create function pgaudit_wf.capture_columns(setting pgaudit_wf.attachment) returns setof pgaudit_wf.capture_column
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select
-        attname::text,
-        atttypid,
-        attname = any ((setting).redact),
-        pgaudit_wf.compare_by_text(atttypid)
-            or exists (select from pg_collation where pg_collation.oid = attcollation and not collisdeterministic),
-        -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
-        attlen = -1 and current_setting('server_version_num')::integer >= 170000
-            and (atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype)
-                or (select typcategory from pg_type where oid = atttypid) = 'A')
-    from pg_attribute
+    select pgaudit_wf.describe_column(col, attname = any ((setting).redact))
+    from pg_attribute as col
     where attrelid = (setting).target and attnum > 0 and not attisdropped
-        and attname <> all ((setting).ignore)
+        and attname <> all ((setting).ignore || pgaudit_wf.definition_columns((setting).target))
         -- A virtual generated column is not in the row that a trigger sees.
         and attgenerated <> 'v'
     order by attnum
@@ -83,6 +92,18 @@ as $$
 $$;
 comment on function pgaudit_wf.key_expression(pgaudit_wf.attachment, text) is 'SQL expression for resource_id over the given record (old or new).';
 
+create function pgaudit_wf.key_condition(setting pgaudit_wf.attachment, record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A single key is compared in its own type, so that its index is used.
+    select case when cardinality((setting).id_columns) = 1 then (
+            select format('%I.%I = $1::%s', record_name, attname, format_type(atttypid, atttypmod))
+            from pg_attribute where attrelid = (setting).target and attname = (setting).id_columns[1])
+        else format('%s = $1', pgaudit_wf.key_expression(setting, record_name)) end
+$$;
+comment on function pgaudit_wf.key_condition(pgaudit_wf.attachment, text) is 'SQL condition that picks the row of an attached table with resource_id $1.';
+
 create function pgaudit_wf.bounded_key(key text) returns text
 language sql immutable parallel safe
 as $$
@@ -120,11 +141,11 @@ as $$
     select format(case when exists (
             select from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped and pgaudit_wf.holds_json(atttypid))
-            then 'pgaudit_wf.json_row(to_json(%s))' else 'to_jsonb(%s)' end, record_name)
+            then 'pgaudit_wf.json_row(%s)' else 'to_jsonb(%s)' end, record_name)
         || coalesce((
             select format(' - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped
-                and (attname = any ((setting).ignore) or attgenerated = 'v')
+                and (attname = any ((setting).ignore || pgaudit_wf.definition_columns((setting).target)) or attgenerated = 'v')
             having count(*) > 0), '')
         || coalesce((
             -- A function takes 100 arguments at most.
@@ -138,7 +159,7 @@ as $$
                 group by chunk
             ) as chunks), '')
 $$;
-comment on function pgaudit_wf.row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less the ignored and redacted columns.';
+comment on function pgaudit_wf.row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
 
 create function pgaudit_wf.update_statements(setting pgaudit_wf.attachment) returns text
 language sql stable
@@ -165,7 +186,7 @@ as $$
             when record_name = 'new' and on_update then format(
                 e'\n        event_org := left(coalesce(new.%1$I, old.%1$I)::text, 255);'
                 '\n        if old.%1$I is distinct from new.%1$I then'
-                '\n            event_metadata := jsonb_build_object(''previous_org_id'', old.%1$I);'
+                '\n            event_metadata := event_metadata || jsonb_build_object(''previous_org_id'', old.%1$I);'
                 '\n        end if;', (setting).org_column)
             else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column)
         end
@@ -188,18 +209,18 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
     if tg_op = 'UPDATE' then
-%1$s        if event_diff is null then
+%1$s%14$s        if event_diff is null then
             return null;
         end if;
         event_id := %2$s;%3$s%13$s
         event_action := %5$s;
     elsif tg_op = 'INSERT' then
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s));
         event_id := %2$s;%4$s
+%15$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s%17$s));
         event_action := %7$s;
     elsif tg_op = 'DELETE' then
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', %8$s));
         event_id := %9$s;%10$s
+%16$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', %8$s%17$s));
         event_action := %11$s;
     else
 %12$s
@@ -220,7 +241,11 @@ as $$
         pgaudit_wf.assignments(setting, 'old', false),
         pgaudit_wf.action_expression(setting, 'delete'),
         pgaudit_wf.truncate_statements(setting),
-        pgaudit_wf.assignments(setting, 'new', true))
+        pgaudit_wf.assignments(setting, 'new', true),
+        pgaudit_wf.version_statements(setting, 'update'),
+        pgaudit_wf.version_statements(setting, 'insert'),
+        pgaudit_wf.version_statements(setting, 'delete'),
+        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end)
 $$;
 comment on function pgaudit_wf.compiled_body(pgaudit_wf.attachment) is 'The part of a compiled trigger function that works out what changed.';
 
@@ -275,29 +300,31 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
     if tg_op in ('UPDATE', 'DELETE') then
-        before := pgaudit_wf.json_row(to_json(old));
+        before := pgaudit_wf.json_row(old);
         shown_before := pgaudit_wf.generic_row(before, %1$L, %2$L, %3$L);
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
-        after := pgaudit_wf.json_row(to_json(new));
+        after := pgaudit_wf.json_row(new);
         shown_after := pgaudit_wf.generic_row(after, %1$L, %2$L, %3$L);
-    end if;
-    if tg_op = 'UPDATE' then
-        event_diff := pgaudit_wf.generic_diff(before, after, shown_before, shown_after);
-        if event_diff is null then
-            return null;
-        end if;
-        if pgaudit_wf.generic_key(before, %4$L, tg_relid) is distinct from pgaudit_wf.generic_key(after, %4$L, tg_relid) then
-            event_previous_id := pgaudit_wf.generic_key(before, %4$L, tg_relid);
-        end if;
-    elsif tg_op = 'INSERT' then
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after));
-    elsif tg_op = 'DELETE' then
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before));
     end if;
     if tg_level = 'ROW' then
         event_id := pgaudit_wf.generic_key(coalesce(after, before), %4$L, tg_relid);
         %5$s
+    end if;
+    if tg_op = 'UPDATE' then
+        event_diff := pgaudit_wf.generic_diff(before, after, shown_before, shown_after);
+%12$s        if event_diff is null then
+            return null;
+        end if;
+        if pgaudit_wf.generic_key(before, %4$L, tg_relid) is distinct from event_id then
+            event_previous_id := pgaudit_wf.generic_key(before, %4$L, tg_relid);
+        end if;
+    elsif tg_op = 'INSERT' then
+%13$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after%15$s));
+    elsif tg_op = 'DELETE' then
+%14$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before%15$s));
+    end if;
+    if tg_level = 'ROW' then
         event_label := left(coalesce(shown_after, shown_before) ->> %6$L, 255);
         begin
             if tg_op = 'UPDATE' then
@@ -317,20 +344,25 @@ as $$
     end if;$body$,
         (setting).columns,
         -- A virtual generated column is not in the row that a trigger sees.
-        (setting).ignore || array(select attname::text from pg_attribute where attrelid = (setting).target and attgenerated = 'v' and not attisdropped),
+        (setting).ignore || pgaudit_wf.definition_columns((setting).target)
+            || array(select attname::text from pg_attribute where attrelid = (setting).target and attgenerated = 'v' and not attisdropped),
         (setting).redact, (setting).id_columns,
         case when (setting).org_column is null then '-- no org column: app.org_id is taken'
             else format(
                 e'event_org := left(coalesce(after ->> %1$L, before ->> %1$L), 255);'
                 '\n        if tg_op = ''UPDATE'' and before -> %1$L is distinct from after -> %1$L then'
-                '\n            event_metadata := jsonb_build_object(''previous_org_id'', before -> %1$L);'
+                '\n            event_metadata := event_metadata || jsonb_build_object(''previous_org_id'', before -> %1$L);'
                 '\n        end if;', (setting).org_column) end,
         (setting).label_column,
         pgaudit_wf.action_expression(setting, 'update'),
         pgaudit_wf.action_expression(setting, 'insert'),
         pgaudit_wf.action_expression(setting, 'delete'),
         (setting).resource_type,
-        pgaudit_wf.truncate_statements(setting))
+        pgaudit_wf.truncate_statements(setting),
+        pgaudit_wf.version_statements(setting, 'update'),
+        pgaudit_wf.version_statements(setting, 'insert'),
+        pgaudit_wf.version_statements(setting, 'delete'),
+        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end)
 $$;
 comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
 
@@ -348,13 +380,20 @@ declare
             -- The generic form does not know what columns will come.
             union all
             select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
-                'lc_monetary = ''C''', 'extra_float_digits = 1'])
+                'lc_monetary = ''C''', 'extra_float_digits = 1', 'quote_all_identifiers = off'])
             where (setting).form = 'generic'
         ) as type_setting (pinned));
+    one_line constant boolean := (setting)::text !~ '[\r\n]' and not exists (
+        select from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type and concat(r.condition, r.action) ~ '[\r\n]');
     statements text;
     body text;
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
+        || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then format($restored$
+    if event_version.restored_from is not null then
+        event_action := %L;
+        event_metadata := event_metadata || jsonb_build_object('restored_from', event_version.restored_from);
+    end if;$restored$, (setting).resource_type || '.restored') else '' end
         || format($insert$
     if event_label is not null then
         event_metadata := event_metadata || jsonb_build_object('label', event_label);
@@ -374,7 +413,8 @@ begin
         (setting).resource_type);
 
     if (setting).on_failure = 'warn' then
-        statements := e'\n    begin' || replace(statements, e'\n', e'\n    ') || format($warn$
+        -- Indented for the reader, unless a line break could stand within a literal.
+        statements := e'\n    begin' || case when one_line then replace(statements, e'\n', e'\n    ') else statements end || format($warn$
     exception
         when others then
             perform pgaudit_wf.count_failure(%1$L, tg_op, sqlstate);
@@ -401,7 +441,8 @@ $body$,
         translate((setting).target::text, e'\r\n', '  '),
         translate((setting).resource_type, e'\r\n', '  '),
         case when (setting).org_column is null then ' := pgaudit_wf.context_value(''app.org_id'')' else '' end,
-        case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end,
+        case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end
+            || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;' else '' end,
         statements);
 
     return format(

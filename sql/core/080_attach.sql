@@ -243,6 +243,7 @@ begin
     loop
         execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
     end loop;
+    perform pgaudit_wf.install_guard(setting);
     if keep_disabled then
         for disabled in select relation, name from jsonb_to_recordset(disabled_before) as d (relation text, name text) loop
             execute format('alter table %s disable trigger %I', disabled.relation, disabled.name);
@@ -286,11 +287,14 @@ begin
     -- Also where the function was put long ago: on a partition that has been detached since.
     for installed in
         select tgname as name, tgrelid::regclass as relation from pg_trigger
-        where tgfoid = to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)) and tgparentid = 0
+        where tgfoid in (to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)), to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting))))
+            and tgparentid = 0
     loop
         execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
     execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
+    execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
+    delete from pgaudit_wf.workflow_attachment as w where w.target = detach.target;
     perform set_config('pgaudit_wf.compiling', 'off', true);
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');
 end
@@ -338,7 +342,7 @@ select
     a.form,
     a.function_name,
     (select count(*) from pgaudit_wf.action_rule as r where r.resource_type = a.resource_type) as rules,
-    (select count(*) from pgaudit_wf.capture_failure as f where f.target = a.target::text) as failures,
+    (select count(*) from pgaudit_wf.capture_failure as f where to_regclass(f.target) = a.target) as failures,
     a.attached_at,
     a.attached_by
 from pgaudit_wf.attachment as a;

@@ -83,6 +83,18 @@ begin
         = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.columns)
     where a.target = recompile.target;
 
+    update pgaudit_wf.workflow_attachment as w
+    set nodes_column = pgaudit_wf.renamed(nodes_column, renames),
+        edges_column = pgaudit_wf.renamed(edges_column, renames),
+        name_column = pgaudit_wf.renamed(name_column, renames),
+        description_column = pgaudit_wf.renamed(description_column, renames),
+        visibility_column = pgaudit_wf.renamed(visibility_column, renames),
+        enabled_column = pgaudit_wf.renamed(enabled_column, renames),
+        listed_column = pgaudit_wf.renamed(listed_column, renames),
+        listing_columns = array(select pgaudit_wf.renamed(name, renames) from unnest(listing_columns) as name)
+    where w.target = recompile.target;
+    perform pgaudit_wf.check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
+
     perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
     perform pgaudit_wf.install_capture(setting, true);
     if altered <> '{}' then
@@ -161,7 +173,9 @@ begin
         select dropped.object_identity, setting.resource_type, 'dropped'
         from pg_event_trigger_dropped_objects() as dropped
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
+        delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
         perform set_config('pgaudit_wf.compiling', 'on', true);
+        execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
         execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
         perform set_config('pgaudit_wf.compiling', 'off', true);
     end loop;

@@ -125,6 +125,7 @@ create function pgaudit_wf.audit_trail(
 ) returns setof pgaudit_wf.trail_entry
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     restricted constant boolean := row_security_active('pgaudit_wf.security_audit_log');

@@ -206,7 +206,14 @@ comment on function pgaudit_wf.row_backwards(regclass, text, text, timestamptz, 
 create function pgaudit_wf.present_row(target regclass, resource_id text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+-- As the triggers write it, whatever the session likes to read.
 set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+set intervalstyle = 'postgres'
+set bytea_output = 'hex'
+set lc_monetary = 'C'
+set extra_float_digits = 1
+set quote_all_identifiers = off
 as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = present_row.target);
@@ -215,12 +222,7 @@ begin
     if setting.target is null or not has_table_privilege(present_row.target, 'select') then
         return null;
     end if;
-    execute format('select %s from %s as r where %s = $1%s',
-        pgaudit_wf.row_expression(setting, 'r'), setting.target,
-        case when cardinality(setting.id_columns) = 1 then format('r.%I', setting.id_columns[1]) else pgaudit_wf.key_expression(setting, 'r') end,
-        case when cardinality(setting.id_columns) = 1 then (
-            select '::' || format_type(atttypid, atttypmod) from pg_attribute
-            where attrelid = setting.target and attname = setting.id_columns[1]) else '' end)
+    execute format('select %s from %s as r where %s', pgaudit_wf.row_expression(setting, 'r'), setting.target, pgaudit_wf.key_condition(setting, 'r'))
         into record using present_row.resource_id;
     return record;
 end

@@ -96,6 +96,8 @@ returns jsonb
 language plpgsql
 stable
 parallel safe
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
 as $$
 declare
     aliases text[] := array(select config_alias.alias from pgaudit_wf.config_alias);

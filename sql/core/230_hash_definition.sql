@@ -28,6 +28,8 @@ returns text
 language plpgsql
 stable
 parallel safe
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
 as $$
 declare
     aliases text[] := array(select config_alias.alias from pgaudit_wf.config_alias);
@@ -108,6 +110,8 @@ returns boolean
 language plpgsql
 stable
 parallel safe
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
 as $$
 declare
     aliases text[];

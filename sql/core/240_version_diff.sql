@@ -347,6 +347,8 @@ create or replace function pgaudit_wf.version_diff(before jsonb, after jsonb)
 returns jsonb
 language plpgsql
 stable
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
 as $$
 declare
     old_nodes jsonb := pgaudit_wf.graph_array(version_diff.before -> 'nodes', 'nodes');

@@ -29,6 +29,8 @@ language plpgsql
 stable
 parallel safe
 rows 10
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
 as $$
 #variable_conflict use_column
 declare

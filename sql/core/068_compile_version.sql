@@ -1,0 +1,120 @@
+-- The part of a workflow table's trigger function that keeps its versions (260_workflow_history.sql).
+
+create type pgaudit_wf.version_ref as (
+    version integer,
+    previous_hash text,
+    restored_from integer
+);
+comment on type pgaudit_wf.version_ref is 'What add_version() tells the trigger about the version it made.';
+
+create function pgaudit_wf.record_value(setting pgaudit_wf.attachment, record_name text, column_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- The generic form must not name a column that could be gone: it reads the row as JSON.
+    select case
+        when (setting).form = 'generic' then format('(%s -> %L)', case record_name when 'old' then 'before' else 'after' end, column_name)
+        when atttypid = 'json'::regtype then format('%I.%I::jsonb', record_name, column_name)
+        else format('%I.%I', record_name, column_name)
+    end
+    from pg_attribute
+    where attrelid = (setting).target and attname = column_name
+$$;
+comment on function pgaudit_wf.record_value(pgaudit_wf.attachment, text, text) is 'SQL expression for a column of old or new, for either form of trigger.';
+
+create function pgaudit_wf.any_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select coalesce(string_agg(
+        case when (setting).form = 'generic'
+            then format('%s is distinct from %s', pgaudit_wf.record_value(setting, 'old', attname), pgaudit_wf.record_value(setting, 'new', attname))
+            else pgaudit_wf.changed_expression(pgaudit_wf.describe_column(col, false)) end,
+        ' or ' order by array_position(column_names, attname::text)), 'false')
+    from pg_attribute as col
+    where attrelid = (setting).target and attname = any (column_names));
+end
+$$;
+comment on function pgaudit_wf.any_changed(pgaudit_wf.attachment, text[]) is 'SQL condition that is true when one of the columns differs between old and new.';
+
+create function pgaudit_wf.snapshot_expression(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('jsonb_build_object(%s)', string_agg(format('%L, %s', member, pgaudit_wf.record_value(setting, record_name, column_name)), ', ' order by position))
+    from (values
+        (1, 'name', (workflow).name_column),
+        (2, 'description', (workflow).description_column),
+        (3, 'visibility', (workflow).visibility_column),
+        (4, 'enabled', (workflow).enabled_column),
+        (5, 'nodes', (workflow).nodes_column),
+        (6, 'edges', (workflow).edges_column)
+    ) as kept (position, member, column_name)
+    where column_name is not null
+$$;
+comment on function pgaudit_wf.snapshot_expression(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
+    'SQL expression for what a version keeps of a workflow row: name, description, visibility, enabled, nodes, edges.';
+
+create function pgaudit_wf.version_statements(setting pgaudit_wf.attachment, op text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_attachment;
+    key text;
+    organisation text;
+    old_definition text;
+    new_definition text;
+begin
+    select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
+    if workflow.target is null then
+        return '';
+    end if;
+    key := case when (setting).form = 'generic' then 'event_id'
+        else pgaudit_wf.key_expression(setting, case op when 'delete' then 'old' else 'new' end) end;
+    if workflow.id_prefix <> '' then
+        key := format('%L || %s', workflow.id_prefix, key);
+    end if;
+    organisation := case
+        when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'
+        else format('left(coalesce(new.%1$I, old.%1$I)::text, 255)', (setting).org_column) end;
+    old_definition := pgaudit_wf.record_value(setting, 'old', workflow.nodes_column) || ', ' || pgaudit_wf.record_value(setting, 'old', workflow.edges_column);
+    new_definition := pgaudit_wf.record_value(setting, 'new', workflow.nodes_column) || ', ' || pgaudit_wf.record_value(setting, 'new', workflow.edges_column);
+
+    if op = 'delete' then
+        return format(e'        event_hash := pgaudit_wf.latest_hash(%s);\n', key);
+    elsif op = 'insert' then
+        return format($insert$        event_hash := pgaudit_wf.hash_definition(%1$s);
+        event_version := pgaudit_wf.add_version(%2$s, %3$s, 'create', null, %4$s, event_hash);
+        event_metadata := event_metadata || jsonb_build_object('version', event_version.version);
+$insert$, new_definition, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, 'new'));
+    end if;
+    return format($update$        -- What only moves things about on the canvas makes no version.
+        if %1$s then
+            if not pgaudit_wf.same_definition(%2$s, %3$s) then
+                event_hash := pgaudit_wf.hash_definition(%3$s);
+            end if;
+        end if;
+        if event_hash is not null or %4$s then
+            event_version := pgaudit_wf.add_version(%5$s, %6$s, case when %7$s then 'listing' else 'update' end,
+                %8$s,
+                %9$s, event_hash);
+            event_metadata := event_metadata || jsonb_build_object('version', event_version.version);
+            if event_hash is not null then
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash', 'old', event_version.previous_hash, 'value', event_hash);
+            end if;
+        end if;
+$update$,
+        pgaudit_wf.any_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
+        old_definition, new_definition,
+        pgaudit_wf.any_changed(setting, array_remove(array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
+            || workflow.listing_columns),
+        key, organisation,
+        pgaudit_wf.any_changed(setting, workflow.listing_columns),
+        pgaudit_wf.snapshot_expression(setting, workflow, 'old'),
+        pgaudit_wf.snapshot_expression(setting, workflow, 'new'));
+end
+$$;
+comment on function pgaudit_wf.version_statements(pgaudit_wf.attachment, text) is
+    'PL/pgSQL that keeps the versions of a workflow table on update, insert or delete; nothing for other tables.';

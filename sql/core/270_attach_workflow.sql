@@ -1,0 +1,168 @@
+-- attach_workflow(): versions for any table that holds a graph; and the guard that keeps a broken one from going live.
+
+create function pgaudit_wf.check_workflow_columns(workflow pgaudit_wf.workflow_attachment) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    problem record;
+begin
+    select role, name, wanted, given into problem
+    from (
+        select role, name, wanted,
+            (select format_type(atttypid, null) from pg_attribute where attrelid = (workflow).target and attname = name and not attisdropped) as given
+        from (values
+            ('nodes_column', (workflow).nodes_column, 'jsonb or json'),
+            ('edges_column', (workflow).edges_column, 'jsonb or json'),
+            ('name_column', (workflow).name_column, null),
+            ('description_column', (workflow).description_column, null),
+            ('visibility_column', (workflow).visibility_column, null),
+            ('enabled_column', (workflow).enabled_column, 'boolean'),
+            ('listed_column', (workflow).listed_column, 'boolean')
+        ) as named (role, name, wanted)
+        union all
+        select 'listing_columns', name, null,
+            (select format_type(atttypid, null) from pg_attribute where attrelid = (workflow).target and attname = name and not attisdropped)
+        from unnest((workflow).listing_columns) as name
+    ) as columns
+    where name is not null and (given is null or strpos(' ' || coalesce(wanted, given) || ' ', ' ' || given || ' ') = 0);
+    if found then
+        raise exception '% of % must be a column%: "%" is %', problem.role, (workflow).target,
+            coalesce(format(' of type %s', problem.wanted), ''), problem.name, coalesce(problem.given, 'not there')
+            using errcode = 'PA002', hint = 'Name the right column, or '''' for one that the table does not have.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.check_workflow_columns(pgaudit_wf.workflow_attachment) is 'Raises PA002 naming the column that is missing or of the wrong type.';
+
+create function pgaudit_wf.attach_workflow(
+    target regclass,
+    nodes_column text default 'nodes',
+    edges_column text default 'edges',
+    resource_type text default null,
+    id_columns text[] default null,
+    org_column text default null,
+    label_column text default null,
+    ignore text[] default null,
+    redact text[] default null,
+    on_failure text default null,
+    name_column text default null,
+    description_column text default null,
+    visibility_column text default null,
+    enabled_column text default null,
+    listed_column text default null,
+    listing_columns text[] default null
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_attachment;
+    columns_now constant text[] := pgaudit_wf.column_names(attach_workflow.target);
+    type text;
+begin
+    perform pgaudit_wf.check_attachable(attach_workflow.target);
+    select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = attach_workflow.target;
+    if not found then
+        type := coalesce(nullif(attach_workflow.resource_type, ''),
+            (select a.resource_type from pgaudit_wf.attachment as a where a.target = attach_workflow.target),
+            (select relname from pg_class where oid = attach_workflow.target));
+        workflow.id_prefix := case when exists (select from pgaudit_wf.workflow_attachment) then type || '/' else '' end;
+        workflow.listing_columns := '{}';
+        -- As in the reference application, where a column of that name is there.
+        workflow.name_column := case when 'name' = any (columns_now) then 'name' end;
+        workflow.description_column := case when 'description' = any (columns_now) then 'description' end;
+        workflow.visibility_column := case when 'visibility' = any (columns_now) then 'visibility' end;
+        workflow.enabled_column := case when 'enabled' = any (columns_now) then 'enabled' end;
+        workflow.listed_column := case when 'listed' = any (columns_now) then 'listed' end;
+    end if;
+    workflow.target := attach_workflow.target;
+    workflow.nodes_column := attach_workflow.nodes_column;
+    workflow.edges_column := attach_workflow.edges_column;
+    workflow.name_column := nullif(coalesce(attach_workflow.name_column, workflow.name_column), '');
+    workflow.description_column := nullif(coalesce(attach_workflow.description_column, workflow.description_column), '');
+    workflow.visibility_column := nullif(coalesce(attach_workflow.visibility_column, workflow.visibility_column), '');
+    workflow.enabled_column := nullif(coalesce(attach_workflow.enabled_column, workflow.enabled_column), '');
+    workflow.listed_column := nullif(coalesce(attach_workflow.listed_column, workflow.listed_column), '');
+    workflow.listing_columns := coalesce(attach_workflow.listing_columns, workflow.listing_columns);
+    if workflow.listed_column <> all (workflow.listing_columns) then
+        workflow.listing_columns := workflow.listed_column || workflow.listing_columns;
+    end if;
+    perform pgaudit_wf.check_workflow_columns(workflow);
+
+    delete from pgaudit_wf.workflow_attachment as w where w.target = attach_workflow.target;
+    insert into pgaudit_wf.workflow_attachment select workflow.*;
+    perform pgaudit_wf.attach(
+        attach_workflow.target, attach_workflow.resource_type, attach_workflow.id_columns, attach_workflow.org_column,
+        coalesce(attach_workflow.label_column, workflow.name_column), attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure);
+end
+$$;
+comment on function pgaudit_wf.attach_workflow(regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[]) is
+    'attach() for a table that holds workflows: also keeps versions in workflow_history, one for every save that changes something meaningful in the graph (nodes_column, edges_column) or in name, description, visibility, enabled or the listing. '
+    'Events then carry content_hash in place of the graph. Enabling or listing an invalid definition is refused (PA301). The name, description, visibility, enabled and listed columns are taken by those names where they are there; '''' for none. '
+    'Raises PA002 on a column that is missing or of the wrong type, and whatever attach() raises.';
+
+create function pgaudit_wf.check_definition(nodes jsonb, edges jsonb, doing text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    problems jsonb;
+begin
+    select jsonb_agg(to_jsonb(p)) into problems from pgaudit_wf.validate_definition(check_definition.nodes, check_definition.edges) as p;
+    if problems is not null then
+        raise exception 'the workflow cannot be % with % problem%: %', doing, jsonb_array_length(problems),
+            case when jsonb_array_length(problems) = 1 then '' else 's' end,
+            (select string_agg(problem ->> 'message', '; ' order by position)
+                from jsonb_array_elements(problems) with ordinality as listed (problem, position) where position <= 5)
+            using errcode = 'PA301', detail = problems::text, hint = 'Mend them and try again; pgaudit_wf.validate_definition(nodes, edges) lists them.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.check_definition(jsonb, jsonb, text) is
+    'Raises PA301 with the problems (as JSON in the detail) of a definition that is about to be enabled, listed or run.';
+
+create function pgaudit_wf.guard_function_name(setting pgaudit_wf.attachment) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$ select 'guard_' || substr((setting).function_name, length('capture_') + 1) $$;
+comment on function pgaudit_wf.guard_function_name(pgaudit_wf.attachment) is 'Name of the guard''s trigger function, beside that of the capture.';
+
+create function pgaudit_wf.install_guard(setting pgaudit_wf.attachment) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = (setting).target);
+    function_name constant text := pgaudit_wf.guard_function_name(setting);
+    generic constant boolean := (setting).form = 'generic';
+    body text := '';
+    switch record;
+begin
+    if workflow.target is null or coalesce(workflow.enabled_column, workflow.listed_column) is null then
+        return;
+    end if;
+    for switch in
+        select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
+    loop
+        body := body || case when generic then format(
+                e'    if (to_jsonb(new) ->> %1$L)::boolean and (tg_op = ''INSERT'' or not (to_jsonb(old) ->> %1$L)::boolean) then\n'
+                '        perform pgaudit_wf.check_definition(to_jsonb(new) -> %2$L, to_jsonb(new) -> %3$L, %4$L);\n    end if;\n',
+                switch.name, workflow.nodes_column, workflow.edges_column, switch.doing)
+            else format(
+                e'    if new.%1$I and (tg_op = ''INSERT'' or old.%1$I is not true) then\n'
+                '        perform pgaudit_wf.check_definition(%2$s, %3$s, %4$L);\n    end if;\n',
+                switch.name, pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
+                pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing) end;
+    end loop;
+    execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp\nas %L',
+        function_name, format(e'\n-- Keeps an invalid workflow of %s from going live; written by pgaudit_wf.attach_workflow().\nbegin\n%s    return new;\nend\n', (setting).target, body));
+    execute format('comment on function pgaudit_wf.%I() is %L', function_name, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target));
+    execute format('revoke all on function pgaudit_wf.%I() from public', function_name);
+    execute format('alter function pgaudit_wf.%I() owner to %s', function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
+    execute format('create or replace trigger pgaudit_wf_guard before insert or update on %s for each row execute function pgaudit_wf.%I()',
+        (setting).target, function_name);
+    execute format('alter table %s enable always trigger pgaudit_wf_guard', (setting).target);
+end
+$$;
+comment on function pgaudit_wf.install_guard(pgaudit_wf.attachment) is 'Compiles the trigger that refuses to enable or list an invalid workflow; nothing for other tables.';

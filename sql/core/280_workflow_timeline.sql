@@ -1,0 +1,211 @@
+-- Reading versions: the timeline, one version, two compared, and who ever used a definition.
+
+create function pgaudit_wf.actor_name(actor_id text, org_id text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select a.name from pgaudit_wf.present_actors(array[actor_name.actor_id], actor_name.org_id,
+        row_security_active('pgaudit_wf.workflow_history')) as a limit 1);
+end
+$$;
+comment on function pgaudit_wf.actor_name(text, text) is 'Present name of an actor, as far as the caller may see it.';
+
+create function pgaudit_wf.version_line(source text, restored_from integer, change jsonb) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case source
+        when 'create' then 'created with ' || contents
+        when 'backfill' then 'found with ' || contents
+        when 'restore' then format('version %s put back: %s', restored_from, summary)
+        when 'listing' then 'listing changed' || case when summary = 'no changes' then '' else '; ' || summary end
+        else summary
+    end
+    from (
+        select
+            pgaudit_wf.version_summary(change) as summary,
+            format('%s node%s and %s connection%s', nodes, case when nodes = 1 then '' else 's' end, connections, case when connections = 1 then '' else 's' end) as contents
+        from (select jsonb_array_length(change -> 'nodes_added') as nodes, jsonb_array_length(change -> 'connections_added') as connections) as counted
+    ) as words
+$$;
+comment on function pgaudit_wf.version_line(text, integer, jsonb) is 'A version in one line: how it came about, and what changed.';
+
+create view pgaudit_wf.workflow_timeline with (security_invoker = true) as
+select
+    h.workflow_id,
+    h.version,
+    h.created_at,
+    h.actor_id,
+    coalesce(pgaudit_wf.actor_name(h.actor_id, h.org_id), h.actor_label) as actor_name,
+    h.auth_method,
+    h.api_key_id,
+    h.source,
+    h.restored_from,
+    pgaudit_wf.version_line(h.source, h.restored_from, h.change) as summary,
+    h.content_hash,
+    h.change,
+    h.org_id,
+    h.correlation_id,
+    h.version = (select max(newest.version) from pgaudit_wf.workflow_history as newest where newest.workflow_id = h.workflow_id) as is_current
+from pgaudit_wf.workflow_history as h;
+comment on view pgaudit_wf.workflow_timeline is 'The versions of workflows as people read them: who, when, with what, and what changed in one line.';
+comment on column pgaudit_wf.workflow_timeline.workflow_id is 'Id of the workflow.';
+comment on column pgaudit_wf.workflow_timeline.version is '1, 2, 3, …';
+comment on column pgaudit_wf.workflow_timeline.created_at is 'When it was saved.';
+comment on column pgaudit_wf.workflow_timeline.actor_id is 'Who saved it.';
+comment on column pgaudit_wf.workflow_timeline.actor_name is 'His present name, else the one kept in the version.';
+comment on column pgaudit_wf.workflow_timeline.auth_method is 'How he had signed in.';
+comment on column pgaudit_wf.workflow_timeline.api_key_id is 'The API key used, if any.';
+comment on column pgaudit_wf.workflow_timeline.source is 'create, update, listing, restore or backfill.';
+comment on column pgaudit_wf.workflow_timeline.restored_from is 'The version put back, for a restore.';
+comment on column pgaudit_wf.workflow_timeline.summary is 'What changed, in one line.';
+comment on column pgaudit_wf.workflow_timeline.content_hash is 'Hash of the definition.';
+comment on column pgaudit_wf.workflow_timeline.change is 'What changed, in full: version_diff() from the version before.';
+comment on column pgaudit_wf.workflow_timeline.org_id is 'Organisation of the workflow.';
+comment on column pgaudit_wf.workflow_timeline.correlation_id is 'Request it was saved in.';
+comment on column pgaudit_wf.workflow_timeline.is_current is 'Whether it is the newest version.';
+
+create function pgaudit_wf.touches_node(change jsonb, node_id text) returns boolean
+language sql immutable parallel safe
+as $$
+    select jsonb_path_exists(change, '$.* ? (@.id == $node)', jsonb_build_object('node', node_id))
+$$;
+comment on function pgaudit_wf.touches_node(jsonb, text) is 'Whether a version''s change added, removed or changed the node.';
+
+create function pgaudit_wf.workflow_versions(
+    workflow_id text,
+    node_id text default null,
+    source_id text default null,
+    target_id text default null,
+    before_version integer default null,
+    page_size integer default 50
+) returns setof pgaudit_wf.workflow_timeline
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if coalesce(workflow_versions.page_size, 0) not between 1 and 1000 then
+        raise exception 'page_size must be from 1 to 1000' using errcode = 'PA008';
+    end if;
+    -- The limit first: names and summaries are worked out for the page only.
+    return query
+        with page as materialized (
+            select h.version from pgaudit_wf.workflow_history as h
+            where h.workflow_id = workflow_versions.workflow_id
+                and (workflow_versions.before_version is null or h.version < workflow_versions.before_version)
+                and (workflow_versions.node_id is null or pgaudit_wf.touches_node(h.change, workflow_versions.node_id))
+                and (workflow_versions.source_id is null and workflow_versions.target_id is null or exists (
+                    select from jsonb_array_elements((h.change -> 'connections_added') || (h.change -> 'connections_removed')) as connection
+                    where (workflow_versions.source_id is null or connection ->> 'from_id' = workflow_versions.source_id)
+                        and (workflow_versions.target_id is null or connection ->> 'to_id' = workflow_versions.target_id)))
+            order by h.version desc limit workflow_versions.page_size
+        )
+        select t.* from pgaudit_wf.workflow_timeline as t
+        where t.workflow_id = workflow_versions.workflow_id and t.version in (select page.version from page)
+        order by t.version desc;
+end
+$$;
+comment on function pgaudit_wf.workflow_versions(text, text, text, text, integer, integer) is
+    'A page of a workflow''s versions, newest first; narrowed to those that touched a node (node_id) or a connection (source_id, target_id). Next page: before_version => the last version of the page. Raises PA008 on a page_size outside 1 to 1000.';
+
+create function pgaudit_wf.org_version_snapshot(workflow_id text, version integer, out org_id text, out snapshot jsonb, out content_hash text)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select h.org_id, h.snapshot, h.content_hash from pgaudit_wf.workflow_history as h
+    where h.workflow_id = org_version_snapshot.workflow_id and h.version = org_version_snapshot.version
+        and h.org_id = nullif(current_setting('app.org_id', true), '')
+$$;
+comment on function pgaudit_wf.org_version_snapshot(text, integer) is 'A version of a workflow of the organisation app.org_id; nulls for any other.';
+
+create function pgaudit_wf.version_snapshot(workflow_id text, version integer) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    kept jsonb;
+begin
+    if has_table_privilege('pgaudit_wf.workflow_history', 'select') then
+        select h.snapshot into kept from pgaudit_wf.workflow_history as h
+        where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version;
+    else
+        select s.snapshot into kept from pgaudit_wf.org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
+    end if;
+    if kept is null then
+        raise exception 'there is no version % of workflow %', version_snapshot.version, version_snapshot.workflow_id
+            using errcode = 'PA302', hint = 'See pgaudit_wf.workflow_timeline; another organisation''s workflows do not show.';
+    end if;
+    return kept;
+end
+$$;
+comment on function pgaudit_wf.version_snapshot(text, integer) is
+    'A version in full: {name, description, visibility, enabled, nodes, edges}. Raises PA302 if there is none, or none that the caller may see.';
+
+create function pgaudit_wf.compare_versions(workflow_id text, before integer, after integer) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf.version_diff(
+        pgaudit_wf.version_snapshot(compare_versions.workflow_id, compare_versions.before),
+        pgaudit_wf.version_snapshot(compare_versions.workflow_id, compare_versions.after))
+$$;
+comment on function pgaudit_wf.compare_versions(text, integer, integer) is
+    'version_diff() between any two versions of a workflow. Raises PA302 if one does not exist.';
+
+create function pgaudit_wf.definition_usage(content_hash text)
+returns table (kind text, workflow_id text, version integer, execution_id text, occurred_at timestamptz, org_id text, actor_id text, actor_name text,
+    credential_type text, credential_label text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    run pgaudit_wf.execution_attachment;
+begin
+    return query
+        select 'version', t.workflow_id, t.version, null::text, t.created_at, t.org_id, t.actor_id, t.actor_name, t.auth_method, t.api_key_id
+        from pgaudit_wf.workflow_timeline as t where t.content_hash = definition_usage.content_hash;
+    for run in select e.* from pgaudit_wf.execution_attachment as e where has_table_privilege(e.target, 'select') loop
+        return query execute format(
+            'select ''run'', r.%1$I::text, null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1',
+            run.workflow_column, run.id_column, pgaudit_wf.optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'),
+            pgaudit_wf.optional_column('r.%I::text', run.org_column, 'null::text'), run.type_column, run.label_column, run.target, run.hash_column)
+            using definition_usage.content_hash;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.definition_usage(text) is
+    'Every version that had this definition and every run of it, also of workflows that are deleted: kind (version or run), who, when, with which credential. Runs as far as the caller may read their table.';
+
+create function pgaudit_wf.execution_attribution(target regclass, id text)
+returns table (execution_id text, workflow_id text, credential_type text, credential_label text, executed_workflow_hash text, occurred_at timestamptz,
+    org_id text, version integer, snapshot jsonb)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    run pgaudit_wf.execution_attachment := (select e from pgaudit_wf.execution_attachment as e where e.target = execution_attribution.target);
+    prefix text;
+begin
+    if run.target is null then
+        raise exception '% is not attached as a table of runs', execution_attribution.target
+            using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_execution() for it.';
+    end if;
+    prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
+    return query execute format(
+        'select r.%1$I::text, r.%2$I::text, r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
+        -- The newest version with that definition when it ran.
+        ' left join lateral (select h.version, h.snapshot from pgaudit_wf.workflow_history as h'
+        '   where h.workflow_id = $2 || r.%2$I::text and h.content_hash = r.%5$I and (%6$s is null or h.created_at <= %6$s or h.version = 1)'
+        '   order by h.version desc limit 1) as v on true'
+        ' where r.%1$I = $1::%9$s',
+        run.id_column, run.workflow_column, run.type_column, run.label_column, run.hash_column,
+        pgaudit_wf.optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'), pgaudit_wf.optional_column('r.%I::text', run.org_column, 'null::text'),
+        run.target, (select format_type(atttypid, atttypmod) from pg_attribute where attrelid = run.target and attname = run.id_column))
+        using execution_attribution.id, coalesce(prefix, '');
+end
+$$;
+comment on function pgaudit_wf.execution_attribution(regclass, text) is
+    'The credential and the definition behind a run, joined to the version it ran, also after key, user and workflow are gone. Raises PA005 for a table that attach_execution() does not know.';

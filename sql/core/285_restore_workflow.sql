@@ -1,0 +1,90 @@
+-- Putting a version back: an ordinary update, so validation, history and audit all happen.
+
+create type pgaudit_wf.workflow_place as (
+    target regclass,
+    row_id text,
+    key_condition text,
+    nodes_column text,
+    edges_column text,
+    name_column text,
+    description_column text
+);
+comment on type pgaudit_wf.workflow_place is 'The table and row in which a workflow lives.';
+
+create function pgaudit_wf.find_workflow(workflow_id text, target regclass) returns pgaudit_wf.workflow_place
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_attachment;
+    place pgaudit_wf.workflow_place;
+begin
+    select w.* into workflow
+    from pgaudit_wf.workflow_attachment as w
+    where (find_workflow.target is null and starts_with(find_workflow.workflow_id, w.id_prefix)) or w.target = find_workflow.target
+    order by length(w.id_prefix) desc limit 1;
+    if workflow.target is null then
+        raise exception 'there is no attached workflow table%', coalesce(' ' || find_workflow.target, '')
+            using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it.';
+    end if;
+    place.target := workflow.target;
+    place.row_id := substr(find_workflow.workflow_id, length(workflow.id_prefix) + 1);
+    place.key_condition := pgaudit_wf.key_condition((select a from pgaudit_wf.attachment as a where a.target = workflow.target), 'w');
+    place.nodes_column := workflow.nodes_column;
+    place.edges_column := workflow.edges_column;
+    place.name_column := workflow.name_column;
+    place.description_column := workflow.description_column;
+    return place;
+end
+$$;
+comment on function pgaudit_wf.find_workflow(text, regclass) is 'Where a workflow lives; raises PA005 if no workflow table is attached.';
+
+create function pgaudit_wf.newest_version(workflow_id text) returns integer
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select max(h.version) from pgaudit_wf.workflow_history as h where h.workflow_id = newest_version.workflow_id
+$$;
+comment on function pgaudit_wf.newest_version(text) is 'Number of a workflow''s newest version; null if it has none.';
+
+create function pgaudit_wf.restore_workflow(workflow_id text, version integer, target regclass default null) returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_place;
+    kept jsonb;
+    present record;
+begin
+    workflow := pgaudit_wf.find_workflow(restore_workflow.workflow_id, restore_workflow.target);
+    kept := pgaudit_wf.version_snapshot(restore_workflow.workflow_id, restore_workflow.version);
+    -- The lock keeps a save that comes in between from being overwritten unseen.
+    execute format('select w.%I::jsonb as nodes, w.%I::jsonb as edges, %s as name, %s as description from %s as w where %s for no key update',
+            workflow.nodes_column, workflow.edges_column,
+            pgaudit_wf.optional_column('w.%I::text', workflow.name_column, 'null::text'),
+            pgaudit_wf.optional_column('w.%I::text', workflow.description_column, 'null::text'),
+            workflow.target, workflow.key_condition)
+        into present using workflow.row_id;
+    if present is null then
+        raise exception 'workflow % is not there to be restored', restore_workflow.workflow_id
+            using errcode = 'PA302', hint = 'It was deleted, or its organisation is not yours. The definition is in pgaudit_wf.version_snapshot().';
+    end if;
+    if pgaudit_wf.same_definition(present.nodes, present.edges, kept -> 'nodes', kept -> 'edges')
+        and (workflow.name_column is null or present.name is not distinct from kept ->> 'name')
+        and (workflow.description_column is null or present.description is not distinct from kept ->> 'description')
+    then
+        return pgaudit_wf.newest_version(restore_workflow.workflow_id);
+    end if;
+
+    perform set_config('pgaudit_wf.restoring', restore_workflow.version::text, true);
+    execute format('update %s as w set %I = $2, %I = $3%s%s where %s', workflow.target, workflow.nodes_column, workflow.edges_column,
+            pgaudit_wf.optional_column(', %I = $4', workflow.name_column, ''), pgaudit_wf.optional_column(', %I = $5', workflow.description_column, ''),
+            workflow.key_condition)
+        using workflow.row_id, kept -> 'nodes', kept -> 'edges', kept ->> 'name', kept ->> 'description';
+    perform set_config('pgaudit_wf.restoring', '', true);
+    return pgaudit_wf.newest_version(restore_workflow.workflow_id);
+end
+$$;
+comment on function pgaudit_wf.restore_workflow(text, integer, regclass) is
+    'Puts a version of a workflow back (nodes, edges, name, description; visibility, enabled and the listing stay) by an ordinary update with the caller''s rights, and returns the number of the version that is current then. '
+    'Putting back what is there changes nothing. target is needed only where two workflow tables share ids. Raises PA302 if there is no such workflow or version, or it is another organisation''s.';

@@ -1,0 +1,76 @@
+-- Workflows that were there before their table was attached get their first version.
+
+create function pgaudit_wf.backfill_workflows(
+    target regclass, after_id text default null, batch_size integer default 100, out examined integer, out written integer, out last_id text)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = backfill_workflows.target);
+    workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = backfill_workflows.target);
+    candidate record;
+begin
+    if workflow.target is null then
+        raise exception '% is no attached workflow table', backfill_workflows.target
+            using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it first.';
+    end if;
+    if coalesce(backfill_workflows.batch_size, 0) < 1 then
+        raise exception 'batch_size must be at least 1' using errcode = 'PA008';
+    end if;
+    examined := 0;
+    written := 0;
+    last_id := backfill_workflows.after_id;
+    for candidate in execute format(
+        'select %1$s as id from %2$s as w where $1 is null or %3$s > $1%4$s order by %3$s limit $2',
+        pgaudit_wf.key_expression(setting, 'w'), setting.target,
+        case when cardinality(setting.id_columns) = 1 then format('w.%I', setting.id_columns[1]) else pgaudit_wf.key_expression(setting, 'w') end,
+        case when cardinality(setting.id_columns) = 1 then (
+            select '::' || format_type(atttypid, atttypmod) from pg_attribute where attrelid = setting.target and attname = setting.id_columns[1])
+        else '' end) using backfill_workflows.after_id, backfill_workflows.batch_size
+    loop
+        examined := examined + 1;
+        last_id := candidate.id;
+        continue when pgaudit_wf.newest_version(workflow.id_prefix || candidate.id) is not null;
+        written := written + pgaudit_wf.backfill_workflow(setting, workflow, candidate.id);
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.backfill_workflows(regclass, text, integer) is
+    'Writes version 1 (source backfill) and a creation event (metadata.backfilled) for workflows that have no version yet: one batch, in the order of their ids, after after_id. '
+    'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
+
+create function pgaudit_wf.backfill_workflow(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, id text) returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+    present record;
+    key constant text := (workflow).id_prefix || backfill_workflow.id;
+    natively pgaudit_wf.attachment := setting;
+    hash text;
+begin
+    -- Outside a trigger there is no JSON row to read from, whatever the form.
+    natively.form := 'compiled';
+    -- The row lock makes a save by the application wait, or us wait for it: then it has written the first version itself.
+    execute format('select %1$s as snapshot, %2$s as shown, %3$s as org, %4$s as label from %5$s as w where %6$s for no key update',
+            pgaudit_wf.snapshot_expression(natively, workflow, 'w'), pgaudit_wf.row_expression(setting, 'w'),
+            pgaudit_wf.optional_column('left(w.%I::text, 255)', (setting).org_column, 'null::text'),
+            pgaudit_wf.optional_column('left(w.%I::text, 255)', (setting).label_column, 'null::text'),
+            (setting).target, pgaudit_wf.key_condition(setting, 'w'))
+        into present using backfill_workflow.id;
+    if present is null or pgaudit_wf.newest_version(key) is not null then
+        return 0;
+    end if;
+    hash := pgaudit_wf.hash_definition(present.snapshot -> 'nodes', present.snapshot -> 'edges');
+    insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash)
+    values (key, 1, present.org, 'backfill', present.snapshot, pgaudit_wf.version_diff(null, present.snapshot), hash);
+    insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+    values (present.org, (setting).resource_type || '.created', (setting).resource_type, backfill_workflow.id, true,
+        jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', present.shown || jsonb_build_object('content_hash', hash))),
+        jsonb_strip_nulls(jsonb_build_object('backfilled', true, 'version', 1, 'label', present.label)));
+    return 1;
+end
+$$;
+comment on function pgaudit_wf.backfill_workflow(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
+    'Writes version 1 and the creation event of one workflow, unless it has a version; returns how many were written.';
