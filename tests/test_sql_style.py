@@ -154,7 +154,7 @@ def test_plpgsql_check_finds_nothing(app_conn: psycopg.Connection) -> None:
          order by 1, 2
         """
     ).fetchall()
-    assert found == []
+    assert found == [], "\n".join(map(str, found))
 
 
 def codes(*paths: Path) -> set[str]:

@@ -183,6 +183,8 @@ declare
     from_time constant timestamptz := first_day;
     to_time constant timestamptz := first_day + interval '1 month';
 begin
+    -- Two callers at once: the second waits, then finds the work done.
+    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.add_log_partition'));
     if to_regclass(format('pgaudit_wf.%I', partition_name)) is not null then
         return null;
     end if;
@@ -229,8 +231,6 @@ as $$
 declare
     made text;
 begin
-    -- Two callers at once: the second waits, then finds the work done.
-    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.ensure_log_partitions'));
     for ahead in 0 .. ensure_log_partitions.months_ahead loop
         made := pgaudit_wf.add_log_partition((date_trunc('month', now()) + make_interval(months => ahead))::date);
         if made is not null then
@@ -562,6 +562,8 @@ begin
         when info.oid = 'interval'::regtype then array['intervalstyle = ''postgres''']
         when info.oid = 'bytea'::regtype then array['bytea_output = ''hex''']
         when info.oid = 'money'::regtype then array['lc_monetary = ''C''']
+        when info.oid = any ('{regclass,regproc,regprocedure,regoper,regoperator,regtype,regrole,regnamespace,regcollation,regconfig,regdictionary}'::regtype[])
+            then array['quote_all_identifiers = off']
         when info.oid in ('real'::regtype, 'double precision'::regtype) or info.typcategory = 'G' then array['extra_float_digits = 1']
         when info.typnamespace = 'pg_catalog'::regnamespace then '{}'
         -- An extension's type can depend on anything.
@@ -1089,7 +1091,7 @@ declare
             -- The generic form does not know what columns will come.
             union all
             select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
-                'lc_monetary = ''C''', 'extra_float_digits = 1'])
+                'lc_monetary = ''C''', 'extra_float_digits = 1', 'quote_all_identifiers = off'])
             where (setting).form = 'generic'
         ) as type_setting (pinned));
     one_line constant boolean := (setting)::text !~ '[\r\n]' and not exists (
@@ -2517,6 +2519,7 @@ set intervalstyle = 'postgres'
 set bytea_output = 'hex'
 set lc_monetary = 'C'
 set extra_float_digits = 1
+set quote_all_identifiers = off
 as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = present_row.target);
@@ -4199,19 +4202,22 @@ as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = runnable_hash.workflow_target);
     workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = runnable_hash.workflow_target);
-    definition record;
+    nodes jsonb;
+    edges jsonb;
+    found_rows integer;
 begin
     if workflow.target is null then
         return null;
     end if;
     execute format('select w.%I::jsonb as nodes, w.%I::jsonb as edges from %s as w where %s', workflow.nodes_column, workflow.edges_column, setting.target,
             pgaudit_wf.key_condition(setting, 'w'))
-        into definition using runnable_hash.id;
-    if definition is null then
+        into nodes, edges using runnable_hash.id;
+    get diagnostics found_rows = row_count;
+    if found_rows = 0 then
         return null;
     end if;
-    perform pgaudit_wf.check_definition(definition.nodes, definition.edges, 'run');
-    return coalesce(pgaudit_wf.latest_hash(workflow.id_prefix || runnable_hash.id), pgaudit_wf.hash_definition(definition.nodes, definition.edges));
+    perform pgaudit_wf.check_definition(nodes, edges, 'run');
+    return coalesce(pgaudit_wf.latest_hash(workflow.id_prefix || runnable_hash.id), pgaudit_wf.hash_definition(nodes, edges));
 end
 $$;
 comment on function pgaudit_wf.runnable_hash(regclass, text) is
@@ -4602,7 +4608,11 @@ as $$
 declare
     workflow pgaudit_wf.workflow_place;
     kept jsonb;
-    present record;
+    present_nodes jsonb;
+    present_edges jsonb;
+    present_name text;
+    present_description text;
+    found_rows integer;
 begin
     workflow := pgaudit_wf.find_workflow(restore_workflow.workflow_id, restore_workflow.target);
     kept := pgaudit_wf.version_snapshot(restore_workflow.workflow_id, restore_workflow.version);
@@ -4612,14 +4622,15 @@ begin
             pgaudit_wf.optional_column('w.%I::text', workflow.name_column, 'null::text'),
             pgaudit_wf.optional_column('w.%I::text', workflow.description_column, 'null::text'),
             workflow.target, workflow.key_condition)
-        into present using workflow.row_id;
-    if present is null then
+        into present_nodes, present_edges, present_name, present_description using workflow.row_id;
+    get diagnostics found_rows = row_count;
+    if found_rows = 0 then
         raise exception 'workflow % is not there to be restored', restore_workflow.workflow_id
             using errcode = 'PA302', hint = 'It was deleted, or its organisation is not yours. The definition is in pgaudit_wf.version_snapshot().';
     end if;
-    if pgaudit_wf.same_definition(present.nodes, present.edges, kept -> 'nodes', kept -> 'edges')
-        and (workflow.name_column is null or present.name is not distinct from kept ->> 'name')
-        and (workflow.description_column is null or present.description is not distinct from kept ->> 'description')
+    if pgaudit_wf.same_definition(present_nodes, present_edges, kept -> 'nodes', kept -> 'edges')
+        and (workflow.name_column is null or present_name is not distinct from kept ->> 'name')
+        and (workflow.description_column is null or present_description is not distinct from kept ->> 'description')
     then
         return pgaudit_wf.newest_version(restore_workflow.workflow_id);
     end if;
@@ -4649,7 +4660,6 @@ as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = backfill_workflows.target);
     workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = backfill_workflows.target);
-    candidate record;
 begin
     if workflow.target is null then
         raise exception '% is no attached workflow table', backfill_workflows.target
@@ -4661,7 +4671,7 @@ begin
     examined := 0;
     written := 0;
     last_id := backfill_workflows.after_id;
-    for candidate in execute format(
+    for last_id in execute format(
         'select %1$s as id from %2$s as w where $1 is null or %3$s > $1%4$s order by %3$s limit $2',
         pgaudit_wf.key_expression(setting, 'w'), setting.target,
         case when cardinality(setting.id_columns) = 1 then format('w.%I', setting.id_columns[1]) else pgaudit_wf.key_expression(setting, 'w') end,
@@ -4670,9 +4680,8 @@ begin
         else '' end) using backfill_workflows.after_id, backfill_workflows.batch_size
     loop
         examined := examined + 1;
-        last_id := candidate.id;
-        continue when pgaudit_wf.newest_version(workflow.id_prefix || candidate.id) is not null;
-        written := written + pgaudit_wf.backfill_workflow(setting, workflow, candidate.id);
+        continue when pgaudit_wf.newest_version(workflow.id_prefix || last_id) is not null;
+        written := written + pgaudit_wf.backfill_workflow(setting, workflow, last_id);
     end loop;
 end
 $$;
@@ -4686,7 +4695,10 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
-    present record;
+    snapshot jsonb;
+    shown jsonb;
+    org text;
+    label text;
     key constant text := (workflow).id_prefix || backfill_workflow.id;
     natively pgaudit_wf.attachment := setting;
     hash text;
@@ -4699,17 +4711,17 @@ begin
             pgaudit_wf.optional_column('left(w.%I::text, 255)', (setting).org_column, 'null::text'),
             pgaudit_wf.optional_column('left(w.%I::text, 255)', (setting).label_column, 'null::text'),
             (setting).target, pgaudit_wf.key_condition(setting, 'w'))
-        into present using backfill_workflow.id;
-    if present is null or pgaudit_wf.newest_version(key) is not null then
+        into snapshot, shown, org, label using backfill_workflow.id;
+    if snapshot is null or pgaudit_wf.newest_version(key) is not null then
         return 0;
     end if;
-    hash := pgaudit_wf.hash_definition(present.snapshot -> 'nodes', present.snapshot -> 'edges');
+    hash := pgaudit_wf.hash_definition(snapshot -> 'nodes', snapshot -> 'edges');
     insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash)
-    values (key, 1, present.org, 'backfill', present.snapshot, pgaudit_wf.version_diff(null, present.snapshot), hash);
+    values (key, 1, org, 'backfill', snapshot, pgaudit_wf.version_diff(null, snapshot), hash);
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-    values (present.org, (setting).resource_type || '.created', (setting).resource_type, backfill_workflow.id, true,
-        jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', present.shown || jsonb_build_object('content_hash', hash))),
-        jsonb_strip_nulls(jsonb_build_object('backfilled', true, 'version', 1, 'label', present.label)));
+    values (org, (setting).resource_type || '.created', (setting).resource_type, backfill_workflow.id, true,
+        jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown || jsonb_build_object('content_hash', hash))),
+        jsonb_strip_nulls(jsonb_build_object('backfilled', true, 'version', 1, 'label', label)));
     return 1;
 end
 $$;

@@ -222,7 +222,9 @@ begin
     if setting.target is null or not has_table_privilege(present_row.target, 'select') then
         return null;
     end if;
-    execute format('select %s from %s as r where %s', pgaudit_wf.row_expression(setting, 'r'), setting.target, pgaudit_wf.key_condition(setting, 'r'))
+    -- An alias that no column has, or the column would be taken for the row.
+    execute format('select %s from %s as pgaudit_wf_row where %s', pgaudit_wf.row_expression(setting, 'pgaudit_wf_row'), setting.target,
+        pgaudit_wf.key_condition(setting, 'pgaudit_wf_row'))
         into record using present_row.resource_id;
     return record;
 end

@@ -76,19 +76,22 @@ as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = runnable_hash.workflow_target);
     workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = runnable_hash.workflow_target);
-    definition record;
+    nodes jsonb;
+    edges jsonb;
+    found_rows integer;
 begin
     if workflow.target is null then
         return null;
     end if;
     execute format('select w.%I::jsonb as nodes, w.%I::jsonb as edges from %s as w where %s', workflow.nodes_column, workflow.edges_column, setting.target,
             pgaudit_wf.key_condition(setting, 'w'))
-        into definition using runnable_hash.id;
-    if definition is null then
+        into nodes, edges using runnable_hash.id;
+    get diagnostics found_rows = row_count;
+    if found_rows = 0 then
         return null;
     end if;
-    perform pgaudit_wf.check_definition(definition.nodes, definition.edges, 'run');
-    return coalesce(pgaudit_wf.latest_hash(workflow.id_prefix || runnable_hash.id), pgaudit_wf.hash_definition(definition.nodes, definition.edges));
+    perform pgaudit_wf.check_definition(nodes, edges, 'run');
+    return coalesce(pgaudit_wf.latest_hash(workflow.id_prefix || runnable_hash.id), pgaudit_wf.hash_definition(nodes, edges));
 end
 $$;
 comment on function pgaudit_wf.runnable_hash(regclass, text) is

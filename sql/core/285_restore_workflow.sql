@@ -54,7 +54,11 @@ as $$
 declare
     workflow pgaudit_wf.workflow_place;
     kept jsonb;
-    present record;
+    present_nodes jsonb;
+    present_edges jsonb;
+    present_name text;
+    present_description text;
+    found_rows integer;
 begin
     workflow := pgaudit_wf.find_workflow(restore_workflow.workflow_id, restore_workflow.target);
     kept := pgaudit_wf.version_snapshot(restore_workflow.workflow_id, restore_workflow.version);
@@ -64,14 +68,15 @@ begin
             pgaudit_wf.optional_column('w.%I::text', workflow.name_column, 'null::text'),
             pgaudit_wf.optional_column('w.%I::text', workflow.description_column, 'null::text'),
             workflow.target, workflow.key_condition)
-        into present using workflow.row_id;
-    if present is null then
+        into present_nodes, present_edges, present_name, present_description using workflow.row_id;
+    get diagnostics found_rows = row_count;
+    if found_rows = 0 then
         raise exception 'workflow % is not there to be restored', restore_workflow.workflow_id
             using errcode = 'PA302', hint = 'It was deleted, or its organisation is not yours. The definition is in pgaudit_wf.version_snapshot().';
     end if;
-    if pgaudit_wf.same_definition(present.nodes, present.edges, kept -> 'nodes', kept -> 'edges')
-        and (workflow.name_column is null or present.name is not distinct from kept ->> 'name')
-        and (workflow.description_column is null or present.description is not distinct from kept ->> 'description')
+    if pgaudit_wf.same_definition(present_nodes, present_edges, kept -> 'nodes', kept -> 'edges')
+        and (workflow.name_column is null or present_name is not distinct from kept ->> 'name')
+        and (workflow.description_column is null or present_description is not distinct from kept ->> 'description')
     then
         return pgaudit_wf.newest_version(restore_workflow.workflow_id);
     end if;

@@ -8,7 +8,6 @@ as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = backfill_workflows.target);
     workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = backfill_workflows.target);
-    candidate record;
 begin
     if workflow.target is null then
         raise exception '% is no attached workflow table', backfill_workflows.target
@@ -20,7 +19,7 @@ begin
     examined := 0;
     written := 0;
     last_id := backfill_workflows.after_id;
-    for candidate in execute format(
+    for last_id in execute format(
         'select %1$s as id from %2$s as w where $1 is null or %3$s > $1%4$s order by %3$s limit $2',
         pgaudit_wf.key_expression(setting, 'w'), setting.target,
         case when cardinality(setting.id_columns) = 1 then format('w.%I', setting.id_columns[1]) else pgaudit_wf.key_expression(setting, 'w') end,
@@ -29,9 +28,8 @@ begin
         else '' end) using backfill_workflows.after_id, backfill_workflows.batch_size
     loop
         examined := examined + 1;
-        last_id := candidate.id;
-        continue when pgaudit_wf.newest_version(workflow.id_prefix || candidate.id) is not null;
-        written := written + pgaudit_wf.backfill_workflow(setting, workflow, candidate.id);
+        continue when pgaudit_wf.newest_version(workflow.id_prefix || last_id) is not null;
+        written := written + pgaudit_wf.backfill_workflow(setting, workflow, last_id);
     end loop;
 end
 $$;
@@ -45,7 +43,10 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
-    present record;
+    snapshot jsonb;
+    shown jsonb;
+    org text;
+    label text;
     key constant text := (workflow).id_prefix || backfill_workflow.id;
     natively pgaudit_wf.attachment := setting;
     hash text;
@@ -58,17 +59,17 @@ begin
             pgaudit_wf.optional_column('left(w.%I::text, 255)', (setting).org_column, 'null::text'),
             pgaudit_wf.optional_column('left(w.%I::text, 255)', (setting).label_column, 'null::text'),
             (setting).target, pgaudit_wf.key_condition(setting, 'w'))
-        into present using backfill_workflow.id;
-    if present is null or pgaudit_wf.newest_version(key) is not null then
+        into snapshot, shown, org, label using backfill_workflow.id;
+    if snapshot is null or pgaudit_wf.newest_version(key) is not null then
         return 0;
     end if;
-    hash := pgaudit_wf.hash_definition(present.snapshot -> 'nodes', present.snapshot -> 'edges');
+    hash := pgaudit_wf.hash_definition(snapshot -> 'nodes', snapshot -> 'edges');
     insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash)
-    values (key, 1, present.org, 'backfill', present.snapshot, pgaudit_wf.version_diff(null, present.snapshot), hash);
+    values (key, 1, org, 'backfill', snapshot, pgaudit_wf.version_diff(null, snapshot), hash);
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-    values (present.org, (setting).resource_type || '.created', (setting).resource_type, backfill_workflow.id, true,
-        jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', present.shown || jsonb_build_object('content_hash', hash))),
-        jsonb_strip_nulls(jsonb_build_object('backfilled', true, 'version', 1, 'label', present.label)));
+    values (org, (setting).resource_type || '.created', (setting).resource_type, backfill_workflow.id, true,
+        jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown || jsonb_build_object('content_hash', hash))),
+        jsonb_strip_nulls(jsonb_build_object('backfilled', true, 'version', 1, 'label', label)));
     return 1;
 end
 $$;

@@ -63,6 +63,10 @@ class _UsageError(Protocol):
     def format_message(self) -> str: ...
 
 
+class _ReaderGoneError(Exception):
+    """Whoever read our output has closed it."""
+
+
 class Commands(TyperGroup):
     """A group of commands whose errors are one line, and whose exit codes are documented."""
 
@@ -77,7 +81,7 @@ class Commands(TyperGroup):
             code = super().main(*args, **extra)
             sys.stdout.flush()
             sys.exit(code if isinstance(code, int) else 0)
-        except BrokenPipeError:
+        except (BrokenPipeError, _ReaderGoneError):
             # Or the interpreter would complain when it flushes what nobody reads.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BROKEN_PIPE)
@@ -89,6 +93,13 @@ class Commands(TyperGroup):
                 raise
             _complain(failure)
             sys.exit(failure.code)
+
+    def invoke(self, ctx: typer.Context) -> Any:  # noqa: ANN401 - typer's signature
+        """Run the chosen command; typer would take a broken pipe for a failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error
 
 
 def _complain(failure: Failure) -> None:
@@ -142,18 +153,25 @@ def _explain_driver(error: psycopg.Error) -> Failure:
 
 
 def hide_passwords(text: str) -> str:
-    """Return a text without the passwords of URLs and connection strings in it."""
-    text = re.sub(r"(?i)(\bpostgres\S*?://[^:@/\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"""(?i)(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'?|[^\s&]+)""", r"\1***", text)
+    """Return a text without the passwords of URLs and connection strings in it.
+
+    Where a password ends cannot be told from the outside, so all that may belong to it goes.
+    """
+    text = re.sub(r"(?i)(postgres[\w+]*://[^:@/\s]*):.*@", r"\1:***@", text)
+    return re.sub(r"(?i)(password\s*=).*", r"\1***", text)
 
 
 def help_text(function: Callable[..., Any]) -> str:
-    """Return a function's docstring as the text of --help; indented lines are examples."""
-    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-    # A backspace at its beginning is how a paragraph says that its lines are to stay.
-    return "\n\n".join(
-        "\b\n" + part if part.startswith("    ") else " ".join(part.split()) for part in paragraphs
-    )
+    """Return a function's docstring as the text of --help; paragraphs of commands are examples."""
+    paragraphs = []
+    for part in inspect.cleandoc(function.__doc__ or "").split("\n\n"):
+        if part.lstrip().startswith("pgaudit-wf "):
+            lines = [f"    {line.strip()}" for line in part.splitlines()]
+            # A backspace at its beginning is how a paragraph says that its lines are to stay.
+            paragraphs.append("\n".join(["\b", *lines]))
+        else:
+            paragraphs.append(" ".join(part.split()))
+    return "\n\n".join(paragraphs)
 
 
 def add(app: typer.Typer, function: Callable[..., Any]) -> None:
