@@ -94,7 +94,7 @@ class Commands(TyperGroup):
             _complain(failure)
             sys.exit(failure.code)
 
-    def invoke(self, ctx: typer.Context) -> Any:  # noqa: ANN401 - typer's signature
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - the type is private to typer
         """Run the chosen command; typer would take a broken pipe for a failure."""
         try:
             return super().invoke(ctx)
@@ -166,7 +166,7 @@ def help_text(function: Callable[..., Any]) -> str:
     paragraphs = []
     for part in inspect.cleandoc(function.__doc__ or "").split("\n\n"):
         if part.lstrip().startswith("pgaudit-wf "):
-            lines = [f"    {line.strip()}" for line in part.splitlines()]
+            lines = [line.strip() for line in part.splitlines()]
             # A backspace at its beginning is how a paragraph says that its lines are to stay.
             paragraphs.append("\n".join(["\b", *lines]))
         else:
