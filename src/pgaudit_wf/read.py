@@ -1,6 +1,6 @@
 """Typed reads of the audit schema: the same functions for sync and async connections.
 
-What a read sends and what becomes of its rows is written once, without input or output; `_run`
+What a read sends and what becomes of its rows is written once, without input or output; `run`
 hands it to the connection there is. The reading itself, with its rights and its rules, is done by
 the functions and views of schema `pgaudit_wf`.
 
@@ -14,26 +14,15 @@ and returns something to await. The reads of organizations' owners and admins, a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import (
-    Any,
-    Generic,
-    Literal,
-    LiteralString,
-    TypeAlias,
-    TypedDict,
-    TypeVar,
-    Unpack,
-    overload,
-)
+from typing import Any, Literal, TypedDict, Unpack, overload
 
-import psycopg
 from psycopg import sql
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 
-from pgaudit_wf.errors import translated
+from pgaudit_wf._query import AsyncConnection, Connection, Json, Read, columns, run
 
 __all__ = [
     "ApiKeyActivity",
@@ -56,11 +45,6 @@ __all__ = [
     "read_log",
     "row_as_of",
 ]
-
-Json: TypeAlias = Any
-Connection: TypeAlias = psycopg.Connection[Any]
-AsyncConnection: TypeAlias = psycopg.AsyncConnection[Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,42 +208,6 @@ class TrailFilter(TypedDict, total=False):
 _FILTERS = tuple(TrailFilter.__annotations__)
 
 
-@dataclass(frozen=True)
-class _Read(Generic[T]):
-    statement: sql.Composed
-    parameters: Mapping[str, object]
-    shape: Callable[[Sequence[DictRow]], T]
-
-
-@overload
-def _run(conn: Connection, read: _Read[T]) -> T: ...
-@overload
-def _run(conn: AsyncConnection, read: _Read[T]) -> Awaitable[T]: ...
-@overload
-def _run(conn: Connection | AsyncConnection, read: _Read[T]) -> T | Awaitable[T]: ...
-
-
-def _run(conn: Connection | AsyncConnection, read: _Read[T]) -> T | Awaitable[T]:
-    if isinstance(conn, psycopg.AsyncConnection):
-        return _run_async(conn, read)
-    with translated():
-        cursor = conn.cursor(row_factory=dict_row)
-        return read.shape(cursor.execute(read.statement, read.parameters).fetchall())
-
-
-async def _run_async(conn: AsyncConnection, read: _Read[T]) -> T:
-    with translated():
-        cursor = conn.cursor(row_factory=dict_row)
-        await cursor.execute(read.statement, read.parameters)
-        return read.shape(await cursor.fetchall())
-
-
-def _columns(row_type: type, source: LiteralString) -> sql.Composed:
-    names = [field.name for field in fields(row_type) if field.name != "cursor"]
-    return sql.SQL(", ").join(sql.SQL("{}.{}").format(sql.SQL(source), sql.Identifier(name))
-                              for name in names)  # fmt: skip
-
-
 def _trail_arguments(filters: Mapping[str, object]) -> sql.Composed:
     unknown = sorted(filters.keys() - set(_FILTERS))
     if unknown:
@@ -280,12 +228,12 @@ def _address(ip: object) -> str | None:
     return None if ip is None else str(ip)
 
 
-def _audit_trail(after: str | None, page_size: int, filters: Mapping[str, object]) -> _Read[Any]:
+def _audit_trail(after: str | None, page_size: int, filters: Mapping[str, object]) -> Read[Any]:
     def shape(rows: Sequence[DictRow]) -> TrailPage:
         entries = tuple(map(_entry, rows[:page_size]))
         return TrailPage(entries, entries[-1].cursor if len(rows) == page_size else None)
 
-    return _Read(
+    return Read(
         sql.SQL(
             "select * from pgaudit_wf.audit_trail(after => %(after)s, page_size => %(page_size)s{})"
         ).format(_trail_arguments(filters)),
@@ -335,16 +283,16 @@ def audit_trail(
         ArgumentError: `page_size` is out of range.
         psycopg.Error: Anything else the database says.
     """
-    return _run(conn, _audit_trail(after, page_size, filters))
+    return run(conn, _audit_trail(after, page_size, filters))
 
 
-def _latest_trail(limit: int, filters: Mapping[str, object]) -> _Read[Any]:
+def _latest_trail(limit: int, filters: Mapping[str, object]) -> Read[Any]:
     def shape(rows: Sequence[DictRow]) -> TrailBatch:
         end = rows[0]["log_end"]
         found = [{k: v for k, v in row.items() if k != "log_end"} for row in rows if row["id"]]
         return TrailBatch(tuple(_entry(row) for row in reversed(found[:limit])), end)
 
-    return _Read(
+    return Read(
         # One statement, thus one snapshot: what it does not show comes after the cursor.
         sql.SQL(
             "select log_end, t.* from pgaudit_wf.log_end()"
@@ -384,19 +332,19 @@ def latest_trail(
         ArgumentError: `limit` is out of range.
         psycopg.Error: Anything else the database says.
     """
-    return _run(conn, _latest_trail(limit, filters))
+    return run(conn, _latest_trail(limit, filters))
 
 
-def _follow_trail(after: str, max_events: int, filters: Mapping[str, object]) -> _Read[Any]:
+def _follow_trail(after: str, max_events: int, filters: Mapping[str, object]) -> Read[Any]:
     def shape(rows: Sequence[DictRow]) -> TrailBatch:
         entries = tuple(_entry(row) for row in rows if row["id"] is not None)
         return TrailBatch(entries, rows[-1]["cursor"] if rows else after)
 
-    return _Read(
+    return Read(
         sql.SQL(
             "select {}, f.cursor from pgaudit_wf.follow_trail("
             "after => %(after)s, max_events => %(max_events)s{}) as f"
-        ).format(_columns(TrailEntry, "(f.entry)"), _trail_arguments(filters)),
+        ).format(columns(TrailEntry, "(f.entry)", {"cursor"}), _trail_arguments(filters)),
         {**filters, "after": after, "max_events": max_events},
         shape,
     )
@@ -435,18 +383,18 @@ def follow_trail(
         ArgumentError: `max_events` is below 1.
         psycopg.Error: Anything else the database says.
     """
-    return _run(conn, _follow_trail(after, max_events, filters))
+    return run(conn, _follow_trail(after, max_events, filters))
 
 
-def _read_log(after: str | None, max_events: int) -> _Read[Any]:
+def _read_log(after: str | None, max_events: int) -> Read[Any]:
     def shape(rows: Sequence[DictRow]) -> LogBatch:
         events = tuple(LogEvent(**{**row, "ip": _address(row["ip"])}) for row in rows)
         return LogBatch(events, events[-1].cursor if events else after)
 
-    return _Read(
+    return Read(
         sql.SQL(
             "select {}, r.cursor from pgaudit_wf.read_log(%(after)s, %(max_events)s) as r"
-        ).format(_columns(LogEvent, "(r.event)")),
+        ).format(columns(LogEvent, "(r.event)", {"cursor"})),
         {"after": after, "max_events": max_events},
         shape,
     )
@@ -476,11 +424,11 @@ def read_log(
         ArgumentError: `max_events` is below 1.
         psycopg.Error: Anything else the database says.
     """
-    return _run(conn, _read_log(after, max_events))
+    return run(conn, _read_log(after, max_events))
 
 
-def _row_as_of(table: str, key: str, at: datetime | None) -> _Read[Any]:
-    return _Read(
+def _row_as_of(table: str, key: str, at: datetime | None) -> Read[Any]:
+    return Read(
         sql.SQL("select pgaudit_wf.row_as_of(%(table)s::regclass, %(id)s{}) as was").format(
             sql.SQL("" if at is None else ", %(at)s")
         ),
@@ -523,16 +471,16 @@ def row_as_of(
         NotAttachedError: The table was never attached.
         psycopg.Error: Anything else, for instance that there is no such table.
     """
-    return _run(conn, _row_as_of(table, id, at))
+    return run(conn, _row_as_of(table, id, at))
 
 
-def _api_key_activity(org_id: str | None) -> _Read[Any]:
-    return _Read(
+def _api_key_activity(org_id: str | None) -> Read[Any]:
+    return Read(
         sql.SQL(
             "select {} from pgaudit_wf.api_key_activity as a"
             " where %(org_id)s::text is null or a.org_id = %(org_id)s"
             " order by a.last_event_at desc, a.api_key_id"
-        ).format(_columns(ApiKeyActivity, "a")),
+        ).format(columns(ApiKeyActivity, "a")),
         {"org_id": org_id},
         lambda rows: tuple(ApiKeyActivity(**row) for row in rows),
     )
@@ -560,21 +508,21 @@ def api_key_activity(
     Raises:
         psycopg.Error: The database could not answer.
     """
-    return _run(conn, _api_key_activity(org_id))
+    return run(conn, _api_key_activity(org_id))
 
 
-def _attached() -> _Read[Any]:
+def _attached() -> Read[Any]:
     def shape(rows: Sequence[DictRow]) -> tuple[Attachment, ...]:
         lists = ("id_columns", "ignore", "redact")
         return tuple(
             Attachment(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in rows
         )
 
-    columns = [field.name for field in fields(Attachment) if field.name != "table"]
-    return _Read(
+    names = [field.name for field in fields(Attachment) if field.name != "table"]
+    return Read(
         sql.SQL(
             'select a.target::text as "table", {} from pgaudit_wf.attached as a order by 1'
-        ).format(sql.SQL(", ").join(map(sql.Identifier, columns))),
+        ).format(sql.SQL(", ").join(map(sql.Identifier, names))),
         {},
         shape,
     )
@@ -594,11 +542,11 @@ def attached(
     Raises:
         psycopg.Error: The database could not answer.
     """
-    return _run(conn, _attached())
+    return run(conn, _attached())
 
 
-def _doctor() -> _Read[Any]:
-    return _Read(
+def _doctor() -> Read[Any]:
+    return Read(
         sql.SQL(
             "select severity, subject, problem, remedy from pgaudit_wf.doctor()"
             " order by array_position(array['error', 'warning', 'notice'], severity), 2, 3"
@@ -622,11 +570,11 @@ def doctor(
     Raises:
         psycopg.Error: The database could not answer.
     """
-    return _run(conn, _doctor())
+    return run(conn, _doctor())
 
 
-def _partitions() -> _Read[Any]:
-    return _Read(
+def _partitions() -> Read[Any]:
+    return Read(
         sql.SQL(
             "select c.relname as name, b.bound[1]::timestamptz as from_time,"
             " b.bound[2]::timestamptz as to_time,"
@@ -656,4 +604,4 @@ def partitions(
     Raises:
         psycopg.Error: The database could not answer.
     """
-    return _run(conn, _partitions())
+    return run(conn, _partitions())

@@ -74,7 +74,8 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _reading(conn: Connection, org: str | None, actor: str | None) -> Iterator[None]:
+def reading(conn: Connection, org: str | None, actor: str | None) -> Iterator[None]:
+    """Read as an owner or admin of an organization, if one is named."""
     if actor is None:
         yield
         return
@@ -224,7 +225,7 @@ def _list(
     entries: list[TrailEntry] = []
     while len(entries) < limit:
         size = min(limit - len(entries), _PAGE)
-        with _reading(conn, org, as_actor):
+        with reading(conn, org, as_actor):
             page = audit_trail(conn, after=after, page_size=size, **filters)
         entries += page.entries
         after = page.next_cursor
@@ -244,7 +245,7 @@ def _follow(
 ) -> Iterator[TrailEntry]:
     seen: set[int] = set()
     if after is None:
-        with _reading(conn, org, as_actor):
+        with reading(conn, org, as_actor):
             batch = latest_trail(conn, min(limit, 1000), **filters)
         after = batch.cursor
         seen = {entry.id for entry in batch.entries}
@@ -253,7 +254,7 @@ def _follow(
             yield replace(entry, cursor="")
     while True:
         try:
-            with _reading(conn, org, as_actor):
+            with reading(conn, org, as_actor):
                 batch = follow_trail(conn, after, **filters)
         except psycopg.OperationalError as error:
             if not conn.closed:
@@ -308,7 +309,7 @@ def row(
         pgaudit-wf row public.invoice 4711 --at '2026-03-01 09:00'
         pgaudit-wf row member '["o_1", "u_1"]' --at 2d --json
     """
-    with connect(database) as conn, _reading(conn, org, as_actor):
+    with connect(database) as conn, reading(conn, org, as_actor):
         found = row_as_of(conn, table, key, at)
     if as_json:
         print_json(found)
@@ -336,7 +337,7 @@ def api_keys(
 
     pgaudit-wf api-keys --org o_acme
     """
-    with connect(database) as conn, _reading(conn, org, as_actor):
+    with connect(database) as conn, reading(conn, org, as_actor):
         keys = api_key_activity(conn, org_id=org)
     if as_json:
         print_json(keys)
