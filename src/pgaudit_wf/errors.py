@@ -1,5 +1,6 @@
 """Exceptions of this package; each says what was wrong and what to do about it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -127,7 +128,39 @@ class ArgumentError(DatabaseError):
     sqlstate = "PA008"
 
 
-_BY_SQLSTATE = {error.sqlstate: error for error in DatabaseError.__subclasses__()}
+class StoredDefinitionError(DatabaseError, DefinitionError):
+    """A definition in the database is malformed or has no canonical form (PA201, PA202, PA203)."""
+
+    sqlstate = "PA203"
+
+
+class InvalidWorkflowError(DatabaseError):
+    """An invalid workflow was to be enabled, listed or run."""
+
+    sqlstate = "PA301"
+
+    @property
+    def problems(self) -> list[dict[str, str | None]]:
+        """What is wrong, as `validate_definition` has it: node_id, field, code, message."""
+        return list(json.loads(self.detail)) if self.detail else []
+
+
+class VersionNotFoundError(DatabaseError):
+    """There is no such workflow or version, or none that the caller may see."""
+
+    sqlstate = "PA302"
+
+
+class StampError(DatabaseError):
+    """The stamp of a run was to be altered."""
+
+    sqlstate = "PA303"
+
+
+_BY_SQLSTATE = {error.sqlstate: error for error in DatabaseError.__subclasses__()} | {
+    "PA201": StoredDefinitionError,
+    "PA202": StoredDefinitionError,
+}
 
 
 def from_database(error: psycopg.Error) -> DatabaseError | None:
