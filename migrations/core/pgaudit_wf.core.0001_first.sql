@@ -50,11 +50,10 @@ comment on function pgaudit_wf.context_value(text) is
     'The value of a transaction-local app.* setting, at most 255 characters; null when it is not set.';
 
 create function pgaudit_wf.parse_ip(address text) returns inet
-language plpgsql immutable strict parallel safe
-set search_path = pg_catalog, pg_temp
+language plpgsql immutable strict
 as $$
 begin
-    return address::inet;
+    return address::pg_catalog.inet;
 exception
     -- The write that is being audited must not fail because of a bad header.
     when invalid_text_representation then
@@ -65,15 +64,10 @@ $$;
 comment on function pgaudit_wf.parse_ip(text) is 'The text as an address; null, with a warning, if it is none.';
 
 create function pgaudit_wf.context_ip() returns inet
-language sql stable parallel safe
+language sql stable
 as $$
-    -- Catching an error costs a subtransaction, which a plain IPv4 address does not need.
-    select case
-        when coalesce(current_setting('app.ip', true), '') = '' then null
-        when current_setting('app.ip', true) ~ '^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])$'
-            then current_setting('app.ip', true)::inet
-        else pgaudit_wf.parse_ip(current_setting('app.ip', true))
-    end
+    -- Only a transaction that says an address pays for the subtransaction in which it is tried.
+    select case when current_setting('app.ip', true) <> '' then pgaudit_wf.parse_ip(current_setting('app.ip', true)) end
 $$;
 comment on function pgaudit_wf.context_ip() is 'app.ip as an address; null when it is not set or is no address.';
 
@@ -516,9 +510,31 @@ $$;
 comment on function pgaudit_wf.json_value(json) is
     'json as jsonb; its text as a JSON string where jsonb cannot hold it (\u0000, a lone surrogate, a number beyond numeric).';
 
+create function pgaudit_wf.utc_row(record anyelement) returns jsonb
+language plpgsql stable strict
+set timezone = 'UTC'
+as $$
+begin
+    return pg_catalog.to_jsonb(record);
+end
+$$;
+comment on function pgaudit_wf.utc_row(anyelement) is
+    'A row as jsonb, its times in UTC. A function of its own, because the setting costs a trigger 5 µs that an update of other columns need not pay.';
+
+create function pgaudit_wf.utc_json(value anyelement) returns jsonb
+language plpgsql stable strict
+set timezone = 'UTC'
+as $$
+begin
+    return pg_catalog.to_jsonb(value);
+end
+$$;
+comment on function pgaudit_wf.utc_json(anyelement) is 'A value as jsonb, its times in UTC.';
+
 create function pgaudit_wf.json_row(record anyelement) returns jsonb
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
 as $$
 declare
     shown jsonb;
@@ -574,6 +590,12 @@ end
 $$;
 comment on function pgaudit_wf.output_settings(oid, boolean) is
     'The settings a trigger must pin so that a value of the type, as JSON or as text, is written the same way in every session.';
+
+create function pgaudit_wf.follows_timezone(type oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$ select pgaudit_wf.output_settings(type, false) = array['timezone = ''UTC'''] $$;
+comment on function pgaudit_wf.follows_timezone(oid) is 'Whether the time zone is all that a value of the type, as JSON, depends on.';
 
 create function pgaudit_wf.optional_column(template text, column_name text, otherwise text) returns text
 language sql immutable parallel safe
@@ -773,6 +795,7 @@ as $$
             -- A composite of nulls "is null", and yet is a value.
             when (col).redacted then 'case when %1$I.%2$I is distinct from null then ''[redacted]'' end'
             when pgaudit_wf.holds_json((col).type) then 'pgaudit_wf.json_value(to_json(%1$I.%2$I))'
+            when pgaudit_wf.follows_timezone((col).type) then 'pgaudit_wf.utc_json(%1$I.%2$I)'
             else '%1$I.%2$I'
         end,
         record_name, (col).name)
@@ -816,9 +839,9 @@ $$;
 comment on function pgaudit_wf.key_condition(pgaudit_wf.attachment, text) is 'SQL condition that picks the row of an attached table with resource_id $1.';
 
 create function pgaudit_wf.bounded_key(key text) returns text
-language sql immutable parallel safe
+language sql stable parallel safe
 as $$
-    -- An index entry has to fit a third of a page.
+    -- An index entry has to fit a third of a page. Not immutable, as convert_to() is not: then it would not be inlined.
     select case when octet_length(key) > 1024 then 'sha256:' || encode(sha256(convert_to(key, 'UTF8')), 'hex') else key end
 $$;
 comment on function pgaudit_wf.bounded_key(text) is 'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
@@ -849,10 +872,14 @@ create function pgaudit_wf.row_expression(setting pgaudit_wf.attachment, record_
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format(case when exists (
-            select from pg_attribute
-            where attrelid = (setting).target and attnum > 0 and not attisdropped and pgaudit_wf.holds_json(atttypid))
-            then 'pgaudit_wf.json_row(%s)' else 'to_jsonb(%s)' end, record_name)
+    select format((
+            select case
+                when bool_or(pgaudit_wf.holds_json(atttypid)) then 'pgaudit_wf.json_row(%s)'
+                when bool_or(pgaudit_wf.follows_timezone(atttypid)) then 'pgaudit_wf.utc_row(%s)'
+                else 'to_jsonb(%s)'
+            end
+            from pg_attribute
+            where attrelid = (setting).target and attnum > 0 and not attisdropped), record_name)
         || coalesce((
             select format(' - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped
@@ -1088,6 +1115,9 @@ declare
             select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || (setting).org_column || (setting).label_column)))
             from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore)
+                -- utc_json() and utc_row() pin it where it is needed.
+                and (not pgaudit_wf.follows_timezone(atttypid) or pgaudit_wf.holds_json(atttypid)
+                    or attname = any ((setting).id_columns || (setting).org_column || (setting).label_column))
             -- The generic form does not know what columns will come.
             union all
             select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
@@ -3994,8 +4024,8 @@ comment on function pgaudit_wf.check_workflow_columns(pgaudit_wf.workflow_attach
 
 create function pgaudit_wf.attach_workflow(
     target regclass,
-    nodes_column text default 'nodes',
-    edges_column text default 'edges',
+    nodes_column text default null,
+    edges_column text default null,
     resource_type text default null,
     id_columns text[] default null,
     org_column text default null,
@@ -4034,8 +4064,8 @@ begin
         workflow.listed_column := case when 'listed' = any (columns_now) then 'listed' end;
     end if;
     workflow.target := attach_workflow.target;
-    workflow.nodes_column := attach_workflow.nodes_column;
-    workflow.edges_column := attach_workflow.edges_column;
+    workflow.nodes_column := coalesce(attach_workflow.nodes_column, workflow.nodes_column, 'nodes');
+    workflow.edges_column := coalesce(attach_workflow.edges_column, workflow.edges_column, 'edges');
     workflow.name_column := nullif(coalesce(attach_workflow.name_column, workflow.name_column), '');
     workflow.description_column := nullif(coalesce(attach_workflow.description_column, workflow.description_column), '');
     workflow.visibility_column := nullif(coalesce(attach_workflow.visibility_column, workflow.visibility_column), '');
@@ -4055,7 +4085,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.attach_workflow(regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[]) is
-    'attach() for a table that holds workflows: also keeps versions in workflow_history, one for every save that changes something meaningful in the graph (nodes_column, edges_column) or in name, description, visibility, enabled or the listing. '
+    'attach() for a table that holds workflows: also keeps versions in workflow_history, one for every save that changes something meaningful in the graph (nodes_column, edges_column: nodes and edges unless said otherwise) or in name, description, visibility, enabled or the listing. '
     'Events then carry content_hash in place of the graph. Enabling or listing an invalid definition is refused (PA301). The name, description, visibility, enabled and listed columns are taken by those names where they are there; '''' for none. '
     'Raises PA002 on a column that is missing or of the wrong type, and whatever attach() raises.';
 
@@ -4655,7 +4685,8 @@ comment on function pgaudit_wf.restore_workflow(text, integer, regclass) is
 -- Workflows that were there before their table was attached get their first version.
 
 create function pgaudit_wf.backfill_workflows(
-    target regclass, after_id text default null, batch_size integer default 100, out examined integer, out written integer, out last_id text)
+    target regclass, after_id text default null, batch_size integer default 100, out examined integer, out written integer, out last_id text,
+    out refused jsonb)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -4672,6 +4703,7 @@ begin
     end if;
     examined := 0;
     written := 0;
+    refused := '[]';
     last_id := backfill_workflows.after_id;
     for last_id in execute format(
         'select %1$s as id from %2$s as w where $1 is null or %3$s > $1%4$s order by %3$s limit $2',
@@ -4683,13 +4715,19 @@ begin
     loop
         examined := examined + 1;
         continue when pgaudit_wf.newest_version(workflow.id_prefix || last_id) is not null;
-        written := written + pgaudit_wf.backfill_workflow(setting, workflow, last_id);
+        -- One malformed workflow must not hold up all the others.
+        begin
+            written := written + pgaudit_wf.backfill_workflow(setting, workflow, last_id);
+        exception
+            when sqlstate 'PA201' or sqlstate 'PA202' or sqlstate 'PA203' then
+                refused := refused || jsonb_build_object('workflow_id', workflow.id_prefix || last_id, 'message', sqlerrm);
+        end;
     end loop;
 end
 $$;
 comment on function pgaudit_wf.backfill_workflows(regclass, text, integer) is
     'Writes version 1 (source backfill) and a creation event (metadata.backfilled) for workflows that have no version yet: one batch, in the order of their ids, after after_id. '
-    'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
+    'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. Malformed ones, whose nodes are no array for instance, are left out and listed in refused ([{workflow_id, message}]). Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
 
 create function pgaudit_wf.backfill_workflow(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, id text) returns integer
 language plpgsql

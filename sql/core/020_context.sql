@@ -11,11 +11,10 @@ comment on function pgaudit_wf.context_value(text) is
     'The value of a transaction-local app.* setting, at most 255 characters; null when it is not set.';
 
 create function pgaudit_wf.parse_ip(address text) returns inet
-language plpgsql immutable strict parallel safe
-set search_path = pg_catalog, pg_temp
+language plpgsql immutable strict
 as $$
 begin
-    return address::inet;
+    return address::pg_catalog.inet;
 exception
     -- The write that is being audited must not fail because of a bad header.
     when invalid_text_representation then
@@ -26,14 +25,9 @@ $$;
 comment on function pgaudit_wf.parse_ip(text) is 'The text as an address; null, with a warning, if it is none.';
 
 create function pgaudit_wf.context_ip() returns inet
-language sql stable parallel safe
+language sql stable
 as $$
-    -- Catching an error costs a subtransaction, which a plain IPv4 address does not need.
-    select case
-        when coalesce(current_setting('app.ip', true), '') = '' then null
-        when current_setting('app.ip', true) ~ '^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])$'
-            then current_setting('app.ip', true)::inet
-        else pgaudit_wf.parse_ip(current_setting('app.ip', true))
-    end
+    -- Only a transaction that says an address pays for the subtransaction in which it is tried.
+    select case when current_setting('app.ip', true) <> '' then pgaudit_wf.parse_ip(current_setting('app.ip', true)) end
 $$;
 comment on function pgaudit_wf.context_ip() is 'app.ip as an address; null when it is not set or is no address.';

@@ -67,9 +67,31 @@ $$;
 comment on function pgaudit_wf.json_value(json) is
     'json as jsonb; its text as a JSON string where jsonb cannot hold it (\u0000, a lone surrogate, a number beyond numeric).';
 
+create function pgaudit_wf.utc_row(record anyelement) returns jsonb
+language plpgsql stable strict
+set timezone = 'UTC'
+as $$
+begin
+    return pg_catalog.to_jsonb(record);
+end
+$$;
+comment on function pgaudit_wf.utc_row(anyelement) is
+    'A row as jsonb, its times in UTC. A function of its own, because the setting costs a trigger 5 µs that an update of other columns need not pay.';
+
+create function pgaudit_wf.utc_json(value anyelement) returns jsonb
+language plpgsql stable strict
+set timezone = 'UTC'
+as $$
+begin
+    return pg_catalog.to_jsonb(value);
+end
+$$;
+comment on function pgaudit_wf.utc_json(anyelement) is 'A value as jsonb, its times in UTC.';
+
 create function pgaudit_wf.json_row(record anyelement) returns jsonb
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
 as $$
 declare
     shown jsonb;
@@ -125,6 +147,12 @@ end
 $$;
 comment on function pgaudit_wf.output_settings(oid, boolean) is
     'The settings a trigger must pin so that a value of the type, as JSON or as text, is written the same way in every session.';
+
+create function pgaudit_wf.follows_timezone(type oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$ select pgaudit_wf.output_settings(type, false) = array['timezone = ''UTC'''] $$;
+comment on function pgaudit_wf.follows_timezone(oid) is 'Whether the time zone is all that a value of the type, as JSON, depends on.';
 
 create function pgaudit_wf.optional_column(template text, column_name text, otherwise text) returns text
 language sql immutable parallel safe

@@ -62,6 +62,7 @@ as $$
             -- A composite of nulls "is null", and yet is a value.
             when (col).redacted then 'case when %1$I.%2$I is distinct from null then ''[redacted]'' end'
             when pgaudit_wf.holds_json((col).type) then 'pgaudit_wf.json_value(to_json(%1$I.%2$I))'
+            when pgaudit_wf.follows_timezone((col).type) then 'pgaudit_wf.utc_json(%1$I.%2$I)'
             else '%1$I.%2$I'
         end,
         record_name, (col).name)
@@ -105,9 +106,9 @@ $$;
 comment on function pgaudit_wf.key_condition(pgaudit_wf.attachment, text) is 'SQL condition that picks the row of an attached table with resource_id $1.';
 
 create function pgaudit_wf.bounded_key(key text) returns text
-language sql immutable parallel safe
+language sql stable parallel safe
 as $$
-    -- An index entry has to fit a third of a page.
+    -- An index entry has to fit a third of a page. Not immutable, as convert_to() is not: then it would not be inlined.
     select case when octet_length(key) > 1024 then 'sha256:' || encode(sha256(convert_to(key, 'UTF8')), 'hex') else key end
 $$;
 comment on function pgaudit_wf.bounded_key(text) is 'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
@@ -138,10 +139,14 @@ create function pgaudit_wf.row_expression(setting pgaudit_wf.attachment, record_
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format(case when exists (
-            select from pg_attribute
-            where attrelid = (setting).target and attnum > 0 and not attisdropped and pgaudit_wf.holds_json(atttypid))
-            then 'pgaudit_wf.json_row(%s)' else 'to_jsonb(%s)' end, record_name)
+    select format((
+            select case
+                when bool_or(pgaudit_wf.holds_json(atttypid)) then 'pgaudit_wf.json_row(%s)'
+                when bool_or(pgaudit_wf.follows_timezone(atttypid)) then 'pgaudit_wf.utc_row(%s)'
+                else 'to_jsonb(%s)'
+            end
+            from pg_attribute
+            where attrelid = (setting).target and attnum > 0 and not attisdropped), record_name)
         || coalesce((
             select format(' - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped
@@ -377,6 +382,9 @@ declare
             select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || (setting).org_column || (setting).label_column)))
             from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore)
+                -- utc_json() and utc_row() pin it where it is needed.
+                and (not pgaudit_wf.follows_timezone(atttypid) or pgaudit_wf.holds_json(atttypid)
+                    or attname = any ((setting).id_columns || (setting).org_column || (setting).label_column))
             -- The generic form does not know what columns will come.
             union all
             select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
