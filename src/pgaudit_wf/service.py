@@ -1,0 +1,269 @@
+"""What the jobs beside the database share: a loop or one run, signals, JSON logs, health, metrics.
+
+A job is a function that does a piece of work and says whether more is waiting. `Service` runs it
+under cron (once), systemd or Kubernetes (in a loop, until SIGTERM):
+
+    service = Service("maintain")
+    with json_logs():
+        service.run(job, once=once, interval=60, health_port=port)
+
+where `job(service)` looks at `service.stopping` between steps that may take long, and tells
+`service.alive()` that it still moves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import FrameType
+from typing import IO, Any
+
+import psycopg
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+LOGGER = logging.getLogger("pgaudit_wf")
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "job": getattr(record, "job", None) or record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        # In ASCII: a name with control characters in it stays a value on this one line.
+        return json.dumps(entry, default=str)
+
+
+@contextmanager
+def json_logs(stream: IO[str] | None = None, level: int = logging.INFO) -> Iterator[None]:
+    """Write this package's log as JSON, an object a line, to a stream (default: standard error)."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_JsonLines())
+    before = LOGGER.level, LOGGER.propagate
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(level)
+    LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.level, LOGGER.propagate = before
+
+
+class Service:
+    """A job, run once or in a loop, that can be asked how it is.
+
+    Args:
+        name: The job's name in logs and in the label `job` of metrics.
+        stall_seconds: After how long without a sign of life `/healthz` says that it hangs.
+
+    Attributes:
+        registry: Where the job registers metrics of its own.
+    """
+
+    def __init__(self, name: str, *, stall_seconds: float = 300.0) -> None:
+        self.name = name
+        self.registry = CollectorRegistry()
+        self._stall_seconds = stall_seconds
+        self._stop = threading.Event()
+        self._alive_at = time.monotonic()
+        self._problem: str | None = "has not finished its first run"
+        self._runs = Counter(
+            "pgaudit_wf_job_runs", "Runs of the job.", ["job", "result"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "pgaudit_wf_job_run_seconds",
+            "How long a run took.",
+            ["job"],
+            buckets=(0.01, 0.1, 1, 10, 60, 600, 3600),
+            registry=self.registry,
+        ).labels(name)
+        self._success = Gauge(
+            "pgaudit_wf_job_last_success_timestamp_seconds",
+            "When a run last ended well.",
+            ["job"],
+            registry=self.registry,
+        ).labels(name)
+        for result in ("succeeded", "failed"):
+            self._runs.labels(name, result)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the job was asked to end: finish the step at hand, begin no other."""
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """Ask the job to end after the step at hand."""
+        self._stop.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, at most until the job is asked to end; return whether it was."""
+        return self._stop.wait(seconds)
+
+    def alive(self) -> None:
+        """Tell the health check that the job still moves."""
+        self._alive_at = time.monotonic()
+
+    def log(self, message: str, *, level: int = logging.INFO, **fields: object) -> None:
+        """Write a line to the log; fields are never to hold values of rows or secrets."""
+        LOGGER.log(level, message, extra={"job": self.name, "fields": fields})
+
+    def run(
+        self,
+        job: Callable[[Service], bool],
+        *,
+        once: bool = False,
+        interval: float = 5.0,
+        health_port: int | None = None,
+        health_host: str = "127.0.0.1",
+    ) -> None:
+        """Run a job until there is nothing more to do (`once`), or until SIGTERM or SIGINT.
+
+        An error of the database or the network ends a single run; in a loop it is logged, and the
+        job tried again after a pause that grows to a minute. A second signal ends the process at
+        once.
+
+        Args:
+            job: Does a piece of work and returns whether more is waiting. It opens what it needs
+                by itself, so that a broken connection is replaced in the next run.
+            once: Stop when nothing more is waiting.
+            interval: Seconds between runs when nothing is waiting.
+            health_port: Serve /healthz, /readyz and /metrics on this port; 0 picks one, None: no.
+            health_host: The address to serve them on.
+
+        Raises:
+            OSError: The health check's port cannot be had.
+            psycopg.Error: What ended a single run.
+        """
+        health = nullcontext() if health_port is None else self._health(health_host, health_port)
+        with self._signals(), health:
+            self.log("started", once=once)
+            failures = 0
+            while not self.stopping:
+                try:
+                    more = self._run_once(job)
+                    failures = 0
+                except (psycopg.Error, OSError) as error:
+                    if once:
+                        raise
+                    failures += 1
+                    pause = min(60.0, interval * 2 ** min(failures - 1, 10))
+                    self.log(
+                        "run failed",
+                        level=logging.ERROR,
+                        retry_in_seconds=pause,
+                        **describe_error(error),
+                    )
+                    self.wait(pause)
+                    continue
+                if once and not more:
+                    break
+                if not more:
+                    self.wait(interval)
+            self.log("stopped", asked=self.stopping)
+
+    def _run_once(self, job: Callable[[Service], bool]) -> bool:
+        self.alive()
+        began = time.monotonic()
+        try:
+            more = job(self)
+        except BaseException as error:
+            self._problem = f"the last run failed: {type(error).__name__}"
+            self._runs.labels(self.name, "failed").inc()
+            raise
+        finally:
+            self._seconds.observe(time.monotonic() - began)
+            self.alive()
+        self._problem = None
+        self._runs.labels(self.name, "succeeded").inc()
+        self._success.set_to_current_time()
+        return more
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.getsignal(number) for number in numbers}
+
+        def ask(number: int, _frame: FrameType | None) -> None:
+            self.stop()
+            signal.signal(number, before[number])
+
+        for number in before:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def _health(self, host: str, port: int) -> Iterator[None]:
+        with ThreadingHTTPServer((host, port), _handler(self)) as server:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=[0.1], daemon=True).start()
+            self.log("health check", host=host, port=server.server_port)
+            try:
+                yield
+            finally:
+                server.shutdown()
+
+    def answer(self, path: str) -> tuple[int, str, bytes]:
+        """Answer a request to the health check: HTTP status, content type and body."""
+        if path == "/metrics":
+            return 200, CONTENT_TYPE_LATEST, generate_latest(self.registry)
+        if path == "/healthz":
+            silent = time.monotonic() - self._alive_at
+            problem = "no sign of life" if silent > self._stall_seconds else None
+        elif path == "/readyz":
+            problem = "is stopping" if self.stopping else self._problem
+        else:
+            return 404, "text/plain", b"there are /healthz, /readyz and /metrics\n"
+        return 503 if problem else 200, "text/plain", f"{problem or 'ok'}\n".encode()
+
+
+def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 5
+
+        def do_GET(self) -> None:
+            status, kind, body = service.answer(self.path.partition("?")[0])
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:  # noqa: ANN401 - the base class's signature
+            pass
+
+    return Handler
+
+
+def describe_error(error: BaseException) -> dict[str, str]:
+    """Return what may be logged of an error: its kind and code, and no text that holds values.
+
+    A driver's message quotes rows, and a connection's message may quote a password.
+    """
+    told = {"error": type(error).__name__}
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        told["sqlstate"] = error.sqlstate
+    elif isinstance(error, OSError) and error.errno is not None:
+        told["errno"] = str(error.errno)
+    return told
