@@ -37,8 +37,8 @@ comment on function pgaudit_wf.check_workflow_columns(pgaudit_wf.workflow_attach
 
 create function pgaudit_wf.attach_workflow(
     target regclass,
-    nodes_column text default 'nodes',
-    edges_column text default 'edges',
+    nodes_column text default null,
+    edges_column text default null,
     resource_type text default null,
     id_columns text[] default null,
     org_column text default null,
@@ -77,8 +77,8 @@ begin
         workflow.listed_column := case when 'listed' = any (columns_now) then 'listed' end;
     end if;
     workflow.target := attach_workflow.target;
-    workflow.nodes_column := attach_workflow.nodes_column;
-    workflow.edges_column := attach_workflow.edges_column;
+    workflow.nodes_column := coalesce(attach_workflow.nodes_column, workflow.nodes_column, 'nodes');
+    workflow.edges_column := coalesce(attach_workflow.edges_column, workflow.edges_column, 'edges');
     workflow.name_column := nullif(coalesce(attach_workflow.name_column, workflow.name_column), '');
     workflow.description_column := nullif(coalesce(attach_workflow.description_column, workflow.description_column), '');
     workflow.visibility_column := nullif(coalesce(attach_workflow.visibility_column, workflow.visibility_column), '');
@@ -98,7 +98,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.attach_workflow(regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[]) is
-    'attach() for a table that holds workflows: also keeps versions in workflow_history, one for every save that changes something meaningful in the graph (nodes_column, edges_column) or in name, description, visibility, enabled or the listing. '
+    'attach() for a table that holds workflows: also keeps versions in workflow_history, one for every save that changes something meaningful in the graph (nodes_column, edges_column: nodes and edges unless said otherwise) or in name, description, visibility, enabled or the listing. '
     'Events then carry content_hash in place of the graph. Enabling or listing an invalid definition is refused (PA301). The name, description, visibility, enabled and listed columns are taken by those names where they are there; '''' for none. '
     'Raises PA002 on a column that is missing or of the wrong type, and whatever attach() raises.';
 

@@ -1,7 +1,8 @@
 -- Workflows that were there before their table was attached get their first version.
 
 create function pgaudit_wf.backfill_workflows(
-    target regclass, after_id text default null, batch_size integer default 100, out examined integer, out written integer, out last_id text)
+    target regclass, after_id text default null, batch_size integer default 100, out examined integer, out written integer, out last_id text,
+    out refused jsonb)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -18,6 +19,7 @@ begin
     end if;
     examined := 0;
     written := 0;
+    refused := '[]';
     last_id := backfill_workflows.after_id;
     for last_id in execute format(
         'select %1$s as id from %2$s as w where $1 is null or %3$s > $1%4$s order by %3$s limit $2',
@@ -29,13 +31,19 @@ begin
     loop
         examined := examined + 1;
         continue when pgaudit_wf.newest_version(workflow.id_prefix || last_id) is not null;
-        written := written + pgaudit_wf.backfill_workflow(setting, workflow, last_id);
+        -- One malformed workflow must not hold up all the others.
+        begin
+            written := written + pgaudit_wf.backfill_workflow(setting, workflow, last_id);
+        exception
+            when sqlstate 'PA201' or sqlstate 'PA202' or sqlstate 'PA203' then
+                refused := refused || jsonb_build_object('workflow_id', workflow.id_prefix || last_id, 'message', sqlerrm);
+        end;
     end loop;
 end
 $$;
 comment on function pgaudit_wf.backfill_workflows(regclass, text, integer) is
     'Writes version 1 (source backfill) and a creation event (metadata.backfilled) for workflows that have no version yet: one batch, in the order of their ids, after after_id. '
-    'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
+    'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. Malformed ones, whose nodes are no array for instance, are left out and listed in refused ([{workflow_id, message}]). Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
 
 create function pgaudit_wf.backfill_workflow(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, id text) returns integer
 language plpgsql
