@@ -98,6 +98,33 @@ _BILLING = RequestContext(
 )
 
 
+_NODES = [
+    {
+        "id": "n1",
+        "type": "trigger",
+        "position": {"x": 0, "y": 0},
+        "data": {
+            "label": "Every morning",
+            "config": {"triggerType": "Schedule", "scheduleCron": "0 7 * * *"},
+        },
+    },
+    {
+        "id": "n2",
+        "type": "action",
+        "position": {"x": 0, "y": 160},
+        "data": {
+            "label": "Fetch new invoices",
+            "config": {
+                "actionType": "HTTP Request",
+                "endpoint": "https://mail.acme.example/invoices",
+                "httpMethod": "GET",
+            },
+        },
+    },
+]
+_EDGES = [{"id": "e1", "source": "n1", "target": "n2"}]
+
+
 @dataclass(frozen=True)
 class Day:
     """What is left of the day.
@@ -217,8 +244,8 @@ class _Application:
                 "update workflow set nodes = %s, edges = %s, description = 'Reads invoises'"
                 " where id = %s",
                 [
-                    Jsonb([{"id": "mail", "type": "trigger"}, {"id": "ocr", "type": "action"}]),
-                    Jsonb([{"id": "e1", "source": "mail", "target": "ocr"}]),
+                    Jsonb(_NODES),
+                    Jsonb(_EDGES),
                     workflow,
                 ],
             )
@@ -414,4 +441,4 @@ class _Application:
 
 
 def _secret() -> str:
-    return secrets.token_hex(16)
+    return f"demo-secret-{secrets.token_hex(16)}"

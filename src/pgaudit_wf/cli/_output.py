@@ -162,6 +162,8 @@ def _short(value: object) -> str:
     text = value if isinstance(value, str) else to_json(value)
     # A time is read at a glance without its fractions.
     text = re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(\+00:00)?$", r"\1 \2", text)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return shorten(text, 9)
     return shorten(text, 36)
 
 
@@ -234,10 +236,10 @@ def print_trail(
     out = console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("When", no_wrap=True, style="dim")
-    table.add_column("Who", overflow="fold", min_width=10)
+    table.add_column("Who", overflow="fold", min_width=_needed(map(who, entries), 22))
     if out.width >= _WIDE:
         table.add_column("What", no_wrap=True)
-        table.add_column("Resource", overflow="fold", min_width=12)
+        table.add_column("Resource", overflow="fold", min_width=_needed(map(resource, entries), 30))
         table.add_column("What changed", overflow="fold", min_width=12)
         table.add_column("From", overflow="fold", min_width=10)
     else:
@@ -255,6 +257,10 @@ def print_trail(
                 _lines(Text("  ").join((what(entry), resource(entry))), changes(entry)),
             )
     out.print(table)
+
+
+def _needed(texts: Iterable[Text], most: int) -> int:
+    return min(max((text.cell_len for text in texts), default=0), most)
 
 
 def _lines(first: Text, second: Text) -> Text:
