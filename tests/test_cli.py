@@ -41,8 +41,12 @@ class Result:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
     """Run a command in this process."""
+    # GNU readline, which pytest loads, puts a width of its own into the environment.
+    monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: str) -> Result:
         with pytest.raises(SystemExit) as caught:
