@@ -162,16 +162,18 @@ as $$
 #variable_conflict use_column
 declare
     run pgaudit_wf.execution_attachment;
+    prefix text;
 begin
     return query
         select 'version', t.workflow_id, t.version, null::text, t.created_at, t.org_id, t.actor_id, t.actor_name, t.auth_method, t.api_key_id
         from pgaudit_wf.workflow_timeline as t where t.content_hash = definition_usage.content_hash;
     for run in select e.* from pgaudit_wf.execution_attachment as e where has_table_privilege(e.target, 'select') loop
+        prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
         return query execute format(
-            'select ''run'', r.%1$I::text, null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1',
+            'select ''run'', $2 || r.%1$I::text, null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1',
             run.workflow_column, run.id_column, pgaudit_wf.optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'),
             pgaudit_wf.optional_column('r.%I::text', run.org_column, 'null::text'), run.type_column, run.label_column, run.target, run.hash_column)
-            using definition_usage.content_hash;
+            using definition_usage.content_hash, coalesce(prefix, '');
     end loop;
 end
 $$;
@@ -195,7 +197,7 @@ begin
     end if;
     prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
     return query execute format(
-        'select r.%1$I::text, r.%2$I::text, r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
+        'select r.%1$I::text, $2 || r.%2$I::text, r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
         -- The newest version with that definition when it ran.
         ' left join lateral (select h.version, h.snapshot from pgaudit_wf.workflow_history as h'
         '   where h.workflow_id = $2 || r.%2$I::text and h.content_hash = r.%5$I and (%6$s is null or h.created_at <= %6$s or h.version = 1)'
