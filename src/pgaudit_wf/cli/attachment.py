@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from psycopg import sql
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from pgaudit_wf.cli._base import (
     FAILED,
+    Connection,
     DatabaseArgument,
     DatabaseOption,
     JsonOption,
@@ -35,6 +37,48 @@ TableArgument = Annotated[
     typer.Argument(metavar="TABLE", help="The table as in SQL: public.invoice, 'sales.\"Order\"'."),
 ]
 
+ResourceTypeOption = Annotated[
+    str | None,
+    typer.Option(show_default=False, help="What a row is called in the log: the table's name."),
+]
+IdColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        show_default=False, help="Column that identifies a row, repeatable: the primary key."
+    ),
+]
+OrgColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        show_default=False,
+        help="Column with the organization: org_id or organization_id, if there.",
+    ),
+]
+LabelColumnOption = Annotated[
+    str | None,
+    typer.Option(show_default=False, help="Column whose value names a row for people."),
+]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        show_default=False, help="Column to leave out of the log, repeatable: updated_at."
+    ),
+]
+RedactOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        show_default=False,
+        help="Column with a secret, repeatable: the log tells when it changes, not its value.",
+    ),
+]
+OnFailureOption = Annotated[
+    Literal["abort", "warn"] | None,
+    typer.Option(
+        show_default=False,
+        help="abort: no change without its record. warn: let it through and count it.",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
@@ -44,47 +88,13 @@ def register(app: typer.Typer) -> None:
 
 def attach(
     table: TableArgument,
-    resource_type: Annotated[
-        str | None,
-        typer.Option(show_default=False, help="What a row is called in the log: the table's name."),
-    ] = None,
-    id_column: Annotated[
-        list[str] | None,
-        typer.Option(
-            show_default=False, help="Column that identifies a row, repeatable: the primary key."
-        ),
-    ] = None,
-    org_column: Annotated[
-        str | None,
-        typer.Option(
-            show_default=False,
-            help="Column with the organization: org_id or organization_id, if there.",
-        ),
-    ] = None,
-    label_column: Annotated[
-        str | None,
-        typer.Option(show_default=False, help="Column whose value names a row for people."),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(
-            show_default=False, help="Column to leave out of the log, repeatable: updated_at."
-        ),
-    ] = None,
-    redact: Annotated[
-        list[str] | None,
-        typer.Option(
-            show_default=False,
-            help="Column with a secret, repeatable: the log tells when it changes, not its value.",
-        ),
-    ] = None,
-    on_failure: Annotated[
-        Literal["abort", "warn"] | None,
-        typer.Option(
-            show_default=False,
-            help="abort: no change without its record. warn: let it through and count it.",
-        ),
-    ] = None,
+    resource_type: ResourceTypeOption = None,
+    id_column: IdColumnOption = None,
+    org_column: OrgColumnOption = None,
+    label_column: LabelColumnOption = None,
+    ignore: IgnoreOption = None,
+    redact: RedactOption = None,
+    on_failure: OnFailureOption = None,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -98,7 +108,7 @@ def attach(
         pgaudit-wf attach app.user --ignore last_seen_at --ignore updated_at
         pgaudit-wf attach app.user --label-column ''
     """
-    settings: dict[str, Any] = {
+    settings = {
         "resource_type": resource_type,
         "id_columns": without_empty(id_column),
         "org_column": org_column,
@@ -107,24 +117,33 @@ def attach(
         "redact": without_empty(redact),
         "on_failure": on_failure,
     }
-    given = {name: value for name, value in settings.items() if value is not None}
     with connect(database) as conn:
-        arguments = [
-            sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name))
-            for name in given
-        ]
-        row = conn.execute(
-            sql.SQL(
-                "select %(table)s::regclass::text from pgaudit_wf.attach(%(table)s::regclass{})"
-            ).format(sql.SQL("").join(arguments)),
-            {"table": table, **given},
-        ).fetchone()
-        found = [a for a in attached(conn) if row and a.table == row[0]]
+        name = call_attach(conn, "attach", table, settings)
+        found = [a for a in attached(conn) if a.table == name]
     if as_json:
         print_json(found[0])
         return
     console().print(f"Recording every change of {printable(found[0].table)}:")
     print_attachments(found, None)
+
+
+def call_attach(conn: Connection, function: str, table: str, settings: Mapping[str, object]) -> str:
+    """Call one of the database's attach functions with the settings that are not None.
+
+    Returns:
+        The table's name as the session has to write it.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    arguments = [
+        sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in given
+    ]
+    row = conn.execute(
+        sql.SQL("select %(table)s::regclass::text from {}(%(table)s::regclass{})").format(
+            sql.Identifier("pgaudit_wf", function), sql.SQL("").join(arguments)
+        ),
+        {"table": table, **given},
+    ).fetchone()
+    return str(row[0]) if row else table
 
 
 def detach(table: TableArgument, database: DatabaseOption = "") -> None:
