@@ -1112,7 +1112,7 @@ declare
     settings constant text := (
         select string_agg(distinct format(e'\nset %s', pinned), '')
         from (
-            select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || (setting).org_column || (setting).label_column)))
+            select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
             from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore)
                 -- utc_json() and utc_row() pin it where it is needed.
@@ -1686,6 +1686,26 @@ as $$
 $$;
 comment on function pgaudit_wf.descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent alters too.';
 
+create function pgaudit_wf.contains_type(type oid, wanted oid) returns boolean
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = contains_type.type);
+begin
+    return case
+        when info.oid = contains_type.wanted then true
+        when info.typtype = 'd' then pgaudit_wf.contains_type(info.typbasetype, contains_type.wanted)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.contains_type(info.typelem, contains_type.wanted)
+        when info.typtype = 'c' then exists (
+            select from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.contains_type(atttypid, contains_type.wanted))
+        else false
+    end;
+end
+$$;
+comment on function pgaudit_wf.contains_type(oid, oid) is 'Whether values of a type are or contain values of another, a row type.';
+
 create function pgaudit_wf.after_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -1705,7 +1725,11 @@ begin
             where a.form = 'compiled'
                 and (a.target = command.objid
                     or a.target in (select pgaudit_wf.descendants(command.objid))
-                    or a.target in (select relid from pg_partition_ancestors(command.objid)))
+                    or a.target in (select relid from pg_partition_ancestors(command.objid))
+                    or exists (
+                        select from pg_attribute
+                        where attrelid = a.target and attnum > 0 and not attisdropped and atttypid >= 16384
+                            and pgaudit_wf.contains_type(atttypid, (select reltype from pg_class where oid = command.objid))))
             order by a.target::oid
         loop
             -- Only RENAME COLUMN reports a column; it says the new name.
@@ -1714,7 +1738,7 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE and CREATE TABLE: recompiles the attached tables concerned.';
+comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: recompiles the attached tables concerned.';
 
 create function pgaudit_wf.after_drop() returns event_trigger
 language plpgsql security definer
@@ -1759,10 +1783,10 @@ comment on function pgaudit_wf.after_drop() is 'Event trigger: forgets attached 
 
 do $$
 begin
-    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
+    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
     create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
     alter event trigger pgaudit_wf_after_ddl enable always;
-    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE and CREATE TABLE.';
+    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE, ALTER TYPE and CREATE TABLE.';
     comment on event trigger pgaudit_wf_after_drop is 'Forgets attached tables that are dropped; recompiles those that lose a column by CASCADE.';
     alter event trigger pgaudit_wf_after_drop enable always;
 exception
@@ -1909,6 +1933,12 @@ create function pgaudit_wf.read_log(after text default null, max_events integer 
 returns table (cursor text, event pgaudit_wf.security_audit_log)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+-- The primary keys of the partitions give the order. A planner that guesses wrong, as it does on a fresh partition, would sort all
+-- that is left of the log for each batch.
+set enable_sort = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -3876,7 +3906,7 @@ create table pgaudit_wf.workflow_history (
     version integer not null,
     org_id text,
     source text not null,
-    snapshot jsonb not null,
+    snapshot jsonb,
     change jsonb not null,
     content_hash text not null,
     previous_version integer,
@@ -3888,7 +3918,9 @@ create table pgaudit_wf.workflow_history (
     api_key_id text default nullif(current_setting('app.api_key_id', true), ''),
     correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
     created_at timestamptz not null default clock_timestamp(),
+    pruned_at timestamptz,
     primary key (workflow_id, version),
+    constraint workflow_history_pruned check ((snapshot is null) = (pruned_at is not null)),
     constraint workflow_history_source check (source in ('create', 'update', 'listing', 'restore', 'backfill')),
     constraint workflow_history_chain check (
         (version = 1 and previous_version is null and previous_hash is null)
@@ -3900,7 +3932,7 @@ comment on column pgaudit_wf.workflow_history.workflow_id is 'Id of the workflow
 comment on column pgaudit_wf.workflow_history.version is '1, 2, 3, … without gaps.';
 comment on column pgaudit_wf.workflow_history.org_id is 'Organisation of the workflow.';
 comment on column pgaudit_wf.workflow_history.source is 'create, update, listing (its marketplace listing changed), restore, or backfill (older than its table''s attachment).';
-comment on column pgaudit_wf.workflow_history.snapshot is 'The version in full: name, description, visibility, enabled, nodes, edges as saved, canvas positions included.';
+comment on column pgaudit_wf.workflow_history.snapshot is 'The version in full: name, description, visibility, enabled, nodes, edges as saved, canvas positions included; null once pruned.';
 comment on column pgaudit_wf.workflow_history.change is 'version_diff() from the previous version, for people.';
 comment on column pgaudit_wf.workflow_history.content_hash is 'hash_definition() of nodes and edges.';
 comment on column pgaudit_wf.workflow_history.previous_version is 'version - 1; null for the first.';
@@ -3912,6 +3944,7 @@ comment on column pgaudit_wf.workflow_history.auth_method is 'How the actor sign
 comment on column pgaudit_wf.workflow_history.api_key_id is 'Id of the API key that was used, if any (app.api_key_id).';
 comment on column pgaudit_wf.workflow_history.correlation_id is 'Request it was saved in (app.correlation_id).';
 comment on column pgaudit_wf.workflow_history.created_at is 'When it was saved.';
+comment on column pgaudit_wf.workflow_history.pruned_at is 'When prune_history() let go of its snapshot; null while it is there.';
 
 create index workflow_history_hash on pgaudit_wf.workflow_history (content_hash);
 create index workflow_history_org on pgaudit_wf.workflow_history (org_id, created_at);
@@ -4081,7 +4114,8 @@ begin
     insert into pgaudit_wf.workflow_attachment select workflow.*;
     perform pgaudit_wf.attach(
         attach_workflow.target, attach_workflow.resource_type, attach_workflow.id_columns, attach_workflow.org_column,
-        coalesce(attach_workflow.label_column, workflow.name_column), attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure);
+        coalesce(attach_workflow.label_column, case when not exists (
+            select from pgaudit_wf.attachment as a where a.target = attach_workflow.target) then workflow.name_column end), attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure);
 end
 $$;
 comment on function pgaudit_wf.attach_workflow(regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[]) is
@@ -4534,16 +4568,18 @@ as $$
 #variable_conflict use_column
 declare
     run pgaudit_wf.execution_attachment;
+    prefix text;
 begin
     return query
         select 'version', t.workflow_id, t.version, null::text, t.created_at, t.org_id, t.actor_id, t.actor_name, t.auth_method, t.api_key_id
         from pgaudit_wf.workflow_timeline as t where t.content_hash = definition_usage.content_hash;
     for run in select e.* from pgaudit_wf.execution_attachment as e where has_table_privilege(e.target, 'select') loop
+        prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
         return query execute format(
-            'select ''run'', r.%1$I::text, null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1',
+            'select ''run'', $2 || r.%1$I::text, null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1',
             run.workflow_column, run.id_column, pgaudit_wf.optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'),
             pgaudit_wf.optional_column('r.%I::text', run.org_column, 'null::text'), run.type_column, run.label_column, run.target, run.hash_column)
-            using definition_usage.content_hash;
+            using definition_usage.content_hash, coalesce(prefix, '');
     end loop;
 end
 $$;
@@ -4567,7 +4603,7 @@ begin
     end if;
     prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
     return query execute format(
-        'select r.%1$I::text, r.%2$I::text, r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
+        'select r.%1$I::text, $2 || r.%2$I::text, r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
         -- The newest version with that definition when it ran.
         ' left join lateral (select h.version, h.snapshot from pgaudit_wf.workflow_history as h'
         '   where h.workflow_id = $2 || r.%2$I::text and h.content_hash = r.%5$I and (%6$s is null or h.created_at <= %6$s or h.version = 1)'
@@ -4831,6 +4867,481 @@ begin
 end
 $$;
 comment on function pgaudit_wf.reader_lag(text) is 'How many events a reader is behind, counted up to 1,000,000.';
+
+-- sql/core/340_retention.sql
+
+-- How long events and versions are kept, and the only way in which old ones leave.
+--
+-- Events leave a whole partition at a time, once archived (350_archive.sql): what is judged is the partition's end, so that each is
+-- touched once for each number of days in force. Rows under a longer policy than the rest of their month are carried over into a
+-- fresh partition in its place: a long policy for one organisation does not keep everybody's events.
+
+create table pgaudit_wf.retention_policy (
+    id bigint generated always as identity primary key,
+    action_pattern text not null default '*',
+    org_id text,
+    keep_days integer,
+    constraint retention_policy_scope unique nulls not distinct (action_pattern, org_id),
+    constraint retention_policy_action_pattern check (action_pattern <> ''),
+    constraint retention_policy_keep_days check (keep_days >= 30)
+);
+comment on table pgaudit_wf.retention_policy is
+    'How long events are kept. Of the policies that fit an event the most specific one holds: for its organisation before for all, then the longer pattern.';
+comment on column pgaudit_wf.retention_policy.id is 'Number of the policy.';
+comment on column pgaudit_wf.retention_policy.action_pattern is 'Actions it is for; * stands for any characters: api_key.*.';
+comment on column pgaudit_wf.retention_policy.org_id is 'Organisation it is for; null: all, and events without one.';
+comment on column pgaudit_wf.retention_policy.keep_days is 'Days, at least 30, that an event stays after the end of its month (UTC); null: for good.';
+insert into pgaudit_wf.retention_policy (keep_days) values (730);
+
+create table pgaudit_wf.version_policy (
+    org_id text unique nulls not distinct,
+    keep_versions integer,
+    keep_days integer not null default 90,
+    constraint version_policy_keep_versions check (keep_versions >= 1),
+    constraint version_policy_keep_days check (keep_days >= 30)
+);
+comment on table pgaudit_wf.version_policy is
+    'Which versions of workflows keep their snapshot: the newest ones, the young ones, and any that a run points at. Of the others the chain stays: number, hash, change, who and when.';
+comment on column pgaudit_wf.version_policy.org_id is 'Organisation it is for; null: all that have no policy of their own.';
+comment on column pgaudit_wf.version_policy.keep_versions is 'How many of a workflow''s newest versions keep it; null: all.';
+comment on column pgaudit_wf.version_policy.keep_days is 'Days, at least 30, for which every version keeps it.';
+insert into pgaudit_wf.version_policy (keep_versions) values (100);
+
+create function pgaudit_wf.record_policy_change() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgaudit_wf.record_event(tg_argv[0] || '.changed', tg_argv[0], null,
+        case when tg_op <> 'INSERT' then to_jsonb(old) end, case when tg_op <> 'DELETE' then to_jsonb(new) end);
+    return null;
+end
+$$;
+comment on function pgaudit_wf.record_policy_change() is 'Trigger: who changed how long things are kept is itself in the log.';
+create trigger record_change after insert or update or delete on pgaudit_wf.retention_policy
+    for each row execute function pgaudit_wf.record_policy_change('retention_policy');
+create trigger record_change after insert or update or delete on pgaudit_wf.version_policy
+    for each row execute function pgaudit_wf.record_policy_change('version_policy');
+alter table pgaudit_wf.retention_policy enable always trigger record_change;
+alter table pgaudit_wf.version_policy enable always trigger record_change;
+
+create function pgaudit_wf.matches_pattern(action text, pattern text) returns boolean
+language sql immutable strict parallel safe
+as $$
+    select action like replace(replace(replace(replace(pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%')
+$$;
+comment on function pgaudit_wf.matches_pattern(text, text) is 'Whether an action fits a pattern in which * stands for any characters.';
+
+create function pgaudit_wf.retention_days(action text, org_id text default null) returns integer
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select p.keep_days
+    from (
+        select p.keep_days, p.org_id, p.action_pattern from pgaudit_wf.retention_policy as p
+        where pgaudit_wf.matches_pattern(retention_days.action, p.action_pattern) and (p.org_id is null or p.org_id = retention_days.org_id)
+        -- Whoever deletes the default does not shorten anything.
+        union all values (730, null, '')
+    ) as p (keep_days, org_id, action_pattern)
+    order by p.org_id is null, length(replace(p.action_pattern, '*', '')) desc, strpos(p.action_pattern, '*') > 0, p.action_pattern desc
+    limit 1
+$$;
+comment on function pgaudit_wf.retention_days(text, text) is
+    'Days for which an event of that action and organisation is kept after the end of its month; null: for good.';
+
+create function pgaudit_wf.keeps_until(to_time timestamptz, keep_days integer) returns timestamptz
+language sql immutable parallel safe
+set timezone = 'UTC'
+as $$ select coalesce(to_time + make_interval(days => keep_days), 'infinity') $$;
+comment on function pgaudit_wf.keeps_until(timestamptz, integer) is 'When events of a month that ends then are out of the retention window.';
+
+create function pgaudit_wf.log_months() returns table (partition_name text, relation regclass, from_time timestamptz, to_time timestamptz)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select c.relname::text, c.oid::regclass, b.bound[1]::timestamptz, b.bound[2]::timestamptz
+    from pg_inherits as i
+    join pg_class as c on c.oid = i.inhrelid,
+    lateral (select regexp_match(pg_get_expr(c.relpartbound, c.oid), $bound$FROM \('(.+)'\) TO \('(.+)'\)$bound$) as bound) as b
+    where i.inhparent = 'pgaudit_wf.security_audit_log'::regclass and b.bound is not null
+    order by 3
+$$;
+comment on function pgaudit_wf.log_months() is 'The monthly partitions of the log, oldest first.';
+
+create function pgaudit_wf.month_of(partition_name text) returns table (relation regclass, from_time timestamptz, to_time timestamptz)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    return query select m.relation, m.from_time, m.to_time from pgaudit_wf.log_months() as m where m.partition_name = month_of.partition_name;
+    if not found then
+        raise exception '"%" is no monthly partition of the log', month_of.partition_name
+            using errcode = 'PA340', hint = 'pgaudit_wf.log_months() lists them.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.month_of(text) is 'A monthly partition of the log by name; raises PA340 if it is none.';
+
+create function pgaudit_wf.retention_groups(relation regclass, to_time timestamptz)
+returns table (action text, org_id text, events bigint, keep_until timestamptz)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query execute format(
+        'select g.action, g.org_id, g.events, pgaudit_wf.keeps_until($1, pgaudit_wf.retention_days(g.action, g.org_id))'
+        ' from (select l.action, l.org_id, count(*) as events from only %s as l group by 1, 2) as g', retention_groups.relation)
+        using retention_groups.to_time;
+end
+$$;
+comment on function pgaudit_wf.retention_groups(regclass, timestamptz) is 'What a month of the log holds by action and organisation, and until when each is kept.';
+
+create function pgaudit_wf.log_retention(at timestamptz default now())
+returns table (partition_name text, from_time timestamptz, to_time timestamptz, events bigint, expired_events bigint, keep_until timestamptz)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    month record;
+begin
+    if log_retention.at > now() then
+        raise exception 'retention is judged at the present or a past moment, not at %', log_retention.at using errcode = 'PA008';
+    end if;
+    for month in
+        select m.* from pgaudit_wf.log_months() as m
+        -- Counting takes a scan: only where a policy is short enough to let something go.
+        where pgaudit_wf.keeps_until(m.to_time, (select least(730, min(p.keep_days)) from pgaudit_wf.retention_policy as p)) <= log_retention.at
+    loop
+        return query
+            select month.partition_name, month.from_time, month.to_time, coalesce(sum(g.events), 0)::bigint,
+                coalesce(sum(g.events) filter (where g.keep_until <= log_retention.at), 0)::bigint,
+                coalesce(min(g.keep_until), pgaudit_wf.keeps_until(month.to_time, pgaudit_wf.retention_days('', null)))
+            from pgaudit_wf.retention_groups(month.relation, month.to_time) as g;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.log_retention(timestamptz) is
+    'The months of the log of which something may be out of the retention window: their events, how many of these are, and when the next of them is. Raises PA008 on a moment to come.';
+
+create function pgaudit_wf.empty_default_partition() returns table (partition_name text, events bigint)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+#variable_conflict use_column
+declare
+    late record;
+begin
+    for late in
+        select date_trunc('month', l.occurred_at)::date as month, count(*) as waiting
+        from only pgaudit_wf.security_audit_log_default as l
+        where isfinite(l.occurred_at)
+        group by 1 order by 1
+    loop
+        partition_name := pgaudit_wf.add_log_partition(late.month);
+        events := late.waiting;
+        if partition_name is not null then
+            return next;
+        end if;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.empty_default_partition() is
+    'Makes the partitions for events that wait in the default one, and moves them there; returns the partitions made and the events moved.';
+
+create function pgaudit_wf.prune(partition_name text) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+    month record;
+    total bigint;
+    expired bigint;
+    covered bigint;
+    archive_id bigint;
+    carried bigint := 0;
+    fresh constant text := 'carried_over_' || prune.partition_name;
+begin
+    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.add_log_partition'));
+    select * into month from pgaudit_wf.month_of(prune.partition_name);
+    -- Nothing can be added to it from here on; reading goes on.
+    execute format('lock table only %s in share mode', month.relation);
+    select coalesce(sum(g.events), 0), coalesce(sum(g.events) filter (where g.keep_until <= now()), 0) into total, expired
+    from pgaudit_wf.retention_groups(month.relation, month.to_time) as g;
+    if pgaudit_wf.keeps_until(month.to_time, 30) > now() or (total > 0 and expired = 0) then
+        raise exception '% is inside the retention window', prune.partition_name
+            using errcode = 'PA341', hint = 'pgaudit_wf.retention_policy says how long events are kept; nothing leaves before 30 days after the end of its month.';
+    end if;
+    covered := pgaudit_wf.archived_events(prune.partition_name);
+    if covered is distinct from total then
+        raise exception '% has % events, and % of them are archived', prune.partition_name, total, coalesce(covered, 0)
+            using errcode = 'PA342', hint = 'Archive it first: pgaudit-wf maintain --archive URL does both.';
+    end if;
+
+    if expired < total then
+        execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', fresh);
+        execute format(
+            'insert into pgaudit_wf.%I select l.* from only %s as l'
+            ' where array[l.action, l.org_id] in (select array[g.action, g.org_id] from pgaudit_wf.retention_groups($1, $2) as g where g.keep_until > now())',
+            fresh, month.relation) using month.relation, month.to_time;
+        get diagnostics carried = row_count;
+    end if;
+    update pgaudit_wf.archive as a set live_events = carried, pruned_at = now()
+    where a.id = (select max(newest.id) from pgaudit_wf.archive as newest where newest.partition_name = prune.partition_name);
+    if not found then
+        -- An empty month needs no file; that it went is noted all the same.
+        insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, pruned_at)
+        values (prune.partition_name, month.from_time, month.to_time, 0, 0, now());
+    end if;
+    execute format('drop table %s', month.relation);
+    if carried > 0 then
+        execute format('alter table pgaudit_wf.%I rename to %I', fresh, prune.partition_name);
+        execute format('comment on table pgaudit_wf.%I is %L', prune.partition_name,
+            format('Events of %s (UTC) that are kept longer than the rest of that month.', to_char(month.from_time, 'YYYY-MM')));
+        execute format('alter table pgaudit_wf.security_audit_log attach partition pgaudit_wf.%I for values from (%L) to (%L)',
+            prune.partition_name, month.from_time, month.to_time);
+        perform pgaudit_wf.guard_log_partition(prune.partition_name);
+    end if;
+    return total - carried;
+end
+$$;
+comment on function pgaudit_wf.prune(text) is
+    'Removes a month of the log that is archived and out of the retention window, and returns how many events that were; those under a longer policy stay, in a fresh partition of that month. '
+    'Raises PA340 if it is no month of the log, PA341 inside the window or less than 30 days after its end, PA342 if it holds an event that is not archived.';
+
+create function pgaudit_wf.prunable_versions_query() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Tables of runs differ from one application to the next; what they point at stays.
+    select 'with policy as ('
+        '     select w.workflow_id, w.newest, coalesce(own.keep_versions, common.keep_versions) as keep_versions,'
+        '         coalesce(own.keep_days, common.keep_days) as keep_days, own.org_id is not null as has_own, own.keep_versions as own_keep_versions'
+        '     from (select distinct on (h.workflow_id) h.workflow_id, h.version as newest, h.org_id from pgaudit_wf.workflow_history as h order by h.workflow_id, h.version desc) as w'
+        '     left join pgaudit_wf.version_policy as own on own.org_id = w.org_id'
+        '     left join pgaudit_wf.version_policy as common on common.org_id is null)'
+        ' select h.workflow_id, h.version from pgaudit_wf.workflow_history as h'
+        ' join policy as p on p.workflow_id = h.workflow_id'
+        ' where h.pruned_at is null'
+        '     and h.version <= p.newest - case when p.has_own then p.own_keep_versions else p.keep_versions end'
+        '     and h.created_at < now() - make_interval(days => p.keep_days)'
+        || coalesce(string_agg(format(' and not exists (select from %s as run where run.%I = h.content_hash)', e.target, e.hash_column), '' order by e.target::oid), '')
+        || ' order by h.workflow_id, h.version'
+    from pgaudit_wf.execution_attachment as e
+$$;
+comment on function pgaudit_wf.prunable_versions_query() is 'Query for the versions whose snapshot no policy and no run keeps.';
+
+create function pgaudit_wf.prunable_versions() returns bigint
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_versions bigint;
+begin
+    execute 'select count(*) from (' || pgaudit_wf.prunable_versions_query() || ') as v' into found_versions;
+    return found_versions;
+end
+$$;
+comment on function pgaudit_wf.prunable_versions() is 'How many versions prune_history() would let go of.';
+
+create function pgaudit_wf.prune_history(max_versions integer default 1000) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    pruned bigint;
+begin
+    if coalesce(prune_history.max_versions, 0) < 1 then
+        raise exception 'max_versions must be at least 1' using errcode = 'PA008';
+    end if;
+    alter table pgaudit_wf.workflow_history disable trigger append_only;
+    execute 'update pgaudit_wf.workflow_history as h set snapshot = null, pruned_at = now() from ('
+        || pgaudit_wf.prunable_versions_query() || ' limit $1) as v where h.workflow_id = v.workflow_id and h.version = v.version'
+        using prune_history.max_versions;
+    get diagnostics pruned = row_count;
+    alter table pgaudit_wf.workflow_history enable always trigger append_only;
+    return pruned;
+end
+$$;
+comment on function pgaudit_wf.prune_history(integer) is
+    'Lets go of the snapshots of up to max_versions versions that version_policy no longer keeps and no run points at; returns how many. Numbers, hashes, changes, authors and times stay, so the chain still verifies. '
+    'Call it until it returns less than max_versions. Raises PA008 on a wrong argument.';
+
+-- DROP TABLE and DETACH would be the side door of an append-only log.
+create function pgaudit_wf.refuse_drop() returns event_trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+    gone record;
+    month timestamptz;
+begin
+    for gone in
+        select d.object_name, d.object_identity from pg_event_trigger_dropped_objects() as d
+        where d.schema_name = 'pgaudit_wf' and d.object_type = 'table'
+            and d.object_name ~ '^(security_audit_log(_y\d{4}m\d{2}|_default)?|workflow_history|attachment_history|archive|erasure|erased_event)$'
+    loop
+        month := to_timestamp(substring(gone.object_name from 'y(\d{4}m\d{2})$'), 'YYYY"m"MM');
+        -- A month to come holds nothing; one that prune() takes is noted in its transaction, and no earlier than it may be.
+        if month > now() or exists (
+            select from pgaudit_wf.archive as a
+            where a.partition_name = gone.object_name and a.from_time = month and a.pruned_at = now()) then
+            continue;
+        end if;
+        raise exception '% is part of the audit trail and cannot be dropped', gone.object_identity
+            using errcode = 'PA343', hint = 'Old events leave by pgaudit_wf.prune(); pgaudit-wf migrate --to 0 removes the audit schema as a whole.';
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.refuse_drop() is 'Event trigger: raises PA343 when a part of the audit trail is dropped by anything but prune().';
+
+create function pgaudit_wf.refuse_detach() returns event_trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    stray text;
+begin
+    -- What has the log's guard must be in its place and carry its name, or the next step could take it away.
+    select c.oid::regclass::text into stray
+    from pg_class as c
+    join pg_trigger as t on t.tgrelid = c.oid and t.tgname = 'append_only'
+    left join pg_inherits as i on i.inhrelid = c.oid
+    where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind = 'r'
+        and (c.relname ~ '^security_audit_log_' or i.inhparent = 'pgaudit_wf.security_audit_log'::regclass)
+        and (i.inhparent is null or i.inhdetachpending
+            or not (c.relname = 'security_audit_log_default'
+                or pg_get_expr(c.relpartbound, c.oid) ~ ('FROM \(''' || replace(substring(c.relname from '_y(\d{4}m\d{2})$'), 'm', '-'))))
+    limit 1;
+    if stray is not null then
+        raise exception '% is part of the audit trail and can be neither detached nor renamed', stray
+            using errcode = 'PA343', hint = 'Old events leave by pgaudit_wf.prune().';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.refuse_detach() is 'Event trigger: raises PA343 when a partition of the log is detached or renamed.';
+
+do $$
+begin
+    create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED') execute function pgaudit_wf.refuse_drop();
+    create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE') execute function pgaudit_wf.refuse_detach();
+    alter event trigger pgaudit_wf_refuse_drop enable always;
+    alter event trigger pgaudit_wf_refuse_detach enable always;
+    comment on event trigger pgaudit_wf_refuse_drop is 'Keeps the tables of the audit trail from being dropped by anything but prune().';
+    comment on event trigger pgaudit_wf_refuse_detach is 'Keeps partitions of the log from being detached or renamed.';
+exception
+    when insufficient_privilege then
+        raise notice '% may not create event triggers: nothing keeps the owner from dropping a partition of the log', current_user;
+end
+$$;
+
+-- sql/core/350_archive.sql
+
+-- Which months of the log lie in files, and where.
+
+create table pgaudit_wf.archive (
+    id bigint generated always as identity primary key,
+    partition_name text not null,
+    from_time timestamptz not null,
+    to_time timestamptz not null,
+    events bigint not null,
+    live_events bigint not null,
+    first_id bigint,
+    last_id bigint,
+    url text,
+    sha256 text,
+    manifest jsonb,
+    archived_at timestamptz not null default now(),
+    pruned_at timestamptz,
+    constraint archive_file check ((events > 0) = (url is not null and sha256 is not null and manifest is not null)),
+    constraint archive_sha256 check (sha256 ~ '^[0-9a-f]{64}$'),
+    constraint archive_live_events check (live_events between 0 and events),
+    constraint archive_window check (pruned_at >= pgaudit_wf.keeps_until(to_time, 30))
+);
+comment on table pgaudit_wf.archive is 'Months of the log that were written to files: written by record_archive(), prune() and replace_archive() only.';
+comment on column pgaudit_wf.archive.id is 'Number of the archive; the newest of a month is the one that covers it.';
+comment on column pgaudit_wf.archive.partition_name is 'The partition.';
+comment on column pgaudit_wf.archive.from_time is 'Start of its month.';
+comment on column pgaudit_wf.archive.to_time is 'End of its month, exclusive.';
+comment on column pgaudit_wf.archive.events is 'Events in the file.';
+comment on column pgaudit_wf.archive.live_events is 'How many of them are in the database too: all until the month is pruned, then those under a longer policy.';
+comment on column pgaudit_wf.archive.first_id is 'Lowest id of an event in it.';
+comment on column pgaudit_wf.archive.last_id is 'Highest id of an event in it.';
+comment on column pgaudit_wf.archive.url is 'Where the Parquet file is: a path, or a URL as fsspec takes it; null for an empty month, which has none.';
+comment on column pgaudit_wf.archive.sha256 is 'SHA-256 of the file, in hex.';
+comment on column pgaudit_wf.archive.manifest is 'The manifest, as it lies beside the file.';
+comment on column pgaudit_wf.archive.archived_at is 'When it was archived.';
+comment on column pgaudit_wf.archive.pruned_at is 'When its month was last pruned.';
+create index archive_partition on pgaudit_wf.archive (partition_name, id);
+
+-- What was archived is a fact; only how much of it is still live, and what an erasure rewrote, may change.
+create trigger append_only before delete or truncate on pgaudit_wf.archive
+    for each statement execute function pgaudit_wf.refuse_change();
+create trigger append_only_row before update of id, partition_name, from_time, to_time, events, first_id, last_id, archived_at on pgaudit_wf.archive
+    for each statement execute function pgaudit_wf.refuse_change();
+alter table pgaudit_wf.archive enable always trigger append_only, enable always trigger append_only_row;
+
+create function pgaudit_wf.archived_events(partition_name text) returns bigint
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- An empty month has nothing to archive.
+    select coalesce(
+        (select a.live_events from pgaudit_wf.archive as a where a.partition_name = archived_events.partition_name order by a.id desc limit 1), 0)
+$$;
+comment on function pgaudit_wf.archived_events(text) is 'How many of a month''s live events its newest archive covers; as the log only grows, it covers all if it is as many as there are.';
+
+create function pgaudit_wf.record_archive(partition_name text, url text, sha256 text, manifest jsonb) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    month record;
+    counted record;
+    archive_id bigint;
+begin
+    select * into month from pgaudit_wf.month_of(record_archive.partition_name);
+    execute format('select count(*) as events, min(id) as first_id, max(id) as last_id from only %s', month.relation) into counted;
+    if counted.events = 0
+        or counted.events is distinct from (record_archive.manifest ->> 'events')::bigint
+        or counted.first_id is distinct from (record_archive.manifest ->> 'first_id')::bigint
+        or counted.last_id is distinct from (record_archive.manifest ->> 'last_id')::bigint then
+        raise exception 'the manifest does not fit %: it says % events with ids from % to %, and there are % from % to %', record_archive.partition_name,
+            record_archive.manifest ->> 'events', record_archive.manifest ->> 'first_id', record_archive.manifest ->> 'last_id',
+            counted.events, counted.first_id, counted.last_id
+            using errcode = 'PA350', hint = 'Archive the partition again.';
+    end if;
+    insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, first_id, last_id, url, sha256, manifest)
+    values (record_archive.partition_name, month.from_time, month.to_time, counted.events, counted.events, counted.first_id, counted.last_id,
+        record_archive.url, record_archive.sha256, record_archive.manifest)
+    returning id into archive_id;
+    return archive_id;
+end
+$$;
+comment on function pgaudit_wf.record_archive(text, text, text, jsonb) is
+    'Notes that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. Raises PA340 if it is no month of the log, PA350 if the manifest''s counts are not the partition''s.';
+
+create function pgaudit_wf.replace_archive(id bigint, sha256 text, manifest jsonb) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update pgaudit_wf.archive as a set sha256 = replace_archive.sha256, manifest = replace_archive.manifest
+    where a.id = replace_archive.id
+        and (a.events, a.first_id, a.last_id) = (
+            (replace_archive.manifest ->> 'events')::bigint, (replace_archive.manifest ->> 'first_id')::bigint, (replace_archive.manifest ->> 'last_id')::bigint);
+    if not found then
+        raise exception 'there is no archive % with the counts of that manifest', replace_archive.id
+            using errcode = 'PA350', hint = 'An erasure rewrites values in the file, and takes no event away.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.replace_archive(bigint, text, jsonb) is
+    'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. Raises PA350 if the counts changed.';
 
 -- sql/core/900_grants.sql
 

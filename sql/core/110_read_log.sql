@@ -61,6 +61,12 @@ create function pgaudit_wf.read_log(after text default null, max_events integer 
 returns table (cursor text, event pgaudit_wf.security_audit_log)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+-- The primary keys of the partitions give the order. A planner that guesses wrong, as it does on a fresh partition, would sort all
+-- that is left of the log for each batch.
+set enable_sort = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
