@@ -25,14 +25,23 @@ def main() -> None:
         description="Measure what auditing costs, side by side with a bare trigger and "
         "django-pghistory. benchmarks/README.md says how to read the tables.",
     )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(names))
-    parser.add_argument("--pg", type=int, default=os.environ.get("PG") or None, metavar="MAJOR",
-                        help="major version of the server (default: $PG, else the embedded one)")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=9, help="runs of each variant (default: 9)")
-    parser.add_argument("--seconds", type=int, default=1, help="length of a run (default: 1)")
-    parser.add_argument("--synchronous-commit", action="store_true",
-                        help="wait for the disk at each commit, as PostgreSQL does by default")  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
+    add = parser.add_argument
+    add("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(names))
+    add(
+        "--pg",
+        type=int,
+        metavar="MAJOR",
+        default=os.environ.get("PG") or None,
+        help="major version of the server (default: $PG, else the embedded one)",
+    )
+    add("--rounds", type=int, default=9, help="runs of each variant (default: %(default)s)")
+    add("--seconds", type=int, default=1, help="length of a run (default: %(default)s)")
+    add(
+        "--synchronous-commit",
+        action="store_true",
+        help="wait for the disk at each commit, as PostgreSQL does by default",
+    )
+    add("--json", type=Path, metavar="FILE", help="also write all numbers there")
     arguments = parser.parse_args()
     if unknown := set(arguments.scenarios) - set(names):
         parser.error(f"there is no scenario {', '.join(sorted(unknown))}; there are {names}")
@@ -53,7 +62,7 @@ def main() -> None:
         title = (
             f"PostgreSQL {server.binaries.major}, synchronous_commit "
             f"{'on' if arguments.synchronous_commit else 'off'}, {arguments.rounds} rounds of "
-            f"{arguments.seconds} s, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start"
+            f"{arguments.seconds} s, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} before"
         )
         print(f"## {title}\n", flush=True)
         if server.pid:

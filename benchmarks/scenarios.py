@@ -100,12 +100,8 @@ SCENARIOS = (
     Scenario("touch", "touch of an ignored column", ITEM, TOUCH),
     Scenario("insert", "insert of one row", ITEM, INSERT),
     Scenario("delete-insert", "delete of one row and its insert", ITEM, DELETE_INSERT),
-    Scenario(
-        "update-1000", "update of 1,000 rows in one statement", ITEM, UPDATE_ALL, rows=1_000
-    ),
-    Scenario(
-        "touch-1000", "touch of 1,000 rows in one statement", ITEM, TOUCH_ALL, rows=1_000
-    ),
+    Scenario("update-1000", "update of 1,000 rows in one statement", ITEM, UPDATE_ALL, rows=1_000),
+    Scenario("touch-1000", "touch of 1,000 rows in one statement", ITEM, TOUCH_ALL, rows=1_000),
     Scenario(
         "rename-100k", "rename beside 100 KiB of untouched jsonb", RANDOM.format(rows=100), RENAME
     ),
