@@ -16,7 +16,7 @@ attached workflow table, as in `pgaudit_wf.workflow_history`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, overload
 
@@ -93,6 +93,20 @@ class NodeChange(NodeRef):
     fields: tuple[FieldChange, ...]
     configuration: tuple[ConfigurationChange, ...]
 
+    def as_json(self) -> dict[str, Json]:
+        """Return the node as `pgaudit_wf.version_diff()` writes it."""
+        deltas: list[dict[str, Json]] = [asdict(change) for change in self.fields]
+        if self.configuration:
+            changes = [asdict(change) for change in self.configuration]
+            deltas.append({"field": "configuration", "changes": changes})
+        return {
+            "id": self.id,
+            "label": self.label,
+            "node_type": self.node_type,
+            "action_type": self.action_type,
+            "deltas": deltas,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Connected:
@@ -104,6 +118,17 @@ class Connected:
     target_id: str | None
     source_handle: str | None
     target_handle: str | None
+
+    def as_json(self) -> dict[str, Json]:
+        """Return the connection as `pgaudit_wf.version_diff()` writes it."""
+        handles = {"source_handle": self.source_handle, "target_handle": self.target_handle}
+        return {
+            "from": self.source,
+            "to": self.target,
+            **{name: handle for name, handle in handles.items() if handle is not None},
+            "from_id": self.source_id,
+            "to_id": self.target_id,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +158,18 @@ class VersionDiff:
             connections_removed=tuple(map(_connected, diff["connections_removed"])),
             has_changes=diff["has_changes"],
         )
+
+    def as_json(self) -> dict[str, Json]:
+        """Return the diff as `pgaudit_wf.version_diff()` writes it, for programs."""
+        return {
+            "settings": [asdict(change) for change in self.settings],
+            "nodes_added": [asdict(node) for node in self.nodes_added],
+            "nodes_removed": [asdict(node) for node in self.nodes_removed],
+            "nodes_changed": [node.as_json() for node in self.nodes_changed],
+            "connections_added": [link.as_json() for link in self.connections_added],
+            "connections_removed": [link.as_json() for link in self.connections_removed],
+            "has_changes": self.has_changes,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from pgaudit_wf.cli import attachment, demo, schema, trail
+from pgaudit_wf.cli import attachment, demo, schema, trail, version, workflow
 from pgaudit_wf.cli._base import Commands, help_text
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"pgaudit-wf {version('pgaudit-wf')}")
+        typer.echo(f"pgaudit-wf {metadata.version('pgaudit-wf')}")
         raise typer.Exit
 
 
@@ -40,6 +40,7 @@ def main(
         pgaudit-wf migrate postgresql://…      install it in a database
         pgaudit-wf attach public.invoice       record every change of a table from now on
         pgaudit-wf log -f                      watch the trail
+        pgaudit-wf history WORKFLOW            what became of a workflow, version by version
         pgaudit-wf doctor                      check that all is still recorded
 
     The database is named by [bold]-d[/], else by the environment variable PGAUDIT_WF_DATABASE,
@@ -55,5 +56,5 @@ def main(
 
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
-for subject in (demo, schema, attachment, trail):
+for subject in (demo, schema, attachment, trail, workflow, version):
     subject.register(app)
