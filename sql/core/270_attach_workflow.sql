@@ -94,7 +94,8 @@ begin
     insert into pgaudit_wf.workflow_attachment select workflow.*;
     perform pgaudit_wf.attach(
         attach_workflow.target, attach_workflow.resource_type, attach_workflow.id_columns, attach_workflow.org_column,
-        coalesce(attach_workflow.label_column, workflow.name_column), attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure);
+        coalesce(attach_workflow.label_column, case when not exists (
+            select from pgaudit_wf.attachment as a where a.target = attach_workflow.target) then workflow.name_column end), attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure);
 end
 $$;
 comment on function pgaudit_wf.attach_workflow(regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[]) is

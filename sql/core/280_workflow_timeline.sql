@@ -198,10 +198,11 @@ begin
     prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
     return query execute format(
         'select r.%1$I::text, $2 || r.%2$I::text, r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
-        -- The newest version with that definition when it ran.
+        -- The newest version with that definition when it ran; its clock may be the application's, or its transaction's beginning.
         ' left join lateral (select h.version, h.snapshot from pgaudit_wf.workflow_history as h'
-        '   where h.workflow_id = $2 || r.%2$I::text and h.content_hash = r.%5$I and (%6$s is null or h.created_at <= %6$s or h.version = 1)'
-        '   order by h.version desc limit 1) as v on true'
+        '   cross join lateral (select coalesce(h.created_at <= %6$s, true) as was_there) as t'
+        '   where h.workflow_id = $2 || r.%2$I::text and h.content_hash = r.%5$I'
+        '   order by was_there desc, case when was_there then - h.version else h.version end limit 1) as v on true'
         ' where r.%1$I = $1::%9$s',
         run.id_column, run.workflow_column, run.type_column, run.label_column, run.hash_column,
         pgaudit_wf.optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'), pgaudit_wf.optional_column('r.%I::text', run.org_column, 'null::text'),
