@@ -379,7 +379,7 @@ declare
     settings constant text := (
         select string_agg(distinct format(e'\nset %s', pinned), '')
         from (
-            select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || (setting).org_column || (setting).label_column)))
+            select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
             from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore)
                 -- utc_json() and utc_row() pin it where it is needed.

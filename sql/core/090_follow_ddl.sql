@@ -123,6 +123,26 @@ as $$
 $$;
 comment on function pgaudit_wf.descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent alters too.';
 
+create function pgaudit_wf.contains_type(type oid, wanted oid) returns boolean
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = contains_type.type);
+begin
+    return case
+        when info.oid = contains_type.wanted then true
+        when info.typtype = 'd' then pgaudit_wf.contains_type(info.typbasetype, contains_type.wanted)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.contains_type(info.typelem, contains_type.wanted)
+        when info.typtype = 'c' then exists (
+            select from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.contains_type(atttypid, contains_type.wanted))
+        else false
+    end;
+end
+$$;
+comment on function pgaudit_wf.contains_type(oid, oid) is 'Whether values of a type are or contain values of another, a row type.';
+
 create function pgaudit_wf.after_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -142,7 +162,11 @@ begin
             where a.form = 'compiled'
                 and (a.target = command.objid
                     or a.target in (select pgaudit_wf.descendants(command.objid))
-                    or a.target in (select relid from pg_partition_ancestors(command.objid)))
+                    or a.target in (select relid from pg_partition_ancestors(command.objid))
+                    or exists (
+                        select from pg_attribute
+                        where attrelid = a.target and attnum > 0 and not attisdropped and atttypid >= 16384
+                            and pgaudit_wf.contains_type(atttypid, (select reltype from pg_class where oid = command.objid))))
             order by a.target::oid
         loop
             -- Only RENAME COLUMN reports a column; it says the new name.
@@ -151,7 +175,7 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE and CREATE TABLE: recompiles the attached tables concerned.';
+comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: recompiles the attached tables concerned.';
 
 create function pgaudit_wf.after_drop() returns event_trigger
 language plpgsql security definer
@@ -196,10 +220,10 @@ comment on function pgaudit_wf.after_drop() is 'Event trigger: forgets attached 
 
 do $$
 begin
-    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
+    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
     create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
     alter event trigger pgaudit_wf_after_ddl enable always;
-    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE and CREATE TABLE.';
+    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE, ALTER TYPE and CREATE TABLE.';
     comment on event trigger pgaudit_wf_after_drop is 'Forgets attached tables that are dropped; recompiles those that lose a column by CASCADE.';
     alter event trigger pgaudit_wf_after_drop enable always;
 exception
