@@ -63,26 +63,30 @@ language sql immutable strict parallel safe
 as $$ select '%' || replace(replace(replace(text_part, '\', '\\'), '%', '\%'), '_', '\_') || '%' $$;
 comment on function pgaudit_wf.like_pattern(text) is 'LIKE pattern for a text that contains the given one, taken literally.';
 
-create function pgaudit_wf.present_actors(actor_ids text[], org_id text, restricted boolean)
-returns table (actor_id text, name text, email text, role text)
+create function pgaudit_wf.present_actors(actor_ids text[], org_ids text[], restricted boolean)
+returns table (actor_id text, org_id text, name text, email text, role text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
     if present_actors.restricted then
-        return query select d.* from pgaudit_wf.describe_actors(present_actors.org_id, present_actors.actor_ids) as d;
+        -- Row-level security has left one organisation.
+        return query
+            select d.actor_id, asked.org_id, d.name, d.email, d.role
+            from (select org_id from unnest(present_actors.org_ids) as org (org_id) where org_id is not null limit 1) as asked,
+            lateral pgaudit_wf.describe_actors(asked.org_id, present_actors.actor_ids) as d;
     else
         return query
-            select d.actor_id, d.name, d.email, (
-                select m.role from pgaudit_wf.org_member as m where m.actor_id = d.actor_id and m.org_id = present_actors.org_id limit 1)
-            from pgaudit_wf.actor_directory as d
-            where d.actor_id = any (present_actors.actor_ids);
+            select asked.actor_id, asked.org_id, d.name, d.email, (
+                select m.role from pgaudit_wf.org_member as m where m.actor_id = asked.actor_id and m.org_id = asked.org_id limit 1)
+            from (select distinct pair.actor_id, pair.org_id from unnest(present_actors.actor_ids, present_actors.org_ids) as pair (actor_id, org_id)) as asked
+            join pgaudit_wf.actor_directory as d on d.actor_id = asked.actor_id;
     end if;
 end
 $$;
-comment on function pgaudit_wf.present_actors(text[], text, boolean) is
-    'Present names of the actors of a page of the trail, as far as the caller may see them.';
+comment on function pgaudit_wf.present_actors(text[], text[], boolean) is
+    'Present names of the actors of a page of the trail, with their roles in the events'' organisations, as far as the caller may see them: $1 actors, $2 organisations, pairwise.';
 
 create function pgaudit_wf.present_names(resource_types text[], resource_ids text[], org_id text, restricted boolean)
 returns table (resource_type text, resource_id text, name text)
@@ -175,7 +179,8 @@ begin
         with event as (
             select e.* from unnest(page) as e
         ), actor as (
-            select d.* from pgaudit_wf.present_actors(array(select distinct e.actor_id from event as e), org, restricted) as d
+            select d.* from pgaudit_wf.present_actors(
+                array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), restricted) as d
         ), resource as (
             select n.* from pgaudit_wf.present_names(
                 array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org, restricted) as n
@@ -186,7 +191,7 @@ begin
             e.outcome::text, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
             pgaudit_wf.trail_cursor(e.occurred_at, e.id)
         from event as e
-        left join actor on actor.actor_id = e.actor_id
+        left join actor on actor.actor_id = e.actor_id and actor.org_id is not distinct from e.org_id
         left join resource on resource.resource_type = e.resource_type and resource.resource_id = e.resource_id
         order by e.occurred_at desc, e.id desc;
 end

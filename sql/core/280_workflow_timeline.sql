@@ -5,7 +5,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return (select a.name from pgaudit_wf.present_actors(array[actor_name.actor_id], actor_name.org_id,
+    return (select a.name from pgaudit_wf.present_actors(array[actor_name.actor_id], array[actor_name.org_id],
         row_security_active('pgaudit_wf.workflow_history')) as a limit 1);
 end
 $$;
@@ -125,22 +125,28 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     kept jsonb;
+    hash text;
 begin
     if has_table_privilege('pgaudit_wf.workflow_history', 'select') then
-        select h.snapshot into kept from pgaudit_wf.workflow_history as h
+        select h.snapshot, h.content_hash into kept, hash from pgaudit_wf.workflow_history as h
         where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version;
     else
-        select s.snapshot into kept from pgaudit_wf.org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
+        select s.snapshot, s.content_hash into kept, hash
+        from pgaudit_wf.org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
     end if;
-    if kept is null then
+    if hash is null then
         raise exception 'there is no version % of workflow %', version_snapshot.version, version_snapshot.workflow_id
             using errcode = 'PA302', hint = 'See pgaudit_wf.workflow_timeline; another organisation''s workflows do not show.';
+    end if;
+    if kept is null then
+        raise exception 'the snapshot of version % of workflow % was pruned', version_snapshot.version, version_snapshot.workflow_id
+            using errcode = 'PA344', hint = 'What it changed, its hash and its author are still in pgaudit_wf.workflow_timeline; pgaudit_wf.version_policy says which snapshots stay.';
     end if;
     return kept;
 end
 $$;
 comment on function pgaudit_wf.version_snapshot(text, integer) is
-    'A version in full: {name, description, visibility, enabled, nodes, edges}. Raises PA302 if there is none, or none that the caller may see.';
+    'A version in full: {name, description, visibility, enabled, nodes, edges}. Raises PA302 if there is none, or none that the caller may see, PA344 if its snapshot was pruned.';
 
 create function pgaudit_wf.compare_versions(workflow_id text, before integer, after integer) returns jsonb
 language sql stable
