@@ -1,5 +1,13 @@
 -- generated from sql/ by make migration: edit sql/, not this
 
+delete from pgaudit_wf.limit_condition as t
+using (
+values
+    ('api_key', 'revoked_at is null')
+) as v (resource_type, condition)
+where t.resource_type is not distinct from v.resource_type
+  and t.condition is not distinct from v.condition;
+
 create or replace view pgaudit_wf.credential_directory as
 select
     null::text as credential_id,

@@ -597,4 +597,11 @@ select
     api_key.key_prefix as label
 from public.api_key;
 
+-- sql/app/230_limit_condition.sql
+
+-- What takes a place under pgaudit_wf.org_limit, where not every row does.
+
+insert into pgaudit_wf.limit_condition (resource_type, condition) values
+    ('api_key', 'revoked_at is null');
+
 -- end of what is generated

@@ -225,6 +225,8 @@ as $$
 declare
     made text;
 begin
+    -- A log restored from a dump learns here, at the latest, that it lives in another cluster now.
+    perform pgaudit_wf.note_generation();
     for ahead in 0 .. ensure_log_partitions.months_ahead loop
         made := pgaudit_wf.add_log_partition((date_trunc('month', now()) + make_interval(months => ahead))::date);
         if made is not null then
@@ -240,8 +242,6 @@ create table pgaudit_wf.security_audit_log_default partition of pgaudit_wf.secur
 comment on table pgaudit_wf.security_audit_log_default is
     'Events for which there is no monthly partition; add_log_partition() moves them out. Should be empty.';
 select pgaudit_wf.guard_log_partition('security_audit_log_default');
-
-select pgaudit_wf.ensure_log_partitions();
 
 -- sql/core/050_action_rule.sql
 
@@ -648,23 +648,37 @@ end
 $$;
 comment on function pgaudit_wf.any_changed(pgaudit_wf.attachment, text[]) is 'SQL condition that is true when one of the columns differs between old and new.';
 
-create function pgaudit_wf.snapshot_expression(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text) returns text
+create function pgaudit_wf.snapshot_expression(
+    setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text, nodes text default null, edges text default null) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('jsonb_build_object(%s)', string_agg(format('%L, %s', member, pgaudit_wf.record_value(setting, record_name, column_name)), ', ' order by position))
+    select format('jsonb_build_object(%s)', string_agg(
+        format('%L, %s', member, coalesce(expression, pgaudit_wf.record_value(setting, record_name, column_name))), ', ' order by position))
     from (values
-        (1, 'name', (workflow).name_column),
-        (2, 'description', (workflow).description_column),
-        (3, 'visibility', (workflow).visibility_column),
-        (4, 'enabled', (workflow).enabled_column),
-        (5, 'nodes', (workflow).nodes_column),
-        (6, 'edges', (workflow).edges_column)
-    ) as kept (position, member, column_name)
-    where column_name is not null
+        (1, 'name', (workflow).name_column, null),
+        (2, 'description', (workflow).description_column, null),
+        (3, 'visibility', (workflow).visibility_column, null),
+        (4, 'enabled', (workflow).enabled_column, null),
+        (5, 'nodes', (workflow).nodes_column, nodes),
+        (6, 'edges', (workflow).edges_column, edges)
+    ) as kept (position, member, column_name, expression)
+    where column_name is not null and expression is distinct from ''
 $$;
-comment on function pgaudit_wf.snapshot_expression(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
-    'SQL expression for what a version keeps of a workflow row: name, description, visibility, enabled, nodes, edges.';
+comment on function pgaudit_wf.snapshot_expression(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text, text, text) is
+    'SQL expression for what a version keeps of a workflow row: name, description, visibility, enabled, nodes, edges. nodes and edges are expressions in place of those columns; empty to leave them out.';
+
+create function pgaudit_wf.graph_assignments(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text, indent text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- In a variable the value is decompressed once, where each mention of old.nodes would do it again; #> '{}' is what does it.
+    select format(e'%1$s%2$s_nodes := %3$s #> ''{}'';\n%1$s%2$s_edges := %4$s #> ''{}'';\n', indent, record_name,
+        pgaudit_wf.record_value(setting, record_name, (workflow).nodes_column),
+        pgaudit_wf.record_value(setting, record_name, (workflow).edges_column))
+$$;
+comment on function pgaudit_wf.graph_assignments(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text, text) is
+    'PL/pgSQL that takes nodes and edges of old or new into variables.';
 
 create function pgaudit_wf.version_statements(setting pgaudit_wf.attachment, op text) returns text
 language plpgsql stable
@@ -674,8 +688,6 @@ declare
     workflow pgaudit_wf.workflow_attachment;
     key text;
     organisation text;
-    old_definition text;
-    new_definition text;
 begin
     select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
     if workflow.target is null then
@@ -689,27 +701,29 @@ begin
     organisation := case
         when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'
         else format('left(coalesce(new.%1$I, old.%1$I)::text, 255)', (setting).org_column) end;
-    old_definition := pgaudit_wf.record_value(setting, 'old', workflow.nodes_column) || ', ' || pgaudit_wf.record_value(setting, 'old', workflow.edges_column);
-    new_definition := pgaudit_wf.record_value(setting, 'new', workflow.nodes_column) || ', ' || pgaudit_wf.record_value(setting, 'new', workflow.edges_column);
 
     if op = 'delete' then
         return format(e'        event_hash := pgaudit_wf.latest_hash(%s);\n', key);
     elsif op = 'insert' then
-        return format($insert$        event_hash := pgaudit_wf.hash_definition(%1$s);
-        event_version := pgaudit_wf.add_version(%2$s, %3$s, 'create', null, %4$s, event_hash);
+        return pgaudit_wf.graph_assignments(setting, workflow, 'new', '        ') || format($insert$        event_hash := pgaudit_wf.hash_definition(new_nodes, new_edges);
+        event_version := pgaudit_wf.add_version(%1$s, %2$s, 'create', null,
+            %3$s, null, null, new_nodes, new_edges, event_hash);
         event_metadata := event_metadata || jsonb_build_object('version', event_version.version);
-$insert$, new_definition, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, 'new'));
+$insert$, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges'));
     end if;
     return format($update$        -- What only moves things about on the canvas makes no version.
         if %1$s then
-            if not pgaudit_wf.same_definition(%2$s, %3$s) then
-                event_hash := pgaudit_wf.hash_definition(%3$s);
+%2$s            if not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges) then
+                event_hash := pgaudit_wf.hash_definition(new_nodes, new_edges);
             end if;
         end if;
-        if event_hash is not null or %4$s then
+        if event_hash is not null or %3$s then
+            if event_hash is null then
+%4$s            end if;
             event_version := pgaudit_wf.add_version(%5$s, %6$s, case when %7$s then 'listing' else 'update' end,
                 %8$s,
-                %9$s, event_hash);
+                %9$s,
+                old_nodes, old_edges, new_nodes, new_edges, event_hash);
             event_metadata := event_metadata || jsonb_build_object('version', event_version.version);
             if event_hash is not null then
                 event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash', 'old', event_version.previous_hash, 'value', event_hash);
@@ -717,13 +731,14 @@ $insert$, new_definition, key, organisation, pgaudit_wf.snapshot_expression(sett
         end if;
 $update$,
         pgaudit_wf.any_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
-        old_definition, new_definition,
+        pgaudit_wf.graph_assignments(setting, workflow, 'old', '            ') || pgaudit_wf.graph_assignments(setting, workflow, 'new', '            '),
         pgaudit_wf.any_changed(setting, array_remove(array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
             || workflow.listing_columns),
+        pgaudit_wf.graph_assignments(setting, workflow, 'old', '                ') || pgaudit_wf.graph_assignments(setting, workflow, 'new', '                '),
         key, organisation,
         pgaudit_wf.any_changed(setting, workflow.listing_columns),
-        pgaudit_wf.snapshot_expression(setting, workflow, 'old'),
-        pgaudit_wf.snapshot_expression(setting, workflow, 'new'));
+        coalesce(pgaudit_wf.snapshot_expression(setting, workflow, 'old', '', ''), '''{}''::jsonb'),
+        pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges'));
 end
 $$;
 comment on function pgaudit_wf.version_statements(pgaudit_wf.attachment, text) is
@@ -1183,7 +1198,8 @@ $body$,
         translate((setting).resource_type, e'\r\n', '  '),
         case when (setting).org_column is null then ' := pgaudit_wf.context_value(''app.org_id'')' else '' end,
         case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end
-            || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;' else '' end,
+            || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then 
+                e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
         statements);
 
     return format(
@@ -1441,6 +1457,7 @@ begin
         execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
     end loop;
     perform pgaudit_wf.install_guard(setting);
+    perform pgaudit_wf.install_limit(setting);
     if keep_disabled then
         for disabled in select relation, name from jsonb_to_recordset(disabled_before) as d (relation text, name text) loop
             execute format('alter table %s disable trigger %I', disabled.relation, disabled.name);
@@ -1480,6 +1497,7 @@ begin
         raise exception '% is not attached', detach.target
             using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
     end if;
+    perform pgaudit_wf.uninstall_limit(detach.target);
     perform set_config('pgaudit_wf.compiling', 'on', true);
     -- Also where the function was put long ago: on a partition that has been detached since.
     for installed in
@@ -1659,6 +1677,7 @@ begin
     perform pgaudit_wf.check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
 
     perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
+    perform pgaudit_wf.rename_in_limit_condition(setting.target, setting.resource_type, renames);
     perform pgaudit_wf.install_capture(setting, true);
     if altered <> '{}' then
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
@@ -1667,7 +1686,7 @@ begin
 exception
     when sqlstate 'PA003' then
         raise exception '% is audited, and this change breaks a rule: %', recompile.target, sqlerrm
-            using errcode = 'PA003', hint = 'Change or delete the rule in pgaudit_wf.action_rule first.';
+            using errcode = 'PA003', hint = 'Change or delete it first, in pgaudit_wf.action_rule or pgaudit_wf.limit_condition.';
 end
 $$;
 comment on function pgaudit_wf.recompile(regclass, text) is
@@ -1761,10 +1780,21 @@ begin
         from pg_event_trigger_dropped_objects() as dropped
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
         delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
+        perform pgaudit_wf.uninstall_limit(setting.target);
         perform set_config('pgaudit_wf.compiling', 'on', true);
         execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
         execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
         perform set_config('pgaudit_wf.compiling', 'off', true);
+    end loop;
+    -- A partition that was dropped took its rows with it.
+    for setting in
+        select a.* from pgaudit_wf.attachment as a
+        join pgaudit_wf.limit_target as t on t.target = a.target
+        where exists (
+            select from pg_event_trigger_dropped_objects() as dropped
+            where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0 and t.basis -> 'relations' @> to_jsonb(dropped.objid::bigint))
+    loop
+        perform pgaudit_wf.install_limit(setting);
     end loop;
     -- A CASCADE (of a type, say) took columns of attached tables; ALTER TABLE is seen by after_ddl().
     if tg_tag <> 'ALTER TABLE' then
@@ -1927,7 +1957,9 @@ as $$
     on conflict (inherited_id) do nothing
 $$;
 comment on function pgaudit_wf.note_generation() is
-    'Remembers the current cluster as a generation of the log. A reader that keeps its cursor calls it whenever it saves it.';
+    'Remembers the current cluster as a generation of the log. A reader that keeps its cursor calls it whenever it saves it; ensure_log_partitions() does too.';
+
+select pgaudit_wf.ensure_log_partitions();
 
 create function pgaudit_wf.read_log(after text default null, max_events integer default 1000)
 returns table (cursor text, event pgaudit_wf.security_audit_log)
@@ -1943,7 +1975,7 @@ as $$
 #variable_conflict use_column
 declare
     generation record;
-    part constant text[] := regexp_match(read_log.after, '^(\d+)/(\d+)/(\d+)/(\d+)$');
+    part constant text[] := regexp_match(read_log.after, '^(\d+)/(\d+)/(\d{1,18})/(\d{1,18})$');
     after_tx bigint := coalesce(part[3]::bigint, -1);
     after_id bigint := coalesce(part[4]::bigint, -1);
     remaining integer := read_log.max_events;
@@ -1953,7 +1985,7 @@ begin
         raise exception 'max_events must be at least 1' using errcode = 'PA008';
     end if;
     if read_log.after is not null and not exists (
-        select from pgaudit_wf.log_generations() as g where g.system_identifier = part[1]::bigint and g.first_id = part[2]::bigint) then
+        select from pgaudit_wf.log_generations() as g where g.system_identifier::text = part[1] and g.first_id::text = part[2]) then
         raise exception 'the cursor "%" is not of this log', read_log.after
             using errcode = 'PA007', hint = 'Pass a cursor that read_log() returned, or null to start at the beginning.';
     end if;
@@ -2154,26 +2186,30 @@ language sql immutable strict parallel safe
 as $$ select '%' || replace(replace(replace(text_part, '\', '\\'), '%', '\%'), '_', '\_') || '%' $$;
 comment on function pgaudit_wf.like_pattern(text) is 'LIKE pattern for a text that contains the given one, taken literally.';
 
-create function pgaudit_wf.present_actors(actor_ids text[], org_id text, restricted boolean)
-returns table (actor_id text, name text, email text, role text)
+create function pgaudit_wf.present_actors(actor_ids text[], org_ids text[], restricted boolean)
+returns table (actor_id text, org_id text, name text, email text, role text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
     if present_actors.restricted then
-        return query select d.* from pgaudit_wf.describe_actors(present_actors.org_id, present_actors.actor_ids) as d;
+        -- Row-level security has left one organisation.
+        return query
+            select d.actor_id, asked.org_id, d.name, d.email, d.role
+            from (select org_id from unnest(present_actors.org_ids) as org (org_id) where org_id is not null limit 1) as asked,
+            lateral pgaudit_wf.describe_actors(asked.org_id, present_actors.actor_ids) as d;
     else
         return query
-            select d.actor_id, d.name, d.email, (
-                select m.role from pgaudit_wf.org_member as m where m.actor_id = d.actor_id and m.org_id = present_actors.org_id limit 1)
-            from pgaudit_wf.actor_directory as d
-            where d.actor_id = any (present_actors.actor_ids);
+            select asked.actor_id, asked.org_id, d.name, d.email, (
+                select m.role from pgaudit_wf.org_member as m where m.actor_id = asked.actor_id and m.org_id = asked.org_id limit 1)
+            from (select distinct pair.actor_id, pair.org_id from unnest(present_actors.actor_ids, present_actors.org_ids) as pair (actor_id, org_id)) as asked
+            join pgaudit_wf.actor_directory as d on d.actor_id = asked.actor_id;
     end if;
 end
 $$;
-comment on function pgaudit_wf.present_actors(text[], text, boolean) is
-    'Present names of the actors of a page of the trail, as far as the caller may see them.';
+comment on function pgaudit_wf.present_actors(text[], text[], boolean) is
+    'Present names of the actors of a page of the trail, with their roles in the events'' organisations, as far as the caller may see them: $1 actors, $2 organisations, pairwise.';
 
 create function pgaudit_wf.present_names(resource_types text[], resource_ids text[], org_id text, restricted boolean)
 returns table (resource_type text, resource_id text, name text)
@@ -2266,7 +2302,8 @@ begin
         with event as (
             select e.* from unnest(page) as e
         ), actor as (
-            select d.* from pgaudit_wf.present_actors(array(select distinct e.actor_id from event as e), org, restricted) as d
+            select d.* from pgaudit_wf.present_actors(
+                array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), restricted) as d
         ), resource as (
             select n.* from pgaudit_wf.present_names(
                 array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org, restricted) as n
@@ -2277,7 +2314,7 @@ begin
             e.outcome::text, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
             pgaudit_wf.trail_cursor(e.occurred_at, e.id)
         from event as e
-        left join actor on actor.actor_id = e.actor_id
+        left join actor on actor.actor_id = e.actor_id and actor.org_id is not distinct from e.org_id
         left join resource on resource.resource_type = e.resource_type and resource.resource_id = e.resource_id
         order by e.occurred_at desc, e.id desc;
 end
@@ -3226,6 +3263,10 @@ as $$
 declare
     aliases text[];
 begin
+    -- What was malformed has no definition that the new one could be the same as, and must not keep it from being mended.
+    if jsonb_typeof(same_definition.old_nodes) not in ('array', 'null') or jsonb_typeof(same_definition.old_edges) not in ('array', 'null') then
+        return false;
+    end if;
     -- Pairs by position: a save that only moved nodes never gets further than comparing three fields of each.
     if same_definition.old_edges is distinct from same_definition.new_edges and exists (
         select from rows from (
@@ -3333,6 +3374,19 @@ return jsonb_build_object(
     'node_type', pgaudit_wf.node_type(node_ref.node));
 
 comment on function pgaudit_wf.node_ref(jsonb) is 'A node as a version diff names it: {id, label, node_type}.';
+
+
+create or replace function pgaudit_wf.changed_node_ref(node jsonb, deltas jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+return pgaudit_wf.node_ref(changed_node_ref.node) || jsonb_build_object(
+    'action_type', changed_node_ref.node -> 'data' -> 'config' ->> 'actionType',
+    'deltas', changed_node_ref.deltas);
+
+comment on function pgaudit_wf.changed_node_ref(jsonb, jsonb) is
+    'A changed node as a version diff names it: {id, label, node_type, action_type, deltas}. Internal.';
 
 
 create or replace function pgaudit_wf.abi_type(input jsonb)
@@ -3500,6 +3554,7 @@ declare
     old_config jsonb := case jsonb_typeof(old_data -> 'config') when 'object' then old_data -> 'config' else '{}' end;
     new_config jsonb := case jsonb_typeof(new_data -> 'config') when 'object' then new_data -> 'config' else '{}' end;
     delta jsonb := '[]';
+    aliases text[];
     changes jsonb;
 begin
     delta := delta || coalesce(pgaudit_wf.text_delta('name', old_data ->> 'label', new_data ->> 'label'), '[]');
@@ -3512,8 +3567,13 @@ begin
         coalesce(old_data ->> 'enabled', 'true'), coalesce(new_data ->> 'enabled', 'true')), '[]');
 
     if old_config <> new_config then
-        old_config := pgaudit_wf.normalize_config(old_config);
-        new_config := pgaudit_wf.normalize_config(new_config);
+        aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
+        if old_config ?| aliases then
+            old_config := pgaudit_wf.normalize_config(old_config);
+        end if;
+        if new_config ?| aliases then
+            new_config := pgaudit_wf.normalize_config(new_config);
+        end if;
     end if;
     if old_config = new_config
         and old_data - '{label,description,type,enabled,config}'::text[]
@@ -3604,7 +3664,8 @@ comment on function pgaudit_wf.connection_ref(jsonb, jsonb) is
     'node ids to labels.';
 
 
-create or replace function pgaudit_wf.version_diff(before jsonb, after jsonb)
+create or replace function pgaudit_wf.snapshot_diff(
+    before jsonb, after jsonb, before_nodes jsonb, before_edges jsonb, after_nodes jsonb, after_edges jsonb)
 returns jsonb
 language plpgsql
 stable
@@ -3612,11 +3673,14 @@ stable
 set jit = off
 as $$
 declare
-    old_nodes jsonb := pgaudit_wf.graph_array(version_diff.before -> 'nodes', 'nodes');
-    new_nodes jsonb := pgaudit_wf.graph_array(version_diff.after -> 'nodes', 'nodes');
-    old_edges jsonb := pgaudit_wf.graph_array(version_diff.before -> 'edges', 'edges');
-    new_edges jsonb := pgaudit_wf.graph_array(version_diff.after -> 'edges', 'edges');
+    old_nodes constant jsonb := pgaudit_wf.graph_array(snapshot_diff.before_nodes, 'nodes');
+    new_nodes constant jsonb := pgaudit_wf.graph_array(snapshot_diff.after_nodes, 'nodes');
+    old_edges constant jsonb := pgaudit_wf.graph_array(snapshot_diff.before_edges, 'edges');
+    new_edges constant jsonb := pgaudit_wf.graph_array(snapshot_diff.after_edges, 'edges');
     settings jsonb := '[]';
+    old_different jsonb;
+    new_different jsonb;
+    in_place boolean;
     nodes_added jsonb;
     nodes_removed jsonb;
     nodes_changed jsonb;
@@ -3628,19 +3692,40 @@ declare
 begin
     foreach field in array '{name,description,visibility,enabled}'::text[] loop
         settings := settings || coalesce(pgaudit_wf.text_delta(
-            field, version_diff.before ->> field, version_diff.after ->> field), '[]');
+            field, snapshot_diff.before ->> field, snapshot_diff.after ->> field), '[]');
     end loop;
 
     if old_nodes <> new_nodes then
+        -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison.
+        select
+            coalesce(jsonb_agg(old order by place) filter (where old is not null), '[]'),
+            coalesce(jsonb_agg(new order by place) filter (where new is not null), '[]'),
+            coalesce(bool_and(coalesce(old ->> 'id' = new ->> 'id', false)), true)
+            into old_different, new_different, in_place
+            from rows from (jsonb_array_elements(old_nodes), jsonb_array_elements(new_nodes)) with ordinality as pair (old, new, place)
+            where old is distinct from new and (
+                old is null or new is null
+                or old -> 'data' is distinct from new -> 'data'
+                or old -> 'id' is distinct from new -> 'id'
+                or old -> 'type' is distinct from new -> 'type');
+    end if;
+    if in_place then
+        select jsonb_agg(pgaudit_wf.changed_node_ref(new, delta) order by place) filter (where delta <> '[]')
+            into nodes_changed
+            from (
+                select new, place, pgaudit_wf.node_delta(old, new) as delta
+                from rows from (jsonb_array_elements(old_different), jsonb_array_elements(new_different)) with ordinality as pair (old, new, place)
+            ) as compared;
+    elsif not in_place then
         -- Of several nodes with one id (or none) the first is matched with the first, the second with the second.
         with old as (
             select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
                 row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
-            from jsonb_array_elements(old_nodes) with ordinality as listed (node, place)
+            from jsonb_array_elements(old_different) with ordinality as listed (node, place)
         ), new as (
             select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
                 row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
-            from jsonb_array_elements(new_nodes) with ordinality as listed (node, place)
+            from jsonb_array_elements(new_different) with ordinality as listed (node, place)
         ), pair as (
             select old.node as old_node, old.place as old_place, new.node as new_node, new.place as new_place
             from old full join new on old.id = new.id and old.occurrence = new.occurrence
@@ -3656,12 +3741,7 @@ begin
         select
             jsonb_agg(pgaudit_wf.node_ref(new_node) order by new_place) filter (where old_node is null),
             jsonb_agg(pgaudit_wf.node_ref(old_node) order by old_place) filter (where new_node is null),
-            jsonb_agg(
-                pgaudit_wf.node_ref(new_node)
-                || jsonb_build_object(
-                    'action_type', new_node -> 'data' -> 'config' ->> 'actionType',
-                    'deltas', delta)
-                order by new_place) filter (where delta <> '[]')
+            jsonb_agg(pgaudit_wf.changed_node_ref(new_node, delta) order by new_place) filter (where delta <> '[]')
             into nodes_added, nodes_removed, nodes_changed
             from compared;
     end if;
@@ -3714,6 +3794,19 @@ begin
         'has_changes', has_changes);
 end
 $$;
+
+comment on function pgaudit_wf.snapshot_diff(jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
+    'version_diff() for callers that have nodes and edges at hand: taking them out of a snapshot copies them. Internal.';
+
+
+create or replace function pgaudit_wf.version_diff(before jsonb, after jsonb)
+returns jsonb
+language sql
+stable
+return pgaudit_wf.snapshot_diff(
+    version_diff.before, version_diff.after,
+    version_diff.before -> 'nodes', version_diff.before -> 'edges',
+    version_diff.after -> 'nodes', version_diff.after -> 'edges');
 
 comment on function pgaudit_wf.version_diff(jsonb, jsonb) is
     'What changed between two snapshots {name, description, visibility, enabled, nodes, edges}, for people: {settings, '
@@ -3974,7 +4067,35 @@ as $$
 $$;
 comment on function pgaudit_wf.latest_hash(text) is 'content_hash of the newest version of a workflow; null if it has none.';
 
-create function pgaudit_wf.add_version(workflow_id text, org_id text, source text, before jsonb, after jsonb, new_hash text)
+create function pgaudit_wf.restored_version(
+    workflow_id text, before jsonb, after jsonb, new_hash text, latest_hash text) returns integer
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    claimed constant text := current_setting('pgaudit_wf.restoring', true);
+begin
+    -- Anybody can write the setting: a restore is what leaves the content of the version that it names, and changed something to do so.
+    if claimed is null or claimed !~ '^[0-9]{1,9}$' or (new_hash is null
+        and before ->> 'name' is not distinct from after ->> 'name' and before ->> 'description' is not distinct from after ->> 'description')
+    then
+        return null;
+    end if;
+    return (
+        select h.version
+        from pgaudit_wf.workflow_history as h
+        where h.workflow_id = restored_version.workflow_id and h.version = claimed::integer
+            and h.content_hash = coalesce(new_hash, restored_version.latest_hash)
+            and (not h.snapshot ? 'name' or h.snapshot ->> 'name' is not distinct from after ->> 'name')
+            and (not h.snapshot ? 'description' or h.snapshot ->> 'description' is not distinct from after ->> 'description'));
+end
+$$;
+comment on function pgaudit_wf.restored_version(text, jsonb, jsonb, text, text) is
+    'The version that a save by restore_workflow() puts back; null for any other save.';
+
+create function pgaudit_wf.add_version(
+    workflow_id text, org_id text, source text, before jsonb, after jsonb,
+    old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb, new_hash text)
 returns pgaudit_wf.version_ref
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -3982,39 +4103,48 @@ as $$
 declare
     latest record;
     made pgaudit_wf.version_ref;
-    restored constant integer := nullif(current_setting('pgaudit_wf.restoring', true), '')::integer;
 begin
     -- The row lock on the workflow, which our caller's UPDATE holds, makes versions of one workflow one after the other.
     select h.version, h.content_hash into latest
     from pgaudit_wf.workflow_history as h where h.workflow_id = add_version.workflow_id order by h.version desc limit 1;
     if latest.version is null and add_version.before is not null then
-        -- Older than the attachment: what it was until now is the first version.
-        latest.version := 1;
-        latest.content_hash := pgaudit_wf.hash_definition(add_version.before -> 'nodes', add_version.before -> 'edges');
-        insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash, actor_id, actor_label, auth_method, api_key_id, correlation_id)
-        values (add_version.workflow_id, 1, add_version.org_id, 'backfill', add_version.before,
-            pgaudit_wf.version_diff(null, add_version.before), latest.content_hash, null, null, null, null, null);
+        -- Older than the attachment: what it was until now is the first version, unless it was malformed and has no hash.
+        begin
+            latest.content_hash := pgaudit_wf.hash_definition(add_version.old_nodes, add_version.old_edges);
+            latest.version := 1;
+            insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash, actor_id, actor_label, auth_method, api_key_id, correlation_id)
+            values (add_version.workflow_id, 1, add_version.org_id, 'backfill',
+                add_version.before || jsonb_build_object('nodes', add_version.old_nodes, 'edges', add_version.old_edges),
+                pgaudit_wf.snapshot_diff(null, add_version.before, null, null, add_version.old_nodes, add_version.old_edges),
+                latest.content_hash, null, null, null, null, null);
+        exception
+            when sqlstate 'PA201' or sqlstate 'PA202' or sqlstate 'PA203' then
+                add_version.new_hash := pgaudit_wf.hash_definition(add_version.new_nodes, add_version.new_edges);
+                add_version.before := null;
+        end;
     end if;
     made.version := coalesce(latest.version, 0) + 1;
     made.previous_hash := latest.content_hash;
-    -- The setting alone proves nothing: a restored version has the content of the one it says.
-    if restored is not null then
-        select h.version into made.restored_from
-        from pgaudit_wf.workflow_history as h
-        where h.workflow_id = add_version.workflow_id and h.version = restored and h.content_hash = coalesce(new_hash, latest.content_hash);
+    if current_setting('pgaudit_wf.restoring', true) <> '' then
+        made.restored_from := pgaudit_wf.restored_version(add_version.workflow_id, add_version.before, add_version.after, new_hash, latest.content_hash);
+    end if;
+    if add_version.before is null or jsonb_typeof(add_version.old_nodes) not in ('array', 'null') or jsonb_typeof(add_version.old_edges) not in ('array', 'null') then
+        add_version.old_nodes := null;
+        add_version.old_edges := null;
     end if;
     insert into pgaudit_wf.workflow_history (
         workflow_id, version, org_id, source, snapshot, change, content_hash, previous_version, previous_hash, restored_from)
     values (
         add_version.workflow_id, made.version, add_version.org_id,
         case when made.restored_from is null then add_version.source else 'restore' end,
-        add_version.after, pgaudit_wf.version_diff(add_version.before, add_version.after), coalesce(new_hash, latest.content_hash),
-        latest.version, latest.content_hash, made.restored_from);
+        add_version.after,
+        pgaudit_wf.snapshot_diff(add_version.before, add_version.after, add_version.old_nodes, add_version.old_edges, add_version.new_nodes, add_version.new_edges),
+        coalesce(new_hash, latest.content_hash), latest.version, latest.content_hash, made.restored_from);
     return made;
 end
 $$;
-comment on function pgaudit_wf.add_version(text, text, text, jsonb, jsonb, text) is
-    'Appends a version of a workflow; called by its table''s trigger. new_hash is null when the definition did not change.';
+comment on function pgaudit_wf.add_version(text, text, text, jsonb, jsonb, jsonb, jsonb, jsonb, jsonb, text) is
+    'Appends a version of a workflow; called by its table''s trigger. before is the settings as they were, null for a new workflow; after the whole snapshot; new_hash is null when the definition did not change.';
 
 -- sql/core/270_attach_workflow.sql
 
@@ -4411,7 +4541,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return (select a.name from pgaudit_wf.present_actors(array[actor_name.actor_id], actor_name.org_id,
+    return (select a.name from pgaudit_wf.present_actors(array[actor_name.actor_id], array[actor_name.org_id],
         row_security_active('pgaudit_wf.workflow_history')) as a limit 1);
 end
 $$;
@@ -4531,22 +4661,28 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     kept jsonb;
+    hash text;
 begin
     if has_table_privilege('pgaudit_wf.workflow_history', 'select') then
-        select h.snapshot into kept from pgaudit_wf.workflow_history as h
+        select h.snapshot, h.content_hash into kept, hash from pgaudit_wf.workflow_history as h
         where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version;
     else
-        select s.snapshot into kept from pgaudit_wf.org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
+        select s.snapshot, s.content_hash into kept, hash
+        from pgaudit_wf.org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
     end if;
-    if kept is null then
+    if hash is null then
         raise exception 'there is no version % of workflow %', version_snapshot.version, version_snapshot.workflow_id
             using errcode = 'PA302', hint = 'See pgaudit_wf.workflow_timeline; another organisation''s workflows do not show.';
+    end if;
+    if kept is null then
+        raise exception 'the snapshot of version % of workflow % was pruned', version_snapshot.version, version_snapshot.workflow_id
+            using errcode = 'PA344', hint = 'What it changed, its hash and its author are still in pgaudit_wf.workflow_timeline; pgaudit_wf.version_policy says which snapshots stay.';
     end if;
     return kept;
 end
 $$;
 comment on function pgaudit_wf.version_snapshot(text, integer) is
-    'A version in full: {name, description, visibility, enabled, nodes, edges}. Raises PA302 if there is none, or none that the caller may see.';
+    'A version in full: {name, description, visibility, enabled, nodes, edges}. Raises PA302 if there is none, or none that the caller may see, PA344 if its snapshot was pruned.';
 
 create function pgaudit_wf.compare_versions(workflow_id text, before integer, after integer) returns jsonb
 language sql stable
@@ -4604,10 +4740,11 @@ begin
     prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
     return query execute format(
         'select r.%1$I::text, $2 || r.%2$I::text, r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
-        -- The newest version with that definition when it ran.
+        -- The newest version with that definition when it ran; its clock may be the application's, or its transaction's beginning.
         ' left join lateral (select h.version, h.snapshot from pgaudit_wf.workflow_history as h'
-        '   where h.workflow_id = $2 || r.%2$I::text and h.content_hash = r.%5$I and (%6$s is null or h.created_at <= %6$s or h.version = 1)'
-        '   order by h.version desc limit 1) as v on true'
+        '   cross join lateral (select coalesce(h.created_at <= %6$s, true) as was_there) as t'
+        '   where h.workflow_id = $2 || r.%2$I::text and h.content_hash = r.%5$I'
+        '   order by was_there desc, case when was_there then - h.version else h.version end limit 1) as v on true'
         ' where r.%1$I = $1::%9$s',
         run.id_column, run.workflow_column, run.type_column, run.label_column, run.hash_column,
         pgaudit_wf.optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'), pgaudit_wf.optional_column('r.%I::text', run.org_column, 'null::text'),
@@ -4868,6 +5005,1080 @@ end
 $$;
 comment on function pgaudit_wf.reader_lag(text) is 'How many events a reader is behind, counted up to 1,000,000.';
 
+-- sql/core/310_alert.sql
+
+-- Alerts: who is told of which events, and what became of each message.
+--
+-- Nothing here touches the write path: a worker (pgaudit-wf alerts run) follows the log as the reader "alerts", writes down in one
+-- transaction who is to be told (enqueue_alerts), and then sends one message after the other (claim_alert, send, settle_alert).
+-- A delivery is one event for one recipient over one channel, and there is only ever one. A message is one delivery or, in a burst,
+-- a digest of many. It is put together when it is claimed and stays as it is from then on, so that a repeat can be told by its id.
+
+create table pgaudit_wf.alert_rule (
+    id bigint generated always as identity primary key,
+    action_pattern text not null check (action_pattern <> ''),
+    outcome pgaudit_wf.event_outcome default 'succeeded',
+    org_id text,
+    channel text not null default 'smtp' check (channel in ('smtp', 'webhook', 'log')),
+    audience text not null default 'owners' check (audience in ('actor', 'owners', 'admins', 'address')),
+    address text,
+    person_column text not null default 'user_id',
+    enabled boolean not null default true,
+    created_at timestamptz not null default now(),
+    constraint alert_rule_address_is_given check ((audience = 'address') = (address is not null)),
+    constraint alert_rule_machine_has_an_address check (channel = 'smtp' or audience = 'address'),
+    constraint alert_rule_address_fits_channel check (
+        case channel
+            when 'smtp' then address ~ '^[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+@[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+$' and length(address) <= 254
+            when 'webhook' then address ~ '^(https://|http://(localhost|127\.0\.0\.1|\[::1\])[:/])[^[:space:][:cntrl:]@]+$'
+            else address ~ '^[a-z0-9_.-]+$'
+        end),
+    constraint alert_rule_once unique nulls not distinct (action_pattern, outcome, org_id, channel, audience, address)
+);
+comment on table pgaudit_wf.alert_rule is
+    'Who is told of which events. A rule is a row: insert one, switch it off with enabled. It speaks of events from created_at on.';
+comment on column pgaudit_wf.alert_rule.id is 'Number of the rule.';
+comment on column pgaudit_wf.alert_rule.action_pattern is 'The action, such as api_key.created; * stands for anything: api_key.*.';
+comment on column pgaudit_wf.alert_rule.outcome is 'Only events with this outcome; null: any.';
+comment on column pgaudit_wf.alert_rule.org_id is 'Only events of this organisation; null: all.';
+comment on column pgaudit_wf.alert_rule.channel is 'smtp (e-mail), webhook or log (a line of the worker''s log).';
+comment on column pgaudit_wf.alert_rule.audience is
+    'actor (who did it), owners or admins (of the event''s organisation; where it has none, "owners" is the person whom the row belongs to, by person_column, or else the actor) or address. Webhook and log have an address only.';
+comment on column pgaudit_wf.alert_rule.address is
+    'E-mail address, webhook URL (https, without user name or secret in it) or name of a log stream, for the audience "address".';
+comment on column pgaudit_wf.alert_rule.person_column is 'Column of the changed row that holds the id of the person it belongs to, for events without organisation.';
+comment on column pgaudit_wf.alert_rule.enabled is 'False: the rule rests.';
+comment on column pgaudit_wf.alert_rule.created_at is 'Events from before are not told of.';
+
+insert into pgaudit_wf.alert_rule (action_pattern) values
+    ('api_key.created'), ('api_key.revoked'), ('org_api_key.created'), ('org_api_key.revoked');
+
+create table pgaudit_wf.alert_policy (
+    is_only boolean primary key default true check (is_only),
+    log_id uuid not null default gen_random_uuid(),
+    burst_messages integer not null default 5 check (burst_messages >= 1),
+    burst_window interval not null default '10 minutes' check (burst_window > '0 seconds'),
+    max_attempts integer not null default 20 check (max_attempts >= 1),
+    retry_base interval not null default '30 seconds' check (retry_base > '0 seconds'),
+    retry_limit interval not null default '4 hours',
+    lease interval not null default '5 minutes' check (lease > '0 seconds'),
+    max_age interval not null default '7 days',
+    keep interval not null default '90 days'
+);
+comment on table pgaudit_wf.alert_policy is 'How alerts are delivered: one row, for all workers alike.';
+comment on column pgaudit_wf.alert_policy.is_only is 'Always true: there is one row.';
+comment on column pgaudit_wf.alert_policy.log_id is 'Makes the ids of messages differ between two databases.';
+comment on column pgaudit_wf.alert_policy.burst_messages is
+    'So many e-mails a recipient gets within burst_window; what exceeds that comes as one digest, and the next digest when the window has passed.';
+comment on column pgaudit_wf.alert_policy.burst_window is 'The window for burst_messages.';
+comment on column pgaudit_wf.alert_policy.max_attempts is 'After so many attempts a delivery is dead.';
+comment on column pgaudit_wf.alert_policy.retry_base is 'Pause after the first failure; it doubles with each further one, less up to a half at random.';
+comment on column pgaudit_wf.alert_policy.retry_limit is 'The longest pause.';
+comment on column pgaudit_wf.alert_policy.lease is
+    'How long a worker may take for a message; then it is taken for gone, and another one sends the message. At least twice the worker''s send timeout.';
+comment on column pgaudit_wf.alert_policy.max_age is 'Events that are older when a worker comes to them are not told of, as when the first worker starts late.';
+comment on column pgaudit_wf.alert_policy.keep is 'How long sent and dead deliveries are kept.';
+insert into pgaudit_wf.alert_policy default values;
+
+create table pgaudit_wf.alert_delivery (
+    id bigint generated always as identity primary key,
+    event_tx_id bigint not null,
+    event_id bigint not null,
+    rule_id bigint references pgaudit_wf.alert_rule on delete set null,
+    channel text not null,
+    recipient text not null,
+    state text not null default 'pending' check (state in ('pending', 'sending', 'sent', 'dead', 'unaddressed')),
+    attempts integer not null default 0,
+    created_at timestamptz not null default now(),
+    due_at timestamptz not null default now(),
+    message bigint,
+    started_at timestamptz,
+    lease_until timestamptz,
+    settled_at timestamptz,
+    last_error text,
+    constraint alert_delivery_once unique (event_id, channel, recipient)
+);
+comment on table pgaudit_wf.alert_delivery is 'One event for one recipient over one channel, and what became of it.';
+comment on column pgaudit_wf.alert_delivery.id is 'Number of the delivery.';
+comment on column pgaudit_wf.alert_delivery.event_tx_id is 'Transaction of the event, by which it is found in the log.';
+comment on column pgaudit_wf.alert_delivery.event_id is 'The event.';
+comment on column pgaudit_wf.alert_delivery.rule_id is 'The rule because of which it is delivered; null when that is gone.';
+comment on column pgaudit_wf.alert_delivery.channel is 'smtp, webhook or log.';
+comment on column pgaudit_wf.alert_delivery.recipient is 'E-mail address in lower case, URL or log stream; empty when the rule found nobody.';
+comment on column pgaudit_wf.alert_delivery.state is
+    'pending (waits until due_at), sending (a worker has it until lease_until), sent, dead (given up; requeue_alert() revives it) or unaddressed (the rule found nobody with an e-mail address).';
+comment on column pgaudit_wf.alert_delivery.attempts is 'How often sending was begun.';
+comment on column pgaudit_wf.alert_delivery.created_at is 'When a worker came to the event.';
+comment on column pgaudit_wf.alert_delivery.due_at is 'When it is to be sent, next or at the earliest.';
+comment on column pgaudit_wf.alert_delivery.message is 'The message it is in: id of the message''s first delivery. Null until it is claimed.';
+comment on column pgaudit_wf.alert_delivery.started_at is 'When its message was put together.';
+comment on column pgaudit_wf.alert_delivery.lease_until is 'Until when the worker that sends it has it for itself.';
+comment on column pgaudit_wf.alert_delivery.settled_at is 'When it was sent or given up.';
+comment on column pgaudit_wf.alert_delivery.last_error is 'Why the last attempt failed: kind and code, never what the server quoted.';
+
+create index alert_delivery_new on pgaudit_wf.alert_delivery (due_at, id) where state = 'pending' and message is null;
+create index alert_delivery_new_recipient on pgaudit_wf.alert_delivery (recipient, channel, id) where state = 'pending' and message is null;
+create index alert_delivery_retry on pgaudit_wf.alert_delivery (due_at) where state = 'pending' and message is not null;
+create index alert_delivery_sending on pgaudit_wf.alert_delivery (lease_until) where state = 'sending';
+create index alert_delivery_message on pgaudit_wf.alert_delivery (message) where message is not null;
+create index alert_delivery_started on pgaudit_wf.alert_delivery (recipient, channel, started_at) where started_at is not null;
+create index alert_delivery_settled on pgaudit_wf.alert_delivery (settled_at) where settled_at is not null;
+
+create function pgaudit_wf.alert_rule_matches(rule pgaudit_wf.alert_rule, event pgaudit_wf.security_audit_log) returns boolean
+language sql stable
+as $$
+    select (rule).enabled
+        and ((rule).outcome is null or (rule).outcome = (event).outcome)
+        and ((rule).org_id is null or (rule).org_id = (event).org_id)
+        and (event).occurred_at >= (rule).created_at
+        and (event).action like replace(replace(replace(replace((rule).action_pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%')
+$$;
+comment on function pgaudit_wf.alert_rule_matches(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is 'Whether a rule speaks of an event.';
+
+create function pgaudit_wf.alert_person(event pgaudit_wf.security_audit_log, person_column text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    person text;
+    target regclass;
+begin
+    select coalesce(op.value -> 'value' ->> alert_person.person_column, op.value -> 'old' ->> alert_person.person_column) into person
+    from jsonb_array_elements(coalesce((alert_person.event).diff, '[]')) as op where op.value ->> 'path' = '';
+    -- An update only names what changed.
+    if person is null and (alert_person.event).captured and (alert_person.event).resource_id is not null then
+        for target in select a.target from pgaudit_wf.attachment as a where a.resource_type = (alert_person.event).resource_type loop
+            begin
+                person := coalesce(person, pgaudit_wf.row_as_of(target, (alert_person.event).resource_id, (alert_person.event).occurred_at) ->> alert_person.person_column);
+            exception
+                -- One odd row must not hold up the alerts that come after it.
+                when others then
+                    raise warning 'cannot tell whom % % belongs to: %', (alert_person.event).resource_type, (alert_person.event).resource_id, sqlstate;
+            end;
+        end loop;
+    end if;
+    return coalesce(person, (alert_person.event).actor_id);
+end
+$$;
+comment on function pgaudit_wf.alert_person(pgaudit_wf.security_audit_log, text) is
+    'Id of the person whom the changed row belongs to, by the given column of it; else the actor.';
+
+create function pgaudit_wf.alert_recipients(rule pgaudit_wf.alert_rule, event pgaudit_wf.security_audit_log) returns setof text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    actor_ids text[];
+    reachable text[];
+begin
+    if (alert_recipients.rule).audience = 'address' then
+        return next case (alert_recipients.rule).channel when 'smtp' then lower((alert_recipients.rule).address) else (alert_recipients.rule).address end;
+        return;
+    end if;
+    if (alert_recipients.rule).audience = 'actor' then
+        actor_ids := array[(alert_recipients.event).actor_id];
+    elsif (alert_recipients.event).org_id is not null then
+        select array_agg(m.actor_id) into actor_ids from pgaudit_wf.org_member as m
+        where m.org_id = (alert_recipients.event).org_id
+            and m.role = case (alert_recipients.rule).audience when 'owners' then 'owner' else 'admin' end;
+    elsif (alert_recipients.rule).audience = 'owners' then
+        actor_ids := array[pgaudit_wf.alert_person(alert_recipients.event, (alert_recipients.rule).person_column)];
+    else
+        return;
+    end if;
+    select array_agg(distinct lower(d.email)) into reachable from pgaudit_wf.actor_directory as d
+    where d.actor_id = any (actor_ids)
+        -- What is no plain address could smuggle in a header or a second recipient.
+        and d.email ~ '^[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+@[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+$' and length(d.email) <= 254;
+    if reachable is null and (alert_recipients.rule).audience <> 'admins' then
+        return next '';
+    end if;
+    return query select unnest(reachable);
+end
+$$;
+comment on function pgaudit_wf.alert_recipients(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is
+    'Whom a rule tells of an event; an empty text if it should tell somebody and finds no address.';
+
+create function pgaudit_wf.enqueue_alerts(max_events integer default 1000)
+returns table (events bigint, deliveries bigint, unaddressed bigint, outdated bigint)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    oldest constant timestamptz := now() - (select p.max_age from pgaudit_wf.alert_policy as p);
+    place text;
+begin
+    with batch as materialized (
+        select row_number() over () as number, r.cursor, r.event from pgaudit_wf.read_as('alerts', enqueue_alerts.max_events) as r
+    ),
+    matched as materialized (
+        select b.event, rule from batch as b join pgaudit_wf.alert_rule as rule on pgaudit_wf.alert_rule_matches(rule, b.event)
+    ),
+    added as (
+        insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, rule_id, channel, recipient, state)
+        select (m.event).tx_id, (m.event).id, (m.rule).id, (m.rule).channel, told.recipient, case told.recipient when '' then 'unaddressed' else 'pending' end
+        from matched as m, pgaudit_wf.alert_recipients(m.rule, m.event) as told (recipient)
+        where (m.event).occurred_at >= oldest
+        order by (m.event).tx_id, (m.event).id, (m.rule).id
+        on conflict do nothing
+        returning state
+    )
+    select
+        (select count(*) from batch), (select b.cursor from batch as b order by b.number desc limit 1),
+        (select count(*) from added as a where a.state = 'pending'), (select count(*) from added as a where a.state = 'unaddressed'),
+        (select count(distinct (m.event).id) from matched as m where (m.event).occurred_at < oldest)
+    into events, place, deliveries, unaddressed, outdated;
+    if events > 0 then
+        perform pgaudit_wf.advance_reader('alerts', place, events);
+    end if;
+    return next;
+end
+$$;
+comment on function pgaudit_wf.enqueue_alerts(integer) is
+    'Follows the log as the reader "alerts" and writes down who is to be told of the next events, at most max_events. Returns how many events it went through, how many deliveries came of them, for how many a rule found nobody, and how many matching events were older than max_age.';
+
+create function pgaudit_wf.alert_event(event pgaudit_wf.security_audit_log) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Never the diff, nor the rest of the metadata: a mailbox is no place for values.
+    select jsonb_build_object(
+        'id', (event).id,
+        'occurred_at', to_char((event).occurred_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+        'action', (event).action, 'outcome', (event).outcome,
+        'actor_id', (event).actor_id, 'actor_name', coalesce(d.name, (event).actor_label), 'actor_email', d.email,
+        'db_user', (event).db_user, 'application_name', (event).application_name,
+        'org_id', (event).org_id, 'org_label', (event).org_label,
+        'resource_type', (event).resource_type, 'resource_id', (event).resource_id, 'resource_label', (event).metadata ->> 'label',
+        'auth_method', (event).auth_method, 'ip', host((event).ip), 'country', (event).country,
+        'user_agent', (event).user_agent, 'correlation_id', (event).correlation_id)
+    from (values (1)) as one
+    left join lateral (
+        select a.name, a.email from pgaudit_wf.actor_directory as a where a.actor_id = (event).actor_id limit 1
+    ) as d on true
+$$;
+comment on function pgaudit_wf.alert_event(pgaudit_wf.security_audit_log) is 'What a message may say of an event.';
+
+create function pgaudit_wf.compose_alert(channels text[], policy pgaudit_wf.alert_policy) returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    right_now constant timestamptz := clock_timestamp();
+    next_one record;
+    due bigint;
+    recent record;
+    at_most integer;
+    new_message bigint;
+begin
+    loop
+        select d.channel, d.recipient into next_one from pgaudit_wf.alert_delivery as d
+        where d.state = 'pending' and d.message is null and d.due_at <= right_now and d.channel = any (compose_alert.channels)
+        order by d.due_at, d.id limit 1;
+        if next_one is null then
+            return null;
+        end if;
+        at_most := 1;
+        -- Programs take events one by one; people do not read fifty mails.
+        if next_one.channel = 'smtp' then
+            select count(distinct d.message) as messages, min(d.started_at) as first_at into recent from pgaudit_wf.alert_delivery as d
+            where d.recipient = next_one.recipient and d.channel = next_one.channel and d.started_at > right_now - policy.burst_window;
+            select count(*) into due from (
+                select from pgaudit_wf.alert_delivery as d
+                where d.recipient = next_one.recipient and d.channel = next_one.channel and d.state = 'pending' and d.message is null
+                limit policy.burst_messages + 1) as waiting;
+            if recent.messages > policy.burst_messages then
+                update pgaudit_wf.alert_delivery as d set due_at = recent.first_at + policy.burst_window
+                where d.recipient = next_one.recipient and d.channel = next_one.channel and d.state = 'pending' and d.message is null;
+                continue;
+            end if;
+            if recent.messages + due > policy.burst_messages then
+                at_most := 1000;
+            end if;
+        end if;
+        with part as (
+            select d.id from pgaudit_wf.alert_delivery as d
+            where d.recipient = next_one.recipient and d.channel = next_one.channel and d.state = 'pending' and d.message is null
+            order by d.id limit at_most
+        )
+        update pgaudit_wf.alert_delivery as d set message = (select min(p.id) from part as p), started_at = right_now
+        where d.id in (select p.id from part as p)
+        returning d.message into new_message;
+        return new_message;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.compose_alert(text[], pgaudit_wf.alert_policy) is
+    'Puts the next message together and returns its number; null if nothing is due. Part of claim_alert().';
+
+create function pgaudit_wf.claim_alert(channels text[] default '{smtp,webhook,log}')
+returns table (message bigint, attempt integer, channel text, recipient text, message_key text, events jsonb, deliveries bigint, lease_seconds double precision)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    policy pgaudit_wf.alert_policy;
+    chosen bigint;
+    right_now timestamptz;
+begin
+    -- Whoever holds the policy has the turn: it takes a millisecond, and makes the counts of a burst exact.
+    select p.* into policy from pgaudit_wf.alert_policy as p for update;
+    right_now := clock_timestamp();
+    update pgaudit_wf.alert_delivery as d set state = 'dead', settled_at = right_now, lease_until = null, last_error = 'the worker ended during the last attempt'
+    where d.state = 'sending' and d.lease_until < right_now and d.attempts >= policy.max_attempts;
+    select d.message into chosen from pgaudit_wf.alert_delivery as d
+    where d.state = 'sending' and d.lease_until < right_now and d.channel = any (claim_alert.channels)
+    order by d.lease_until limit 1;
+    if chosen is null then
+        select d.message into chosen from pgaudit_wf.alert_delivery as d
+        where d.state = 'pending' and d.message is not null and d.due_at <= right_now and d.channel = any (claim_alert.channels)
+        order by d.due_at limit 1;
+    end if;
+    chosen := coalesce(chosen, pgaudit_wf.compose_alert(claim_alert.channels, policy));
+    if chosen is null then
+        return;
+    end if;
+    update pgaudit_wf.alert_delivery as d set state = 'sending', attempts = d.attempts + 1, lease_until = right_now + policy.lease
+    where d.message = chosen and d.state in ('pending', 'sending');
+    return query
+        select chosen, max(d.attempts), min(d.channel), min(d.recipient),
+            left(encode(sha256(convert_to(concat_ws('/', policy.log_id, min(d.channel), min(d.recipient), string_agg(d.event_id::text, ',' order by d.event_id)), 'UTF8')), 'hex'), 32),
+            (select coalesce(jsonb_agg(shown.event order by shown.id), '[]') from (
+                select s.id, pgaudit_wf.alert_event(l) as event
+                from pgaudit_wf.alert_delivery as s
+                join pgaudit_wf.security_audit_log as l on l.tx_id = s.event_tx_id and l.id = s.event_id
+                where s.message = chosen and s.state = 'sending' order by s.id limit 100) as shown),
+            count(*), extract(epoch from policy.lease)::double precision
+        from pgaudit_wf.alert_delivery as d where d.message = chosen and d.state = 'sending';
+end
+$$;
+comment on function pgaudit_wf.claim_alert(text[]) is
+    'Takes the next message that is due for sending, for the time of the policy''s lease; no row: nothing is due. events are what it may tell (the first 100 of a digest of deliveries), message_key an id that a repeat has again. Report back with settle_alert(message, attempt, …).';
+
+create function pgaudit_wf.settle_alert(message bigint, attempt integer, problem text default null, is_final boolean default false, retry_after interval default null)
+returns text
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    policy constant pgaudit_wf.alert_policy := (select p from pgaudit_wf.alert_policy as p);
+    right_now constant timestamptz := clock_timestamp();
+    pause constant interval := least(policy.retry_limit, policy.retry_base * power(2, least(settle_alert.attempt - 1, 30))) * (0.5 + random() / 2);
+    outcome text := case
+        when settle_alert.problem is null then 'sent'
+        when settle_alert.is_final or settle_alert.attempt >= policy.max_attempts then 'dead'
+        else 'pending'
+    end;
+begin
+    update pgaudit_wf.alert_delivery as d
+    set state = outcome, lease_until = null, last_error = left(settle_alert.problem, 200),
+        settled_at = case when outcome <> 'pending' then right_now end,
+        due_at = case when outcome = 'pending' then right_now + greatest(pause, case when settle_alert.retry_after > '1 day' then interval '1 day' else settle_alert.retry_after end) else d.due_at end
+    where d.message = settle_alert.message and d.state = 'sending' and d.attempts = settle_alert.attempt;
+    return case when found then outcome end;
+end
+$$;
+comment on function pgaudit_wf.settle_alert(bigint, integer, text, boolean, interval) is
+    'Says how the attempt to send a claimed message ended: well, or with a problem; then it is tried again after a pause that grows (at least retry_after), or is dead when that is final or was the last attempt. Returns the new state; null if the lease had run out and another worker has taken the message.';
+
+create function pgaudit_wf.requeue_alert(delivery_id bigint default null) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    delivery pgaudit_wf.alert_delivery;
+    requeued bigint := 0;
+begin
+    for delivery in
+        select d.* from pgaudit_wf.alert_delivery as d
+        where d.state in ('dead', 'unaddressed') and (requeue_alert.delivery_id is null or d.id = requeue_alert.delivery_id)
+        order by d.id for update
+    loop
+        if delivery.state = 'dead' then
+            update pgaudit_wf.alert_delivery as d
+            set state = 'pending', attempts = 0, due_at = clock_timestamp(), message = null, started_at = null, settled_at = null
+            where d.id = delivery.id;
+        else
+            -- Somebody may be there by now.
+            insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, rule_id, channel, recipient)
+            select delivery.event_tx_id, delivery.event_id, delivery.rule_id, delivery.channel, told.recipient
+            from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule, pgaudit_wf.alert_recipients(rule, l) as told (recipient)
+            where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and rule.id = delivery.rule_id and told.recipient <> ''
+            on conflict do nothing;
+            continue when not found;
+            delete from pgaudit_wf.alert_delivery as d where d.id = delivery.id;
+        end if;
+        requeued := requeued + 1;
+    end loop;
+    if requeue_alert.delivery_id is not null and requeued = 0 then
+        raise exception 'delivery % cannot be queued again', requeue_alert.delivery_id
+            using errcode = 'PA401',
+                hint = 'Only a dead delivery can, or an unaddressed one whose rule now finds an address: see pgaudit-wf alerts list.';
+    end if;
+    return requeued;
+end
+$$;
+comment on function pgaudit_wf.requeue_alert(bigint) is
+    'Queues a dead delivery again, or an unaddressed one if its rule finds somebody now; null: all of them. Several for one recipient come as a digest. Returns how many; raises PA401 if the one that was named cannot be.';
+
+create function pgaudit_wf.prune_alerts() returns bigint
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    with gone as (
+        delete from pgaudit_wf.alert_delivery as d
+        using pgaudit_wf.alert_policy as p
+        where d.settled_at < now() - p.keep or (d.state = 'unaddressed' and d.created_at < now() - p.keep)
+        returning d.id
+    )
+    select count(*) from gone
+$$;
+comment on function pgaudit_wf.prune_alerts() is 'Removes deliveries that were sent or given up longer ago than the policy keeps them; returns how many.';
+
+create function pgaudit_wf.alert_lag() returns bigint
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select count(*) from pgaudit_wf.read_log((select r.cursor from pgaudit_wf.reader as r where r.name = 'alerts'), 10000)
+$$;
+comment on function pgaudit_wf.alert_lag() is 'How many events the alerts are behind the log, counted up to 10,000.';
+
+create function pgaudit_wf.grant_alerts(worker regrole) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format('grant usage on schema pgaudit_wf to %s', grant_alerts.worker);
+    execute format('grant select on pgaudit_wf.alert_rule, pgaudit_wf.alert_policy, pgaudit_wf.alert_delivery to %s', grant_alerts.worker);
+    execute format('grant execute on function pgaudit_wf.enqueue_alerts(integer), pgaudit_wf.claim_alert(text[]),'
+        ' pgaudit_wf.settle_alert(bigint, integer, text, boolean, interval), pgaudit_wf.requeue_alert(bigint),'
+        ' pgaudit_wf.prune_alerts(), pgaudit_wf.alert_lag() to %s', grant_alerts.worker);
+end
+$$;
+comment on function pgaudit_wf.grant_alerts(regrole) is
+    'Lets a login run pgaudit-wf alerts and nothing else: it sees what messages may say, not the log.';
+
+-- sql/core/320_attempt.sql
+
+-- Attempts that came to nothing: failed and denied events, each recorded once however often it is sent.
+
+create table pgaudit_wf.attempt (
+    id uuid primary key,
+    recorded_at timestamptz not null default now()
+);
+comment on table pgaudit_wf.attempt is
+    'Attempts that have been recorded by record_attempt(), so that one whose commit was in doubt, or that is read from a spool file again, makes no second event.';
+comment on column pgaudit_wf.attempt.id is 'Id that the client gave to the attempt.';
+comment on column pgaudit_wf.attempt.recorded_at is 'When it was recorded.';
+
+create function pgaudit_wf.record_denied(
+    action text,
+    resource_type text default null,
+    resource_id text default null,
+    metadata jsonb default null
+) returns bigint
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf.record_event(
+        action => record_denied.action, resource_type => record_denied.resource_type, resource_id => record_denied.resource_id,
+        metadata => record_denied.metadata, outcome => 'denied')
+$$;
+comment on function pgaudit_wf.record_denied(text, text, text, jsonb) is
+    'Records an attempt that was refused, in the current transaction, which must be committed: rolled back, it takes the event with it. Returns the event''s id; raises PA008 on a wrong argument.';
+
+create function pgaudit_wf.record_attempt(
+    id uuid,
+    action text,
+    outcome text,
+    resource_type text default null,
+    resource_id text default null,
+    metadata jsonb default null,
+    context jsonb default null,
+    attempted_at timestamptz default null
+) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    field text;
+begin
+    if record_attempt.outcome is null or record_attempt.outcome not in ('failed', 'denied') then
+        raise exception 'outcome is "%": that of an attempt is failed or denied', record_attempt.outcome using errcode = 'PA008';
+    end if;
+    -- Waits for another transaction that is recording the same attempt right now.
+    insert into pgaudit_wf.attempt (id) values (record_attempt.id) on conflict do nothing;
+    if not found then
+        return null;
+    end if;
+    foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id', 'ip', 'country', 'user_agent', 'correlation_id', 'reason'] loop
+        perform set_config('app.' || field, coalesce(record_attempt.context ->> field, ''), true);
+    end loop;
+    return pgaudit_wf.record_event(
+        action => record_attempt.action, resource_type => record_attempt.resource_type, resource_id => record_attempt.resource_id,
+        metadata => coalesce(record_attempt.metadata, '{}')
+            || case when record_attempt.attempted_at is not null then jsonb_build_object('attempted_at', record_attempt.attempted_at) else '{}' end,
+        outcome => record_attempt.outcome);
+end
+$$;
+comment on function pgaudit_wf.record_attempt(uuid, text, text, text, text, jsonb, jsonb, timestamptz) is
+    'Records a failed or denied attempt of the given context ({actor_id, org_id, …}, which becomes the transaction''s), unless that id was recorded before: then it returns null, else the event''s id. '
+    'attempted_at is kept in metadata when the attempt was not just now. Raises PA008 on a wrong argument.';
+
+-- sql/core/330_org_limit.sql
+
+-- Limits: how many rows of a kind an organisation may have. A counter for each organisation and type is kept by statement
+-- triggers, which only tables whose type has a limit have.
+
+create table pgaudit_wf.org_limit (
+    id bigint generated always as identity primary key,
+    org_id text,
+    resource_type text not null,
+    max_count bigint,
+    constraint org_limit_key unique nulls not distinct (org_id, resource_type),
+    constraint org_limit_max_count check (max_count >= 0),
+    constraint org_limit_default check (org_id is not null or max_count is not null),
+    constraint org_limit_org_id check (org_id <> '' and length(org_id) <= 255),
+    constraint org_limit_resource_type check (resource_type <> '')
+);
+comment on table pgaudit_wf.org_limit is
+    'How many rows of a resource type an organisation may have; takes effect at once on attached tables of that type: the statement that goes over is refused with PA330. Lowering a limit below what is there refuses new rows only.';
+comment on column pgaudit_wf.org_limit.id is 'Number of the limit.';
+comment on column pgaudit_wf.org_limit.org_id is 'The organisation; null: all that have no limit of their own.';
+comment on column pgaudit_wf.org_limit.resource_type is 'Resource type of the attached tables, as given to attach().';
+comment on column pgaudit_wf.org_limit.max_count is 'How many there may be; null: as many as it likes, whatever the default is.';
+
+create table pgaudit_wf.limit_condition (
+    resource_type text primary key,
+    condition text not null,
+    constraint limit_condition_condition check (condition <> '')
+);
+comment on table pgaudit_wf.limit_condition is
+    'Which rows of a resource type take a place, where not all do: a row for which the condition ceases to hold (a key that is revoked) frees its place.';
+comment on column pgaudit_wf.limit_condition.resource_type is 'Resource type of the attached tables.';
+comment on column pgaudit_wf.limit_condition.condition is
+    'Boolean SQL expression over the row''s columns, such as revoked_at is null; immutable, as a count cannot follow the clock. Functions outside pg_catalog need their schema.';
+
+-- Room on the page, so that counting up makes no index entries.
+create table pgaudit_wf.org_usage (
+    org_id text not null,
+    resource_type text not null,
+    used bigint not null,
+    primary key (org_id, resource_type)
+) with (fillfactor = 50);
+comment on table pgaudit_wf.org_usage is
+    'How many rows that take a place each organisation has, for resource types that have a limit; written by triggers only. recount_usage() counts anew.';
+comment on column pgaudit_wf.org_usage.org_id is 'The organisation.';
+comment on column pgaudit_wf.org_usage.resource_type is 'The resource type.';
+comment on column pgaudit_wf.org_usage.used is 'Rows that take a place.';
+
+create table pgaudit_wf.limit_target (
+    target regclass primary key,
+    resource_type text not null,
+    org_column text not null,
+    function_name text not null unique,
+    basis jsonb not null
+);
+comment on table pgaudit_wf.limit_target is 'Tables that are counted; written by install_limit() only.';
+comment on column pgaudit_wf.limit_target.target is 'The table.';
+comment on column pgaudit_wf.limit_target.resource_type is 'Its resource type.';
+comment on column pgaudit_wf.limit_target.org_column is 'Column with the organisation; rows without one take no place.';
+comment on column pgaudit_wf.limit_target.function_name is 'Trigger function in schema pgaudit_wf.';
+comment on column pgaudit_wf.limit_target.basis is 'What the count rests on: number of the org column, types of the columns by number, relations that hold the rows.';
+
+alter table pgaudit_wf.org_limit enable row level security;
+create policy readable_org on pgaudit_wf.org_limit for select using (org_id is null or org_id = (select pgaudit_wf.readable_org()));
+alter table pgaudit_wf.org_usage enable row level security;
+create policy readable_org on pgaudit_wf.org_usage for select using (org_id = (select pgaudit_wf.readable_org()));
+
+create function pgaudit_wf.limit_of(org_id text, resource_type text) returns bigint
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select max_count from pgaudit_wf.org_limit as l
+    where l.resource_type = limit_of.resource_type and (l.org_id = limit_of.org_id or l.org_id is null)
+    order by l.org_id nulls last limit 1
+$$;
+comment on function pgaudit_wf.limit_of(text, text) is 'How many rows of a resource type an organisation may have: its own limit, else the default; null: any number.';
+
+create view pgaudit_wf.limit_usage with (security_invoker = true) as
+select
+    known.org_id,
+    known.resource_type,
+    coalesce(u.used, 0) as used,
+    pgaudit_wf.limit_of(known.org_id, known.resource_type) as max_count,
+    not exists (select from pgaudit_wf.org_limit as l where l.org_id = known.org_id and l.resource_type = known.resource_type) as is_default
+from (
+    select u.org_id, u.resource_type from pgaudit_wf.org_usage as u
+    union
+    select l.org_id, l.resource_type from pgaudit_wf.org_limit as l where l.org_id is not null
+) as known
+left join pgaudit_wf.org_usage as u on u.org_id = known.org_id and u.resource_type = known.resource_type;
+comment on view pgaudit_wf.limit_usage is 'How much of its limits each organisation has used. Owners and admins see their own organisation, as reader.';
+comment on column pgaudit_wf.limit_usage.org_id is 'The organisation.';
+comment on column pgaudit_wf.limit_usage.resource_type is 'The resource type.';
+comment on column pgaudit_wf.limit_usage.used is 'Rows that take a place now.';
+comment on column pgaudit_wf.limit_usage.max_count is 'How many there may be; null: any number.';
+comment on column pgaudit_wf.limit_usage.is_default is 'True when the limit is the default for all organisations.';
+
+create function pgaudit_wf.compile_limit_condition(target regclass, condition text, renames jsonb default '{}') returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
+    compiled text;
+    old_name text;
+    new_name text;
+begin
+    perform set_config('pgaudit_wf.compiling', 'on', true);
+    -- As the predicate of an index PostgreSQL itself checks the condition (boolean, immutable, no subquery), follows renamed
+    -- columns and writes it out unambiguously. The copy of the table has no rows.
+    execute format('create temporary table pgaudit_wf_limit (like %s)', compile_limit_condition.target);
+    for old_name, new_name in select key, value from jsonb_each_text(compile_limit_condition.renames) loop
+        execute format('alter table pg_temp.pgaudit_wf_limit rename %I to %I', new_name, old_name);
+    end loop;
+    execute format(e'create index pgaudit_wf_limit_condition on pg_temp.pgaudit_wf_limit ((1)) where (%s\n)', compile_limit_condition.condition);
+    for old_name, new_name in select key, value from jsonb_each_text(compile_limit_condition.renames) loop
+        execute format('alter table pg_temp.pgaudit_wf_limit rename %I to %I', old_name, new_name);
+    end loop;
+    select pg_get_expr(indpred, indrelid) into strict compiled
+    from pg_index where indexrelid = to_regclass('pg_temp.pgaudit_wf_limit_condition');
+    drop table pg_temp.pgaudit_wf_limit;
+    perform set_config('pgaudit_wf.compiling', outer_state, true);
+    return compiled;
+exception
+    when others then
+        raise exception 'the limit condition of % does not compile for %: %',
+            coalesce((select c.resource_type from pgaudit_wf.limit_condition as c where c.condition = compile_limit_condition.condition limit 1), 'this type'),
+            compile_limit_condition.target, sqlerrm
+            using errcode = 'PA003',
+                detail = format('The condition is: %s', compile_limit_condition.condition),
+                hint = 'It is a boolean expression over the columns of the row, without subqueries and without what changes by itself, such as now(); name functions and types outside pg_catalog with their schema.';
+end
+$$;
+comment on function pgaudit_wf.compile_limit_condition(regclass, text, jsonb) is
+    'The condition as PostgreSQL writes it, after renames of columns ({old: new}) that the table has already undergone; raises PA003 if it is no immutable boolean expression over a row of the table.';
+
+create function pgaudit_wf.counting_condition(target regclass, resource_type text) returns text
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(
+        (select pgaudit_wf.compile_limit_condition(counting_condition.target, c.condition)
+            from pgaudit_wf.limit_condition as c where c.resource_type = counting_condition.resource_type),
+        'true')
+$$;
+comment on function pgaudit_wf.counting_condition(regclass, text) is 'SQL condition that is true for the rows of a table that take a place.';
+
+create function pgaudit_wf.recount_usage(resource_type text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set row_security = off
+as $$
+declare
+    counted pgaudit_wf.limit_target;
+begin
+    if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+        raise exception 'rows cannot be counted in a % transaction, which does not see what others committed since it began', current_setting('transaction_isolation')
+            using errcode = 'PA008', hint = 'Do it in a read committed transaction.';
+    end if;
+    -- Whoever writes has the table's lock until he commits, so nobody holds a counter once we have all of them.
+    for counted in select t.* from pgaudit_wf.limit_target as t where t.resource_type = recount_usage.resource_type order by t.target::oid loop
+        execute format('lock table %s in share row exclusive mode', counted.target);
+    end loop;
+    delete from pgaudit_wf.org_usage as u where u.resource_type = recount_usage.resource_type;
+    for counted in select t.* from pgaudit_wf.limit_target as t where t.resource_type = recount_usage.resource_type loop
+        execute format(
+            'insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)'
+            ' select left(%1$I::text, 255), $1, count(*) from %2$s where %1$I is not null and %3$s group by 1'
+            ' on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used',
+            counted.org_column,
+            -- Of an inheriting table, the rows are its own.
+            case when (select relkind from pg_class where oid = counted.target) = 'p' then '' else 'only ' end || counted.target::text,
+            pgaudit_wf.counting_condition(counted.target, counted.resource_type)) using recount_usage.resource_type;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.recount_usage(text) is
+    'Counts the rows of a resource type anew, while its tables are locked against writing. For when triggers were switched off or data was restored beside them. Raises PA008 unless read committed.';
+
+create function pgaudit_wf.count_truncated(resource_type text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if (select sum(jsonb_array_length(t.basis -> 'relations')) from pgaudit_wf.limit_target as t where t.resource_type = count_truncated.resource_type) = 1 then
+        delete from pgaudit_wf.org_usage as u where u.resource_type = count_truncated.resource_type;
+    else
+        perform pgaudit_wf.recount_usage(count_truncated.resource_type);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.count_truncated(text) is 'Counts what is left of a resource type after one of its tables was emptied.';
+
+create function pgaudit_wf.moved_rows(org_column text, condition text, op text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case op
+        when 'insert' then format('select left(%1$I::text, 255) as org_id, count(*) as change from new_rows where %1$I is not null and %2$s group by 1', org_column, condition)
+        when 'delete' then format('select left(%1$I::text, 255) as org_id, -count(*) as change from old_rows where %1$I is not null and %2$s group by 1', org_column, condition)
+        else format(
+            e'select org_id, sum(change)::bigint as change from ('
+            '\n                select left(%1$I::text, 255) as org_id, -1 as change from old_rows where %1$I is not null and %2$s'
+            '\n                union all'
+            '\n                select left(%1$I::text, 255), 1 from new_rows where %1$I is not null and %2$s'
+            '\n            ) as row_change group by org_id having sum(change) <> 0', org_column, condition)
+    end
+$$;
+comment on function pgaudit_wf.moved_rows(text, text, text) is 'Query for how many places each organisation takes (or frees) by a statement.';
+
+create function pgaudit_wf.compile_limit(target regclass, resource_type text, org_column text, function_name text, generic boolean) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    condition constant text := pgaudit_wf.counting_condition(compile_limit.target, compile_limit.resource_type);
+    statements text := '';
+    op text;
+begin
+    foreach op in array array['insert', 'update', 'delete'] loop
+        statements := statements || format($branch$
+    %1$s tg_op = %2$L then
+        with moved as materialized (
+            %3$s
+        ), counted as (
+            insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)
+            select moved.org_id, %4$L, moved.change from moved order by moved.org_id
+            on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used
+            returning u.org_id, u.used
+        )
+        select counted.org_id, own.max_count into refused_org, maximum
+        from counted,
+        lateral (
+            select l.max_count from pgaudit_wf.org_limit as l
+            where l.resource_type = %4$L and (l.org_id = counted.org_id or l.org_id is null)
+            order by l.org_id nulls last limit 1
+        ) as own
+        where %5$s
+        order by 1 limit 1;$branch$,
+            case op when 'insert' then 'if' else 'elsif' end, upper(op),
+            pgaudit_wf.moved_rows(compile_limit.org_column, condition, op), compile_limit.resource_type,
+            case op
+                when 'insert' then 'counted.used > own.max_count'
+                -- Asked for those over the limit only: whose places became fewer is not to be refused.
+                when 'update' then 'counted.used > own.max_count and (select moved.change from moved where moved.org_id = counted.org_id) > 0'
+                -- Who frees places is never over.
+                else 'false'
+            end);
+    end loop;
+    statements := statements || format($last$
+    else
+        perform pgaudit_wf.count_truncated(%L);
+    end if;$last$, compile_limit.resource_type);
+    if compile_limit.generic then
+        -- Nobody tells us of a renamed column here, and it must not fail the write.
+        statements := e'\n    begin' || statements || format($drift$
+    exception
+        when undefined_column then
+            raise warning 'rows of %% are not being counted: a column was renamed or dropped', %1$L
+                using hint = format('Mend pgaudit_wf.limit_condition if it names it, then: select pgaudit_wf.attach(%%L);', %1$L);
+            return null;
+    end;$drift$, compile_limit.target);
+    end if;
+    return format(
+        e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp\nas %L',
+        compile_limit.function_name, format($body$
+-- Counts the rows of %1$s that take a place and refuses those over the limit; written because of pgaudit_wf.org_limit.
+-- The counters are locked in the order of their organisations, so that two statements never wait for each other.
+#variable_conflict use_column
+declare
+    refused_org text;
+    maximum bigint;
+begin%2$s
+    if refused_org is not null then
+        raise exception 'organisation %% has reached its limit of %% for %%', refused_org, maximum, %3$L
+            using errcode = 'PA330', schema = tg_table_schema, table = tg_table_name,
+                detail = jsonb_build_object('org_id', refused_org, 'resource_type', %3$L, 'max_count', maximum)::text,
+                hint = 'Delete or revoke one first, or raise the limit in pgaudit_wf.org_limit.';
+    end if;
+    return null;
+end
+$body$, translate(compile_limit.target::text, e'\r\n', '  '), statements, compile_limit.resource_type));
+end
+$$;
+comment on function pgaudit_wf.compile_limit(regclass, text, text, text, boolean) is 'The CREATE FUNCTION statement of the trigger that counts the rows of a table.';
+
+create function pgaudit_wf.must_recount(before jsonb, after jsonb) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set row_security = off
+as $$
+declare
+    relation regclass;
+    filled boolean;
+begin
+    if must_recount.before is null or before -> 'org' <> after -> 'org' or not before -> 'relations' <@ (after -> 'relations')
+        or exists (
+            select from jsonb_each(before -> 'types') as b join jsonb_each(after -> 'types') as a using (key) where a.value <> b.value) then
+        return true;
+    end if;
+    -- A new partition is empty, as a rule, and an old table not worth reading for it.
+    for relation in
+        select value::oid::regclass from jsonb_array_elements_text(after -> 'relations') where not before -> 'relations' @> to_jsonb(value::bigint)
+    loop
+        execute format('select exists (select from only %s)', relation) into filled;
+        if filled then
+            return true;
+        end if;
+    end loop;
+    return false;
+end
+$$;
+comment on function pgaudit_wf.must_recount(jsonb, jsonb) is 'Whether a count that rests on one basis does not hold on another: limit_target.basis before and after DDL.';
+
+create function pgaudit_wf.install_limit(setting pgaudit_wf.attachment, recount boolean default false) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
+    function_name constant text := 'limit_' || substr((setting).function_name, length('capture_') + 1);
+    known pgaudit_wf.limit_target;
+    basis jsonb;
+    relation regclass;
+begin
+    -- Limits of the type come and go in other transactions too.
+    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.org_limit'), hashtext((setting).resource_type));
+    select * into known from pgaudit_wf.limit_target as t where t.target = (setting).target;
+    if not exists (select from pgaudit_wf.org_limit as l where l.resource_type = (setting).resource_type) then
+        if known.target is not null then
+            perform pgaudit_wf.uninstall_limit((setting).target);
+        end if;
+        return;
+    end if;
+    if (setting).org_column is null then
+        raise exception '% has a limit for each organisation, and % has no column that says whose a row is', (setting).resource_type, (setting).target
+            using errcode = 'PA002', hint = format('Attach the table with its org_column, or delete the limits of %s from pgaudit_wf.org_limit.', (setting).resource_type);
+    end if;
+
+    perform set_config('pgaudit_wf.compiling', 'on', true);
+    execute pgaudit_wf.compile_limit((setting).target, (setting).resource_type, (setting).org_column, function_name, (setting).form = 'generic');
+    execute format('comment on function pgaudit_wf.%I() is %L', function_name, format('Counts the rows of %s for pgaudit_wf.org_limit.', (setting).target));
+    execute format('revoke all on function pgaudit_wf.%I() from public', function_name);
+    execute format('alter function pgaudit_wf.%I() owner to %s', function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
+
+    -- A statement trigger fires for the table that the statement names, which may be any partition.
+    for relation in select (setting).target union select relid from pg_partition_tree((setting).target) order by 1 loop
+        execute format('create or replace trigger pgaudit_wf_limit_insert after insert on %s referencing new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, function_name);
+        execute format('create or replace trigger pgaudit_wf_limit_update after update on %s referencing old table as old_rows new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, function_name);
+        execute format('create or replace trigger pgaudit_wf_limit_delete after delete on %s referencing old table as old_rows for each statement execute function pgaudit_wf.%I()', relation, function_name);
+        execute format('alter table only %s enable always trigger pgaudit_wf_limit_insert, enable always trigger pgaudit_wf_limit_update, enable always trigger pgaudit_wf_limit_delete', relation);
+    end loop;
+    for relation in select pgaudit_wf.leaf_tables((setting).target) loop
+        execute format('create or replace trigger pgaudit_wf_limit_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()', relation, function_name);
+        execute format('alter table only %s enable always trigger pgaudit_wf_limit_truncate', relation);
+    end loop;
+    perform pgaudit_wf.drop_limit_triggers(function_name, (setting).target);
+    perform set_config('pgaudit_wf.compiling', outer_state, true);
+
+    basis := jsonb_build_object(
+        'org', (select attnum from pg_attribute where attrelid = (setting).target and attname = (setting).org_column),
+        'relations', (select jsonb_agg(leaf::oid::bigint order by leaf::oid) from pgaudit_wf.leaf_tables((setting).target) as leaf),
+        'types', (select jsonb_object_agg(attnum, format_type(atttypid, atttypmod)) from pg_attribute where attrelid = (setting).target and attnum > 0 and not attisdropped));
+    delete from pgaudit_wf.limit_target as t where t.target = (setting).target;
+    insert into pgaudit_wf.limit_target (target, resource_type, org_column, function_name, basis)
+    values ((setting).target, (setting).resource_type, (setting).org_column, function_name, basis);
+    if known.resource_type <> (setting).resource_type then
+        perform pgaudit_wf.recount_usage(known.resource_type);
+    end if;
+    if recount or known.resource_type <> (setting).resource_type or pgaudit_wf.must_recount(known.basis, basis) then
+        perform pgaudit_wf.recount_usage((setting).resource_type);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.install_limit(pgaudit_wf.attachment, boolean) is
+    'Has the rows of an attached table counted if its resource type has a limit, and not counted otherwise. Raises PA002 if it has no org column, PA003 if the condition does not compile.';
+
+create function pgaudit_wf.drop_limit_triggers(function_name text, keep_for regclass default null) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    installed record;
+begin
+    for installed in
+        select tgname as name, tgrelid::regclass as relation from pg_trigger
+        where tgfoid = to_regprocedure(format('pgaudit_wf.%I()', drop_limit_triggers.function_name))
+            and (drop_limit_triggers.keep_for is null
+                or (tgrelid <> drop_limit_triggers.keep_for and tgrelid not in (select relid from pg_partition_tree(drop_limit_triggers.keep_for))))
+    loop
+        execute format('drop trigger %I on %s', installed.name, installed.relation);
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.drop_limit_triggers(text, regclass) is 'Drops the triggers that count rows by a function, but those of the given table and its partitions.';
+
+create function pgaudit_wf.uninstall_limit(target regclass) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
+    known pgaudit_wf.limit_target;
+begin
+    delete from pgaudit_wf.limit_target as t where t.target = uninstall_limit.target returning t.* into known;
+    if not found then
+        return;
+    end if;
+    perform set_config('pgaudit_wf.compiling', 'on', true);
+    perform pgaudit_wf.drop_limit_triggers(known.function_name);
+    execute format('drop function if exists pgaudit_wf.%I()', known.function_name);
+    perform set_config('pgaudit_wf.compiling', outer_state, true);
+    if exists (select from pgaudit_wf.limit_target as t where t.resource_type = known.resource_type) then
+        perform pgaudit_wf.recount_usage(known.resource_type);
+    else
+        delete from pgaudit_wf.org_usage as u where u.resource_type = known.resource_type;
+    end if;
+end
+$$;
+comment on function pgaudit_wf.uninstall_limit(regclass) is 'No longer counts the rows of a table.';
+
+create function pgaudit_wf.rename_in_limit_condition(target regclass, resource_type text, renames jsonb) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
+    other regclass;
+begin
+    perform set_config('pgaudit_wf.compiling', 'on', true);
+    update pgaudit_wf.limit_condition as c
+    set condition = pgaudit_wf.compile_limit_condition(rename_in_limit_condition.target, c.condition, renames)
+    where c.resource_type = rename_in_limit_condition.resource_type
+        and exists (select from jsonb_each_text(renames) where strpos(lower(c.condition), lower(key)) > 0);
+    if found then
+        for other in
+            select a.target from pgaudit_wf.attachment as a
+            where a.resource_type = rename_in_limit_condition.resource_type and a.target <> rename_in_limit_condition.target
+        loop
+            perform pgaudit_wf.counting_condition(other, rename_in_limit_condition.resource_type);
+        end loop;
+    end if;
+    perform set_config('pgaudit_wf.compiling', outer_state, true);
+end
+$$;
+comment on function pgaudit_wf.rename_in_limit_condition(regclass, text, jsonb) is
+    'Follows renamed columns ({old: new}) in the limit condition of a resource type. Raises PA003 if another table of the type cannot follow.';
+
+create function pgaudit_wf.apply_org_limit() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    type text;
+    setting pgaudit_wf.attachment;
+    counted regclass;
+begin
+    for type in select distinct touched.resource_type from touched order by 1 loop
+        perform pg_advisory_xact_lock(hashtext('pgaudit_wf.org_limit'), hashtext(type));
+        if exists (select from pgaudit_wf.org_limit as l where l.resource_type = type) then
+            for setting in
+                select a.* from pgaudit_wf.attachment as a
+                where a.resource_type = type and not exists (select from pgaudit_wf.limit_target as t where t.target = a.target)
+                order by a.target::oid
+            loop
+                perform pgaudit_wf.install_limit(setting, true);
+            end loop;
+        else
+            for counted in select t.target from pgaudit_wf.limit_target as t where t.resource_type = type order by t.target::oid loop
+                perform pgaudit_wf.uninstall_limit(counted);
+            end loop;
+        end if;
+    end loop;
+    return null;
+end
+$$;
+comment on function pgaudit_wf.apply_org_limit() is 'Trigger of org_limit: has tables counted from the first limit of their type until the last.';
+
+create trigger apply_insert after insert on pgaudit_wf.org_limit
+    referencing new table as touched for each statement execute function pgaudit_wf.apply_org_limit();
+create trigger apply_update_new after update on pgaudit_wf.org_limit
+    referencing new table as touched for each statement execute function pgaudit_wf.apply_org_limit();
+create trigger apply_update_old after update on pgaudit_wf.org_limit
+    referencing old table as touched for each statement execute function pgaudit_wf.apply_org_limit();
+create trigger apply_delete after delete on pgaudit_wf.org_limit
+    referencing old table as touched for each statement execute function pgaudit_wf.apply_org_limit();
+
+create function pgaudit_wf.apply_limit_condition() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment;
+begin
+    -- A renamed column counts the same rows.
+    if current_setting('pgaudit_wf.compiling', true) = 'on' then
+        return null;
+    end if;
+    for setting in
+        select a.* from pgaudit_wf.attachment as a
+        where a.resource_type in (select touched.resource_type from touched) order by a.target::oid
+    loop
+        perform pgaudit_wf.counting_condition(setting.target, setting.resource_type);
+        perform pgaudit_wf.install_limit(setting, true);
+    end loop;
+    return null;
+end
+$$;
+comment on function pgaudit_wf.apply_limit_condition() is 'Trigger of limit_condition: checks the condition on the attached tables of its type and counts their rows by it.';
+
+create trigger apply_insert after insert on pgaudit_wf.limit_condition
+    referencing new table as touched for each statement execute function pgaudit_wf.apply_limit_condition();
+create trigger apply_update_new after update on pgaudit_wf.limit_condition
+    referencing new table as touched for each statement execute function pgaudit_wf.apply_limit_condition();
+create trigger apply_update_old after update on pgaudit_wf.limit_condition
+    referencing old table as touched for each statement execute function pgaudit_wf.apply_limit_condition();
+create trigger apply_delete after delete on pgaudit_wf.limit_condition
+    referencing old table as touched for each statement execute function pgaudit_wf.apply_limit_condition();
+
+create function pgaudit_wf.record_org_limit() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    before constant jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) - 'id' end;
+    after constant jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) - 'id' end;
+begin
+    if before is distinct from after then
+        insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff)
+        values (coalesce(after, before) ->> 'org_id', case when tg_op = 'DELETE' then 'org_limit.removed' else 'org_limit.set' end,
+            'org_limit', coalesce(after, before) ->> 'resource_type', true, pgaudit_wf.json_diff(before, after));
+    end if;
+    return null;
+end
+$$;
+comment on function pgaudit_wf.record_org_limit() is 'Trigger of org_limit: records as org_limit.set and org_limit.removed who allowed whom how much.';
+create trigger record after insert or update or delete on pgaudit_wf.org_limit
+    for each row execute function pgaudit_wf.record_org_limit();
+
+create function pgaudit_wf.set_org_limit(org_id text, resource_type text, max_count bigint) returns void
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    insert into pgaudit_wf.org_limit (org_id, resource_type, max_count)
+    values (set_org_limit.org_id, set_org_limit.resource_type, set_org_limit.max_count)
+    on conflict on constraint org_limit_key do update set max_count = excluded.max_count
+$$;
+comment on function pgaudit_wf.set_org_limit(text, text, bigint) is
+    'Sets the limit of an organisation (null: of all that have none of their own) for a resource type, whether it had one or not; max_count null: no limit for this organisation. Granted to nobody: whoever may call it decides what is paid for.';
+
 -- sql/core/340_retention.sql
 
 -- How long events and versions are kept, and the only way in which old ones leave.
@@ -5017,13 +6228,13 @@ begin
         return query
             select month.partition_name, month.from_time, month.to_time, coalesce(sum(g.events), 0)::bigint,
                 coalesce(sum(g.events) filter (where g.keep_until <= log_retention.at), 0)::bigint,
-                coalesce(min(g.keep_until), pgaudit_wf.keeps_until(month.to_time, pgaudit_wf.retention_days('', null)))
+                nullif(coalesce(min(g.keep_until), pgaudit_wf.keeps_until(month.to_time, pgaudit_wf.retention_days('', null))), 'infinity')
             from pgaudit_wf.retention_groups(month.relation, month.to_time) as g;
     end loop;
 end
 $$;
 comment on function pgaudit_wf.log_retention(timestamptz) is
-    'The months of the log of which something may be out of the retention window: their events, how many of these are, and when the next of them is. Raises PA008 on a moment to come.';
+    'The months of the log of which something may be out of the retention window: their events, how many of these are, and when the first of them is or will be (null: never). Raises PA008 on a moment to come.';
 
 create function pgaudit_wf.empty_default_partition() returns table (partition_name text, events bigint)
 language plpgsql
@@ -5032,16 +6243,20 @@ set timezone = 'UTC'
 as $$
 #variable_conflict use_column
 declare
-    late record;
+    months date[];
+    waiting bigint[];
 begin
-    for late in
-        select date_trunc('month', l.occurred_at)::date as month, count(*) as waiting
+    -- All at once, as an open query would keep the partition from being altered.
+    select array_agg(late.month order by late.month), array_agg(late.events order by late.month) into months, waiting
+    from (
+        select date_trunc('month', l.occurred_at)::date as month, count(*) as events
         from only pgaudit_wf.security_audit_log_default as l
         where isfinite(l.occurred_at)
-        group by 1 order by 1
-    loop
-        partition_name := pgaudit_wf.add_log_partition(late.month);
-        events := late.waiting;
+        group by 1
+    ) as late;
+    for place in 1 .. coalesce(cardinality(months), 0) loop
+        partition_name := pgaudit_wf.add_log_partition(months[place]);
+        events := waiting[place];
         if partition_name is not null then
             return next;
         end if;
@@ -5172,7 +6387,7 @@ comment on function pgaudit_wf.prune_history(integer) is
 
 -- DROP TABLE and DETACH would be the side door of an append-only log.
 create function pgaudit_wf.refuse_drop() returns event_trigger
-language plpgsql
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
@@ -5202,6 +6417,7 @@ comment on function pgaudit_wf.refuse_drop() is 'Event trigger: raises PA343 whe
 create function pgaudit_wf.refuse_detach() returns event_trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
 as $$
 declare
     stray text;
@@ -5214,8 +6430,8 @@ begin
     where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind = 'r'
         and (c.relname ~ '^security_audit_log_' or i.inhparent = 'pgaudit_wf.security_audit_log'::regclass)
         and (i.inhparent is null or i.inhdetachpending
-            or not (c.relname = 'security_audit_log_default'
-                or pg_get_expr(c.relpartbound, c.oid) ~ ('FROM \(''' || replace(substring(c.relname from '_y(\d{4}m\d{2})$'), 'm', '-'))))
+            or c.relname <> case pg_get_expr(c.relpartbound, c.oid) when 'DEFAULT' then 'security_audit_log_default'
+                else regexp_replace(pg_get_expr(c.relpartbound, c.oid), '^.*FROM \(''(\d{4})-(\d{2})-.*$', 'security_audit_log_y\1m\2') end)
     limit 1;
     if stray is not null then
         raise exception '% is part of the audit trail and can be neither detached nor renamed', stray
@@ -5227,7 +6443,7 @@ comment on function pgaudit_wf.refuse_detach() is 'Event trigger: raises PA343 w
 
 do $$
 begin
-    create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED') execute function pgaudit_wf.refuse_drop();
+    create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE') execute function pgaudit_wf.refuse_drop();
     create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE') execute function pgaudit_wf.refuse_detach();
     alter event trigger pgaudit_wf_refuse_drop enable always;
     alter event trigger pgaudit_wf_refuse_detach enable always;
@@ -5343,6 +6559,371 @@ $$;
 comment on function pgaudit_wf.replace_archive(bigint, text, jsonb) is
     'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. Raises PA350 if the counts changed.';
 
+-- sql/core/360_erasure.sql
+
+-- Erasure: what tells who an actor is gives way to a pseudonym; what was done, when and to what stays.
+--
+-- actor_id is a key and stays, as everything that belongs together hangs on it: it must not be a name or an address itself.
+-- For checks of integrity, erased_event says which fields of which events are no longer what was sealed.
+
+create table pgaudit_wf.erasure (
+    actor_id text primary key,
+    pseudonym text not null unique,
+    erased_at timestamptz not null default now(),
+    last_run_at timestamptz,
+    events bigint not null default 0,
+    versions bigint not null default 0
+);
+comment on table pgaudit_wf.erasure is 'Actors whose name, e-mail, address and user agent were erased. Holds no such value. Written by pseudonymise() only.';
+comment on column pgaudit_wf.erasure.actor_id is 'Id of the actor, which stays.';
+comment on column pgaudit_wf.erasure.pseudonym is 'What stands in place of name, e-mail and user agent; random, so it leads back to nobody.';
+comment on column pgaudit_wf.erasure.erased_at is 'When it was asked for first.';
+comment on column pgaudit_wf.erasure.last_run_at is 'When it was last run; null: begun, not run yet.';
+comment on column pgaudit_wf.erasure.events is 'Events of the log changed so far.';
+comment on column pgaudit_wf.erasure.versions is 'Versions of workflows changed so far.';
+
+create table pgaudit_wf.erased_event (
+    actor_id text not null references pgaudit_wf.erasure (actor_id),
+    tx_id bigint not null,
+    event_id bigint not null,
+    fields text[] not null,
+    erased_at timestamptz not null default now(),
+    primary key (tx_id, event_id, actor_id)
+);
+comment on table pgaudit_wf.erased_event is 'Events that an erasure changed: what a check of integrity must know. Append-only but for the fields of a repeated erasure.';
+comment on column pgaudit_wf.erased_event.actor_id is 'The actor.';
+comment on column pgaudit_wf.erased_event.tx_id is 'tx_id of the event.';
+comment on column pgaudit_wf.erased_event.event_id is 'id of the event.';
+comment on column pgaudit_wf.erased_event.fields is 'Columns that no longer hold what was recorded: actor_label, ip, user_agent, diff, metadata.';
+comment on column pgaudit_wf.erased_event.erased_at is 'When.';
+
+create trigger append_only before delete or truncate on pgaudit_wf.erasure for each statement execute function pgaudit_wf.refuse_change();
+create trigger append_only before delete or truncate on pgaudit_wf.erased_event for each statement execute function pgaudit_wf.refuse_change();
+alter table pgaudit_wf.erasure enable always trigger append_only;
+alter table pgaudit_wf.erased_event enable always trigger append_only;
+
+create type pgaudit_wf.personal_value as (kind text, value text);
+comment on type pgaudit_wf.personal_value is 'A value that tells who somebody is: its kind (name, email, ip, user_agent) and itself.';
+
+create function pgaudit_wf.actor_resource_types() returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(array_agg(distinct a.resource_type), '{}')
+    from pgaudit_wf.attachment as a
+    join pg_depend as d on d.refclassid = 'pg_class'::regclass and d.refobjid = a.target and d.classid = 'pg_rewrite'::regclass
+    join pg_rewrite as r on r.oid = d.objid
+    where r.ev_class = 'pgaudit_wf.actor_directory'::regclass
+$$;
+comment on function pgaudit_wf.actor_resource_types() is 'Resource types of the attached tables that actor_directory reads: whose rows are the actors themselves.';
+
+create function pgaudit_wf.kind_of_value(value text) returns text
+language sql immutable strict parallel safe
+as $$ select case when value ~ '^[^@\s]+@[^@\s]+$' then 'email' else 'name' end $$;
+comment on function pgaudit_wf.kind_of_value(text) is 'Whether a label is an e-mail address or a name.';
+
+create function pgaudit_wf.personal_members(diff jsonb) returns setof pgaudit_wf.personal_value
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf.kind_of_value(member.value #>> '{}'), member.value #>> '{}'
+    from jsonb_array_elements(case when jsonb_typeof(diff) = 'array' then diff else '[]' end) as op,
+    lateral (values (op -> 'old'), (op -> 'value')) as side (value),
+    lateral (
+        select pgaudit_wf.unpointer(op ->> 'path') as name, side.value where op ->> 'path' <> ''
+        union all
+        select whole.key, whole.value from jsonb_each(case when op ->> 'path' = '' and jsonb_typeof(side.value) = 'object' then side.value else '{}' end) as whole
+    ) as member
+    where jsonb_typeof(member.value) = 'string' and member.name ~* '(^|_|-|[a-z])(e[-_]?mail|name|phone)([-_]|$)' and member.value #>> '{}' not in ('', '[redacted]')
+$$;
+comment on function pgaudit_wf.personal_members(jsonb) is 'Names, e-mail addresses and telephone numbers in the diff of an actor''s own record, by the names of its columns.';
+
+create function pgaudit_wf.event_values(event pgaudit_wf.security_audit_log, actor_id text, actor_types text[]) returns setof pgaudit_wf.personal_value
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select v.kind, v.value
+    from (
+        select pgaudit_wf.kind_of_value((event).actor_label), (event).actor_label where (event).actor_id = event_values.actor_id
+        union all select 'ip', host((event).ip) where (event).actor_id = event_values.actor_id
+        union all select 'user_agent', (event).user_agent where (event).actor_id = event_values.actor_id
+        union all
+        select own.kind, own.value
+        from (
+            select pgaudit_wf.kind_of_value((event).metadata ->> 'label'), (event).metadata ->> 'label'
+            union all
+            select m.kind, m.value from pgaudit_wf.personal_members((event).diff) as m
+        ) as own (kind, value)
+        where (event).resource_type = any (actor_types) and (event).resource_id = event_values.actor_id
+    ) as v (kind, value)
+    where v.value <> ''
+$$;
+comment on function pgaudit_wf.event_values(pgaudit_wf.security_audit_log, text, text[]) is 'What an event tells of who an actor is, as the one who did it or as its resource.';
+
+create function pgaudit_wf.actor_values(actor_id text) returns setof pgaudit_wf.personal_value
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    types constant text[] := pgaudit_wf.actor_resource_types();
+    known constant text := (select e.pseudonym from pgaudit_wf.erasure as e where e.actor_id = actor_values.actor_id);
+begin
+    return query
+        select distinct v.kind, v.value
+        from (
+            select 'name' as kind, d.name as value from pgaudit_wf.actor_directory as d where d.actor_id = actor_values.actor_id
+            union all select 'email', d.email from pgaudit_wf.actor_directory as d where d.actor_id = actor_values.actor_id
+            union all select pgaudit_wf.kind_of_value(h.actor_label), h.actor_label from pgaudit_wf.workflow_history as h where h.actor_id = actor_values.actor_id
+            union all
+            select e.kind, e.value from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf.event_values(l, actor_values.actor_id, types) as e
+            where l.actor_id = actor_values.actor_id
+            union all
+            select e.kind, e.value from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf.event_values(l, actor_values.actor_id, types) as e
+            where l.resource_type = any (types) and l.resource_id = actor_values.actor_id
+        ) as v
+        where v.value <> '' and v.value is distinct from known;
+end
+$$;
+comment on function pgaudit_wf.actor_values(text) is
+    'All that the directory, the log and the history tell of who an actor is. For its owner only, before an erasure.';
+
+create function pgaudit_wf.mask_text(text_part text, exact text[], emails text[], pseudonym text) returns text
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    email text;
+begin
+    if text_part = any (exact) then
+        return pseudonym;
+    end if;
+    foreach email in array emails loop
+        if strpos(lower(text_part), lower(email)) > 0 then
+            -- As a whole: not the end of a longer address, nor the beginning of a longer domain.
+            text_part := regexp_replace(text_part,
+                '(?<![[:alnum:]._%+-])' || regexp_replace(email, '([][\\.^$*+?(){}|-])', '\\\1', 'g') || '(?![[:alnum:]-]|\.[[:alnum:]])',
+                pseudonym, 'gi');
+        end if;
+    end loop;
+    return text_part;
+end
+$$;
+comment on function pgaudit_wf.mask_text(text, text[], text[], text) is
+    'The text, or the pseudonym if it is one of the exact values; e-mail addresses in it, in any case, are replaced.';
+
+create function pgaudit_wf.mask_json(doc jsonb, exact text[], emails text[], pseudonym text) returns jsonb
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case jsonb_typeof(doc)
+        when 'string' then to_jsonb(pgaudit_wf.mask_text(doc #>> '{}', exact, emails, pseudonym))
+        when 'array' then (
+            select coalesce(jsonb_agg(pgaudit_wf.mask_json(e.value, exact, emails, pseudonym) order by e.position), '[]')
+            from jsonb_array_elements(doc) with ordinality as e (value, position))
+        when 'object' then (
+            select coalesce(jsonb_object_agg(pgaudit_wf.mask_text(m.key, '{}', emails, pseudonym), pgaudit_wf.mask_json(m.value, exact, emails, pseudonym)), '{}')
+            from jsonb_each(doc) as m)
+        else doc
+    end;
+end
+$$;
+comment on function pgaudit_wf.mask_json(jsonb, text[], text[], text) is 'The document with mask_text() applied to every string in it.';
+
+create function pgaudit_wf.mask_event(
+    event pgaudit_wf.security_audit_log, actor_id text, pseudonym text, actor_types text[], known pgaudit_wf.personal_value[] default '{}')
+returns pgaudit_wf.security_audit_log
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    told pgaudit_wf.personal_value[] := known || array(select v from pgaudit_wf.event_values(event, mask_event.actor_id, actor_types) as v);
+    emails constant text[] := array(select distinct v.value from unnest(told) as v where v.kind = 'email' and v.value <> pseudonym);
+    -- A name, an address or a browser is many people's: it is his only where he is concerned. An e-mail address is one person's.
+    concerned constant boolean := coalesce(event.actor_id = mask_event.actor_id, false)
+        or coalesce(event.resource_id = mask_event.actor_id and event.resource_type = any (actor_types), false)
+        or strpos(concat(event.diff::text, event.metadata::text, event.resource_id), to_json(mask_event.actor_id)::text) > 0;
+    exact constant text[] := case when concerned then array(select distinct v.value from unnest(told) as v where v.value <> pseudonym) else '{}' end;
+begin
+    if event.actor_id = mask_event.actor_id then
+        event.actor_label := case when event.actor_label is not null then pseudonym end;
+        event.ip := null;
+        event.user_agent := case when event.user_agent is not null then pseudonym end;
+    else
+        event.actor_label := pgaudit_wf.mask_text(event.actor_label, '{}', emails, pseudonym);
+        event.user_agent := pgaudit_wf.mask_text(event.user_agent, '{}', emails, pseudonym);
+    end if;
+    event.diff := pgaudit_wf.mask_json(event.diff, exact, emails, pseudonym);
+    event.metadata := pgaudit_wf.mask_json(event.metadata, exact, emails, pseudonym);
+    return event;
+end
+$$;
+comment on function pgaudit_wf.mask_event(pgaudit_wf.security_audit_log, text, text, text[], pgaudit_wf.personal_value[]) is
+    'An event without what tells who the actor is: his label and user agent become the pseudonym, his address null, and values in diff and metadata that equal what the event or known tells of him the pseudonym.';
+
+create function pgaudit_wf.pseudonyms(actor_ids text[]) returns table (actor_id text, pseudonym text)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select e.actor_id, e.pseudonym from pgaudit_wf.erasure as e where e.actor_id = any (pseudonyms.actor_ids)
+$$;
+comment on function pgaudit_wf.pseudonyms(text[]) is 'Those of the actors who were erased, and their pseudonyms: for whoever reads an archive written before.';
+
+create function pgaudit_wf.archives_with(pseudonym text) returns setof bigint
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select a.id from pgaudit_wf.archive as a
+    where a.url is not null
+        and not coalesce(a.manifest -> 'erasures', '[]') @> jsonb_build_array(jsonb_build_object('pseudonym', archives_with.pseudonym))
+    order by a.id
+$$;
+comment on function pgaudit_wf.archives_with(text) is 'Numbers of the archives whose file an erasure has not gone through.';
+
+create function pgaudit_wf.erase_from_partition(part regclass, actor_id text, pseudonym text, known pgaudit_wf.personal_value[]) returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    types constant text[] := pgaudit_wf.actor_resource_types();
+    emails constant text[] := array(select lower(v.value) from unnest(known) as v where v.kind = 'email');
+    ids bigint[];
+    changed bigint;
+begin
+    -- Searched before anything is locked, as writers to the newest partition then have to wait.
+    execute format(
+        'select array_agg(l.id) from only %s as l where l.actor_id = $1 or l.resource_id = $1 or strpos(l.resource_id, to_json($1)::text) > 0'
+        ' or strpos(l.diff::text, to_json($1)::text) > 0 or strpos(l.metadata::text, to_json($1)::text) > 0'
+        ' or exists (select from unnest($2) as email where strpos(lower(concat_ws('' '', l.actor_label, l.user_agent, l.diff, l.metadata)), email) > 0)', part)
+        into ids using erase_from_partition.actor_id, emails;
+    if ids is null then
+        return 0;
+    end if;
+    execute format('alter table %s disable trigger append_only_row, disable trigger append_only', part);
+    execute format(
+        'with masked as ('
+        '     select l.tx_id, l.id, l.occurred_at, m.actor_label, m.ip, m.user_agent, m.diff, m.metadata, array_remove(array['
+        '         case when l.actor_label is distinct from m.actor_label then ''actor_label'' end,'
+        '         case when l.ip is distinct from m.ip then ''ip'' end,'
+        '         case when l.user_agent is distinct from m.user_agent then ''user_agent'' end,'
+        '         case when l.diff is distinct from m.diff then ''diff'' end,'
+        '         case when l.metadata is distinct from m.metadata then ''metadata'' end], null) as fields'
+        '     from only %1$s as l, lateral pgaudit_wf.mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4) as m'
+        '     where l.id = any ($5)),'
+        ' changed as ('
+        '     update only %1$s as l set actor_label = m.actor_label, ip = m.ip, user_agent = m.user_agent, diff = m.diff, metadata = m.metadata'
+        '     from masked as m'
+        '     where l.tx_id = m.tx_id and l.id = m.id and l.occurred_at = m.occurred_at and m.fields <> ''{}'''
+        '     returning l.tx_id, l.id, m.fields)'
+        ' insert into pgaudit_wf.erased_event as e (actor_id, tx_id, event_id, fields) select $1, c.tx_id, c.id, c.fields from changed as c'
+        ' on conflict (tx_id, event_id, actor_id) do update'
+        '     set fields = (select array_agg(distinct f) from unnest(e.fields || excluded.fields) as f), erased_at = now()', part)
+        using erase_from_partition.actor_id, erase_from_partition.pseudonym, types, known, ids;
+    get diagnostics changed = row_count;
+    execute format('alter table %s enable always trigger append_only_row, enable always trigger append_only', part);
+    return changed;
+end
+$$;
+comment on function pgaudit_wf.erase_from_partition(regclass, text, text, pgaudit_wf.personal_value[]) is 'Erases an actor from one partition of the log; returns how many events that changed.';
+
+create function pgaudit_wf.begin_erasure(actor_id text) returns text
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known text;
+begin
+    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.pseudonymise'));
+    select e.pseudonym into known from pgaudit_wf.erasure as e where e.actor_id = begin_erasure.actor_id;
+    if known is not null then
+        return known;
+    end if;
+    -- A misspelt id must not be taken for an erasure that was done.
+    if begin_erasure.actor_id is null or not (
+        exists (select from pgaudit_wf.security_audit_log as l where l.actor_id = begin_erasure.actor_id)
+        or exists (select from pgaudit_wf.security_audit_log as l where l.resource_type = any (pgaudit_wf.actor_resource_types()) and l.resource_id = begin_erasure.actor_id)
+        or exists (select from pgaudit_wf.workflow_history as h where h.actor_id = begin_erasure.actor_id)
+        or exists (select from pgaudit_wf.actor_directory as d where d.actor_id = begin_erasure.actor_id)
+        or exists (select from pgaudit_wf.archive as a where a.events > a.live_events)) then
+        raise exception 'there is no actor "%"', begin_erasure.actor_id
+            using errcode = 'PA360', hint = 'Give the id as in app.actor_id; neither log, history nor pgaudit_wf.actor_directory knows this one.';
+    end if;
+    insert into pgaudit_wf.erasure (actor_id, pseudonym)
+    values (begin_erasure.actor_id, 'erased-' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16))
+    returning pseudonym into known;
+    return known;
+end
+$$;
+comment on function pgaudit_wf.begin_erasure(text) is
+    'Gives an actor the pseudonym that pseudonymise() will use, without changing an event yet: for a job that rewrites archives first. Raises PA360 for an actor that nothing knows.';
+
+create function pgaudit_wf.pseudonymise(actor_id text, more_values text[] default '{}')
+returns table (pseudonym text, events bigint, versions bigint, archives bigint)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    own constant boolean := current_setting('app.actor_id', true) = pseudonymise.actor_id;
+    label constant text := current_setting('app.actor_label', true);
+    address constant text := current_setting('app.ip', true);
+    agent constant text := current_setting('app.user_agent', true);
+    reason constant text := current_setting('app.reason', true);
+    known pgaudit_wf.personal_value[];
+    emails text[];
+    part regclass;
+    first_run boolean;
+begin
+    pseudonym := pgaudit_wf.begin_erasure(pseudonymise.actor_id);
+    first_run := (select e.last_run_at is null from pgaudit_wf.erasure as e where e.actor_id = pseudonymise.actor_id);
+    known := array(
+        select v from pgaudit_wf.actor_values(pseudonymise.actor_id) as v
+        union
+        select row(pgaudit_wf.kind_of_value(more), more)::pgaudit_wf.personal_value from unnest(pseudonymise.more_values) as more where more <> '');
+    emails := array(select v.value from unnest(known) as v where v.kind = 'email');
+
+    versions := 0;
+    if exists (select from pgaudit_wf.workflow_history as h where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonym) then
+        alter table pgaudit_wf.workflow_history disable trigger append_only;
+        update pgaudit_wf.workflow_history as h set actor_label = pseudonymise.pseudonym
+        where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonymise.pseudonym;
+        get diagnostics versions = row_count;
+        alter table pgaudit_wf.workflow_history enable always trigger append_only;
+    end if;
+    events := 0;
+    -- Oldest first: the partition that is being written to is the last to be locked.
+    for part in
+        select m.relation from pgaudit_wf.log_months() as m
+        union all select 'pgaudit_wf.security_audit_log_default'::regclass
+    loop
+        events := events + pgaudit_wf.erase_from_partition(part, pseudonymise.actor_id, pseudonym, known);
+    end loop;
+    archives := (select count(*) from pgaudit_wf.archives_with(pseudonym));
+
+    update pgaudit_wf.erasure as e
+    set last_run_at = now(), events = e.events + pseudonymise.events, versions = e.versions + pseudonymise.versions
+    where e.actor_id = pseudonymise.actor_id;
+    if first_run or events > 0 or versions > 0 then
+        -- Whoever erases himself must not be recorded by name for it, nor anybody in a reason.
+        if own then
+            perform set_config('app.actor_label', '', true), set_config('app.ip', '', true), set_config('app.user_agent', '', true);
+        end if;
+        perform set_config('app.reason', coalesce(pgaudit_wf.mask_text(reason, array(select v.value from unnest(known) as v), emails, pseudonym), ''), true);
+        perform pgaudit_wf.record_event('actor.pseudonymised', 'actor', pseudonymise.actor_id,
+            metadata => jsonb_build_object('pseudonym', pseudonym, 'events', events, 'versions', versions, 'archives', archives));
+        perform set_config('app.reason', coalesce(reason, ''), true);
+        if own then
+            perform set_config('app.actor_label', coalesce(label, ''), true), set_config('app.ip', coalesce(address, ''), true),
+                set_config('app.user_agent', coalesce(agent, ''), true);
+        end if;
+    end if;
+    return next;
+end
+$$;
+comment on function pgaudit_wf.pseudonymise(text, text[]) is
+    'Erases who an actor is: his name, e-mail and user agent become a stable random pseudonym in log and history, his address null; more_values are other names and addresses of his. Returns the pseudonym, the events and versions changed, and how many archives have yet to be rewritten (pgaudit-wf erase does; reading them masks him meanwhile). '
+    'Recorded as actor.pseudonymised; calling it again takes what came since. Delete his account first, as that is recorded too. Raises PA360 for an actor that nothing knows.';
+
 -- sql/core/900_grants.sql
 
 -- Who may do what. Nobody but the owner writes the log; triggers and record_event() do it as the owner.
@@ -5359,21 +6940,32 @@ begin
     if to_regrole('pgaudit_wf_app') is not null then
         grant usage on schema pgaudit_wf to pgaudit_wf_app;
         grant execute on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text),
+            pgaudit_wf.record_denied(text, text, text, jsonb), pgaudit_wf.record_attempt(uuid, text, text, text, text, jsonb, jsonb, timestamptz),
             pgaudit_wf.restore_workflow(text, integer, regclass), pgaudit_wf.version_snapshot(text, integer), pgaudit_wf.org_version_snapshot(text, integer),
             pgaudit_wf.find_workflow(text, regclass), pgaudit_wf.newest_version(text), pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb),
             pgaudit_wf.validate_definition(jsonb, jsonb), pgaudit_wf.hash_definition(jsonb, jsonb) to pgaudit_wf_app;
+        grant select on pgaudit_wf.config_alias, pgaudit_wf.action_schema to pgaudit_wf_app;
+        -- Those about definitions call others, which only compute.
+        for invoker in
+            select p.oid::regprocedure from pg_proc as p
+            where p.pronamespace = 'pgaudit_wf'::regnamespace and not p.prosecdef and p.provolatile <> 'v'
+        loop
+            execute format('grant execute on function %s to pgaudit_wf_app', invoker);
+        end loop;
     end if;
     if to_regrole('pgaudit_wf_reader') is not null then
         grant usage on schema pgaudit_wf to pgaudit_wf_reader;
         grant select on pgaudit_wf.security_audit_log, pgaudit_wf.api_key_activity, pgaudit_wf.attachment, pgaudit_wf.attachment_history,
             pgaudit_wf.attached, pgaudit_wf.key_change, pgaudit_wf.action_rule, pgaudit_wf.capture_failure, pgaudit_wf.workflow_history, pgaudit_wf.workflow_timeline,
-            pgaudit_wf.workflow_attachment, pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.action_schema to pgaudit_wf_reader;
+            pgaudit_wf.workflow_attachment, pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.action_schema,
+            pgaudit_wf.org_limit, pgaudit_wf.limit_condition, pgaudit_wf.org_usage, pgaudit_wf.limit_usage to pgaudit_wf_reader;
         -- What runs with the caller's own rights can do no harm; of the definers, only those that check who asks.
         for invoker in select p.oid::regprocedure from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace and not p.prosecdef loop
             execute format('grant execute on function %s to pgaudit_wf_reader', invoker);
         end loop;
         grant execute on function pgaudit_wf.readable_org(), pgaudit_wf.describe_actors(text, text[], text),
-            pgaudit_wf.resource_names(text[], text[], text), pgaudit_wf.log_generations() to pgaudit_wf_reader;
+            pgaudit_wf.resource_names(text[], text[], text), pgaudit_wf.log_generations(),
+            pgaudit_wf.pseudonyms(text[]) to pgaudit_wf_reader;
     end if;
 end
 $$;

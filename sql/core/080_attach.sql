@@ -244,6 +244,7 @@ begin
         execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
     end loop;
     perform pgaudit_wf.install_guard(setting);
+    perform pgaudit_wf.install_limit(setting);
     if keep_disabled then
         for disabled in select relation, name from jsonb_to_recordset(disabled_before) as d (relation text, name text) loop
             execute format('alter table %s disable trigger %I', disabled.relation, disabled.name);
@@ -283,6 +284,7 @@ begin
         raise exception '% is not attached', detach.target
             using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
     end if;
+    perform pgaudit_wf.uninstall_limit(detach.target);
     perform set_config('pgaudit_wf.compiling', 'on', true);
     -- Also where the function was put long ago: on a partition that has been detached since.
     for installed in

@@ -96,6 +96,7 @@ begin
     perform pgaudit_wf.check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
 
     perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
+    perform pgaudit_wf.rename_in_limit_condition(setting.target, setting.resource_type, renames);
     perform pgaudit_wf.install_capture(setting, true);
     if altered <> '{}' then
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
@@ -104,7 +105,7 @@ begin
 exception
     when sqlstate 'PA003' then
         raise exception '% is audited, and this change breaks a rule: %', recompile.target, sqlerrm
-            using errcode = 'PA003', hint = 'Change or delete the rule in pgaudit_wf.action_rule first.';
+            using errcode = 'PA003', hint = 'Change or delete it first, in pgaudit_wf.action_rule or pgaudit_wf.limit_condition.';
 end
 $$;
 comment on function pgaudit_wf.recompile(regclass, text) is
@@ -198,10 +199,21 @@ begin
         from pg_event_trigger_dropped_objects() as dropped
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
         delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
+        perform pgaudit_wf.uninstall_limit(setting.target);
         perform set_config('pgaudit_wf.compiling', 'on', true);
         execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
         execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
         perform set_config('pgaudit_wf.compiling', 'off', true);
+    end loop;
+    -- A partition that was dropped took its rows with it.
+    for setting in
+        select a.* from pgaudit_wf.attachment as a
+        join pgaudit_wf.limit_target as t on t.target = a.target
+        where exists (
+            select from pg_event_trigger_dropped_objects() as dropped
+            where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0 and t.basis -> 'relations' @> to_jsonb(dropped.objid::bigint))
+    loop
+        perform pgaudit_wf.install_limit(setting);
     end loop;
     -- A CASCADE (of a type, say) took columns of attached tables; ALTER TABLE is seen by after_ddl().
     if tg_tag <> 'ALTER TABLE' then

@@ -12,21 +12,32 @@ begin
     if to_regrole('pgaudit_wf_app') is not null then
         grant usage on schema pgaudit_wf to pgaudit_wf_app;
         grant execute on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text),
+            pgaudit_wf.record_denied(text, text, text, jsonb), pgaudit_wf.record_attempt(uuid, text, text, text, text, jsonb, jsonb, timestamptz),
             pgaudit_wf.restore_workflow(text, integer, regclass), pgaudit_wf.version_snapshot(text, integer), pgaudit_wf.org_version_snapshot(text, integer),
             pgaudit_wf.find_workflow(text, regclass), pgaudit_wf.newest_version(text), pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb),
             pgaudit_wf.validate_definition(jsonb, jsonb), pgaudit_wf.hash_definition(jsonb, jsonb) to pgaudit_wf_app;
+        grant select on pgaudit_wf.config_alias, pgaudit_wf.action_schema to pgaudit_wf_app;
+        -- Those about definitions call others, which only compute.
+        for invoker in
+            select p.oid::regprocedure from pg_proc as p
+            where p.pronamespace = 'pgaudit_wf'::regnamespace and not p.prosecdef and p.provolatile <> 'v'
+        loop
+            execute format('grant execute on function %s to pgaudit_wf_app', invoker);
+        end loop;
     end if;
     if to_regrole('pgaudit_wf_reader') is not null then
         grant usage on schema pgaudit_wf to pgaudit_wf_reader;
         grant select on pgaudit_wf.security_audit_log, pgaudit_wf.api_key_activity, pgaudit_wf.attachment, pgaudit_wf.attachment_history,
             pgaudit_wf.attached, pgaudit_wf.key_change, pgaudit_wf.action_rule, pgaudit_wf.capture_failure, pgaudit_wf.workflow_history, pgaudit_wf.workflow_timeline,
-            pgaudit_wf.workflow_attachment, pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.action_schema to pgaudit_wf_reader;
+            pgaudit_wf.workflow_attachment, pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.action_schema,
+            pgaudit_wf.org_limit, pgaudit_wf.limit_condition, pgaudit_wf.org_usage, pgaudit_wf.limit_usage to pgaudit_wf_reader;
         -- What runs with the caller's own rights can do no harm; of the definers, only those that check who asks.
         for invoker in select p.oid::regprocedure from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace and not p.prosecdef loop
             execute format('grant execute on function %s to pgaudit_wf_reader', invoker);
         end loop;
         grant execute on function pgaudit_wf.readable_org(), pgaudit_wf.describe_actors(text, text[], text),
-            pgaudit_wf.resource_names(text[], text[], text), pgaudit_wf.log_generations() to pgaudit_wf_reader;
+            pgaudit_wf.resource_names(text[], text[], text), pgaudit_wf.log_generations(),
+            pgaudit_wf.pseudonyms(text[]) to pgaudit_wf_reader;
     end if;
 end
 $$;
