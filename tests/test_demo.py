@@ -36,7 +36,8 @@ EXPECTED = {
     "org_api_key.created": 2,
     "org_api_key.revoked": 1,
     "workflow.created": 2,
-    "workflow.updated": 3,
+    "workflow.updated": 5,
+    "workflow.restored": 1,
     "workflow.enabled": 1,
     "workflow.listed": 1,
     "workflow.listing_updated": 1,
@@ -122,6 +123,9 @@ def test_it_is_told_to_people_in_seconds_and_again() -> None:
         )
         assert re.search(r"kh_9f2a… +k_ci +o_acme +revoked", done.stdout)
         assert re.search(r'visibility +"private" +"org"', done.stdout)
+        assert re.search(r"Ana Ferreira  session  restore\n +version \d+ put back", done.stdout)
+        assert "ledger-test.acme.example/entries → https://ledger.acme.example" in done.stdout
+        assert re.search(r"version \d+, started with org_api_key kh_9f2a…", done.stdout)
         assert "only owners and admins of an organisation may read its trail" in done.stdout
         assert "Next: " in done.stdout
 

@@ -32,6 +32,14 @@ from pgaudit_wf.read import (
     row_as_of,
 )
 from pgaudit_wf.request import record_event, request_context
+from pgaudit_wf.workflow import (
+    RunAttribution,
+    Version,
+    VersionDiff,
+    execution_attribution,
+    restore_workflow,
+    workflow_versions,
+)
 
 DATABASE = "workflow_product"
 APP_ROLE = "workflow_app"
@@ -123,6 +131,21 @@ _NODES = [
     },
 ]
 _EDGES = [{"id": "e1", "source": "n1", "target": "n2"}]
+_LEDGER: dict[str, Any] = {
+    "id": "n3",
+    "type": "action",
+    "position": {"x": 0, "y": 320},
+    "data": {
+        "label": "Enter in ledger",
+        "config": {
+            "actionType": "HTTP Request",
+            "endpoint": "https://ledger.acme.example/entries",
+            "httpMethod": "POST",
+            "body": '{"total": "{{@n2:Fetch new invoices.total}}"}',
+        },
+    },
+}
+_TO_LEDGER = {"id": "e2", "source": "n2", "target": "n3"}
 
 
 @dataclass(frozen=True)
@@ -130,8 +153,10 @@ class Day:
     """What is left of the day.
 
     `trail` is oldest first. `workflow_before` is how the workflow `workflow_id` was at
-    `before`, rebuilt from the log, and `workflow_now` how it is. `seen_by_owner` counts the
-    entries that Ana may read; `refusal` is what Bo is told before he is an admin.
+    `before`, rebuilt from the log, and `workflow_now` how it is. `versions` are the workflow's,
+    newest first; `run` is one of its runs, and `restored` what the restore in between put back.
+    `seen_by_owner` counts the entries that Ana may read; `refusal` is what Bo is told before he is
+    an admin.
     """
 
     dsn: str
@@ -141,6 +166,9 @@ class Day:
     before: datetime
     workflow_before: dict[str, Any]
     workflow_now: dict[str, Any]
+    versions: tuple[Version, ...]
+    run: RunAttribution
+    restored: VersionDiff
     seen_by_owner: int
     refusal: str
 
@@ -168,10 +196,14 @@ def play(server: DevServer) -> Day:
         app.morning()
         refusal = _refusal(server)
         workflow_id, before = app.noon()
-        app.afternoon()
+        run = app.afternoon(workflow_id)
     _repair_by_hand(server, workflow_id)
     with psycopg.connect(dsn, autocommit=True) as admin:
         trail = audit_trail(admin, page_size=1000).entries[::-1]
+        versions = workflow_versions(admin, workflow_id).versions
+        attribution = execution_attribution(admin, "public.workflow_execution", run)
+        if attribution is None:
+            raise AssertionError("the run that was started is gone")
         return Day(
             dsn=dsn,
             trail=trail,
@@ -180,6 +212,9 @@ def play(server: DevServer) -> Day:
             before=before,
             workflow_before=row_as_of(admin, "public.workflow", workflow_id, before) or {},
             workflow_now=row_as_of(admin, "public.workflow", workflow_id) or {},
+            versions=versions,
+            run=attribution,
+            restored=next(v.change for v in versions if v.source == "restore"),
             seen_by_owner=_seen_by(server, _ANA),
             refusal=refusal,
         )
@@ -264,13 +299,14 @@ class _Application:
             conn.execute("update workflow set listing_price = 0.12 where id = %s", [workflow])
         return workflow, before
 
-    def afternoon(self) -> None:
+    def afternoon(self, workflow: str) -> str:
         with self._request(_ANA) as conn:
             conn.execute(
                 "update app_user set email = 'ana.ferreira@acme.example' where id = %s",
                 [_ANA.actor_id],
             )
         self._change_plan()
+        run = self._break_and_mend(workflow)
         self._protect_account(_CHIDI)
         self._open_wallets(_CHIDI)
         draft = self._create_workflow(_CHIDI, "Price watch")
@@ -281,6 +317,35 @@ class _Application:
         with self._request(_ANA) as conn:
             conn.execute("delete from api_key where id = 'k_laptop'")
         self._sign_out(_ANA)
+        return run
+
+    def _break_and_mend(self, workflow: str) -> str:
+        ledger, graph = _LEDGER["data"], [*_NODES, _LEDGER]
+        with self._request(_BO) as conn:
+            conn.execute(
+                "update workflow set nodes = %s, edges = %s where id = %s",
+                [Jsonb(graph), Jsonb([*_EDGES, _TO_LEDGER]), workflow],
+            )
+            row = conn.execute("select pgaudit_wf.newest_version(%s)", [workflow]).fetchone()
+        good = row[0] if row else 0
+        wrong = {**ledger["config"], "endpoint": "https://ledger-test.acme.example/entries"}
+        graph[-1] = {**_LEDGER, "data": {**ledger, "config": wrong}}
+        with self._request(_BO) as conn:
+            conn.execute("update workflow set nodes = %s where id = %s", [Jsonb(graph), workflow])
+        # To drag a node makes no version and no event.
+        graph[0] = {**graph[0], "position": {"x": 40, "y": 8}}
+        with self._request(_BO) as conn:
+            conn.execute("update workflow set nodes = %s where id = %s", [Jsonb(graph), workflow])
+        with self._request(_CI) as conn:
+            conn.execute("update api_key set last_used_at = now() where id = 'k_ci'")
+            row = conn.execute(
+                "insert into workflow_execution (workflow_id, org_id) values (%s, %s)"
+                " returning id::text",
+                [workflow, _CI.org_id],
+            ).fetchone()
+        with self._request(_ANA, reason="it wrote to the test ledger") as conn:
+            restore_workflow(conn, workflow, good)
+        return cast("str", row[0]) if row else ""
 
     def _one(self, query: str) -> object:
         with self._conn.transaction():

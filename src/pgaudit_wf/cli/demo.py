@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pgaudit_wf.cli._base import JsonOption, add
 from pgaudit_wf.cli._output import console, moment, print_json, print_table, print_trail, to_json
+from pgaudit_wf.cli._version import heading, print_diff, print_versions, put
 from pgaudit_wf.cli.trail import print_api_keys
 from pgaudit_wf.demo import APP_ROLE, Day, play
 from pgaudit_wf.devserver import DevServer
@@ -79,9 +80,11 @@ def _show(day: Day, major: int) -> None:
         f"{len(day.trail)} events. Nobody wrote them: the application made its changes as the"
         f" plain role {APP_ROLE}, and said by\nrequest_context() who was asking. What no table"
         " shows (a checkout started, a sign-in refused) it told by record_event().\n"
-        "Not among them: six uses of an API key (last_used_at is ignored), and a request of Bo's"
-        " that failed half-way.\nThe line in italics is an administrator's, by hand in psql.\n"
+        "Not among them: seven uses of an API key (last_used_at is ignored), a node that was"
+        " dragged, and a request of Bo's\nthat failed half-way. The line in italics is an"
+        " administrator's, by hand in psql.\n"
     )
+    _show_versions(day)
     out.print(Text("API keys, also those that are gone", style="bold"))
     print_api_keys(day.keys, UTC)
     out.print(
@@ -103,6 +106,23 @@ def _show(day: Day, major: int) -> None:
         f"Who may read it: Ana, owner of Acme, sees {day.seen_by_owner} of the"
         f" {len(day.trail)} events. Bo, still a plain member in the morning, was told:\n"
         f"“{day.refusal}”. Row-level security sees to it.\n"
+    )
+
+
+def _show_versions(day: Day) -> None:
+    heading(f"The versions of its workflow: pgaudit-wf history {day.workflow_id}")
+    print_versions(day.versions, UTC)
+    restore = next(version for version in day.versions if version.source == "restore")
+    heading(
+        f"What the restore changed: pgaudit-wf diff {day.workflow_id[:8]}…"
+        f" {restore.version - 1} {restore.version}"
+    )
+    print_diff(day.restored)
+    heading(f"What ran before it: pgaudit-wf run workflow_execution {day.run.execution_id[:8]}…")
+    put(
+        f"version {day.run.version}, started with {day.run.credential_type}"
+        f" {day.run.credential_label}, which is revoked since\n",
+        2,
     )
 
 
