@@ -5,7 +5,7 @@ create table pgaudit_wf.workflow_history (
     version integer not null,
     org_id text,
     source text not null,
-    snapshot jsonb not null,
+    snapshot jsonb,
     change jsonb not null,
     content_hash text not null,
     previous_version integer,
@@ -17,7 +17,9 @@ create table pgaudit_wf.workflow_history (
     api_key_id text default nullif(current_setting('app.api_key_id', true), ''),
     correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
     created_at timestamptz not null default clock_timestamp(),
+    pruned_at timestamptz,
     primary key (workflow_id, version),
+    constraint workflow_history_pruned check ((snapshot is null) = (pruned_at is not null)),
     constraint workflow_history_source check (source in ('create', 'update', 'listing', 'restore', 'backfill')),
     constraint workflow_history_chain check (
         (version = 1 and previous_version is null and previous_hash is null)
@@ -29,7 +31,7 @@ comment on column pgaudit_wf.workflow_history.workflow_id is 'Id of the workflow
 comment on column pgaudit_wf.workflow_history.version is '1, 2, 3, … without gaps.';
 comment on column pgaudit_wf.workflow_history.org_id is 'Organisation of the workflow.';
 comment on column pgaudit_wf.workflow_history.source is 'create, update, listing (its marketplace listing changed), restore, or backfill (older than its table''s attachment).';
-comment on column pgaudit_wf.workflow_history.snapshot is 'The version in full: name, description, visibility, enabled, nodes, edges as saved, canvas positions included.';
+comment on column pgaudit_wf.workflow_history.snapshot is 'The version in full: name, description, visibility, enabled, nodes, edges as saved, canvas positions included; null once pruned.';
 comment on column pgaudit_wf.workflow_history.change is 'version_diff() from the previous version, for people.';
 comment on column pgaudit_wf.workflow_history.content_hash is 'hash_definition() of nodes and edges.';
 comment on column pgaudit_wf.workflow_history.previous_version is 'version - 1; null for the first.';
@@ -41,6 +43,7 @@ comment on column pgaudit_wf.workflow_history.auth_method is 'How the actor sign
 comment on column pgaudit_wf.workflow_history.api_key_id is 'Id of the API key that was used, if any (app.api_key_id).';
 comment on column pgaudit_wf.workflow_history.correlation_id is 'Request it was saved in (app.correlation_id).';
 comment on column pgaudit_wf.workflow_history.created_at is 'When it was saved.';
+comment on column pgaudit_wf.workflow_history.pruned_at is 'When prune_history() let go of its snapshot; null while it is there.';
 
 create index workflow_history_hash on pgaudit_wf.workflow_history (content_hash);
 create index workflow_history_org on pgaudit_wf.workflow_history (org_id, created_at);
@@ -70,7 +73,35 @@ as $$
 $$;
 comment on function pgaudit_wf.latest_hash(text) is 'content_hash of the newest version of a workflow; null if it has none.';
 
-create function pgaudit_wf.add_version(workflow_id text, org_id text, source text, before jsonb, after jsonb, new_hash text)
+create function pgaudit_wf.restored_version(
+    workflow_id text, before jsonb, after jsonb, new_hash text, latest_hash text) returns integer
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    claimed constant text := current_setting('pgaudit_wf.restoring', true);
+begin
+    -- Anybody can write the setting: a restore is what leaves the content of the version that it names, and changed something to do so.
+    if claimed is null or claimed !~ '^[0-9]{1,9}$' or (new_hash is null
+        and before ->> 'name' is not distinct from after ->> 'name' and before ->> 'description' is not distinct from after ->> 'description')
+    then
+        return null;
+    end if;
+    return (
+        select h.version
+        from pgaudit_wf.workflow_history as h
+        where h.workflow_id = restored_version.workflow_id and h.version = claimed::integer
+            and h.content_hash = coalesce(new_hash, restored_version.latest_hash)
+            and (not h.snapshot ? 'name' or h.snapshot ->> 'name' is not distinct from after ->> 'name')
+            and (not h.snapshot ? 'description' or h.snapshot ->> 'description' is not distinct from after ->> 'description'));
+end
+$$;
+comment on function pgaudit_wf.restored_version(text, jsonb, jsonb, text, text) is
+    'The version that a save by restore_workflow() puts back; null for any other save.';
+
+create function pgaudit_wf.add_version(
+    workflow_id text, org_id text, source text, before jsonb, after jsonb,
+    old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb, new_hash text)
 returns pgaudit_wf.version_ref
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -78,36 +109,45 @@ as $$
 declare
     latest record;
     made pgaudit_wf.version_ref;
-    restored constant integer := nullif(current_setting('pgaudit_wf.restoring', true), '')::integer;
 begin
     -- The row lock on the workflow, which our caller's UPDATE holds, makes versions of one workflow one after the other.
     select h.version, h.content_hash into latest
     from pgaudit_wf.workflow_history as h where h.workflow_id = add_version.workflow_id order by h.version desc limit 1;
     if latest.version is null and add_version.before is not null then
-        -- Older than the attachment: what it was until now is the first version.
-        latest.version := 1;
-        latest.content_hash := pgaudit_wf.hash_definition(add_version.before -> 'nodes', add_version.before -> 'edges');
-        insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash, actor_id, actor_label, auth_method, api_key_id, correlation_id)
-        values (add_version.workflow_id, 1, add_version.org_id, 'backfill', add_version.before,
-            pgaudit_wf.version_diff(null, add_version.before), latest.content_hash, null, null, null, null, null);
+        -- Older than the attachment: what it was until now is the first version, unless it was malformed and has no hash.
+        begin
+            latest.content_hash := pgaudit_wf.hash_definition(add_version.old_nodes, add_version.old_edges);
+            latest.version := 1;
+            insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash, actor_id, actor_label, auth_method, api_key_id, correlation_id)
+            values (add_version.workflow_id, 1, add_version.org_id, 'backfill',
+                add_version.before || jsonb_build_object('nodes', add_version.old_nodes, 'edges', add_version.old_edges),
+                pgaudit_wf.snapshot_diff(null, add_version.before, null, null, add_version.old_nodes, add_version.old_edges),
+                latest.content_hash, null, null, null, null, null);
+        exception
+            when sqlstate 'PA201' or sqlstate 'PA202' or sqlstate 'PA203' then
+                add_version.new_hash := pgaudit_wf.hash_definition(add_version.new_nodes, add_version.new_edges);
+                add_version.before := null;
+        end;
     end if;
     made.version := coalesce(latest.version, 0) + 1;
     made.previous_hash := latest.content_hash;
-    -- The setting alone proves nothing: a restored version has the content of the one it says.
-    if restored is not null then
-        select h.version into made.restored_from
-        from pgaudit_wf.workflow_history as h
-        where h.workflow_id = add_version.workflow_id and h.version = restored and h.content_hash = coalesce(new_hash, latest.content_hash);
+    if current_setting('pgaudit_wf.restoring', true) <> '' then
+        made.restored_from := pgaudit_wf.restored_version(add_version.workflow_id, add_version.before, add_version.after, new_hash, latest.content_hash);
+    end if;
+    if add_version.before is null or jsonb_typeof(add_version.old_nodes) not in ('array', 'null') or jsonb_typeof(add_version.old_edges) not in ('array', 'null') then
+        add_version.old_nodes := null;
+        add_version.old_edges := null;
     end if;
     insert into pgaudit_wf.workflow_history (
         workflow_id, version, org_id, source, snapshot, change, content_hash, previous_version, previous_hash, restored_from)
     values (
         add_version.workflow_id, made.version, add_version.org_id,
         case when made.restored_from is null then add_version.source else 'restore' end,
-        add_version.after, pgaudit_wf.version_diff(add_version.before, add_version.after), coalesce(new_hash, latest.content_hash),
-        latest.version, latest.content_hash, made.restored_from);
+        add_version.after,
+        pgaudit_wf.snapshot_diff(add_version.before, add_version.after, add_version.old_nodes, add_version.old_edges, add_version.new_nodes, add_version.new_edges),
+        coalesce(new_hash, latest.content_hash), latest.version, latest.content_hash, made.restored_from);
     return made;
 end
 $$;
-comment on function pgaudit_wf.add_version(text, text, text, jsonb, jsonb, text) is
-    'Appends a version of a workflow; called by its table''s trigger. new_hash is null when the definition did not change.';
+comment on function pgaudit_wf.add_version(text, text, text, jsonb, jsonb, jsonb, jsonb, jsonb, jsonb, text) is
+    'Appends a version of a workflow; called by its table''s trigger. before is the settings as they were, null for a new workflow; after the whole snapshot; new_hash is null when the definition did not change.';

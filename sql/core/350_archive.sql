@@ -1,0 +1,101 @@
+-- Which months of the log lie in files, and where.
+
+create table pgaudit_wf.archive (
+    id bigint generated always as identity primary key,
+    partition_name text not null,
+    from_time timestamptz not null,
+    to_time timestamptz not null,
+    events bigint not null,
+    live_events bigint not null,
+    first_id bigint,
+    last_id bigint,
+    url text,
+    sha256 text,
+    manifest jsonb,
+    archived_at timestamptz not null default now(),
+    pruned_at timestamptz,
+    constraint archive_file check ((events > 0) = (url is not null and sha256 is not null and manifest is not null)),
+    constraint archive_sha256 check (sha256 ~ '^[0-9a-f]{64}$'),
+    constraint archive_live_events check (live_events between 0 and events),
+    constraint archive_window check (pruned_at >= pgaudit_wf.keeps_until(to_time, 30))
+);
+comment on table pgaudit_wf.archive is 'Months of the log that were written to files: written by record_archive(), prune() and replace_archive() only.';
+comment on column pgaudit_wf.archive.id is 'Number of the archive; the newest of a month is the one that covers it.';
+comment on column pgaudit_wf.archive.partition_name is 'The partition.';
+comment on column pgaudit_wf.archive.from_time is 'Start of its month.';
+comment on column pgaudit_wf.archive.to_time is 'End of its month, exclusive.';
+comment on column pgaudit_wf.archive.events is 'Events in the file.';
+comment on column pgaudit_wf.archive.live_events is 'How many of them are in the database too: all until the month is pruned, then those under a longer policy.';
+comment on column pgaudit_wf.archive.first_id is 'Lowest id of an event in it.';
+comment on column pgaudit_wf.archive.last_id is 'Highest id of an event in it.';
+comment on column pgaudit_wf.archive.url is 'Where the Parquet file is: a path, or a URL as fsspec takes it; null for an empty month, which has none.';
+comment on column pgaudit_wf.archive.sha256 is 'SHA-256 of the file, in hex.';
+comment on column pgaudit_wf.archive.manifest is 'The manifest, as it lies beside the file.';
+comment on column pgaudit_wf.archive.archived_at is 'When it was archived.';
+comment on column pgaudit_wf.archive.pruned_at is 'When its month was last pruned.';
+create index archive_partition on pgaudit_wf.archive (partition_name, id);
+
+-- What was archived is a fact; only how much of it is still live, and what an erasure rewrote, may change.
+create trigger append_only before delete or truncate on pgaudit_wf.archive
+    for each statement execute function pgaudit_wf.refuse_change();
+create trigger append_only_row before update of id, partition_name, from_time, to_time, events, first_id, last_id, archived_at on pgaudit_wf.archive
+    for each statement execute function pgaudit_wf.refuse_change();
+alter table pgaudit_wf.archive enable always trigger append_only, enable always trigger append_only_row;
+
+create function pgaudit_wf.archived_events(partition_name text) returns bigint
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- An empty month has nothing to archive.
+    select coalesce(
+        (select a.live_events from pgaudit_wf.archive as a where a.partition_name = archived_events.partition_name order by a.id desc limit 1), 0)
+$$;
+comment on function pgaudit_wf.archived_events(text) is 'How many of a month''s live events its newest archive covers; as the log only grows, it covers all if it is as many as there are.';
+
+create function pgaudit_wf.record_archive(partition_name text, url text, sha256 text, manifest jsonb) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    month record;
+    counted record;
+    archive_id bigint;
+begin
+    select * into month from pgaudit_wf.month_of(record_archive.partition_name);
+    execute format('select count(*) as events, min(id) as first_id, max(id) as last_id from only %s', month.relation) into counted;
+    if counted.events = 0
+        or counted.events is distinct from (record_archive.manifest ->> 'events')::bigint
+        or counted.first_id is distinct from (record_archive.manifest ->> 'first_id')::bigint
+        or counted.last_id is distinct from (record_archive.manifest ->> 'last_id')::bigint then
+        raise exception 'the manifest does not fit %: it says % events with ids from % to %, and there are % from % to %', record_archive.partition_name,
+            record_archive.manifest ->> 'events', record_archive.manifest ->> 'first_id', record_archive.manifest ->> 'last_id',
+            counted.events, counted.first_id, counted.last_id
+            using errcode = 'PA350', hint = 'Archive the partition again.';
+    end if;
+    insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, first_id, last_id, url, sha256, manifest)
+    values (record_archive.partition_name, month.from_time, month.to_time, counted.events, counted.events, counted.first_id, counted.last_id,
+        record_archive.url, record_archive.sha256, record_archive.manifest)
+    returning id into archive_id;
+    return archive_id;
+end
+$$;
+comment on function pgaudit_wf.record_archive(text, text, text, jsonb) is
+    'Notes that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. Raises PA340 if it is no month of the log, PA350 if the manifest''s counts are not the partition''s.';
+
+create function pgaudit_wf.replace_archive(id bigint, sha256 text, manifest jsonb) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update pgaudit_wf.archive as a set sha256 = replace_archive.sha256, manifest = replace_archive.manifest
+    where a.id = replace_archive.id
+        and (a.events, a.first_id, a.last_id) = (
+            (replace_archive.manifest ->> 'events')::bigint, (replace_archive.manifest ->> 'first_id')::bigint, (replace_archive.manifest ->> 'last_id')::bigint);
+    if not found then
+        raise exception 'there is no archive % with the counts of that manifest', replace_archive.id
+            using errcode = 'PA350', hint = 'An erasure rewrites values in the file, and takes no event away.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.replace_archive(bigint, text, jsonb) is
+    'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. Raises PA350 if the counts changed.';
