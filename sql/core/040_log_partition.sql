@@ -59,6 +59,8 @@ as $$
 declare
     made text;
 begin
+    -- A log restored from a dump learns here, at the latest, that it lives in another cluster now.
+    perform pgaudit_wf.note_generation();
     for ahead in 0 .. ensure_log_partitions.months_ahead loop
         made := pgaudit_wf.add_log_partition((date_trunc('month', now()) + make_interval(months => ahead))::date);
         if made is not null then
@@ -74,5 +76,3 @@ create table pgaudit_wf.security_audit_log_default partition of pgaudit_wf.secur
 comment on table pgaudit_wf.security_audit_log_default is
     'Events for which there is no monthly partition; add_log_partition() moves them out. Should be empty.';
 select pgaudit_wf.guard_log_partition('security_audit_log_default');
-
-select pgaudit_wf.ensure_log_partitions();

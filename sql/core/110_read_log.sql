@@ -55,7 +55,9 @@ as $$
     on conflict (inherited_id) do nothing
 $$;
 comment on function pgaudit_wf.note_generation() is
-    'Remembers the current cluster as a generation of the log. A reader that keeps its cursor calls it whenever it saves it.';
+    'Remembers the current cluster as a generation of the log. A reader that keeps its cursor calls it whenever it saves it; ensure_log_partitions() does too.';
+
+select pgaudit_wf.ensure_log_partitions();
 
 create function pgaudit_wf.read_log(after text default null, max_events integer default 1000)
 returns table (cursor text, event pgaudit_wf.security_audit_log)
@@ -71,7 +73,7 @@ as $$
 #variable_conflict use_column
 declare
     generation record;
-    part constant text[] := regexp_match(read_log.after, '^(\d+)/(\d+)/(\d+)/(\d+)$');
+    part constant text[] := regexp_match(read_log.after, '^(\d+)/(\d+)/(\d{1,18})/(\d{1,18})$');
     after_tx bigint := coalesce(part[3]::bigint, -1);
     after_id bigint := coalesce(part[4]::bigint, -1);
     remaining integer := read_log.max_events;
@@ -81,7 +83,7 @@ begin
         raise exception 'max_events must be at least 1' using errcode = 'PA008';
     end if;
     if read_log.after is not null and not exists (
-        select from pgaudit_wf.log_generations() as g where g.system_identifier = part[1]::bigint and g.first_id = part[2]::bigint) then
+        select from pgaudit_wf.log_generations() as g where g.system_identifier::text = part[1] and g.first_id::text = part[2]) then
         raise exception 'the cursor "%" is not of this log', read_log.after
             using errcode = 'PA007', hint = 'Pass a cursor that read_log() returned, or null to start at the beginning.';
     end if;
