@@ -5084,6 +5084,7 @@ create table pgaudit_wf.alert_delivery (
     id bigint generated always as identity primary key,
     event_tx_id bigint not null,
     event_id bigint not null,
+    action text not null,
     rule_id bigint references pgaudit_wf.alert_rule on delete set null,
     channel text not null,
     recipient text not null,
@@ -5102,6 +5103,7 @@ comment on table pgaudit_wf.alert_delivery is 'One event for one recipient over 
 comment on column pgaudit_wf.alert_delivery.id is 'Number of the delivery.';
 comment on column pgaudit_wf.alert_delivery.event_tx_id is 'Transaction of the event, by which it is found in the log.';
 comment on column pgaudit_wf.alert_delivery.event_id is 'The event.';
+comment on column pgaudit_wf.alert_delivery.action is 'What happened.';
 comment on column pgaudit_wf.alert_delivery.rule_id is 'The rule because of which it is delivered; null when that is gone.';
 comment on column pgaudit_wf.alert_delivery.channel is 'smtp, webhook or log.';
 comment on column pgaudit_wf.alert_delivery.recipient is 'E-mail address in lower case, URL or log stream; empty when the rule found nobody.';
@@ -5216,8 +5218,8 @@ begin
         select b.event, rule from batch as b join pgaudit_wf.alert_rule as rule on pgaudit_wf.alert_rule_matches(rule, b.event)
     ),
     added as (
-        insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, rule_id, channel, recipient, state)
-        select (m.event).tx_id, (m.event).id, (m.rule).id, (m.rule).channel, told.recipient, case told.recipient when '' then 'unaddressed' else 'pending' end
+        insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, action, rule_id, channel, recipient, state)
+        select (m.event).tx_id, (m.event).id, (m.event).action, (m.rule).id, (m.rule).channel, told.recipient, case told.recipient when '' then 'unaddressed' else 'pending' end
         from matched as m, pgaudit_wf.alert_recipients(m.rule, m.event) as told (recipient)
         where (m.event).occurred_at >= oldest
         order by (m.event).tx_id, (m.event).id, (m.rule).id
@@ -5405,8 +5407,8 @@ begin
             where d.id = delivery.id;
         else
             -- Somebody may be there by now.
-            insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, rule_id, channel, recipient)
-            select delivery.event_tx_id, delivery.event_id, delivery.rule_id, delivery.channel, told.recipient
+            insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, action, rule_id, channel, recipient)
+            select delivery.event_tx_id, delivery.event_id, delivery.action, delivery.rule_id, delivery.channel, told.recipient
             from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule, pgaudit_wf.alert_recipients(rule, l) as told (recipient)
             where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and rule.id = delivery.rule_id and told.recipient <> ''
             on conflict do nothing;
@@ -6826,7 +6828,7 @@ end
 $$;
 comment on function pgaudit_wf.erase_from_partition(regclass, text, text, pgaudit_wf.personal_value[]) is 'Erases an actor from one partition of the log; returns how many events that changed.';
 
-create function pgaudit_wf.begin_erasure(actor_id text) returns text
+create function pgaudit_wf.begin_erasure(actor_id text, known_elsewhere boolean default false) returns text
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -6839,12 +6841,11 @@ begin
         return known;
     end if;
     -- A misspelt id must not be taken for an erasure that was done.
-    if begin_erasure.actor_id is null or not (
-        exists (select from pgaudit_wf.security_audit_log as l where l.actor_id = begin_erasure.actor_id)
+    if begin_erasure.actor_id is null or not (begin_erasure.known_elsewhere
+        or exists (select from pgaudit_wf.security_audit_log as l where l.actor_id = begin_erasure.actor_id)
         or exists (select from pgaudit_wf.security_audit_log as l where l.resource_type = any (pgaudit_wf.actor_resource_types()) and l.resource_id = begin_erasure.actor_id)
         or exists (select from pgaudit_wf.workflow_history as h where h.actor_id = begin_erasure.actor_id)
-        or exists (select from pgaudit_wf.actor_directory as d where d.actor_id = begin_erasure.actor_id)
-        or exists (select from pgaudit_wf.archive as a where a.events > a.live_events)) then
+        or exists (select from pgaudit_wf.actor_directory as d where d.actor_id = begin_erasure.actor_id)) then
         raise exception 'there is no actor "%"', begin_erasure.actor_id
             using errcode = 'PA360', hint = 'Give the id as in app.actor_id; neither log, history nor pgaudit_wf.actor_directory knows this one.';
     end if;
@@ -6854,8 +6855,8 @@ begin
     return known;
 end
 $$;
-comment on function pgaudit_wf.begin_erasure(text) is
-    'Gives an actor the pseudonym that pseudonymise() will use, without changing an event yet: for a job that rewrites archives first. Raises PA360 for an actor that nothing knows.';
+comment on function pgaudit_wf.begin_erasure(text, boolean) is
+    'Gives an actor the pseudonym that pseudonymise() will use, without changing an event yet: for a job that rewrites archives first, and may have found him only there (known_elsewhere). Raises PA360 for an actor that nothing knows.';
 
 create function pgaudit_wf.pseudonymise(actor_id text, more_values text[] default '{}')
 returns table (pseudonym text, events bigint, versions bigint, archives bigint)

@@ -55,6 +55,10 @@ class DefinitionError(PgauditError, ValueError):
     """A workflow definition, or another JSON value, has no canonical form."""
 
 
+class AlertSettingsError(PgauditError):
+    """A setting of the alerts worker is missing or wrong; its value is not in the message."""
+
+
 class DatabaseError(PgauditError):
     """The audit schema refused something, with a SQLSTATE of class PA.
 
@@ -155,6 +159,12 @@ class StampError(DatabaseError):
     """The stamp of a run was to be altered."""
 
     sqlstate = "PA303"
+
+
+class RequeueError(DatabaseError):
+    """The delivery of an alert cannot be queued again."""
+
+    sqlstate = "PA401"
 
 
 _BY_SQLSTATE = {error.sqlstate: error for error in DatabaseError.__subclasses__()} | {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pgaudit_wf.cli import attachment, demo, schema, trail, version, workflow
+from pgaudit_wf.cli import alerts, attachment, demo, schema, trail, version, workflow
 from pgaudit_wf.cli._base import Commands, help_text
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def main(
         pgaudit-wf attach public.invoice       record every change of a table from now on
         pgaudit-wf log -f                      watch the trail
         pgaudit-wf history WORKFLOW            what became of a workflow, version by version
+        pgaudit-wf alerts run                  tell people of what concerns them
         pgaudit-wf doctor                      check that all is still recorded
 
     The database is named by [bold]-d[/], else by the environment variable PGAUDIT_WF_DATABASE,
@@ -56,5 +57,5 @@ def main(
 
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
-for subject in (demo, schema, attachment, trail, workflow, version):
+for subject in (demo, schema, attachment, trail, workflow, version, alerts):
     subject.register(app)

@@ -1,0 +1,30 @@
+"""Alerts: a worker that follows the log and tells people and programs of what concerns them.
+
+Who is told of what are rows of `pgaudit_wf.alert_rule`; what became of each message is in
+`pgaudit_wf.alert_delivery`. Needs the extra `pgaudit-wf[alerts]`.
+"""
+
+from pgaudit_wf.alerts.channels import (
+    Channel,
+    DeliveryError,
+    LogChannel,
+    SmtpChannel,
+    WebhookChannel,
+)
+from pgaudit_wf.alerts.message import Alert, Templates
+from pgaudit_wf.alerts.settings import SmtpSettings, WebhookSettings, channels_from
+from pgaudit_wf.alerts.worker import Worker
+
+__all__ = [
+    "Alert",
+    "Channel",
+    "DeliveryError",
+    "LogChannel",
+    "SmtpChannel",
+    "SmtpSettings",
+    "Templates",
+    "WebhookChannel",
+    "WebhookSettings",
+    "Worker",
+    "channels_from",
+]

@@ -1,0 +1,313 @@
+"""The ways a message goes out: SMTP, a signed webhook, a line of the log."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import email.utils
+import hashlib
+import hmac
+import http.client
+import json
+import re
+import smtplib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.errors import MessageError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from pgaudit_wf.errors import AlertSettingsError
+from pgaudit_wf.service import LOGGER
+
+if TYPE_CHECKING:
+    from pgaudit_wf.alerts.message import Alert, Templates
+    from pgaudit_wf.alerts.settings import SmtpSettings, WebhookSettings
+
+
+class DeliveryError(Exception):
+    """A message was not sent, or it is not known whether it was.
+
+    The text is stored and logged: it says kind and code, and nothing that a server wrote.
+
+    Attributes:
+        final: Trying again is of no use.
+        unreachable: It is the channel that fails, not this message.
+        retry_after: Seconds after which the receiver asked to be tried again, or None.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        final: bool = False,
+        unreachable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.final = final
+        self.unreachable = unreachable
+        self.retry_after = retry_after
+
+
+class Channel(Protocol):
+    """A way to send messages; used by one thread at a time."""
+
+    timeout: float
+    """The longest, in seconds, that `send` may take."""
+
+    def send(self, alert: Alert) -> None:
+        """Send a message; raise `DeliveryError` unless it was taken."""
+
+    def close(self) -> None:
+        """Let go of connections; `send` makes new ones."""
+
+
+class _Deadline:
+    """Cuts a connection off after a time, whatever the other side does to keep it busy."""
+
+    def __init__(self, seconds: float) -> None:
+        self._ends = time.monotonic() + seconds
+        self.passed = False
+
+    def left(self) -> float:
+        return max(0.1, self._ends - time.monotonic())
+
+    @contextmanager
+    def over(self, connection: smtplib.SMTP | http.client.HTTPConnection) -> Iterator[None]:
+        def cut() -> None:
+            self.passed = True
+            with contextlib.suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+
+        timer = threading.Timer(self.left(), cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise AlertSettingsError(f"{ca_file} holds no certificates to trust") from error
+
+
+class SmtpChannel:
+    """Sends mails, several over one connection."""
+
+    def __init__(self, settings: SmtpSettings, templates: Templates) -> None:
+        self.timeout = settings.timeout
+        self._settings = settings
+        self._templates = templates
+        self._context = _tls_context(settings.ca_file)
+        self._smtp: smtplib.SMTP | None = None
+
+    def send(self, alert: Alert) -> None:
+        """Send an alert; a repeat has the same Message-ID."""
+        try:
+            message = self._templates.email(alert, self._settings.sender)
+        except AlertSettingsError as error:
+            raise DeliveryError("a template does not work for this event") from error
+        except (ValueError, IndexError, MessageError) as error:
+            raise DeliveryError("no e-mail can be written to this address", final=True) from error
+        deadline = _Deadline(self.timeout)
+        try:
+            smtp = self._connected(deadline)
+            with deadline.over(smtp):
+                smtp.send_message(message, self._settings.sender, [alert.recipient])
+        except (OSError, smtplib.SMTPException) as error:
+            self.close()
+            raise _mail_error(error, deadline.passed, alert.recipient) from error
+
+    def _connected(self, deadline: _Deadline) -> smtplib.SMTP:
+        if self._smtp is not None:
+            with deadline.over(self._smtp), contextlib.suppress(OSError, smtplib.SMTPException):
+                if self._smtp.noop()[0] == 250:
+                    return self._smtp
+            self.close()
+        settings = self._settings
+        context = self._context
+        if settings.tls == "implicit":
+            smtp: smtplib.SMTP = smtplib.SMTP_SSL(timeout=deadline.left(), context=context)
+            # Set by the constructor only when it connects; the certificate is checked against it.
+            smtp._host = settings.host  # type: ignore[attr-defined]
+        else:
+            smtp = smtplib.SMTP(timeout=deadline.left())
+            smtp._host = settings.host  # type: ignore[attr-defined]
+        try:
+            with deadline.over(smtp):
+                code, _ = smtp.connect(settings.host, settings.port)
+                if code != 220:
+                    raise smtplib.SMTPConnectError(code, b"")
+                if settings.tls == "starttls":
+                    smtp.starttls(context=context)
+                if settings.user is not None and settings.password is not None:
+                    smtp.login(settings.user, settings.password)
+        except BaseException:
+            smtp.close()
+            raise
+        self._smtp = smtp
+        return smtp
+
+    def close(self) -> None:
+        """Take leave of the server."""
+        smtp, self._smtp = self._smtp, None
+        if smtp is not None:
+            deadline = _Deadline(2)
+            with deadline.over(smtp), contextlib.suppress(OSError, smtplib.SMTPException):
+                smtp.quit()
+            smtp.close()
+
+
+def _mail_error(error: Exception, too_late: bool, recipient: str) -> DeliveryError:
+    kind = type(error).__name__
+    if isinstance(error, smtplib.SMTPNotSupportedError) and not recipient.isascii():
+        return DeliveryError("the mail server takes no international addresses")
+    if too_late:
+        return DeliveryError("the mail server took too long", unreachable=True)
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        code, text = next(iter(error.recipients.values()))
+        return DeliveryError(f"recipient refused: {_reply(code, text)}", final=500 <= code < 600)
+    if isinstance(error, smtplib.SMTPDataError):
+        return DeliveryError(f"message refused: {_reply(error.smtp_code, error.smtp_error)}")
+    if isinstance(error, smtplib.SMTPResponseException):
+        return DeliveryError(
+            f"{kind}: {_reply(error.smtp_code, error.smtp_error)}", unreachable=True
+        )
+    return DeliveryError(f"mail server: {kind}", unreachable=True)
+
+
+def _reply(code: int, text: bytes | str) -> str:
+    """Return a server's reply without its words, which may quote addresses and more."""
+    words = text.decode("ascii", "replace") if isinstance(text, bytes) else text
+    enhanced = re.match(r"[245]\.\d{1,3}\.\d{1,3}\b", words)
+    return f"{code} {enhanced[0]}" if enhanced else str(code)
+
+
+class WebhookChannel:
+    """Posts events as Standard Webhooks, signed with secrets of the receiver."""
+
+    def __init__(self, settings: WebhookSettings) -> None:
+        self.timeout = settings.timeout
+        self._secrets = settings.secrets
+        self._context = _tls_context(settings.ca_file)
+
+    def send(self, alert: Alert) -> None:
+        """Post an event; a repeat has the same webhook-id."""
+        keys = self._secrets.get(alert.recipient) or self._secrets.get("*")
+        if not keys:
+            raise DeliveryError("there is no signing secret for this URL")
+        body = json.dumps(payload(alert.events[0])).encode()
+        headers = sign(keys, f"alert_{alert.key}", int(time.time()), body)
+        status, retry_after = self._post(alert.recipient, body, headers)
+        if not 200 <= status < 300:
+            raise DeliveryError(
+                f"receiver answered {status}", final=status == 410, retry_after=retry_after
+            )
+
+    def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, float | None]:
+        parts = urlsplit(url)
+        deadline = _Deadline(self.timeout)
+        connection: http.client.HTTPConnection
+        try:
+            if parts.scheme == "https":
+                connection = http.client.HTTPSConnection(
+                    parts.netloc, timeout=deadline.left(), context=self._context
+                )
+            else:
+                connection = http.client.HTTPConnection(parts.netloc, timeout=deadline.left())
+            with contextlib.closing(connection), deadline.over(connection):
+                path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                connection.request("POST", path, body, headers)
+                response = connection.getresponse()
+                return response.status, _retry_after(response.getheader("Retry-After"))
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            kind = "took too long" if deadline.passed else type(error).__name__
+            raise DeliveryError(f"receiver: {kind}") from error
+
+    def close(self) -> None:
+        """Do nothing: each request has a connection of its own."""
+
+
+def _retry_after(value: str | None) -> float | None:
+    if value is None:
+        return None
+    if value.isdecimal():
+        return float(value[:9])
+    try:
+        at = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def payload(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a webhook or the log says of an event: who, what, where; never the diff."""
+    return {
+        "type": event["action"],
+        "timestamp": event["occurred_at"],
+        "data": {
+            "event_id": event["id"],
+            "outcome": event["outcome"],
+            "actor": {"id": event["actor_id"], "name": event["actor_name"]},
+            "org": {"id": event["org_id"], "name": event["org_label"]},
+            "resource": {
+                "type": event["resource_type"],
+                "id": event["resource_id"],
+                "name": event["resource_label"],
+            },
+            "auth_method": event["auth_method"],
+            "ip": event["ip"],
+            "country": event["country"],
+            "user_agent": event["user_agent"],
+            "correlation_id": event["correlation_id"],
+            "db_user": event["db_user"],
+            "application_name": event["application_name"],
+        },
+    }
+
+
+def sign(keys: tuple[bytes, ...], message_id: str, at: int, body: bytes) -> dict[str, str]:
+    """Return the headers of a request, with a signature by each key (Standard Webhooks, v1).
+
+    Args:
+        keys: The secrets.
+        message_id: The same when the request is repeated; without a full stop.
+        at: Unix time of this attempt, in seconds.
+        body: The request's body, byte for byte.
+    """
+    signed = f"{message_id}.{at}.".encode() + body
+    signatures = (hmac.new(key, signed, hashlib.sha256).digest() for key in keys)
+    return {
+        "content-type": "application/json",
+        "user-agent": "pgaudit-wf",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(at),
+        "webhook-signature": " ".join(
+            f"v1,{base64.b64encode(signature).decode()}" for signature in signatures
+        ),
+    }
+
+
+class LogChannel:
+    """Writes events to the worker's own log, a line each, for whatever collects that."""
+
+    timeout = 1.0
+
+    def send(self, alert: Alert) -> None:
+        """Write an event."""
+        fields = {"stream": alert.recipient, "alert": alert.key, **payload(alert.events[0])}
+        LOGGER.warning("alert", extra={"job": "alerts", "fields": fields})
+
+    def close(self) -> None:
+        """Do nothing: the log stays open."""

@@ -1,0 +1,178 @@
+"""Where messages are sent, from environment variables; secrets stay outside the database."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+
+from pgaudit_wf.alerts.channels import Channel, LogChannel, SmtpChannel, WebhookChannel
+from pgaudit_wf.alerts.message import Templates
+from pgaudit_wf.errors import AlertSettingsError
+
+_PORTS = {"starttls": 587, "implicit": 465, "none": 25}
+_PREFIX = "whsec_"
+
+
+@dataclass(frozen=True)
+class SmtpSettings:
+    """How the mail server is reached.
+
+    Attributes:
+        host: Name or address of the server.
+        sender: The address mails come from.
+        tls: "starttls" (never without it), "implicit" (TLS from the first byte) or "none".
+        port: Its port; 0: 587, 465 or 25 by `tls`.
+        user: User name to sign in with; None: does not sign in.
+        password: The password for it.
+        ca_file: Certificates to trust instead of the system's.
+        timeout: Seconds for a whole message, from connecting to the server's last word.
+    """
+
+    host: str
+    sender: str
+    tls: Literal["starttls", "implicit", "none"] = "starttls"
+    port: int = 0
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+    timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.tls not in _PORTS:
+            raise AlertSettingsError("the TLS mode must be starttls, implicit or none")
+        if self.user is not None and self.password is None:
+            raise AlertSettingsError("there is a user name for the mail server, but no password")
+        if self.user is not None and self.tls == "none" and not _is_loopback(self.host):
+            raise AlertSettingsError("a password is sent to a mail server under TLS only")
+        if self.sender.count("@") != 1 or any(c.isspace() or c in "<>," for c in self.sender):
+            raise AlertSettingsError("the sender must be a plain e-mail address")
+        if not self.port:
+            object.__setattr__(self, "port", _PORTS[self.tls])
+
+
+@dataclass(frozen=True)
+class WebhookSettings:
+    """The signing secrets of webhooks, as `whsec_` and base64 (Standard Webhooks).
+
+    Attributes:
+        secrets: The secrets of each URL; "*" is for URLs that are not named. Each request is signed
+            with all of its URL's, so that one can be replaced while both sides know both.
+        timeout: Seconds for a whole request.
+        ca_file: Certificates to trust instead of the system's.
+    """
+
+    secrets: Mapping[str, tuple[bytes, ...]] = field(repr=False)
+    timeout: float = 20.0
+    ca_file: Path | None = None
+
+
+def channels_from(
+    environment: Mapping[str, str], templates: Templates, timeout: float = 30.0
+) -> dict[str, Channel]:
+    """Return the channels that the environment describes; the log is always among them.
+
+    Args:
+        environment: Variables as docs/alerts.md lists them, such as `os.environ`.
+        templates: The texts of e-mails.
+        timeout: Seconds that sending a message may take.
+
+    Raises:
+        AlertSettingsError: One of them is wrong.
+    """
+    channels: dict[str, Channel] = {"log": LogChannel()}
+    smtp = _smtp(environment, timeout)
+    if smtp is not None:
+        channels["smtp"] = SmtpChannel(smtp, templates)
+    webhook = _webhook(environment, timeout)
+    if webhook is not None:
+        channels["webhook"] = WebhookChannel(webhook)
+    return channels
+
+
+def _smtp(environment: Mapping[str, str], timeout: float) -> SmtpSettings | None:
+    host = environment.get("PGAUDIT_WF_SMTP_HOST")
+    if not host:
+        return None
+    sender = environment.get("PGAUDIT_WF_SMTP_FROM")
+    if not sender:
+        raise AlertSettingsError("set PGAUDIT_WF_SMTP_FROM to the address that mails come from")
+    port = environment.get("PGAUDIT_WF_SMTP_PORT", "0")
+    if not port.isdecimal() or int(port) > 65535:
+        raise AlertSettingsError("PGAUDIT_WF_SMTP_PORT is no port")
+    tls = environment.get("PGAUDIT_WF_SMTP_TLS", "starttls")
+    return SmtpSettings(
+        host,
+        sender,
+        cast(Literal["starttls", "implicit", "none"], tls),
+        int(port),
+        environment.get("PGAUDIT_WF_SMTP_USER") or None,
+        _secret(environment, "PGAUDIT_WF_SMTP_PASSWORD"),
+        _path(environment, "PGAUDIT_WF_SMTP_CA_FILE"),
+        timeout,
+    )
+
+
+def _webhook(environment: Mapping[str, str], timeout: float) -> WebhookSettings | None:
+    secrets: dict[str, tuple[bytes, ...]] = {}
+    one = _secret(environment, "PGAUDIT_WF_WEBHOOK_SECRET")
+    if one:
+        secrets["*"] = tuple(map(_key, one.split()))
+    path = _path(environment, "PGAUDIT_WF_WEBHOOK_SECRETS_FILE")
+    if path is not None:
+        try:
+            by_url = json.loads(_read(path, "PGAUDIT_WF_WEBHOOK_SECRETS_FILE"))
+            secrets |= {url: tuple(map(_key, text.split())) for url, text in by_url.items()}
+        except (ValueError, AttributeError):
+            raise AlertSettingsError(
+                "the file of PGAUDIT_WF_WEBHOOK_SECRETS_FILE must be a JSON object of URLs and"
+                " their secrets"
+            ) from None
+    if not secrets:
+        return None
+    return WebhookSettings(secrets, timeout, _path(environment, "PGAUDIT_WF_WEBHOOK_CA_FILE"))
+
+
+def _key(secret: str) -> bytes:
+    try:
+        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except binascii.Error:
+        key = b""
+    if not secret.startswith(_PREFIX) or not 24 <= len(key) <= 64:
+        raise AlertSettingsError(
+            f"a webhook secret must be {_PREFIX} and 24 to 64 random bytes in base64:"
+            f' echo "{_PREFIX}$(openssl rand -base64 32)"'
+        )
+    return key
+
+
+def _secret(environment: Mapping[str, str], name: str) -> str | None:
+    path = _path(environment, f"{name}_FILE")
+    if path is not None:
+        return _read(path, f"{name}_FILE").rstrip("\r\n")
+    return environment.get(name) or None
+
+
+def _path(environment: Mapping[str, str], name: str) -> Path | None:
+    return Path(environment[name]) if environment.get(name) else None
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AlertSettingsError(
+            f"the file that {name} names cannot be read: {type(error).__name__}"
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
