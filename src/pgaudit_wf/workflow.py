@@ -416,6 +416,9 @@ def workflow_versions(
 ) -> VersionPage | Awaitable[VersionPage]:
     """Read a page of a workflow's versions, newest first; empty if it has none to show.
 
+    To a reader (role `pgaudit_wf_reader`) whose actor is neither owner nor admin of the workflow's
+    organization, nothing shows.
+
     Args:
         conn: The connection.
         workflow_id: The workflow; it may be deleted.
@@ -426,7 +429,6 @@ def workflow_versions(
         page_size: Versions on a page, from 1 to 1000.
 
     Raises:
-        AccessDeniedError: The connection is a reader's, and its actor is neither owner nor admin.
         ArgumentError: `page_size` is out of range.
         psycopg.Error: Anything else the database says.
     """
@@ -540,12 +542,12 @@ def definition_usage(
     """Read which versions ever had a definition and which runs executed it, oldest first.
 
     Args:
-        conn: The connection. It sees runs as far as it may read their table.
+        conn: The connection. It sees versions as `workflow_versions` does, and runs as far as it may
+            read their table.
         content_hash: The definition's hash, 64 lower-case hex digits.
 
     Raises:
-        AccessDeniedError: The connection is a reader's, and its actor is neither owner nor admin.
-        psycopg.Error: Anything else the database says.
+        psycopg.Error: The database could not answer.
     """
     return run(conn, _definition_usage(content_hash))
 
