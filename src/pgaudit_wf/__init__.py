@@ -1,5 +1,6 @@
 """Audit trail and workflow history inside PostgreSQL; the database does the work."""
 
+from pgaudit_wf.attempt import configure_attempts
 from pgaudit_wf.context import RequestContext, bind, current_context
 from pgaudit_wf.read import (
     api_key_activity,
@@ -11,7 +12,16 @@ from pgaudit_wf.read import (
     read_log,
     row_as_of,
 )
-from pgaudit_wf.request import record_event, request_context
+from pgaudit_wf.request import record_denied, record_event, record_failed, request_context
+from pgaudit_wf.workflow import (
+    compare_versions,
+    definition_usage,
+    execution_attribution,
+    restore_workflow,
+    validate_definition,
+    version_snapshot,
+    workflow_versions,
+)
 
 __all__ = [
     "RequestContext",
@@ -19,12 +29,22 @@ __all__ = [
     "attached",
     "audit_trail",
     "bind",
+    "configure_attempts",
+    "compare_versions",
     "current_context",
+    "definition_usage",
     "doctor",
+    "execution_attribution",
     "follow_trail",
     "latest_trail",
     "read_log",
+    "record_denied",
     "record_event",
+    "record_failed",
     "request_context",
+    "restore_workflow",
     "row_as_of",
+    "validate_definition",
+    "version_snapshot",
+    "workflow_versions",
 ]
