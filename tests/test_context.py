@@ -126,7 +126,7 @@ def test_set_local_sets_every_field_and_changes_only_what_differs() -> None:
         RequestContext(actor_id="u_2", ip="::1"),
     )
     statements = set_local(before, lambda text: f"<{text}>")
-    assert len(statements) == len(FIELDS)
+    assert len(statements) == len(SETTINGS)
     assert statements[0] == "set local app.actor_id = <u_1>"
     assert "set local app.reason = ''" in statements
     assert set_local_changes(before, after, repr) == ["set local app.actor_id = 'u_2'"]

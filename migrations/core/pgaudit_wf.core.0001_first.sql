@@ -71,6 +71,106 @@ as $$
 $$;
 comment on function pgaudit_wf.context_ip() is 'app.ip as an address; null when it is not set or is no address.';
 
+-- sql/core/025_attestation.sql
+
+-- Proof that a context was set by the application's own code and not by an injected SET: an HMAC that only it can make.
+--
+-- HMAC (RFC 2104) needs SHA-256 and the key padded in two ways; the pads are kept ready, so that no extension is needed.
+
+create table pgaudit_wf.attestation_key (
+    key_id text primary key,
+    inner_pad bytea not null,
+    outer_pad bytea not null,
+    created_at timestamptz not null default now(),
+    retired_at timestamptz,
+    constraint attestation_key_id check (key_id ~ '^[A-Za-z0-9_-]{1,32}$'),
+    constraint attestation_key_pads check (length(inner_pad) = 64 and length(outer_pad) = 64)
+);
+comment on table pgaudit_wf.attestation_key is 'Secrets with which applications attest who is asking. For the owner only: whoever reads it can act in anybody''s name.';
+comment on column pgaudit_wf.attestation_key.key_id is 'Name of the key; it comes before the colon in app.attestation.';
+comment on column pgaudit_wf.attestation_key.inner_pad is 'The key, xor 0x36 (RFC 2104, section 2).';
+comment on column pgaudit_wf.attestation_key.outer_pad is 'The key, xor 0x5c.';
+comment on column pgaudit_wf.attestation_key.created_at is 'When it was added.';
+comment on column pgaudit_wf.attestation_key.retired_at is 'Since when it attests nothing any more.';
+
+create function pgaudit_wf.pad_key(secret bytea, pad integer) returns bytea
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- RFC 2104: a key longer than a block is hashed first, a shorter one filled with zeros.
+    padded bytea := case when length(secret) > 64 then sha256(secret) else secret end;
+begin
+    padded := padded || decode(repeat('00', 64 - length(padded)), 'hex');
+    for place in 0 .. 63 loop
+        padded := set_byte(padded, place, get_byte(padded, place) # pad);
+    end loop;
+    return padded;
+end
+$$;
+comment on function pgaudit_wf.pad_key(bytea, integer) is 'An HMAC key filled to a block of 64 bytes, each xor pad (RFC 2104, section 2).';
+
+create function pgaudit_wf.add_attestation_key(key_id text, secret bytea) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if coalesce(length(add_attestation_key.secret), 0) < 32 then
+        raise exception 'the secret must have at least 32 bytes' using errcode = 'PA008', hint = 'Make one with: openssl rand -hex 32';
+    end if;
+    insert into pgaudit_wf.attestation_key (key_id, inner_pad, outer_pad)
+    values (add_attestation_key.key_id, pgaudit_wf.pad_key(add_attestation_key.secret, 54), pgaudit_wf.pad_key(add_attestation_key.secret, 92));
+end
+$$;
+comment on function pgaudit_wf.add_attestation_key(text, bytea) is
+    'Lets contexts be attested with a secret of at least 32 bytes (request_context(…, attest=AttestationKey(key_id, secret))). Raises PA008 on a shorter one.';
+
+create function pgaudit_wf.retire_attestation_key(key_id text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update pgaudit_wf.attestation_key as k set retired_at = now() where k.key_id = retire_attestation_key.key_id and k.retired_at is null;
+    if not found then
+        raise exception 'there is no attestation key "%" in use', retire_attestation_key.key_id using errcode = 'PA008';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.retire_attestation_key(text) is 'Stops accepting a key; what it has attested stays attested. Raises PA008 for an unknown one.';
+
+create function pgaudit_wf.attested_part(value text) returns text
+language sql immutable parallel safe
+as $$ select case when value = '' then '-' else coalesce(octet_length(value) || ':' || value, '-') end $$;
+comment on function pgaudit_wf.attested_part(text) is 'A value as it is signed: its length in bytes, a colon and itself; "-" for none, so that no two contexts read the same.';
+
+create function pgaudit_wf.check_attestation(attestation text) returns boolean
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    message constant bytea := convert_to(
+        'pgaudit_wf.attest.v1'
+            || pgaudit_wf.attested_part(current_setting('app.actor_id', true))
+            || pgaudit_wf.attested_part(current_setting('app.org_id', true))
+            || pgaudit_wf.attested_part(current_setting('app.correlation_id', true)), 'UTF8');
+    given constant text := split_part(attestation, ':', 2);
+    expected text;
+begin
+    select encode(sha256(k.outer_pad || sha256(k.inner_pad || message)), 'hex') into expected
+    from pgaudit_wf.attestation_key as k
+    where k.key_id = split_part(attestation, ':', 1) and k.retired_at is null;
+    -- Hashes are compared, so that the time it takes says nothing about the right one.
+    return coalesce(sha256(convert_to(given, 'UTF8')) = sha256(convert_to(expected, 'UTF8')), false);
+end
+$$;
+comment on function pgaudit_wf.check_attestation(text) is
+    'Whether app.attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, organisation and correlation id. Stated in docs/context.md.';
+
+create function pgaudit_wf.context_attested() returns boolean
+language sql stable
+as $$ select case when current_setting('app.attestation', true) <> '' then pgaudit_wf.check_attestation(current_setting('app.attestation', true)) else false end $$;
+comment on function pgaudit_wf.context_attested() is 'Whether the application has proved that it set the context; false when it did not try.';
+
 -- sql/core/030_security_audit_log.sql
 
 -- The log: one row an event, append-only, partitioned by month.
@@ -95,6 +195,7 @@ create table pgaudit_wf.security_audit_log (
     resource_id text,
     outcome pgaudit_wf.event_outcome not null default 'succeeded',
     captured boolean not null default false,
+    attested boolean not null default pgaudit_wf.context_attested(),
     diff jsonb,
     metadata jsonb not null default '{}',
     ip inet default pgaudit_wf.context_ip(),
@@ -123,6 +224,7 @@ comment on column pgaudit_wf.security_audit_log.resource_type is 'Kind of thing 
 comment on column pgaudit_wf.security_audit_log.resource_id is 'Key of the row as text, several key columns as a JSON array; over 1,024 bytes its SHA-256 as sha256:<hex>.';
 comment on column pgaudit_wf.security_audit_log.outcome is 'succeeded, failed (an attempt that raised) or denied (an attempt that was refused).';
 comment on column pgaudit_wf.security_audit_log.captured is 'True when a trigger saw the change itself; false when the application reported it through record_event().';
+comment on column pgaudit_wf.security_audit_log.attested is 'True when the application proved, by an HMAC that injected SQL cannot make, that it set actor, organisation and correlation id.';
 comment on column pgaudit_wf.security_audit_log.diff is 'JSON Patch (RFC 6902) from the old row to the new one; remove and replace also carry "old", so that it runs backwards.';
 comment on column pgaudit_wf.security_audit_log.metadata is 'More about the event: label of the resource at that time, reason (app.reason), previous_resource_id of a row whose key changed, and what record_event() was given.';
 comment on column pgaudit_wf.security_audit_log.ip is 'Address of the client (app.ip).';
@@ -648,6 +750,23 @@ end
 $$;
 comment on function pgaudit_wf.any_changed(pgaudit_wf.attachment, text[]) is 'SQL condition that is true when one of the columns differs between old and new.';
 
+create function pgaudit_wf.maybe_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select coalesce(string_agg(
+        case when (setting).form = 'compiled' and (pgaudit_wf.describe_column(col, false)).toastable
+            then format('(pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true', attname)
+            else 'true' end,
+        ' or ' order by attnum), 'false')
+    from pg_attribute as col
+    where attrelid = (setting).target and attname = any (column_names));
+end
+$$;
+comment on function pgaudit_wf.maybe_changed(pgaudit_wf.attachment, text[]) is
+    'SQL condition that is false when the columns are surely the same in old and new, found out without reading them.';
+
 create function pgaudit_wf.snapshot_expression(
     setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text, nodes text default null, edges text default null) returns text
 language sql stable
@@ -730,7 +849,7 @@ $insert$, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, '
             end if;
         end if;
 $update$,
-        pgaudit_wf.any_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
+        pgaudit_wf.maybe_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
         pgaudit_wf.graph_assignments(setting, workflow, 'old', '            ') || pgaudit_wf.graph_assignments(setting, workflow, 'new', '            '),
         pgaudit_wf.any_changed(setting, array_remove(array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
             || workflow.listing_columns),
@@ -896,15 +1015,15 @@ as $$
             from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped), record_name)
         || coalesce((
-            select format(' - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
+            select format(e'\n            - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped
                 and (attname = any ((setting).ignore || pgaudit_wf.definition_columns((setting).target)) or attgenerated = 'v')
             having count(*) > 0), '')
         || coalesce((
             -- A function takes 100 arguments at most.
-            select string_agg(format(' || jsonb_build_object(%s)', listed), '' order by chunk)
+            select string_agg(format(e'\n            || jsonb_build_object(%s)', listed), '' order by chunk)
             from (
-                select chunk, string_agg(format('%L, %s', (col).name, pgaudit_wf.shown_expression(col, record_name)), ', ') as listed
+                select chunk, string_agg(format('%L, %s', (col).name, pgaudit_wf.shown_expression(col, record_name)), e',\n                ') as listed
                 from (
                     select col, (row_number() over () - 1) / 50 as chunk
                     from pgaudit_wf.capture_columns(setting) as col where (col).redacted
@@ -921,7 +1040,8 @@ as $$
     -- One statement a column: PL/pgSQL evaluates such simple expressions several times faster than one long expression.
     select coalesce(string_agg(format(
         e'        if %s then\n'
-        '            event_diff := coalesce(event_diff, ''[]'') || jsonb_build_object(''op'', ''replace'', ''path'', %L, ''old'', %s, ''value'', %s);\n'
+        '            event_diff := coalesce(event_diff, ''[]'') || jsonb_build_object(''op'', ''replace'', ''path'', %L,\n'
+        '                ''old'', %s, ''value'', %s);\n'
         '        end if;\n',
         pgaudit_wf.changed_expression(col), pgaudit_wf.pointer((col).name),
         pgaudit_wf.shown_expression(col, 'old'), pgaudit_wf.shown_expression(col, 'new')
@@ -3541,6 +3661,53 @@ comment on function pgaudit_wf.text_delta(text, text, text) is
     'A changed text as {field, before, after}, null if it did not change. Internal.';
 
 
+create or replace function pgaudit_wf.beside_config(
+    before jsonb, after jsonb, old_data jsonb, new_data jsonb, old_config jsonb, new_config jsonb)
+returns jsonb
+language plpgsql
+stable
+as $$
+begin
+    return (
+        select jsonb_agg(jsonb_build_object(
+            'key', key,
+            'before', pgaudit_wf.config_text(beside_config.old_config, key, old_value),
+            'after', pgaudit_wf.config_text(beside_config.new_config, key, new_value))
+            order by rank, key collate "C")
+        from (
+            -- What some editors keep beside, or instead of, config. An object that stays one is compared by its members, so
+            -- that one field of twenty does not read as twenty.
+            select 2 as rank, concat_ws('.', wide.key, member.key) as key,
+                case when wide.nested then member.old_value else wide.old_value end as old_value,
+                case when wide.nested then member.new_value else wide.new_value end as new_value
+            from (
+                select key, old.value as old_value, new.value as new_value,
+                    coalesce(jsonb_typeof(old.value) = 'object' and jsonb_typeof(new.value) = 'object', false) as nested
+                from jsonb_each(beside_config.old_data - '{label,description,type,enabled}'::text[]) as old
+                full join jsonb_each(beside_config.new_data - '{label,description,type,enabled}'::text[]) as new using (key)
+                where old.value is distinct from new.value
+            ) as wide
+            left join lateral (
+                select key, old.value as old_value, new.value as new_value
+                from jsonb_each(case when wide.nested then wide.old_value else '{}' end) as old
+                full join jsonb_each(case when wide.nested then wide.new_value else '{}' end) as new using (key)
+            ) as member on wide.nested
+            where wide.key <> 'config' or not (
+                coalesce(jsonb_typeof(wide.old_value), 'object') = 'object'
+                and coalesce(jsonb_typeof(wide.new_value), 'object') = 'object')
+            union all
+            select 3, 'data', beside_config.before -> 'data', beside_config.after -> 'data'
+            where jsonb_typeof(beside_config.before -> 'data') is distinct from jsonb_typeof(beside_config.after -> 'data')
+                or jsonb_typeof(beside_config.after -> 'data') <> 'object'
+        ) as compared
+        where old_value is distinct from new_value);
+end
+$$;
+
+comment on function pgaudit_wf.beside_config(jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
+    'The changes of a node outside its configuration, as node_delta lists them. Internal.';
+
+
 create or replace function pgaudit_wf.node_delta(before jsonb, after jsonb)
 returns jsonb
 language plpgsql
@@ -3555,7 +3722,9 @@ declare
     new_config jsonb := case jsonb_typeof(new_data -> 'config') when 'object' then new_data -> 'config' else '{}' end;
     delta jsonb := '[]';
     aliases text[];
-    changes jsonb;
+    only_config boolean;
+    key text;
+    changes jsonb[] := '{}';
 begin
     delta := delta || coalesce(pgaudit_wf.text_delta('name', old_data ->> 'label', new_data ->> 'label'), '[]');
     delta := delta || coalesce(
@@ -3575,53 +3744,30 @@ begin
             new_config := pgaudit_wf.normalize_config(new_config);
         end if;
     end if;
-    if old_config = new_config
-        and old_data - '{label,description,type,enabled,config}'::text[]
+    only_config := old_data - '{label,description,type,enabled,config}'::text[]
             = new_data - '{label,description,type,enabled,config}'::text[]
         and jsonb_typeof(node_delta.before -> 'data') is not distinct from jsonb_typeof(node_delta.after -> 'data')
-        and jsonb_typeof(old_data -> 'config') is not distinct from jsonb_typeof(new_data -> 'config')
-    then
+        and jsonb_typeof(old_data -> 'config') is not distinct from jsonb_typeof(new_data -> 'config');
+    if only_config and old_config = new_config then
         return delta;
     end if;
 
-    select jsonb_agg(jsonb_build_object(
+    for key in
+        select name from jsonb_object_keys(old_config || new_config) as name
+        where old_config -> name is distinct from new_config -> name
+        order by name collate "C"
+    loop
+        changes := array_append(changes, jsonb_build_object(
             'key', key,
-            'before', pgaudit_wf.config_text(old_config, key, old_value),
-            'after', pgaudit_wf.config_text(new_config, key, new_value))
-            order by rank, key collate "C")
-        into changes
-        from (
-            select 1 as rank, key, old.value as old_value, new.value as new_value
-            from jsonb_each(old_config) as old full join jsonb_each(new_config) as new using (key)
-            union all
-            -- What some editors keep beside, or instead of, config. An object that stays one is compared by its members, so
-            -- that one field of twenty does not read as twenty.
-            select 2, concat_ws('.', wide.key, member.key),
-                case when wide.nested then member.old_value else wide.old_value end,
-                case when wide.nested then member.new_value else wide.new_value end
-            from (
-                select key, old.value as old_value, new.value as new_value,
-                    coalesce(jsonb_typeof(old.value) = 'object' and jsonb_typeof(new.value) = 'object', false) as nested
-                from jsonb_each(old_data - '{label,description,type,enabled}'::text[]) as old
-                full join jsonb_each(new_data - '{label,description,type,enabled}'::text[]) as new using (key)
-                where old.value is distinct from new.value
-            ) as wide
-            left join lateral (
-                select key, old.value as old_value, new.value as new_value
-                from jsonb_each(case when wide.nested then wide.old_value else '{}' end) as old
-                full join jsonb_each(case when wide.nested then wide.new_value else '{}' end) as new using (key)
-            ) as member on wide.nested
-            where wide.key <> 'config' or not (
-                coalesce(jsonb_typeof(wide.old_value), 'object') = 'object'
-                and coalesce(jsonb_typeof(wide.new_value), 'object') = 'object')
-            union all
-            select 3, 'data', node_delta.before -> 'data', node_delta.after -> 'data'
-            where jsonb_typeof(node_delta.before -> 'data') is distinct from jsonb_typeof(node_delta.after -> 'data')
-                or jsonb_typeof(node_delta.after -> 'data') <> 'object'
-        ) as compared
-        where old_value is distinct from new_value;
-    if changes is not null then
-        delta := delta || jsonb_build_object('field', 'configuration', 'changes', changes);
+            'before', pgaudit_wf.config_text(old_config, key, old_config -> key),
+            'after', pgaudit_wf.config_text(new_config, key, new_config -> key)));
+    end loop;
+    if not only_config then
+        changes := changes || array(select jsonb_array_elements(
+            pgaudit_wf.beside_config(node_delta.before, node_delta.after, old_data, new_data, old_config, new_config)));
+    end if;
+    if changes <> '{}' then
+        delta := delta || jsonb_build_object('field', 'configuration', 'changes', to_jsonb(changes));
     end if;
     return delta;
 end
@@ -3678,9 +3824,14 @@ declare
     old_edges constant jsonb := pgaudit_wf.graph_array(snapshot_diff.before_edges, 'edges');
     new_edges constant jsonb := pgaudit_wf.graph_array(snapshot_diff.after_edges, 'edges');
     settings jsonb := '[]';
-    old_different jsonb;
-    new_different jsonb;
-    in_place boolean;
+    old_node jsonb;
+    new_node jsonb;
+    -- Arrays of SQL, since those grow in place and a jsonb is copied at each step.
+    old_different jsonb[] := '{}';
+    new_different jsonb[] := '{}';
+    refs jsonb[] := '{}';
+    in_place boolean := true;
+    delta jsonb;
     nodes_added jsonb;
     nodes_removed jsonb;
     nodes_changed jsonb;
@@ -3691,57 +3842,65 @@ declare
     has_changes boolean;
 begin
     foreach field in array '{name,description,visibility,enabled}'::text[] loop
-        settings := settings || coalesce(pgaudit_wf.text_delta(
-            field, snapshot_diff.before ->> field, snapshot_diff.after ->> field), '[]');
+        if snapshot_diff.before ->> field is distinct from snapshot_diff.after ->> field then
+            settings := settings || coalesce(pgaudit_wf.text_delta(
+                field, snapshot_diff.before ->> field, snapshot_diff.after ->> field), '[]');
+        end if;
     end loop;
 
     if old_nodes <> new_nodes then
         -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison.
-        select
-            coalesce(jsonb_agg(old order by place) filter (where old is not null), '[]'),
-            coalesce(jsonb_agg(new order by place) filter (where new is not null), '[]'),
-            coalesce(bool_and(coalesce(old ->> 'id' = new ->> 'id', false)), true)
-            into old_different, new_different, in_place
-            from rows from (jsonb_array_elements(old_nodes), jsonb_array_elements(new_nodes)) with ordinality as pair (old, new, place)
+        for old_node, new_node in
+            select old, new from rows from (jsonb_array_elements(old_nodes), jsonb_array_elements(new_nodes)) as pair (old, new)
             where old is distinct from new and (
                 old is null or new is null
                 or old -> 'data' is distinct from new -> 'data'
                 or old -> 'id' is distinct from new -> 'id'
-                or old -> 'type' is distinct from new -> 'type');
+                or old -> 'type' is distinct from new -> 'type')
+        loop
+            in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
+            if old_node is not null then
+                old_different := array_append(old_different, old_node);
+            end if;
+            if new_node is not null then
+                new_different := array_append(new_different, new_node);
+            end if;
+        end loop;
     end if;
     if in_place then
-        select jsonb_agg(pgaudit_wf.changed_node_ref(new, delta) order by place) filter (where delta <> '[]')
-            into nodes_changed
-            from (
-                select new, place, pgaudit_wf.node_delta(old, new) as delta
-                from rows from (jsonb_array_elements(old_different), jsonb_array_elements(new_different)) with ordinality as pair (old, new, place)
-            ) as compared;
-    elsif not in_place then
+        for place in 1..cardinality(new_different) loop
+            delta := pgaudit_wf.node_delta(old_different[place], new_different[place]);
+            if delta <> '[]' then
+                refs := array_append(refs, pgaudit_wf.changed_node_ref(new_different[place], delta));
+            end if;
+        end loop;
+        nodes_changed := nullif(to_jsonb(refs), '[]');
+    else
         -- Of several nodes with one id (or none) the first is matched with the first, the second with the second.
         with old as (
             select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
                 row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
-            from jsonb_array_elements(old_different) with ordinality as listed (node, place)
+            from unnest(old_different) with ordinality as listed (node, place)
         ), new as (
             select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
                 row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
-            from jsonb_array_elements(new_different) with ordinality as listed (node, place)
+            from unnest(new_different) with ordinality as listed (node, place)
         ), pair as (
-            select old.node as old_node, old.place as old_place, new.node as new_node, new.place as new_place
+            select old.node as node_before, old.place as place_before, new.node as node_after, new.place as place_after
             from old full join new on old.id = new.id and old.occurrence = new.occurrence
             where old.node is null or new.node is null
                 or old.node <> new.node and (
                     old.node -> 'data' is distinct from new.node -> 'data'
                     or old.node -> 'type' is distinct from new.node -> 'type')
         ), compared as (
-            select pair.*, case when old_node is not null and new_node is not null
-                then pgaudit_wf.node_delta(old_node, new_node) end as delta
+            select pair.*, case when node_before is not null and node_after is not null
+                then pgaudit_wf.node_delta(node_before, node_after) end as changes
             from pair
         )
         select
-            jsonb_agg(pgaudit_wf.node_ref(new_node) order by new_place) filter (where old_node is null),
-            jsonb_agg(pgaudit_wf.node_ref(old_node) order by old_place) filter (where new_node is null),
-            jsonb_agg(pgaudit_wf.changed_node_ref(new_node, delta) order by new_place) filter (where delta <> '[]')
+            jsonb_agg(pgaudit_wf.node_ref(node_after) order by place_after) filter (where node_before is null),
+            jsonb_agg(pgaudit_wf.node_ref(node_before) order by place_before) filter (where node_after is null),
+            jsonb_agg(pgaudit_wf.changed_node_ref(node_after, changes) order by place_after) filter (where changes <> '[]')
             into nodes_added, nodes_removed, nodes_changed
             from compared;
     end if;
@@ -4651,9 +4810,10 @@ set search_path = pg_catalog, pg_temp
 as $$
     select h.org_id, h.snapshot, h.content_hash from pgaudit_wf.workflow_history as h
     where h.workflow_id = org_version_snapshot.workflow_id and h.version = org_version_snapshot.version
-        and h.org_id = nullif(current_setting('app.org_id', true), '')
+        and h.org_id is not distinct from nullif(current_setting('app.org_id', true), '')
 $$;
-comment on function pgaudit_wf.org_version_snapshot(text, integer) is 'A version of a workflow of the organisation app.org_id; nulls for any other.';
+comment on function pgaudit_wf.org_version_snapshot(text, integer) is
+    'A version of a workflow of the organisation app.org_id, or of one without organisation while that is not set; nulls for any other.';
 
 create function pgaudit_wf.version_snapshot(workflow_id text, version integer) returns jsonb
 language plpgsql stable
@@ -4665,7 +4825,9 @@ declare
 begin
     if has_table_privilege('pgaudit_wf.workflow_history', 'select') then
         select h.snapshot, h.content_hash into kept, hash from pgaudit_wf.workflow_history as h
-        where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version;
+        where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version
+            -- Who may read all organisations acts in one all the same, where the request says in which.
+            and (h.org_id = current_setting('app.org_id', true) or h.org_id is null or coalesce(current_setting('app.org_id', true), '') = '');
     else
         select s.snapshot, s.content_hash into kept, hash
         from pgaudit_wf.org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
@@ -4832,6 +4994,13 @@ begin
     if found_rows = 0 then
         raise exception 'workflow % is not there to be restored', restore_workflow.workflow_id
             using errcode = 'PA302', hint = 'It was deleted, or its organisation is not yours. The definition is in pgaudit_wf.version_snapshot().';
+    end if;
+    -- Older than the attachment of these columns: there is nothing to put back.
+    if not kept ? 'name' then
+        workflow.name_column := null;
+    end if;
+    if not kept ? 'description' then
+        workflow.description_column := null;
     end if;
     if pgaudit_wf.same_definition(present_nodes, present_edges, kept -> 'nodes', kept -> 'edges')
         and (workflow.name_column is null or present_name is not distinct from kept ->> 'name')
@@ -5494,43 +5663,36 @@ $$;
 comment on function pgaudit_wf.record_denied(text, text, text, jsonb) is
     'Records an attempt that was refused, in the current transaction, which must be committed: rolled back, it takes the event with it. Returns the event''s id; raises PA008 on a wrong argument.';
 
-create function pgaudit_wf.record_attempt(
-    id uuid,
-    action text,
-    outcome text,
-    resource_type text default null,
-    resource_id text default null,
-    metadata jsonb default null,
-    context jsonb default null,
-    attempted_at timestamptz default null
-) returns bigint
+create function pgaudit_wf.record_attempt(entry jsonb) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     field text;
 begin
-    if record_attempt.outcome is null or record_attempt.outcome not in ('failed', 'denied') then
-        raise exception 'outcome is "%": that of an attempt is failed or denied', record_attempt.outcome using errcode = 'PA008';
+    if entry ->> 'outcome' is null or entry ->> 'outcome' not in ('failed', 'denied') then
+        raise exception 'outcome is "%": that of an attempt is failed or denied', entry ->> 'outcome' using errcode = 'PA008';
+    end if;
+    if entry ->> 'id' is null or entry ->> 'id' !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+        raise exception 'an attempt needs an id, a UUID, by which it is recorded once' using errcode = 'PA008';
     end if;
     -- Waits for another transaction that is recording the same attempt right now.
-    insert into pgaudit_wf.attempt (id) values (record_attempt.id) on conflict do nothing;
+    insert into pgaudit_wf.attempt (id) values ((entry ->> 'id')::uuid) on conflict do nothing;
     if not found then
         return null;
     end if;
-    foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id', 'ip', 'country', 'user_agent', 'correlation_id', 'reason'] loop
-        perform set_config('app.' || field, coalesce(record_attempt.context ->> field, ''), true);
+    foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id', 'ip', 'country', 'user_agent', 'correlation_id', 'reason', 'attestation'] loop
+        perform set_config('app.' || field, coalesce(entry -> 'context' ->> field, ''), true);
     end loop;
     return pgaudit_wf.record_event(
-        action => record_attempt.action, resource_type => record_attempt.resource_type, resource_id => record_attempt.resource_id,
-        metadata => coalesce(record_attempt.metadata, '{}')
-            || case when record_attempt.attempted_at is not null then jsonb_build_object('attempted_at', record_attempt.attempted_at) else '{}' end,
-        outcome => record_attempt.outcome);
+        action => entry ->> 'action', resource_type => entry ->> 'resource_type', resource_id => entry ->> 'resource_id',
+        metadata => coalesce(nullif(entry -> 'metadata', 'null'), '{}') || jsonb_strip_nulls(jsonb_build_object('attempted_at', entry -> 'attempted_at')),
+        outcome => entry ->> 'outcome');
 end
 $$;
-comment on function pgaudit_wf.record_attempt(uuid, text, text, text, text, jsonb, jsonb, timestamptz) is
-    'Records a failed or denied attempt of the given context ({actor_id, org_id, …}, which becomes the transaction''s), unless that id was recorded before: then it returns null, else the event''s id. '
-    'attempted_at is kept in metadata when the attempt was not just now. Raises PA008 on a wrong argument.';
+comment on function pgaudit_wf.record_attempt(jsonb) is
+    'Records a failed or denied attempt: {id, action, outcome, resource_type, resource_id, metadata, context, attempted_at}, where context ({actor_id, org_id, …}) becomes the transaction''s and attempted_at is given when it was not just now. '
+    'Returns the event''s id; null if an attempt of that id was recorded before. Raises PA008 on a wrong argument.';
 
 -- sql/core/330_org_limit.sql
 
@@ -6561,6 +6723,26 @@ $$;
 comment on function pgaudit_wf.replace_archive(bigint, text, jsonb) is
     'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. Raises PA350 if the counts changed.';
 
+-- sql/core/355_record_export.sql
+
+-- Whoever takes the trail out of the database is in the trail.
+
+create function pgaudit_wf.record_export(format text, filters jsonb, events bigint default null, outcome text default 'succeeded') returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- Two fixed actions: a reader, who may export, does not get to write what he likes.
+    return pgaudit_wf.record_event(
+        case when record_export.events is null then 'audit.export_started' else 'audit.exported' end, 'audit_trail', null,
+        metadata => jsonb_strip_nulls(jsonb_build_object(
+            'format', left(record_export.format, 50), 'filters', coalesce(record_export.filters, '{}'), 'events', record_export.events)),
+        outcome => record_export.outcome);
+end
+$$;
+comment on function pgaudit_wf.record_export(text, jsonb, bigint, text) is
+    'Records, with the current context, that an export of the trail begins (events null: audit.export_started) or how it ended (audit.exported, with the number of events that went out), and returns the event''s id.';
+
 -- sql/core/360_erasure.sql
 
 -- Erasure: what tells who an actor is gives way to a pseudonym; what was done, when and to what stays.
@@ -6941,7 +7123,7 @@ begin
     if to_regrole('pgaudit_wf_app') is not null then
         grant usage on schema pgaudit_wf to pgaudit_wf_app;
         grant execute on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text),
-            pgaudit_wf.record_denied(text, text, text, jsonb), pgaudit_wf.record_attempt(uuid, text, text, text, text, jsonb, jsonb, timestamptz),
+            pgaudit_wf.record_denied(text, text, text, jsonb), pgaudit_wf.record_attempt(jsonb),
             pgaudit_wf.restore_workflow(text, integer, regclass), pgaudit_wf.version_snapshot(text, integer), pgaudit_wf.org_version_snapshot(text, integer),
             pgaudit_wf.find_workflow(text, regclass), pgaudit_wf.newest_version(text), pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb),
             pgaudit_wf.validate_definition(jsonb, jsonb), pgaudit_wf.hash_definition(jsonb, jsonb) to pgaudit_wf_app;
@@ -6966,7 +7148,7 @@ begin
         end loop;
         grant execute on function pgaudit_wf.readable_org(), pgaudit_wf.describe_actors(text, text[], text),
             pgaudit_wf.resource_names(text[], text[], text), pgaudit_wf.log_generations(),
-            pgaudit_wf.pseudonyms(text[]) to pgaudit_wf_reader;
+            pgaudit_wf.pseudonyms(text[]), pgaudit_wf.record_export(text, jsonb, bigint, text) to pgaudit_wf_reader;
     end if;
 end
 $$;

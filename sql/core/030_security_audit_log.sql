@@ -20,6 +20,7 @@ create table pgaudit_wf.security_audit_log (
     resource_id text,
     outcome pgaudit_wf.event_outcome not null default 'succeeded',
     captured boolean not null default false,
+    attested boolean not null default pgaudit_wf.context_attested(),
     diff jsonb,
     metadata jsonb not null default '{}',
     ip inet default pgaudit_wf.context_ip(),
@@ -48,6 +49,7 @@ comment on column pgaudit_wf.security_audit_log.resource_type is 'Kind of thing 
 comment on column pgaudit_wf.security_audit_log.resource_id is 'Key of the row as text, several key columns as a JSON array; over 1,024 bytes its SHA-256 as sha256:<hex>.';
 comment on column pgaudit_wf.security_audit_log.outcome is 'succeeded, failed (an attempt that raised) or denied (an attempt that was refused).';
 comment on column pgaudit_wf.security_audit_log.captured is 'True when a trigger saw the change itself; false when the application reported it through record_event().';
+comment on column pgaudit_wf.security_audit_log.attested is 'True when the application proved, by an HMAC that injected SQL cannot make, that it set actor, organisation and correlation id.';
 comment on column pgaudit_wf.security_audit_log.diff is 'JSON Patch (RFC 6902) from the old row to the new one; remove and replace also carry "old", so that it runs backwards.';
 comment on column pgaudit_wf.security_audit_log.metadata is 'More about the event: label of the resource at that time, reason (app.reason), previous_resource_id of a row whose key changed, and what record_event() was given.';
 comment on column pgaudit_wf.security_audit_log.ip is 'Address of the client (app.ip).';

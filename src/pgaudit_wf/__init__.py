@@ -1,7 +1,7 @@
 """Audit trail and workflow history inside PostgreSQL; the database does the work."""
 
 from pgaudit_wf.attempt import configure_attempts
-from pgaudit_wf.context import RequestContext, bind, current_context
+from pgaudit_wf.context import AttestationKey, RequestContext, bind, current_context
 from pgaudit_wf.read import (
     api_key_activity,
     attached,
@@ -24,13 +24,14 @@ from pgaudit_wf.workflow import (
 )
 
 __all__ = [
+    "AttestationKey",
     "RequestContext",
     "api_key_activity",
     "attached",
     "audit_trail",
     "bind",
-    "configure_attempts",
     "compare_versions",
+    "configure_attempts",
     "current_context",
     "definition_usage",
     "doctor",

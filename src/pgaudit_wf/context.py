@@ -6,11 +6,14 @@ Nothing here talks to a database. `pgaudit_wf.request` and the adapters in
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import ipaddress
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, TypeAlias, TypedDict, Unpack
 
@@ -27,6 +30,44 @@ _IDENTIFIERS = ("actor_id", "org_id", "api_key_id", "correlation_id")
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+@dataclass(frozen=True, slots=True)
+class AttestationKey:
+    """A secret with which the application proves that it, and no injected SQL, set a context.
+
+    The database needs it too: `select pgaudit_wf.add_attestation_key(key_id, secret)`.
+
+    Args:
+        key_id: Its name in the database: 1 to 32 letters, digits, "_" or "-".
+        secret: At least 32 bytes. Never shown.
+
+    Raises:
+        InvalidContextError: The name has other characters, or the secret is too short.
+    """
+
+    key_id: str
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", self.key_id):
+            raise InvalidContextError(
+                'an attestation key\'s key_id is 1 to 32 letters, digits, "_" or "-"'
+            )
+        if not isinstance(self.secret, bytes) or len(self.secret) < 32:
+            raise InvalidContextError("an attestation key's secret is at least 32 bytes")
+
+    def sign(self, actor_id: str | None, org_id: str | None, correlation_id: str | None) -> str:
+        """Return `app.attestation` for a context: the key's name and an HMAC-SHA256 (RFC 2104).
+
+        What is signed is the text "pgaudit_wf.attest.v1" and then, for each of the three, its
+        length in bytes, a colon and itself, or "-" for none, in UTF-8.
+        """
+        message = b"pgaudit_wf.attest.v1"
+        for value in (actor_id, org_id, correlation_id):
+            data = value.encode() if value else b""
+            message += b"%d:%b" % (len(data), data) if data else b"-"
+        return f"{self.key_id}:{hmac.new(self.secret, message, hashlib.sha256).hexdigest()}"
+
+
 class ContextFields(TypedDict, total=False):
     """The fields of `RequestContext` as keyword arguments."""
 
@@ -41,6 +82,12 @@ class ContextFields(TypedDict, total=False):
     user_agent: str | None
     correlation_id: str | None
     reason: str | None
+    attest: AttestationKey | None
+
+
+def _check_key(key: object) -> None:
+    if key is not None and not isinstance(key, AttestationKey):
+        raise InvalidContextError(f"attest must be an AttestationKey, not {type(key).__name__}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +111,7 @@ class RequestContext:
         user_agent: What the client says it is; cut off after 1,024 characters.
         correlation_id: Ties everything that one request did together; at most 255 characters.
         reason: Why the change is made; rules may read it to tell actions apart.
+        attest: Signs actor, organization and correlation id, so that events say `attested`.
 
     Raises:
         InvalidContextError: A value is of the wrong type, too long, no address, or no valid text.
@@ -80,8 +128,10 @@ class RequestContext:
     user_agent: str | None = None
     correlation_id: str | None = None
     reason: str | None = None
+    attest: AttestationKey | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        _check_key(self.attest)
         for name in FIELDS:
             value = getattr(self, name)
             if value is not None:
@@ -123,7 +173,18 @@ class RequestContext:
                 if value is None:
                     value = getattr(self, name)
             object.__setattr__(merged, name, value)
+        key = changes["attest"] if "attest" in changes else getattr(other, "attest", None)
+        _check_key(key)
+        object.__setattr__(merged, "attest", key if "attest" in changes else key or self.attest)
         return merged
+
+    def setting(self, name: str) -> str | None:
+        """Return what the setting `app.<name>` is in this context; None for nothing."""
+        if name != "attestation":
+            value: str | None = getattr(self, name)
+            return value
+        key = self.attest
+        return key and key.sign(self.actor_id, self.org_id, self.correlation_id)
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields that have a value."""
@@ -131,10 +192,15 @@ class RequestContext:
         return {name: value for name, value in values if value is not None}
 
 
-FIELDS: tuple[str, ...] = tuple(field.name for field in fields(RequestContext))
-"""The names of a context's fields; each is the setting `app.<name>` in the database."""
+FIELDS: tuple[str, ...] = tuple(
+    item.name for item in fields(RequestContext) if item.name != "attest"
+)
+"""The fields of a context that are settings in the database, `app.<name>`."""
 
-_NAMES = frozenset(FIELDS)
+SETTINGS: tuple[str, ...] = (*FIELDS, "attestation")
+"""The settings of a transaction, each `app.<name>`."""
+
+_NAMES = frozenset((*FIELDS, "attest"))
 
 EMPTY = RequestContext()
 
@@ -148,7 +214,7 @@ def check_names(names: Mapping[str, Any]) -> None:
     if not names.keys() <= _NAMES:
         unknown = sorted(names.keys() - _NAMES)
         raise TypeError(
-            f"no such context field: {', '.join(unknown)}; valid are {', '.join(FIELDS)}"
+            f"no such context field: {', '.join(unknown)}; valid are {', '.join(FIELDS)}, attest"
         )
 
 
@@ -209,14 +275,14 @@ def set_local(context: RequestContext, quote: Callable[[str], str]) -> list[str]
         context: What to set.
         quote: Makes a SQL literal of a text, in the way that the connection needs it.
     """
-    return _set_local(FIELDS, context, quote)
+    return _set_local(SETTINGS, context, quote)
 
 
 def set_local_changes(
     before: RequestContext, after: RequestContext, quote: Callable[[str], str]
 ) -> list[str]:
     """Write the statements that lead from one context of a transaction to another."""
-    changed = [name for name in FIELDS if getattr(before, name) != getattr(after, name)]
+    changed = [name for name in SETTINGS if before.setting(name) != after.setting(name)]
     return _set_local(changed, after, quote)
 
 
@@ -225,7 +291,7 @@ def _set_local(
 ) -> list[str]:
     # set_config() takes parameters, but on Citus only SET LOCAL reaches the workers, and it is
     # cheaper too.
-    values = ((name, getattr(context, name)) for name in names)
+    values = ((name, context.setting(name)) for name in names)
     return [
         f"set local app.{name} = {quote(value)}" if value else f"set local app.{name} = ''"
         for name, value in values

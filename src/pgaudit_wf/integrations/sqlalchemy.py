@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.orm import sessionmaker
 
-from pgaudit_wf.context import EMPTY, FIELDS, RequestContext, current_context, set_local
+from pgaudit_wf.context import EMPTY, SETTINGS, RequestContext, current_context, set_local
 from pgaudit_wf.errors import AutocommitError
 from pgaudit_wf.request import AnyConnection, quoter
 
@@ -25,7 +25,7 @@ _KEY = "pgaudit_wf.context"
 
 # For drivers other than psycopg: they prepare statements, so there can only be one.
 _SET_CONFIG = text(
-    "select " + ", ".join(f"set_config('app.{name}', :{name}, true)" for name in FIELDS)
+    "select " + ", ".join(f"set_config('app.{name}', :{name}, true)" for name in SETTINGS)
 )
 
 
@@ -101,7 +101,7 @@ def _set(conn: Connection, context: RequestContext) -> None:
             "; ".join(set_local(context, quote)), execution_options={"no_parameters": True}
         )
     else:
-        conn.execute(_SET_CONFIG, {name: getattr(context, name) or "" for name in FIELDS})
+        conn.execute(_SET_CONFIG, {name: context.setting(name) or "" for name in SETTINGS})
 
 
 _LISTENERS: dict[str, Callable[..., None]] = {

@@ -1,0 +1,171 @@
+"""Contexts that the application signs, so that injected SQL cannot act in another's name unnoticed."""
+
+import hashlib
+import hmac
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import pgaudit_wf
+from pgaudit_wf import AttestationKey, RequestContext, request_context
+from pgaudit_wf.errors import InvalidContextError
+
+KEY = AttestationKey("web-1", bytes(range(40)))
+
+
+@pytest.fixture
+def signed(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """Return a connection to a database that knows KEY and audits a table."""
+    conn.execute("select pgaudit_wf.add_attestation_key('web-1', %s)", [KEY.secret])
+    conn.execute("create table invoice (id int primary key, org_id text)")
+    conn.execute("select pgaudit_wf.attach('invoice')")
+    return conn
+
+
+def events(conn: psycopg.Connection[Any]) -> list[tuple[str | None, bool]]:
+    """Return who acted, and whether that is attested, oldest first."""
+    return conn.execute(
+        "select actor_id, attested from pgaudit_wf.security_audit_log order by id"
+    ).fetchall()
+
+
+def test_a_signed_context_is_attested(signed: psycopg.Connection[Any]) -> None:
+    with request_context(signed, actor_id="u_1", org_id="o_1", correlation_id="r", attest=KEY):
+        signed.execute("insert into invoice values (1, 'o_1')")
+    assert events(signed) == [("u_1", True)]
+
+
+def test_without_a_key_nothing_is_attested(signed: psycopg.Connection[Any]) -> None:
+    with request_context(signed, actor_id="u_1"):
+        signed.execute("insert into invoice values (1)")
+    signed.execute("insert into invoice values (2)")
+    assert events(signed) == [("u_1", False), (None, False)]
+
+
+@pytest.mark.parametrize(
+    "injected",
+    [
+        "set local app.actor_id = 'u_boss'",
+        "set local app.org_id = 'o_2'",
+        "set local app.correlation_id = 'other'",
+        "set local app.actor_id = ''",
+        "set local app.attestation = 'web-1:00'",
+        "set local app.attestation = 'nobody:' ",
+        "set local app.attestation = 'web-1'",
+        "set local app.attestation = ':'",
+        # The parts are kept apart: moving a character from one to the next is another message.
+        "set local app.actor_id = 'u_1o'; set local app.org_id = '_1'",
+    ],
+)
+def test_what_is_changed_after_signing_is_not_attested(
+    signed: psycopg.Connection[Any], injected: str
+) -> None:
+    with request_context(signed, actor_id="u_1", org_id="o_1", correlation_id="r", attest=KEY):
+        signed.execute(injected.encode())
+        signed.execute("insert into invoice values (1, 'o_1')")
+    assert [attested for _, attested in events(signed)] == [False]
+
+
+def test_a_nested_context_is_signed_anew_and_the_outer_one_again(
+    signed: psycopg.Connection[Any],
+) -> None:
+    with request_context(signed, actor_id="u_1", attest=KEY):
+        with request_context(signed, actor_id="u_2"):
+            signed.execute("insert into invoice values (1)")
+        signed.execute("insert into invoice values (2)")
+        with request_context(signed, attest=None):
+            signed.execute("insert into invoice values (3)")
+    assert events(signed) == [("u_2", True), ("u_1", True), ("u_1", False)]
+
+
+def test_a_bound_key_signs(signed: psycopg.Connection[Any]) -> None:
+    with pgaudit_wf.bind(actor_id="u_1", attest=KEY), request_context(signed, org_id="o_1"):
+        signed.execute("insert into invoice values (1)")
+    assert events(signed) == [("u_1", True)]
+
+
+def test_a_retired_key_attests_nothing_more(signed: psycopg.Connection[Any]) -> None:
+    signed.execute("select pgaudit_wf.retire_attestation_key('web-1')")
+    with request_context(signed, actor_id="u_1", attest=KEY):
+        signed.execute("insert into invoice values (1)")
+    assert events(signed) == [("u_1", False)]
+    with pytest.raises(psycopg.Error) as caught:
+        signed.execute("select pgaudit_wf.retire_attestation_key('web-1')")
+    assert caught.value.sqlstate == "PA008"
+
+
+def test_another_secret_of_the_same_name_does_not_pass(signed: psycopg.Connection[Any]) -> None:
+    with request_context(signed, actor_id="u_1", attest=AttestationKey("web-1", b"x" * 32)):
+        signed.execute("insert into invoice values (1)")
+    assert events(signed) == [("u_1", False)]
+
+
+def test_the_application_cannot_read_the_secret(signed: psycopg.Connection[Any]) -> None:
+    signed.execute("set role pgaudit_wf_app")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        signed.execute("select * from pgaudit_wf.attestation_key")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        signed.execute("select pgaudit_wf.check_attestation('web-1:00')")
+
+
+@pytest.mark.parametrize("size", [0, 31])
+def test_short_secrets_are_refused(conn: psycopg.Connection[Any], size: int) -> None:
+    with pytest.raises(psycopg.Error) as caught:
+        conn.execute("select pgaudit_wf.add_attestation_key('k', %s)", [b"x" * size])
+    assert caught.value.sqlstate == "PA008"
+    with pytest.raises(InvalidContextError):
+        AttestationKey("k", b"x" * size)
+
+
+def test_the_secret_does_not_show() -> None:
+    assert "secret" not in repr(KEY)
+    assert "attest" not in repr(RequestContext(actor_id="u_1", attest=KEY))
+
+
+@pytest.mark.parametrize("bad", ["key", b"x" * 40])
+def test_a_key_that_is_none_is_refused(bad: Any) -> None:
+    with pytest.raises(InvalidContextError):
+        RequestContext(attest=bad)
+    with pytest.raises(InvalidContextError):
+        RequestContext(actor_id="u_1").merge(attest=bad)
+
+
+def test_key_ids_that_would_not_parse_are_refused() -> None:
+    with pytest.raises(InvalidContextError):
+        AttestationKey("web:1", b"x" * 32)
+
+
+@pytest.mark.parametrize("size", [32, 63, 64, 65, 200])
+def test_the_database_pads_like_rfc_2104(conn: psycopg.Connection[Any], size: int) -> None:
+    secret = bytes(n % 251 for n in range(size))
+    row = conn.execute(
+        "select sha256(pgaudit_wf.pad_key(%(k)s, 92) || sha256(pgaudit_wf.pad_key(%(k)s, 54)"
+        " || 'message'))",
+        {"k": secret},
+    ).fetchone()
+    assert row is not None
+    assert row[0] == hmac.new(secret, b"message", hashlib.sha256).digest()
+
+
+TEXT = st.text(
+    st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=20
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(actor=TEXT, org=st.none() | TEXT, correlation=st.none() | TEXT)
+def test_python_and_the_database_sign_alike(
+    signed: psycopg.Connection[Any], actor: str, org: str | None, correlation: str | None
+) -> None:
+    with request_context(
+        signed, actor_id=actor, org_id=org, correlation_id=correlation, attest=KEY
+    ):
+        row = signed.execute("select pgaudit_wf.context_attested()").fetchone()
+    assert row == (True,)
