@@ -38,23 +38,54 @@ end
 $$;
 comment on function pgaudit_wf.any_changed(pgaudit_wf.attachment, text[]) is 'SQL condition that is true when one of the columns differs between old and new.';
 
-create function pgaudit_wf.snapshot_expression(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text) returns text
+create function pgaudit_wf.maybe_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select coalesce(string_agg(
+        case when (setting).form = 'compiled' and (pgaudit_wf.describe_column(col, false)).toastable
+            then format('(pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true', attname)
+            else 'true' end,
+        ' or ' order by attnum), 'false')
+    from pg_attribute as col
+    where attrelid = (setting).target and attname = any (column_names));
+end
+$$;
+comment on function pgaudit_wf.maybe_changed(pgaudit_wf.attachment, text[]) is
+    'SQL condition that is false when the columns are surely the same in old and new, found out without reading them.';
+
+create function pgaudit_wf.snapshot_expression(
+    setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text, nodes text default null, edges text default null) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('jsonb_build_object(%s)', string_agg(format('%L, %s', member, pgaudit_wf.record_value(setting, record_name, column_name)), ', ' order by position))
+    select format('jsonb_build_object(%s)', string_agg(
+        format('%L, %s', member, coalesce(expression, pgaudit_wf.record_value(setting, record_name, column_name))), ', ' order by position))
     from (values
-        (1, 'name', (workflow).name_column),
-        (2, 'description', (workflow).description_column),
-        (3, 'visibility', (workflow).visibility_column),
-        (4, 'enabled', (workflow).enabled_column),
-        (5, 'nodes', (workflow).nodes_column),
-        (6, 'edges', (workflow).edges_column)
-    ) as kept (position, member, column_name)
-    where column_name is not null
+        (1, 'name', (workflow).name_column, null),
+        (2, 'description', (workflow).description_column, null),
+        (3, 'visibility', (workflow).visibility_column, null),
+        (4, 'enabled', (workflow).enabled_column, null),
+        (5, 'nodes', (workflow).nodes_column, nodes),
+        (6, 'edges', (workflow).edges_column, edges)
+    ) as kept (position, member, column_name, expression)
+    where column_name is not null and expression is distinct from ''
 $$;
-comment on function pgaudit_wf.snapshot_expression(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
-    'SQL expression for what a version keeps of a workflow row: name, description, visibility, enabled, nodes, edges.';
+comment on function pgaudit_wf.snapshot_expression(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text, text, text) is
+    'SQL expression for what a version keeps of a workflow row: name, description, visibility, enabled, nodes, edges. nodes and edges are expressions in place of those columns; empty to leave them out.';
+
+create function pgaudit_wf.graph_assignments(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text, indent text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- In a variable the value is decompressed once, where each mention of old.nodes would do it again; #> '{}' is what does it.
+    select format(e'%1$s%2$s_nodes := %3$s #> ''{}'';\n%1$s%2$s_edges := %4$s #> ''{}'';\n', indent, record_name,
+        pgaudit_wf.record_value(setting, record_name, (workflow).nodes_column),
+        pgaudit_wf.record_value(setting, record_name, (workflow).edges_column))
+$$;
+comment on function pgaudit_wf.graph_assignments(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text, text) is
+    'PL/pgSQL that takes nodes and edges of old or new into variables.';
 
 create function pgaudit_wf.version_statements(setting pgaudit_wf.attachment, op text) returns text
 language plpgsql stable
@@ -64,8 +95,6 @@ declare
     workflow pgaudit_wf.workflow_attachment;
     key text;
     organisation text;
-    old_definition text;
-    new_definition text;
 begin
     select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
     if workflow.target is null then
@@ -79,41 +108,44 @@ begin
     organisation := case
         when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'
         else format('left(coalesce(new.%1$I, old.%1$I)::text, 255)', (setting).org_column) end;
-    old_definition := pgaudit_wf.record_value(setting, 'old', workflow.nodes_column) || ', ' || pgaudit_wf.record_value(setting, 'old', workflow.edges_column);
-    new_definition := pgaudit_wf.record_value(setting, 'new', workflow.nodes_column) || ', ' || pgaudit_wf.record_value(setting, 'new', workflow.edges_column);
 
     if op = 'delete' then
         return format(e'        event_hash := pgaudit_wf.latest_hash(%s);\n', key);
     elsif op = 'insert' then
-        return format($insert$        event_hash := pgaudit_wf.hash_definition(%1$s);
-        event_version := pgaudit_wf.add_version(%2$s, %3$s, 'create', null, %4$s, event_hash);
+        return pgaudit_wf.graph_assignments(setting, workflow, 'new', '        ') || format($insert$        event_hash := pgaudit_wf.hash_definition(new_nodes, new_edges);
+        event_version := pgaudit_wf.add_version(%1$s, %2$s, 'create', null,
+            %3$s, null, null, new_nodes, new_edges, event_hash);
         event_metadata := event_metadata || jsonb_build_object('version', event_version.version);
-$insert$, new_definition, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, 'new'));
+$insert$, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges'));
     end if;
     return format($update$        -- What only moves things about on the canvas makes no version.
         if %1$s then
-            if not pgaudit_wf.same_definition(%2$s, %3$s) then
-                event_hash := pgaudit_wf.hash_definition(%3$s);
+%2$s            if not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges) then
+                event_hash := pgaudit_wf.hash_definition(new_nodes, new_edges);
             end if;
         end if;
-        if event_hash is not null or %4$s then
+        if event_hash is not null or %3$s then
+            if event_hash is null then
+%4$s            end if;
             event_version := pgaudit_wf.add_version(%5$s, %6$s, case when %7$s then 'listing' else 'update' end,
                 %8$s,
-                %9$s, event_hash);
+                %9$s,
+                old_nodes, old_edges, new_nodes, new_edges, event_hash);
             event_metadata := event_metadata || jsonb_build_object('version', event_version.version);
             if event_hash is not null then
                 event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash', 'old', event_version.previous_hash, 'value', event_hash);
             end if;
         end if;
 $update$,
-        pgaudit_wf.any_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
-        old_definition, new_definition,
+        pgaudit_wf.maybe_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
+        pgaudit_wf.graph_assignments(setting, workflow, 'old', '            ') || pgaudit_wf.graph_assignments(setting, workflow, 'new', '            '),
         pgaudit_wf.any_changed(setting, array_remove(array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
             || workflow.listing_columns),
+        pgaudit_wf.graph_assignments(setting, workflow, 'old', '                ') || pgaudit_wf.graph_assignments(setting, workflow, 'new', '                '),
         key, organisation,
         pgaudit_wf.any_changed(setting, workflow.listing_columns),
-        pgaudit_wf.snapshot_expression(setting, workflow, 'old'),
-        pgaudit_wf.snapshot_expression(setting, workflow, 'new'));
+        coalesce(pgaudit_wf.snapshot_expression(setting, workflow, 'old', '', ''), '''{}''::jsonb'),
+        pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges'));
 end
 $$;
 comment on function pgaudit_wf.version_statements(pgaudit_wf.attachment, text) is

@@ -148,15 +148,15 @@ as $$
             from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped), record_name)
         || coalesce((
-            select format(' - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
+            select format(e'\n            - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped
                 and (attname = any ((setting).ignore || pgaudit_wf.definition_columns((setting).target)) or attgenerated = 'v')
             having count(*) > 0), '')
         || coalesce((
             -- A function takes 100 arguments at most.
-            select string_agg(format(' || jsonb_build_object(%s)', listed), '' order by chunk)
+            select string_agg(format(e'\n            || jsonb_build_object(%s)', listed), '' order by chunk)
             from (
-                select chunk, string_agg(format('%L, %s', (col).name, pgaudit_wf.shown_expression(col, record_name)), ', ') as listed
+                select chunk, string_agg(format('%L, %s', (col).name, pgaudit_wf.shown_expression(col, record_name)), e',\n                ') as listed
                 from (
                     select col, (row_number() over () - 1) / 50 as chunk
                     from pgaudit_wf.capture_columns(setting) as col where (col).redacted
@@ -173,7 +173,8 @@ as $$
     -- One statement a column: PL/pgSQL evaluates such simple expressions several times faster than one long expression.
     select coalesce(string_agg(format(
         e'        if %s then\n'
-        '            event_diff := coalesce(event_diff, ''[]'') || jsonb_build_object(''op'', ''replace'', ''path'', %L, ''old'', %s, ''value'', %s);\n'
+        '            event_diff := coalesce(event_diff, ''[]'') || jsonb_build_object(''op'', ''replace'', ''path'', %L,\n'
+        '                ''old'', %s, ''value'', %s);\n'
         '        end if;\n',
         pgaudit_wf.changed_expression(col), pgaudit_wf.pointer((col).name),
         pgaudit_wf.shown_expression(col, 'old'), pgaudit_wf.shown_expression(col, 'new')
@@ -450,7 +451,8 @@ $body$,
         translate((setting).resource_type, e'\r\n', '  '),
         case when (setting).org_column is null then ' := pgaudit_wf.context_value(''app.org_id'')' else '' end,
         case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end
-            || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;' else '' end,
+            || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then 
+                e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
         statements);
 
     return format(

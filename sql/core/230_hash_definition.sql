@@ -116,6 +116,10 @@ as $$
 declare
     aliases text[];
 begin
+    -- What was malformed has no definition that the new one could be the same as, and must not keep it from being mended.
+    if jsonb_typeof(same_definition.old_nodes) not in ('array', 'null') or jsonb_typeof(same_definition.old_edges) not in ('array', 'null') then
+        return false;
+    end if;
     -- Pairs by position: a save that only moved nodes never gets further than comparing three fields of each.
     if same_definition.old_edges is distinct from same_definition.new_edges and exists (
         select from rows from (

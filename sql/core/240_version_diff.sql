@@ -74,6 +74,19 @@ return jsonb_build_object(
 comment on function pgaudit_wf.node_ref(jsonb) is 'A node as a version diff names it: {id, label, node_type}.';
 
 
+create or replace function pgaudit_wf.changed_node_ref(node jsonb, deltas jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+return pgaudit_wf.node_ref(changed_node_ref.node) || jsonb_build_object(
+    'action_type', changed_node_ref.node -> 'data' -> 'config' ->> 'actionType',
+    'deltas', changed_node_ref.deltas);
+
+comment on function pgaudit_wf.changed_node_ref(jsonb, jsonb) is
+    'A changed node as a version diff names it: {id, label, node_type, action_type, deltas}. Internal.';
+
+
 create or replace function pgaudit_wf.abi_type(input jsonb)
 returns text
 language plpgsql
@@ -226,6 +239,53 @@ comment on function pgaudit_wf.text_delta(text, text, text) is
     'A changed text as {field, before, after}, null if it did not change. Internal.';
 
 
+create or replace function pgaudit_wf.beside_config(
+    before jsonb, after jsonb, old_data jsonb, new_data jsonb, old_config jsonb, new_config jsonb)
+returns jsonb
+language plpgsql
+stable
+as $$
+begin
+    return (
+        select jsonb_agg(jsonb_build_object(
+            'key', key,
+            'before', pgaudit_wf.config_text(beside_config.old_config, key, old_value),
+            'after', pgaudit_wf.config_text(beside_config.new_config, key, new_value))
+            order by rank, key collate "C")
+        from (
+            -- What some editors keep beside, or instead of, config. An object that stays one is compared by its members, so
+            -- that one field of twenty does not read as twenty.
+            select 2 as rank, concat_ws('.', wide.key, member.key) as key,
+                case when wide.nested then member.old_value else wide.old_value end as old_value,
+                case when wide.nested then member.new_value else wide.new_value end as new_value
+            from (
+                select key, old.value as old_value, new.value as new_value,
+                    coalesce(jsonb_typeof(old.value) = 'object' and jsonb_typeof(new.value) = 'object', false) as nested
+                from jsonb_each(beside_config.old_data - '{label,description,type,enabled}'::text[]) as old
+                full join jsonb_each(beside_config.new_data - '{label,description,type,enabled}'::text[]) as new using (key)
+                where old.value is distinct from new.value
+            ) as wide
+            left join lateral (
+                select key, old.value as old_value, new.value as new_value
+                from jsonb_each(case when wide.nested then wide.old_value else '{}' end) as old
+                full join jsonb_each(case when wide.nested then wide.new_value else '{}' end) as new using (key)
+            ) as member on wide.nested
+            where wide.key <> 'config' or not (
+                coalesce(jsonb_typeof(wide.old_value), 'object') = 'object'
+                and coalesce(jsonb_typeof(wide.new_value), 'object') = 'object')
+            union all
+            select 3, 'data', beside_config.before -> 'data', beside_config.after -> 'data'
+            where jsonb_typeof(beside_config.before -> 'data') is distinct from jsonb_typeof(beside_config.after -> 'data')
+                or jsonb_typeof(beside_config.after -> 'data') <> 'object'
+        ) as compared
+        where old_value is distinct from new_value);
+end
+$$;
+
+comment on function pgaudit_wf.beside_config(jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
+    'The changes of a node outside its configuration, as node_delta lists them. Internal.';
+
+
 create or replace function pgaudit_wf.node_delta(before jsonb, after jsonb)
 returns jsonb
 language plpgsql
@@ -239,7 +299,10 @@ declare
     old_config jsonb := case jsonb_typeof(old_data -> 'config') when 'object' then old_data -> 'config' else '{}' end;
     new_config jsonb := case jsonb_typeof(new_data -> 'config') when 'object' then new_data -> 'config' else '{}' end;
     delta jsonb := '[]';
-    changes jsonb;
+    aliases text[];
+    only_config boolean;
+    key text;
+    changes jsonb[] := '{}';
 begin
     delta := delta || coalesce(pgaudit_wf.text_delta('name', old_data ->> 'label', new_data ->> 'label'), '[]');
     delta := delta || coalesce(
@@ -251,56 +314,38 @@ begin
         coalesce(old_data ->> 'enabled', 'true'), coalesce(new_data ->> 'enabled', 'true')), '[]');
 
     if old_config <> new_config then
-        old_config := pgaudit_wf.normalize_config(old_config);
-        new_config := pgaudit_wf.normalize_config(new_config);
+        aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
+        if old_config ?| aliases then
+            old_config := pgaudit_wf.normalize_config(old_config);
+        end if;
+        if new_config ?| aliases then
+            new_config := pgaudit_wf.normalize_config(new_config);
+        end if;
     end if;
-    if old_config = new_config
-        and old_data - '{label,description,type,enabled,config}'::text[]
+    only_config := old_data - '{label,description,type,enabled,config}'::text[]
             = new_data - '{label,description,type,enabled,config}'::text[]
         and jsonb_typeof(node_delta.before -> 'data') is not distinct from jsonb_typeof(node_delta.after -> 'data')
-        and jsonb_typeof(old_data -> 'config') is not distinct from jsonb_typeof(new_data -> 'config')
-    then
+        and jsonb_typeof(old_data -> 'config') is not distinct from jsonb_typeof(new_data -> 'config');
+    if only_config and old_config = new_config then
         return delta;
     end if;
 
-    select jsonb_agg(jsonb_build_object(
+    for key in
+        select name from jsonb_object_keys(old_config || new_config) as name
+        where old_config -> name is distinct from new_config -> name
+        order by name collate "C"
+    loop
+        changes := array_append(changes, jsonb_build_object(
             'key', key,
-            'before', pgaudit_wf.config_text(old_config, key, old_value),
-            'after', pgaudit_wf.config_text(new_config, key, new_value))
-            order by rank, key collate "C")
-        into changes
-        from (
-            select 1 as rank, key, old.value as old_value, new.value as new_value
-            from jsonb_each(old_config) as old full join jsonb_each(new_config) as new using (key)
-            union all
-            -- What some editors keep beside, or instead of, config. An object that stays one is compared by its members, so
-            -- that one field of twenty does not read as twenty.
-            select 2, concat_ws('.', wide.key, member.key),
-                case when wide.nested then member.old_value else wide.old_value end,
-                case when wide.nested then member.new_value else wide.new_value end
-            from (
-                select key, old.value as old_value, new.value as new_value,
-                    coalesce(jsonb_typeof(old.value) = 'object' and jsonb_typeof(new.value) = 'object', false) as nested
-                from jsonb_each(old_data - '{label,description,type,enabled}'::text[]) as old
-                full join jsonb_each(new_data - '{label,description,type,enabled}'::text[]) as new using (key)
-                where old.value is distinct from new.value
-            ) as wide
-            left join lateral (
-                select key, old.value as old_value, new.value as new_value
-                from jsonb_each(case when wide.nested then wide.old_value else '{}' end) as old
-                full join jsonb_each(case when wide.nested then wide.new_value else '{}' end) as new using (key)
-            ) as member on wide.nested
-            where wide.key <> 'config' or not (
-                coalesce(jsonb_typeof(wide.old_value), 'object') = 'object'
-                and coalesce(jsonb_typeof(wide.new_value), 'object') = 'object')
-            union all
-            select 3, 'data', node_delta.before -> 'data', node_delta.after -> 'data'
-            where jsonb_typeof(node_delta.before -> 'data') is distinct from jsonb_typeof(node_delta.after -> 'data')
-                or jsonb_typeof(node_delta.after -> 'data') <> 'object'
-        ) as compared
-        where old_value is distinct from new_value;
-    if changes is not null then
-        delta := delta || jsonb_build_object('field', 'configuration', 'changes', changes);
+            'before', pgaudit_wf.config_text(old_config, key, old_config -> key),
+            'after', pgaudit_wf.config_text(new_config, key, new_config -> key)));
+    end loop;
+    if not only_config then
+        changes := changes || array(select jsonb_array_elements(
+            pgaudit_wf.beside_config(node_delta.before, node_delta.after, old_data, new_data, old_config, new_config)));
+    end if;
+    if changes <> '{}' then
+        delta := delta || jsonb_build_object('field', 'configuration', 'changes', to_jsonb(changes));
     end if;
     return delta;
 end
@@ -343,7 +388,8 @@ comment on function pgaudit_wf.connection_ref(jsonb, jsonb) is
     'node ids to labels.';
 
 
-create or replace function pgaudit_wf.version_diff(before jsonb, after jsonb)
+create or replace function pgaudit_wf.snapshot_diff(
+    before jsonb, after jsonb, before_nodes jsonb, before_edges jsonb, after_nodes jsonb, after_edges jsonb)
 returns jsonb
 language plpgsql
 stable
@@ -351,11 +397,19 @@ stable
 set jit = off
 as $$
 declare
-    old_nodes jsonb := pgaudit_wf.graph_array(version_diff.before -> 'nodes', 'nodes');
-    new_nodes jsonb := pgaudit_wf.graph_array(version_diff.after -> 'nodes', 'nodes');
-    old_edges jsonb := pgaudit_wf.graph_array(version_diff.before -> 'edges', 'edges');
-    new_edges jsonb := pgaudit_wf.graph_array(version_diff.after -> 'edges', 'edges');
+    old_nodes constant jsonb := pgaudit_wf.graph_array(snapshot_diff.before_nodes, 'nodes');
+    new_nodes constant jsonb := pgaudit_wf.graph_array(snapshot_diff.after_nodes, 'nodes');
+    old_edges constant jsonb := pgaudit_wf.graph_array(snapshot_diff.before_edges, 'edges');
+    new_edges constant jsonb := pgaudit_wf.graph_array(snapshot_diff.after_edges, 'edges');
     settings jsonb := '[]';
+    old_node jsonb;
+    new_node jsonb;
+    -- Arrays of SQL, since those grow in place and a jsonb is copied at each step.
+    old_different jsonb[] := '{}';
+    new_different jsonb[] := '{}';
+    refs jsonb[] := '{}';
+    in_place boolean := true;
+    delta jsonb;
     nodes_added jsonb;
     nodes_removed jsonb;
     nodes_changed jsonb;
@@ -366,41 +420,65 @@ declare
     has_changes boolean;
 begin
     foreach field in array '{name,description,visibility,enabled}'::text[] loop
-        settings := settings || coalesce(pgaudit_wf.text_delta(
-            field, version_diff.before ->> field, version_diff.after ->> field), '[]');
+        if snapshot_diff.before ->> field is distinct from snapshot_diff.after ->> field then
+            settings := settings || coalesce(pgaudit_wf.text_delta(
+                field, snapshot_diff.before ->> field, snapshot_diff.after ->> field), '[]');
+        end if;
     end loop;
 
     if old_nodes <> new_nodes then
+        -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison.
+        for old_node, new_node in
+            select old, new from rows from (jsonb_array_elements(old_nodes), jsonb_array_elements(new_nodes)) as pair (old, new)
+            where old is distinct from new and (
+                old is null or new is null
+                or old -> 'data' is distinct from new -> 'data'
+                or old -> 'id' is distinct from new -> 'id'
+                or old -> 'type' is distinct from new -> 'type')
+        loop
+            in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
+            if old_node is not null then
+                old_different := array_append(old_different, old_node);
+            end if;
+            if new_node is not null then
+                new_different := array_append(new_different, new_node);
+            end if;
+        end loop;
+    end if;
+    if in_place then
+        for place in 1..cardinality(new_different) loop
+            delta := pgaudit_wf.node_delta(old_different[place], new_different[place]);
+            if delta <> '[]' then
+                refs := array_append(refs, pgaudit_wf.changed_node_ref(new_different[place], delta));
+            end if;
+        end loop;
+        nodes_changed := nullif(to_jsonb(refs), '[]');
+    else
         -- Of several nodes with one id (or none) the first is matched with the first, the second with the second.
         with old as (
             select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
                 row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
-            from jsonb_array_elements(old_nodes) with ordinality as listed (node, place)
+            from unnest(old_different) with ordinality as listed (node, place)
         ), new as (
             select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
                 row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
-            from jsonb_array_elements(new_nodes) with ordinality as listed (node, place)
+            from unnest(new_different) with ordinality as listed (node, place)
         ), pair as (
-            select old.node as old_node, old.place as old_place, new.node as new_node, new.place as new_place
+            select old.node as node_before, old.place as place_before, new.node as node_after, new.place as place_after
             from old full join new on old.id = new.id and old.occurrence = new.occurrence
             where old.node is null or new.node is null
                 or old.node <> new.node and (
                     old.node -> 'data' is distinct from new.node -> 'data'
                     or old.node -> 'type' is distinct from new.node -> 'type')
         ), compared as (
-            select pair.*, case when old_node is not null and new_node is not null
-                then pgaudit_wf.node_delta(old_node, new_node) end as delta
+            select pair.*, case when node_before is not null and node_after is not null
+                then pgaudit_wf.node_delta(node_before, node_after) end as changes
             from pair
         )
         select
-            jsonb_agg(pgaudit_wf.node_ref(new_node) order by new_place) filter (where old_node is null),
-            jsonb_agg(pgaudit_wf.node_ref(old_node) order by old_place) filter (where new_node is null),
-            jsonb_agg(
-                pgaudit_wf.node_ref(new_node)
-                || jsonb_build_object(
-                    'action_type', new_node -> 'data' -> 'config' ->> 'actionType',
-                    'deltas', delta)
-                order by new_place) filter (where delta <> '[]')
+            jsonb_agg(pgaudit_wf.node_ref(node_after) order by place_after) filter (where node_before is null),
+            jsonb_agg(pgaudit_wf.node_ref(node_before) order by place_before) filter (where node_after is null),
+            jsonb_agg(pgaudit_wf.changed_node_ref(node_after, changes) order by place_after) filter (where changes <> '[]')
             into nodes_added, nodes_removed, nodes_changed
             from compared;
     end if;
@@ -453,6 +531,19 @@ begin
         'has_changes', has_changes);
 end
 $$;
+
+comment on function pgaudit_wf.snapshot_diff(jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
+    'version_diff() for callers that have nodes and edges at hand: taking them out of a snapshot copies them. Internal.';
+
+
+create or replace function pgaudit_wf.version_diff(before jsonb, after jsonb)
+returns jsonb
+language sql
+stable
+return pgaudit_wf.snapshot_diff(
+    version_diff.before, version_diff.after,
+    version_diff.before -> 'nodes', version_diff.before -> 'edges',
+    version_diff.after -> 'nodes', version_diff.after -> 'edges');
 
 comment on function pgaudit_wf.version_diff(jsonb, jsonb) is
     'What changed between two snapshots {name, description, visibility, enabled, nodes, edges}, for people: {settings, '

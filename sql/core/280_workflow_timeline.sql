@@ -115,9 +115,10 @@ set search_path = pg_catalog, pg_temp
 as $$
     select h.org_id, h.snapshot, h.content_hash from pgaudit_wf.workflow_history as h
     where h.workflow_id = org_version_snapshot.workflow_id and h.version = org_version_snapshot.version
-        and h.org_id = nullif(current_setting('app.org_id', true), '')
+        and h.org_id is not distinct from nullif(current_setting('app.org_id', true), '')
 $$;
-comment on function pgaudit_wf.org_version_snapshot(text, integer) is 'A version of a workflow of the organisation app.org_id; nulls for any other.';
+comment on function pgaudit_wf.org_version_snapshot(text, integer) is
+    'A version of a workflow of the organisation app.org_id, or of one without organisation while that is not set; nulls for any other.';
 
 create function pgaudit_wf.version_snapshot(workflow_id text, version integer) returns jsonb
 language plpgsql stable
@@ -129,7 +130,9 @@ declare
 begin
     if has_table_privilege('pgaudit_wf.workflow_history', 'select') then
         select h.snapshot, h.content_hash into kept, hash from pgaudit_wf.workflow_history as h
-        where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version;
+        where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version
+            -- Who may read all organisations acts in one all the same, where the request says in which.
+            and (h.org_id = current_setting('app.org_id', true) or h.org_id is null or coalesce(current_setting('app.org_id', true), '') = '');
     else
         select s.snapshot, s.content_hash into kept, hash
         from pgaudit_wf.org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;

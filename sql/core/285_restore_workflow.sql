@@ -74,6 +74,13 @@ begin
         raise exception 'workflow % is not there to be restored', restore_workflow.workflow_id
             using errcode = 'PA302', hint = 'It was deleted, or its organisation is not yours. The definition is in pgaudit_wf.version_snapshot().';
     end if;
+    -- Older than the attachment of these columns: there is nothing to put back.
+    if not kept ? 'name' then
+        workflow.name_column := null;
+    end if;
+    if not kept ? 'description' then
+        workflow.description_column := null;
+    end if;
     if pgaudit_wf.same_definition(present_nodes, present_edges, kept -> 'nodes', kept -> 'edges')
         and (workflow.name_column is null or present_name is not distinct from kept ->> 'name')
         and (workflow.description_column is null or present_description is not distinct from kept ->> 'description')
