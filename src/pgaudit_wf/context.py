@@ -183,8 +183,9 @@ class RequestContext:
         if name != "attestation":
             value: str | None = getattr(self, name)
             return value
-        key = self.attest
-        return key and key.sign(self.actor_id, self.org_id, self.correlation_id)
+        if self.attest is None:
+            return None
+        return self.attest.sign(self.actor_id, self.org_id, self.correlation_id)
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields that have a value."""
