@@ -10,7 +10,7 @@ import psutil
 import psycopg
 from psycopg.rows import TupleRow
 
-from benchmarks.scenarios import BARE, CONTEXT, NONE, OURS, PGHISTORY, Scenario
+from benchmarks.scenarios import BARE, BARE_ROW, CONTEXT, NONE, OURS, PGHISTORY, Scenario
 from pgaudit_wf.devserver import DevServer
 
 HERE = Path(__file__).parent
@@ -37,6 +37,16 @@ begin
 end
 $$;
 """
+
+# All that a default would work out has to be a constant instead, whatever columns the log gets.
+LOG_COLUMNS = """
+select attname, format_type(atttypid, null) from pg_attribute
+where attrelid = 'pgaudit_wf.security_audit_log'::regclass
+    and attnum > 0 and not attisdropped and attidentity = ''
+order by attnum
+"""
+EMPTY = {"boolean": "false", "jsonb": "'{}'"}
+"""Constants for columns, by type, that `BARE_ROW` does not name."""
 
 ATTACH = """
 select pgaudit_wf.attach('item_ours', resource_type => 'item', org_column => 'org_id',
@@ -68,17 +78,21 @@ def create(server: DevServer, scenario: Scenario) -> None:
         for variant in (NONE, BARE, OURS, PGHISTORY):
             _run(conn, _read("fill.sql", variant=variant.name, rows=scenario.rows))
         _run(conn, "set local session_replication_role = origin")
-        _run(conn, COPY_LOG + _bare(scenario) + ATTACH)
+        _run(conn, COPY_LOG + _bare(conn, scenario) + ATTACH)
         _run(conn, f"grant all on all tables in schema public to {APPLICATION}")
         _run(conn, f"grant all on all sequences in schema public to {APPLICATION}")
 
 
-def _bare(scenario: Scenario) -> str:
+def _bare(conn: psycopg.Connection[TupleRow], scenario: Scenario) -> str:
     # A row without context leaves the actor's and the request's index alone: so must the constant.
-    context = {
-        name: f"'{value}'" if scenario.context else "null" for name, value in CONTEXT.items()
+    constants = BARE_ROW | (CONTEXT if scenario.context else {})
+    row = {
+        name: f"'{constants[name]}'" if name in constants else EMPTY.get(type_name, "null")
+        for name, type_name in conn.execute(LOG_COLUMNS)
     }
-    return _read("bare.sql", variant=BARE.name, **context)
+    return _read(
+        "bare.sql", variant=BARE.name, columns=", ".join(row), values=", ".join(row.values())
+    )
 
 
 def _read(name: str, **values: object) -> str:

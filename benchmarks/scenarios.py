@@ -17,6 +17,21 @@ CONTEXT = {
 }
 """The app.* settings of a request, less the prefix."""
 
+BARE_ROW = {
+    "occurred_at": "now",
+    "tx_id": "1000",
+    "org_id": "org_1",
+    "action": "item.updated",
+    "resource_type": "item",
+    "resource_id": "1",
+    "outcome": "succeeded",
+    "diff": '[{"op": "replace", "path": "/name", "old": "item number 1", "value": "renamed 123"}]',
+    "metadata": '{"label": "renamed 123"}',
+    "db_user": "bench_app",
+    "application_name": "pgbench",
+}
+"""What the bare trigger inserts each time, without context."""
+
 OUR_CONTEXT = "".join(f"set local app.{name} = '{value}';\n" for name, value in CONTEXT.items())
 PGHISTORY_CONTEXT = (
     "select set_config('pghistory.context_id', gen_random_uuid()::text, true), "
