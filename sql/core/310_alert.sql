@@ -264,6 +264,7 @@ declare
     due bigint;
     recent record;
     at_most integer;
+    part bigint[];
     new_message bigint;
 begin
     loop
@@ -291,14 +292,11 @@ begin
                 at_most := 1000;
             end if;
         end if;
-        with part as (
+        select array_agg(p.id), min(p.id) into part, new_message from (
             select d.id from pgaudit_wf.alert_delivery as d
             where d.recipient = next_one.recipient and d.channel = next_one.channel and d.state = 'pending' and d.message is null
-            order by d.id limit at_most
-        )
-        update pgaudit_wf.alert_delivery as d set message = (select min(p.id) from part as p), started_at = right_now
-        where d.id in (select p.id from part as p)
-        returning d.message into new_message;
+            order by d.id limit at_most) as p;
+        update pgaudit_wf.alert_delivery as d set message = new_message, started_at = right_now where d.id = any (part);
         return new_message;
     end loop;
 end
