@@ -18,6 +18,7 @@ create table pgaudit_wf.workflow_history (
     correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
     created_at timestamptz not null default clock_timestamp(),
     pruned_at timestamptz,
+    tx_id bigint not null default (pg_current_xact_id()::text::bigint),
     primary key (workflow_id, version),
     constraint workflow_history_pruned check ((snapshot is null) = (pruned_at is not null)),
     constraint workflow_history_source check (source in ('create', 'update', 'listing', 'restore', 'backfill')),
@@ -44,9 +45,11 @@ comment on column pgaudit_wf.workflow_history.api_key_id is 'Id of the API key t
 comment on column pgaudit_wf.workflow_history.correlation_id is 'Request it was saved in (app.correlation_id).';
 comment on column pgaudit_wf.workflow_history.created_at is 'When it was saved.';
 comment on column pgaudit_wf.workflow_history.pruned_at is 'When prune_history() let go of its snapshot; null while it is there.';
+comment on column pgaudit_wf.workflow_history.tx_id is '64-bit id of the transaction that saved it, by which the sealer finds what is new.';
 
 create index workflow_history_hash on pgaudit_wf.workflow_history (content_hash);
 create index workflow_history_org on pgaudit_wf.workflow_history (org_id, created_at);
+create index workflow_history_tx on pgaudit_wf.workflow_history (tx_id);
 
 create trigger append_only before update or delete or truncate on pgaudit_wf.workflow_history
     for each statement execute function pgaudit_wf.refuse_change();

@@ -236,6 +236,17 @@ begin
     if ids is null then
         return 0;
     end if;
+    -- So that a sealed event still verifies, and what is masked cannot be guessed from its leaf.
+    perform pgaudit_wf.lock_seal();
+    execute format(
+        'select pgaudit_wf.keep_commitments(l::pgaudit_wf.security_audit_log, pgaudit_wf.mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
+        ' from only %s as l where l.id = any ($5)', part)
+        using erase_from_partition.actor_id, erase_from_partition.pseudonym, types, known, ids;
+    -- Before the values go, what their seal needs of them.
+    execute format(
+        'select pgaudit_wf.keep_commitments(l::pgaudit_wf.security_audit_log, pgaudit_wf.mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
+        ' from only %1$s as l where l.id = any ($5)', part)
+        using erase_from_partition.actor_id, erase_from_partition.pseudonym, types, known, ids;
     execute format('alter table %s disable trigger append_only_row, disable trigger append_only', part);
     execute format(
         'with masked as ('
@@ -308,6 +319,8 @@ declare
     known pgaudit_wf.personal_value[];
     emails text[];
     part regclass;
+    version pgaudit_wf.workflow_history;
+    masked pgaudit_wf.workflow_history;
     first_run boolean;
 begin
     pseudonym := pgaudit_wf.begin_erasure(pseudonymise.actor_id);
@@ -318,8 +331,25 @@ begin
         select row(pgaudit_wf.kind_of_value(more), more)::pgaudit_wf.personal_value from unnest(pseudonymise.more_values) as more where more <> '');
     emails := array(select v.value from unnest(known) as v where v.kind = 'email');
 
+    perform pgaudit_wf.lock_seal();
     versions := 0;
     if exists (select from pgaudit_wf.workflow_history as h where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonym) then
+        perform pgaudit_wf.lock_seal();
+        for version in
+            select h.* from pgaudit_wf.workflow_history as h
+            where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonymise.pseudonym
+        loop
+            masked := version;
+            masked.actor_label := pseudonymise.pseudonym;
+            perform pgaudit_wf.keep_commitments(version, masked);
+        end loop;
+        for version in
+            select h.* from pgaudit_wf.workflow_history as h where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonymise.pseudonym
+        loop
+            masked := version;
+            masked.actor_label := pseudonymise.pseudonym;
+            perform pgaudit_wf.keep_commitments(version, masked);
+        end loop;
         alter table pgaudit_wf.workflow_history disable trigger append_only;
         update pgaudit_wf.workflow_history as h set actor_label = pseudonymise.pseudonym
         where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonymise.pseudonym;

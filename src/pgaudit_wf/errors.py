@@ -59,6 +59,34 @@ class AlertSettingsError(PgauditError):
     """A setting of the alerts worker is missing or wrong; its value is not in the message."""
 
 
+class ArchiveError(PgauditError):
+    """An archive could not be written, or is not what its manifest says; nothing was removed."""
+
+
+class MissingExtraError(PgauditError):
+    """A feature needs packages that are not installed; the message names the extra."""
+
+
+class MaintenanceRunningError(PgauditError):
+    """Another maintenance run is at work on this database."""
+
+
+class SigningKeyError(PgauditError):
+    """A key for signing or checking checkpoints cannot be used."""
+
+
+class NoteError(PgauditError, ValueError):
+    """A signed note or checkpoint is malformed, or its signature does not hold."""
+
+
+class SealError(PgauditError):
+    """Sealing stopped, as the tree in the database is not the one that was sealed before."""
+
+
+class ProofError(PgauditError, ValueError):
+    """There is no proof of what was asked, or one does not hold."""
+
+
 class DatabaseError(PgauditError):
     """The audit schema refused something, with a SQLSTATE of class PA.
 
@@ -165,6 +193,42 @@ class RequeueError(DatabaseError):
     """The delivery of an alert cannot be queued again."""
 
     sqlstate = "PA401"
+
+
+class RetentionError(DatabaseError):
+    """Events are inside the retention window, and cannot be removed."""
+
+    sqlstate = "PA341"
+
+
+class NotArchivedError(DatabaseError):
+    """Events are past the retention window but not archived."""
+
+    sqlstate = "PA342"
+
+
+class TrailDropError(DatabaseError):
+    """A part of the audit trail was to be dropped, detached or renamed."""
+
+    sqlstate = "PA343"
+
+
+class VersionPrunedError(DatabaseError):
+    """The snapshot of a version was pruned; its place in the chain is still there."""
+
+    sqlstate = "PA344"
+
+
+class UnknownActorError(DatabaseError):
+    """Nothing knows the actor who was to be erased."""
+
+    sqlstate = "PA360"
+
+
+class LimitReachedError(DatabaseError):
+    """An organization has as many rows of a resource type as it may have."""
+
+    sqlstate = "PA330"
 
 
 _BY_SQLSTATE = {error.sqlstate: error for error in DatabaseError.__subclasses__()} | {
