@@ -5,7 +5,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- The place just below the oldest transaction that is still running: what read_log() would have given already.
-    select format('%s/%s/%s/%s', g.system_identifier, g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 9223372036854775807)
+    select format('%s/%s/%s/%s', g.system_identifier, g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 999999999999999999)
     from pgaudit_wf.log_generations() as g
     where g.last_id is null
 $$;
