@@ -285,14 +285,32 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     pruned bigint;
+    version pgaudit_wf.workflow_history;
+    bare pgaudit_wf.workflow_history;
+    keys text[] := '{}';
+    numbers integer[] := '{}';
 begin
     if coalesce(prune_history.max_versions, 0) < 1 then
         raise exception 'max_versions must be at least 1' using errcode = 'PA008';
     end if;
+    -- What was sealed must verify without its snapshot too.
+    perform pgaudit_wf.lock_seal();
     alter table pgaudit_wf.workflow_history disable trigger append_only;
-    execute 'update pgaudit_wf.workflow_history as h set snapshot = null, pruned_at = now() from ('
-        || pgaudit_wf.prunable_versions_query() || ' limit $1) as v where h.workflow_id = v.workflow_id and h.version = v.version'
-        using prune_history.max_versions;
+    for version in
+        execute 'select h.* from pgaudit_wf.workflow_history as h join (' || pgaudit_wf.prunable_versions_query()
+            || ' limit $1) as v on h.workflow_id = v.workflow_id and h.version = v.version'
+            using prune_history.max_versions
+    loop
+        bare := version;
+        bare.snapshot := null;
+        bare.pruned_at := now();
+        perform pgaudit_wf.keep_commitments(version, bare);
+        keys := keys || version.workflow_id;
+        numbers := numbers || version.version;
+    end loop;
+    update pgaudit_wf.workflow_history as h set snapshot = null, pruned_at = now()
+    from unnest(keys, numbers) as v (workflow_id, version)
+    where h.workflow_id = v.workflow_id and h.version = v.version;
     get diagnostics pruned = row_count;
     alter table pgaudit_wf.workflow_history enable always trigger append_only;
     return pruned;
@@ -318,11 +336,13 @@ begin
             and d.object_name ~ '^(security_audit_log(_y\d{4}m\d{2}|_default)?|workflow_history|attachment_history|archive|erasure|erased_event)$'
     loop
         month := to_timestamp(substring(gone.object_name from 'y(\d{4}m\d{2})$'), 'YYYY"m"MM');
-        -- A month to come holds nothing; one that prune() takes is noted in its transaction, and no earlier than it may be.
-        if month > now() or exists (
-            select from pgaudit_wf.archive as a
-            where a.partition_name = gone.object_name and a.from_time = month and a.pruned_at = now()) then
-            continue;
+        -- A month to come holds nothing.
+        continue when month > now();
+        if month is not null then
+            -- What prune() takes is noted in its transaction, and no earlier than it may be.
+            continue when exists (
+                select from pgaudit_wf.archive as a
+                where a.partition_name = gone.object_name and a.from_time = month and a.pruned_at = now());
         end if;
         raise exception '% is part of the audit trail and cannot be dropped', gone.object_identity
             using errcode = 'PA343', hint = 'Old events leave by pgaudit_wf.prune(); pgaudit-wf migrate --to 0 removes the audit schema as a whole.';

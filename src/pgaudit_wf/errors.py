@@ -160,6 +160,12 @@ class ArgumentError(DatabaseError):
     sqlstate = "PA008"
 
 
+class UnsafeCastError(DatabaseError):
+    """Recording a table would run a cast of its owner's with the rights of the audit schema's."""
+
+    sqlstate = "PA009"
+
+
 class StoredDefinitionError(DatabaseError, DefinitionError):
     """A definition in the database is malformed or has no canonical form (PA201, PA202, PA203)."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
+from itertools import islice
 from typing import Annotated, Literal
 
 import psycopg
@@ -15,8 +16,11 @@ import typer
 from rich.text import Text
 
 from pgaudit_wf import request_context
+from pgaudit_wf.archive import list_archives
+from pgaudit_wf.archive_read import whole_trail
 from pgaudit_wf.cli._base import (
     UNREACHABLE,
+    USAGE,
     Connection,
     DatabaseOption,
     Failure,
@@ -161,6 +165,14 @@ def log(
         float,
         typer.Option(min=0.05, max=3600, metavar="SECONDS", help="With -f, how often to look."),
     ] = 1.0,
+    archive: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            show_default=False,
+            help="Archived months too: a directory or URL that maintain archives to.",
+        ),
+    ] = None,
     as_actor: AsOption = None,
     utc: UtcOption = False,
     database: DatabaseOption = "",
@@ -177,6 +189,7 @@ def log(
         pgaudit-wf log --org o_acme --action 'api_key.*' --since 7d
         pgaudit-wf log --resource-type workflow --resource-id 42 --diff
         pgaudit-wf log --search 203.0.113.9 --outcome denied --json | jq
+        pgaudit-wf log --archive /srv/audit-archive --since 2023-01-01
     """
     filters: TrailFilter = {
         "org_id": org,
@@ -191,6 +204,9 @@ def log(
         "search": search,
     }
     zone = UTC if utc else None
+    if follow and archive:
+        raise Failure("-f shows what is new, and archives hold what is old", code=USAGE)
+    archives = list_archives(archive) if archive else []
     with connect(database) as conn:
         if follow:
             first = (0 if as_json else _FOLLOW_LIMIT) if limit is None else limit
@@ -202,7 +218,13 @@ def log(
                 sys.stdout.flush()
             return
         wanted = _LIST_LIMIT if limit is None else limit
-        entries, more = _list(conn, filters, wanted, after, org, as_actor)
+        if archives:
+            with reading(conn, org, as_actor):
+                found = whole_trail(conn, archives, after, **filters)
+                entries = list(islice(found, wanted))
+            more = entries[-1].cursor if entries and len(entries) == wanted else None
+        else:
+            entries, more = _list(conn, filters, wanted, after, org, as_actor)
     if as_json:
         print_json(entries)
         return

@@ -1,0 +1,535 @@
+"""Reading archived events as the trail, alone or together with the log; and erasing from archives.
+
+DuckDB filters and sorts the Parquet files; names, rights and pseudonyms come from the database. The
+files stay as they are, so whoever was erased since is masked while they are read, until
+`erase_from_archive` has gone through them.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Unpack
+
+from pgaudit_wf._query import Connection
+from pgaudit_wf.archive import (
+    COLUMNS,
+    EPOCH,
+    Archive,
+    FileSystem,
+    Progress,
+    check_file,
+    is_local,
+    manifest_path,
+    missing_extra,
+    open_filesystem,
+    read_rows,
+    sha256_of,
+    write_manifest,
+    write_rows,
+)
+from pgaudit_wf.errors import ArchiveError, translated
+from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail
+
+__all__ = [
+    "PersonalValue",
+    "archived_trail",
+    "archives_with",
+    "erase_from_archive",
+    "find_archived_values",
+    "whole_trail",
+]
+
+_PAGE = 1000
+
+
+_LIKE = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
+_SEARCHED = (
+    "actor_label", "action", "resource_id", "metadata->>'$.label'", "metadata->>'$.reason'", "ip",
+    "user_agent", "correlation_id",
+)  # fmt: skip
+
+
+def _cursor(at: datetime, number: int) -> str:
+    micros = (at - EPOCH) // timedelta(microseconds=1)
+    return base64.urlsafe_b64encode(f"{micros} {number}".encode()).decode().rstrip("=")
+
+
+def _position(conn: Connection, cursor: str) -> tuple[datetime, int]:
+    with translated():
+        row = conn.execute("select * from pgaudit_wf.trail_position(%s)", [cursor]).fetchone()
+    assert row is not None  # noqa: S101 - a function with out parameters returns one row
+    return row[0], row[1]
+
+
+def _conditions(
+    conn: Connection, filters: TrailFilter, after: str | None
+) -> tuple[list[str], list[object]]:
+    conditions: list[str] = []
+    values: list[object] = []
+
+    def add(condition: str, *given: object) -> None:
+        conditions.append(condition)
+        values.extend(given)
+
+    for name in ("org_id", "resource_type", "resource_id", "actor_id", "correlation_id", "outcome"):
+        if (value := filters.get(name)) is not None:
+            add(f"{name} = ?", value)
+    if (action := filters.get("action")) is not None:
+        if "*" in action:
+            add("action like ? escape '\\'", action.translate(_LIKE).replace("*", "%"))
+        else:
+            add("action = ?", action)
+    if (since := filters.get("since")) is not None:
+        add("at >= ?", _micros(since))
+    if (until := filters.get("until")) is not None:
+        add("at < ?", _micros(until))
+    if after is not None:
+        at, number = _position(conn, after)
+        add("(at < ? or (at = ? and id < ?))", _micros(at), _micros(at), number)
+    if (search := filters.get("search")) is not None:
+        pattern = f"%{search.translate(_LIKE)}%"
+        known = _actors_called(conn, pattern, filters.get("org_id"))
+        texts = " or ".join(f"({column}) ilike ? escape '\\'" for column in _SEARCHED)
+        add(f"({texts} or list_contains(?, actor_id))", *[pattern] * len(_SEARCHED), known)
+    return conditions, values
+
+
+def _micros(at: datetime) -> int:
+    return (at - EPOCH) // timedelta(microseconds=1)
+
+
+def _actors_called(conn: Connection, pattern: str, org_id: str | None) -> list[str]:
+    if _restricted(conn):
+        statement = "select d.actor_id from pgaudit_wf.describe_actors(%s, pattern => %s) as d"
+        rows = conn.execute(statement, [org_id, pattern])
+    else:
+        rows = conn.execute(
+            "select d.actor_id from pgaudit_wf.actor_directory as d"
+            " where d.name ilike %(p)s or d.email ilike %(p)s",
+            {"p": pattern},
+        )
+    return [row[0] for row in rows.fetchall()]
+
+
+def _restricted(conn: Connection) -> bool:
+    row = conn.execute(
+        "select row_security_active('pgaudit_wf.security_audit_log')"
+    ).fetchone()  # fmt: skip
+    return bool(row and row[0])
+
+
+@contextmanager
+def _duckdb(filesystem: FileSystem) -> Iterator[Any]:
+    try:
+        import duckdb
+    except ImportError as error:
+        raise missing_extra() from error
+    with tempfile.TemporaryDirectory(prefix="pgaudit-wf-") as scratch:
+        # What is too much to sort in memory goes to disk.
+        limits: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": "256MB",
+            "threads": 2,
+            "temp_directory": scratch,
+        }
+        with duckdb.connect(":memory:", config=limits) as engine:
+            if not is_local(filesystem):
+                engine.register_filesystem(filesystem)
+            yield engine
+
+
+def _select(
+    archives: Sequence[Archive], conditions: Sequence[str], values: Sequence[object],
+    order: str, limit: int | None = None,
+) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+    filesystem, _ = open_filesystem(archives[0].url)
+    paths = [
+        open_filesystem(archive.url)[1] if is_local(filesystem) else archive.url
+        for archive in archives
+    ]
+    where = " and ".join(conditions) or "true"
+    others = ", ".join(name for name in COLUMNS if name != "occurred_at")
+    # A month that was archived twice has its events in both files.
+    query = (
+        f"select distinct on (id) {others}, at from (select *, epoch_us(occurred_at) as at"  # noqa: S608
+        f" from read_parquet(?)) where {where}"
+    )
+    query = f"select * from ({query}) order by {order}" + (f" limit {limit}" if limit else "")  # noqa: S608
+    if not _overlapping(archives):
+        query = query.replace("distinct on (id) ", "")
+    with _duckdb(filesystem) as engine:
+        result = engine.execute(query, [paths, *values])
+        names = [column[0] for column in result.description]
+        while rows := result.fetchmany(500):
+            yield [
+                {**found, "occurred_at": EPOCH + timedelta(microseconds=found.pop("at"))}
+                for found in (dict(zip(names, row, strict=True)) for row in rows)
+            ]
+
+
+def _overlapping(archives: Sequence[Archive]) -> bool:
+    months = [archive.manifest["partition"] for archive in archives]
+    return len(months) != len(set(months))
+
+
+def _mask(conn: Connection, events: list[dict[str, Any]]) -> set[int]:
+    """Mask who was erased since the file was written; return the ids of events concerned."""
+    people = sorted(
+        {event[name] for event in events for name in ("actor_id", "resource_id") if event[name]}
+    )
+    erased = dict(
+        conn.execute("select * from pgaudit_wf.pseudonyms(%s)", [people]).fetchall()
+    )  # fmt: skip
+    changed: set[int] = set()
+    for actor_id, pseudonym in erased.items():
+        concerned = [
+            event
+            for event in events
+            if actor_id in (event["actor_id"], event["resource_id"])
+        ]  # fmt: skip
+        _apply_mask(conn, concerned, actor_id, pseudonym, [])
+        changed |= {event["id"] for event in concerned}
+    return changed
+
+
+def _apply_mask(
+    conn: Connection, events: list[dict[str, Any]], actor_id: str, pseudonym: str,
+    known: Sequence[tuple[str, str]],
+) -> None:  # fmt: skip
+    rows = conn.execute(
+        "select (m).actor_label, (m).ip, (m).user_agent, (m).diff::text, (m).metadata::text"
+        " from unnest(%(plain)s::text[], %(diff)s::text[], %(metadata)s::text[])"
+        " with ordinality as r (plain, diff, metadata, position),"
+        " lateral pgaudit_wf.mask_event(jsonb_populate_record("
+        "null::pgaudit_wf.security_audit_log, r.plain::jsonb || jsonb_build_object("
+        "'diff', r.diff::jsonb, 'metadata', r.metadata::jsonb)), %(actor)s, %(pseudonym)s,"
+        " pgaudit_wf.actor_resource_types(), array(select row(k.kind, k.value)"
+        "::pgaudit_wf.personal_value from unnest(%(kinds)s::text[], %(values)s::text[])"
+        " as k (kind, value))) as m order by r.position",
+        {
+            **_documents(events),
+            "actor": actor_id,
+            "pseudonym": pseudonym,
+            "kinds": [kind for kind, _ in known],
+            "values": [value for _, value in known],
+        },
+    ).fetchall()
+    for event, (label, ip, agent, diff, metadata) in zip(events, rows, strict=True):
+        event.update(actor_label=label, ip=None if ip is None else str(ip), user_agent=agent,
+                     diff=diff, metadata=metadata)  # fmt: skip
+
+
+def _matches(event: Mapping[str, Any], search: str, named: bool) -> bool:
+    metadata = json.loads(event["metadata"])
+    texts = [event[name] for name in ("actor_label", "action", "resource_id", "ip", "user_agent",
+                                      "correlation_id")]  # fmt: skip
+    texts += [metadata.get("label"), metadata.get("reason")]
+    return named or any(search.casefold() in str(text).casefold() for text in texts if text)
+
+
+def archived_trail(
+    conn: Connection,
+    archives: Sequence[Archive],
+    after: str | None = None,
+    **filters: Unpack[TrailFilter],
+) -> Iterator[TrailEntry]:
+    """Read archived events as entries of the trail, newest first.
+
+    Filters, rights, names and cursors are those of `audit_trail`: a reader of role
+    `pgaudit_wf_reader` gets his organization's events only. Actors who were erased since the file
+    was written are masked.
+
+    Args:
+        conn: The connection, for names and rights; it must stay open meanwhile.
+        archives: Where to read, as from `list_archives`.
+        after: The cursor of the last entry that was read; None for the newest.
+        **filters: See `TrailFilter`.
+
+    Raises:
+        ArchiveError: A file cannot be read.
+        CursorError: `after` is no cursor of the trail.
+        AccessDeniedError: The actor may not read the organization's trail.
+    """
+    wanted: TrailFilter = {**filters}
+    restricted = _restricted(conn)
+    if restricted:
+        # Raises, with a hint, where the database would.
+        audit_trail(conn, page_size=1, **wanted)
+        row = conn.execute("select pgaudit_wf.readable_org()").fetchone()
+        wanted["org_id"] = row[0] if row else None
+    conditions, values = _conditions(conn, wanted, after)
+    chosen = [archive for archive in archives if _may_match(archive, wanted)]
+    if not chosen:
+        return
+    search = wanted.get("search")
+    called = set(_actors_called(conn, f"%{search.translate(_LIKE)}%", wanted.get("org_id"))
+                 if search else [])  # fmt: skip
+    with translated():
+        for events in _select(chosen, conditions, values, "at desc, id desc"):
+            masked = _mask(conn, events)
+            shown = [
+                event for event in events
+                if search is None or event["id"] not in masked
+                or _matches(event, search, event["actor_id"] in called)
+            ]  # fmt: skip
+            yield from _entries(conn, shown, wanted.get("org_id"), restricted)
+
+
+def _may_match(archive: Archive, filters: TrailFilter) -> bool:
+    first = datetime.fromisoformat(archive.manifest["first_occurred_at"])
+    last = datetime.fromisoformat(archive.manifest["last_occurred_at"])
+    since, until = filters.get("since"), filters.get("until")
+    return not ((since is not None and last < since) or (until is not None and first >= until))
+
+
+def _entries(
+    conn: Connection, events: Sequence[dict[str, Any]], org_id: str | None, restricted: bool
+) -> Iterator[TrailEntry]:
+    people = {
+        row[0]: row[1:]
+        for row in conn.execute(
+            "select * from pgaudit_wf.present_actors(%s, %s, %s)",
+            [sorted({e["actor_id"] for e in events if e["actor_id"]}), org_id, restricted],
+        ).fetchall()
+    }
+    named = [e for e in events if e["resource_type"] and e["resource_id"]]
+    names = {
+        (row[0], row[1]): row[2]
+        for row in conn.execute(
+            "select * from pgaudit_wf.present_names(%s::text[], %s::text[], %s, %s)",
+            [[e["resource_type"] for e in named], [e["resource_id"] for e in named], org_id,
+             restricted],
+        ).fetchall()
+    }  # fmt: skip
+    # As the connection reads jsonb: the command line keeps every digit of a number.
+    documents = conn.execute(
+        "select r.diff::jsonb, r.metadata::jsonb from unnest(%s::text[], %s::text[])"
+        " with ordinality as r (diff, metadata, position) order by r.position",
+        [[e["diff"] for e in events], [e["metadata"] for e in events]],
+    ).fetchall()
+    for event, (diff, metadata) in zip(events, documents, strict=True):
+        name, email, role = people.get(event["actor_id"], (None, None, None))
+        label = event.pop("actor_label")
+        event.pop("tx_id")
+        yield TrailEntry(
+            **{**event, "diff": diff, "metadata": metadata},
+            actor_name=name or label,
+            actor_email=email,
+            actor_role=role,
+            resource_name=names.get((event["resource_type"], event["resource_id"]))
+            or metadata.get("label"),
+            cursor=_cursor(event["occurred_at"], event["id"]),
+        )
+
+
+def _live_trail(
+    conn: Connection, after: str | None, filters: TrailFilter
+) -> Iterator[TrailEntry]:  # fmt: skip
+    while True:
+        page = audit_trail(conn, after=after, page_size=_PAGE, **filters)
+        yield from page.entries
+        after = page.next_cursor
+        if after is None:
+            return
+
+
+def whole_trail(
+    conn: Connection,
+    archives: Sequence[Archive] = (),
+    after: str | None = None,
+    **filters: Unpack[TrailFilter],
+) -> Iterator[TrailEntry]:
+    """Read the log and archives as one trail, newest first, each event once.
+
+    Page by page, so that memory does not grow and no long transaction is kept open. An event that
+    is archived and not yet dropped comes from the log.
+
+    Args:
+        conn: The connection; it must stay open meanwhile.
+        archives: Where to read besides, as from `list_archives`.
+        after: The cursor of the last entry that was read; None for the newest.
+        **filters: See `TrailFilter`.
+
+    Raises:
+        ArchiveError: A file cannot be read.
+        CursorError: `after` is no cursor of the trail.
+        AccessDeniedError: The actor may not read the organization's trail.
+    """
+
+    def place(entry: TrailEntry) -> tuple[datetime, int]:
+        return entry.occurred_at, entry.id
+
+    live = _live_trail(conn, after, filters)
+    archived = archived_trail(conn, archives, after, **filters)
+    last = None
+    # Of two that are equal, merge takes the one of the first source.
+    for entry in heapq.merge(live, archived, key=place, reverse=True):
+        if entry.id != last:
+            yield entry
+        last = entry.id
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalValue:
+    """A value that tells who somebody is; `kind` is name, email, ip or user_agent."""
+
+    kind: str
+    value: str
+
+
+def archives_with(conn: Connection, pseudonym: str) -> list[tuple[int, Archive]]:
+    """Return the archives, with their numbers, that an erasure has not gone through yet.
+
+    Raises:
+        psycopg.Error: The connection is not the owner's.
+    """
+    rows = conn.execute(
+        "select a.id, a.url, a.manifest from pgaudit_wf.archive as a"
+        " where a.id in (select pgaudit_wf.archives_with(%s)) order by a.id",
+        [pseudonym],
+    ).fetchall()
+    return [(number, Archive(url, manifest)) for number, url, manifest in rows]
+
+
+def find_archived_values(
+    conn: Connection, archives: Sequence[Archive], actor_id: str
+) -> tuple[int, set[PersonalValue]]:
+    """Look in archives for what they tell of who an actor is.
+
+    Returns:
+        How many events he did or was the resource of, and the values found in them.
+
+    Raises:
+        ArchiveError: A file cannot be read.
+    """
+    found: set[PersonalValue] = set()
+    events = 0
+    if not archives:
+        return 0, found
+    condition = ["(actor_id = ? or resource_id = ?)"]
+    for batch in _select(archives, condition, [actor_id, actor_id], "id"):
+        rows = conn.execute(
+            "select r.position, v.kind, v.value from unnest(%(plain)s::text[], %(diff)s::text[],"
+            " %(metadata)s::text[]) with ordinality as r (plain, diff, metadata, position),"
+            " lateral pgaudit_wf.event_values(jsonb_populate_record("
+            "null::pgaudit_wf.security_audit_log, r.plain::jsonb || jsonb_build_object("
+            "'diff', r.diff::jsonb, 'metadata', r.metadata::jsonb)), %(actor)s,"
+            " pgaudit_wf.actor_resource_types()) as v",
+            {**_documents(batch), "actor": actor_id},
+        ).fetchall()
+        events += sum(event["actor_id"] == actor_id for event in batch)
+        events += len({position for position, _, _ in rows
+                       if batch[position - 1]["actor_id"] != actor_id})  # fmt: skip
+        found |= {PersonalValue(kind, value) for _, kind, value in rows}
+    return events, found
+
+
+def erase_from_archive(
+    conn: Connection, number: int, archive: Archive, actor_id: str, pseudonym: str,
+    known: Iterable[PersonalValue], progress: Progress | None = None,
+) -> int:  # fmt: skip
+    """Rewrite an archive without what tells who an actor is; return how many events changed.
+
+    The new file takes the place of the old one at once, its manifest names the erasure and the
+    SHA-256 that the file had before. Interrupted anywhere, it can be run again.
+
+    Args:
+        conn: A connection of the schema's owner, in autocommit mode.
+        number: The archive's number.
+        archive: The archive, with the manifest as the database has it.
+        actor_id: The actor.
+        pseudonym: His pseudonym, as from `pgaudit_wf.begin_erasure()`.
+        known: All that is known to tell who he is.
+        progress: Called with the number of events read so far and in all.
+
+    Raises:
+        ArchiveError: The file is not the one that was archived.
+        OSError: It cannot be read or written.
+    """
+    filesystem, path = open_filesystem(archive.url)
+    pairs = [(value.kind, value.value) for value in known]
+    _check_untouched(filesystem, path, archive)
+    changed = 0
+
+    def rewritten() -> Iterator[list[tuple[Any, ...]]]:
+        nonlocal changed
+        done = 0
+        for batch in read_rows(filesystem, path):
+            events = [dict(zip(COLUMNS, row, strict=True)) for row in batch]
+            concerned = [event for event in events if _mentions(event, actor_id, pairs)]
+            before = [tuple(event.values()) for event in concerned]
+            if concerned:
+                _apply_mask(conn, concerned, actor_id, pseudonym, pairs)
+            changed += sum(
+                old != tuple(event.values()) for old, event in zip(before, concerned, strict=True)
+            )
+            yield [tuple(event.values()) for event in events]
+            done += len(batch)
+            if progress:
+                progress(done, archive.events)
+
+    temporary = f"{path}.tmp"
+    summary = write_rows(filesystem, temporary, rewritten())
+    manifest = {
+        **archive.manifest,
+        **summary,
+        "erasures": [
+            *archive.manifest["erasures"],
+            {
+                "pseudonym": pseudonym,
+                "erased_at": datetime.now(UTC).isoformat(),
+                "events": changed,
+                "previous_sha256": archive.manifest["sha256"],
+            },
+        ],
+    }
+    check_file(filesystem, temporary, manifest)
+    # The manifest first: it knows both files, so neither is a stranger if this ends in between.
+    write_manifest(filesystem, path, manifest)
+    filesystem.mv(temporary, path)
+    with translated():
+        conn.execute(
+            "select pgaudit_wf.replace_archive(%s, %s, %s)",
+            [number, manifest["sha256"], json.dumps(manifest)],
+        )
+    return changed
+
+
+def _check_untouched(filesystem: FileSystem, path: str, archive: Archive) -> None:
+    known = {archive.manifest["sha256"]}
+    beside = manifest_path(path)
+    if filesystem.exists(beside):
+        # An erasure that was interrupted has left a manifest that the database does not have yet.
+        with filesystem.open(beside, "rb") as file:
+            left = json.load(file)
+        if any(e["previous_sha256"] in known for e in left["erasures"]):
+            known.add(left["sha256"])
+    if sha256_of(filesystem, path) not in known:
+        raise ArchiveError(f"{archive.url} is not the file that was archived: SHA-256 differs")
+
+
+def _mentions(event: Mapping[str, Any], actor_id: str, known: Sequence[tuple[str, str]]) -> bool:
+    if actor_id in (event["actor_id"], event["resource_id"]):
+        return True
+    texts = [event[name] or "" for name in ("actor_label", "user_agent", "diff", "metadata",
+                                            "resource_id")]  # fmt: skip
+    joined = "\n".join(texts)
+    if json.dumps(actor_id, ensure_ascii=False) in joined:
+        return True
+    lower = joined.lower()
+    return any(kind == "email" and value.lower() in lower for kind, value in known)
+
+
+def _documents(events: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
+    plain = ("actor_id", "actor_label", "ip", "user_agent", "resource_type", "resource_id")
+    return {
+        "plain": [json.dumps({name: event[name] for name in plain}) for event in events],
+        "diff": [event["diff"] for event in events],
+        "metadata": [event["metadata"] for event in events],
+    }
