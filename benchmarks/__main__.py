@@ -8,8 +8,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks import workflow
 from benchmarks.database import ROOT
 from benchmarks.measure import go_first, measure
 from benchmarks.report import aims, as_json, markdown, summarise
@@ -19,7 +21,7 @@ from pgaudit_wf.devserver import DevServer, find_binaries
 
 def main() -> None:
     """Run the scenarios asked for and print their tables."""
-    names = [scenario.name for scenario in SCENARIOS]
+    names = [*(scenario.name for scenario in SCENARIOS), workflow.NAME]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure what auditing costs, side by side with a bare trigger and "
@@ -72,9 +74,15 @@ def main() -> None:
                 times = measure(server, scenario, arguments.rounds, arguments.seconds)
                 results.append(summarise(scenario, times))
                 print(markdown(results[-1]), flush=True)
-    print(aims(results))
+        saves = []
+        if not arguments.scenarios or workflow.NAME in arguments.scenarios:
+            saves = workflow.run(server)
+            print(workflow.markdown(saves), flush=True)
+    if results:
+        print(aims(results))
     if arguments.json:
-        report = {"title": title, "results": as_json(results)}
+        report = {"title": title, "results": as_json(results),
+                  "workflow": [asdict(row) for row in saves]}  # fmt: skip
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -23,7 +23,9 @@ STAMP: LiteralString = (
 @pytest.fixture
 def db(app_conn: Conn) -> Conn:
     app_conn.execute("insert into organization (id, name) values ('o_1', 'One')")
-    app_conn.execute("insert into app_user (id, email, name) values ('u_1', 'ada@example.com', 'Ada')")
+    app_conn.execute(
+        "insert into app_user (id, email, name) values ('u_1', 'ada@example.com', 'Ada')"
+    )
     app_conn.execute(
         "insert into api_key (id, org_id, user_id, name, key_prefix, key_hash) values "
         "('k_hook', null, 'u_1', 'hook', 'wfb_51c…', 'h1'), ('k_org', 'o_1', 'u_1', 'ci', 'kh_9f2…', 'h2')"
@@ -57,9 +59,7 @@ def run(conn: Conn, **context: str) -> None:
         ({}, "internal", "postgres"),
     ],
 )
-def test_each_kind_of_credential(
-    db: Conn, context: dict[str, str], kind: str, label: str
-) -> None:
+def test_each_kind_of_credential(db: Conn, context: dict[str, str], kind: str, label: str) -> None:
     run(db, **context)
     assert db.execute(STAMP).fetchone() == (kind, label, content_hash(NODES, []))
 

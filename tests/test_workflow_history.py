@@ -57,7 +57,9 @@ def db(db_dsn: str) -> Iterator[Conn]:
     """A database with the workflow table flow, attached in the given form."""
     with psycopg.connect(db_dsn, autocommit=True) as connection:
         connection.execute(FLOW)
-        connection.execute("select pgaudit_wf.attach_workflow('flow', listing_columns => '{price}')")
+        connection.execute(
+            "select pgaudit_wf.attach_workflow('flow', listing_columns => '{price}')"
+        )
         yield connection
 
 
@@ -137,9 +139,7 @@ def test_each_meaningful_save_is_a_version_that_names_the_one_before(db: Conn) -
     created, updated, _ = (row[0] for row in events(db, "diff"))
     assert created[0]["value"]["content_hash"] == first
     assert not {"nodes", "edges"} & set(created[0]["value"])
-    assert updated == [
-        {"op": "replace", "path": "/content_hash", "old": first, "value": second}
-    ]
+    assert updated == [{"op": "replace", "path": "/content_hash", "old": first, "value": second}]
 
 
 def moved(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -229,9 +229,7 @@ def test_history_stays_when_the_workflow_goes_and_goes_on_when_it_comes_back(db:
     save(db, NODES[:1], [])
     db.execute("delete from flow")
     assert len(versions(db, "version")) == 2
-    assert events(db, "diff -> 0 -> 'old' ->> 'content_hash'")[-1] == (
-        content_hash(NODES[:1], []),
-    )
+    assert events(db, "diff -> 0 -> 'old' ->> 'content_hash'")[-1] == (content_hash(NODES[:1], []),)
     insert(db)
     assert versions(db, "version, source")[-1] == (3, "create")
     assert versions(db, "previous_hash")[-1] == (content_hash(NODES[:1], []),)
@@ -394,9 +392,9 @@ def test_an_application_restores_with_its_own_rights(app_conn: Conn) -> None:
     with app_conn.transaction():
         app_conn.execute("set local role wf_login; set local app.org_id = 'o_1'")
         app_conn.execute("update workflow set nodes = '[]'")
-        assert app_conn.execute(
-            "select pgaudit_wf.restore_workflow(%s, 1)", [ID]
-        ).fetchone() == (3,)
+        assert app_conn.execute("select pgaudit_wf.restore_workflow(%s, 1)", [ID]).fetchone() == (
+            3,
+        )
         fails(app_conn, "42501", "workflow_history", "select * from pgaudit_wf.workflow_history")
         fails(app_conn, "42501", "add_version",
               "select pgaudit_wf.add_version('x', 'o_1', 'update', null, '{}', null, null, null, "
@@ -413,7 +411,9 @@ def test_an_application_restores_with_its_own_rights(app_conn: Conn) -> None:
 
 def test_readers_see_the_versions_of_the_organisation_they_run(app_conn: Conn) -> None:
     app_conn.execute("insert into organization (id, name) values ('o_1', 'One'), ('o_2', 'Two')")
-    app_conn.execute("insert into app_user (id, email, name) values ('u_1', 'a@example.com', 'Ada')")
+    app_conn.execute(
+        "insert into app_user (id, email, name) values ('u_1', 'a@example.com', 'Ada')"
+    )
     app_conn.execute("insert into member (org_id, user_id, role) values ('o_1', 'u_1', 'owner')")
     app_conn.execute("insert into member (org_id, user_id, role) values ('o_2', 'u_1', 'member')")
     for org in ("o_1", "o_2"):
