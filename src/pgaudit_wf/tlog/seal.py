@@ -31,6 +31,8 @@ from pgaudit_wf.tlog.tiles import (
 )
 
 READER = "seal"
+# Snapshots may be large, and a step's are in memory at once.
+_VERSION_BATCH = 500
 _ALTERED = "run pgaudit-wf verify to see what was altered, and do not sign until it is known why"
 
 
@@ -167,7 +169,7 @@ class Sealer:
             " where g.last_id is null"
         ).fetchone()
         assert place is not None, "there always is a current cluster"  # noqa: S101
-        versions = cursor.execute(_VERSIONS, [place[2], self._batch]).fetchall()
+        versions = cursor.execute(_VERSIONS, [place[2], _VERSION_BATCH]).fetchall()
         size = self._tree_size(conn)
         if not events and not versions:
             self._note_place(conn, place)
@@ -178,9 +180,9 @@ class Sealer:
             conn.execute(
                 "select pgaudit_wf.advance_reader(%s, %s, %s)", [READER, events[-1][0], len(events)]
             )
-        if len(versions) < self._batch:
+        if len(versions) < _VERSION_BATCH:
             self._note_place(conn, place)
-        more = self._batch in (len(events), len(versions))
+        more = len(events) == self._batch or len(versions) == _VERSION_BATCH
         return Sealed(len(events), len(versions), tree.size, more)
 
     def _note_place(self, conn: Connection, place: tuple[int, int, int]) -> None:
