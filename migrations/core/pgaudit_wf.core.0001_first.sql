@@ -1448,6 +1448,33 @@ end
 $$;
 comment on function pgaudit_wf.check_columns(pgaudit_wf.attachment) is 'Raises PA002 naming the column that the settings get wrong.';
 
+create function pgaudit_wf.check_casts(target regclass) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    problem record;
+begin
+    -- A trigger that turns a value into JSON or text runs such a cast with its own rights, which are ours.
+    select attname as column_name, castfunc::regprocedure as function, proowner::regrole as owner into problem
+    from pg_attribute
+    join pg_cast on casttarget in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
+        and castfunc <> 0 and pgaudit_wf.contains_type(atttypid, castsource)
+    join pg_proc on pg_proc.oid = castfunc
+    where attrelid = check_casts.target and attnum > 0 and not attisdropped and atttypid >= 16384 and castsource >= 16384
+        and not (select rolsuper from pg_roles where pg_roles.oid = proowner)
+        and proowner <> (select nspowner from pg_namespace where nspname = 'pgaudit_wf')
+    limit 1;
+    if found then
+        raise exception 'column "%" of % has a type with a cast of its own, by %, which would run with the rights of pgaudit_wf''s owner',
+            problem.column_name, check_casts.target, problem.function
+            using errcode = 'PA009', hint = format('Drop the cast, or give the function to a superuser or to pgaudit_wf''s owner; it belongs to %s.', problem.owner);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.check_casts(regclass) is
+    'Raises PA009 if recording the table would run somebody else''s code with our rights: a cast to json or text of a column''s type.';
+
 create function pgaudit_wf.attach(
     target regclass,
     resource_type text default null,
@@ -1523,7 +1550,7 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'Has every change of a table recorded in security_audit_log from now on. Called again it changes the named settings in place; one that is not named stays as it was, '''' or ''{}'' clears it. '
     'At first: resource_type is the table''s name; id_columns its primary key; org_column org_id or organization_id if there (else events take app.org_id); label_column none; '
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
-    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
+    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument), PA009 (a cast); the table then stays as it was.';
 
 create function pgaudit_wf.install_capture(setting pgaudit_wf.attachment, keep_disabled boolean) returns void
 language plpgsql
@@ -1542,6 +1569,7 @@ begin
     for rule in select r.* from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type order by r.position, r.id loop
         perform pgaudit_wf.check_action_rule((setting).target, rule);
     end loop;
+    perform pgaudit_wf.check_casts((setting).target);
     -- Our own DDL must not set off the event triggers that follow the application's.
     perform set_config('pgaudit_wf.compiling', 'on', true);
 
@@ -1856,6 +1884,9 @@ begin
     if current_setting('pgaudit_wf.compiling', true) = 'on' then
         return;
     end if;
+    if tg_tag = 'CREATE CAST' then
+        perform pgaudit_wf.check_casts(a.target) from pgaudit_wf.attachment as a;
+    end if;
     for command in
         select done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done where done.classid = 'pg_class'::regclass
     loop
@@ -1877,7 +1908,7 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: recompiles the attached tables concerned.';
+comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: recompiles the attached tables concerned; after CREATE CAST: checks them.';
 
 create function pgaudit_wf.after_drop() returns event_trigger
 language plpgsql security definer
@@ -1933,10 +1964,10 @@ comment on function pgaudit_wf.after_drop() is 'Event trigger: forgets attached 
 
 do $$
 begin
-    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
+    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE', 'CREATE CAST') execute function pgaudit_wf.after_ddl();
     create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
     alter event trigger pgaudit_wf_after_ddl enable always;
-    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE, ALTER TYPE and CREATE TABLE.';
+    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE, ALTER TYPE and CREATE TABLE; refuses a cast that they would run with our rights.';
     comment on event trigger pgaudit_wf_after_drop is 'Forgets attached tables that are dropped; recompiles those that lose a column by CASCADE.';
     alter event trigger pgaudit_wf_after_drop enable always;
 exception
@@ -2453,7 +2484,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- The place just below the oldest transaction that is still running: what read_log() would have given already.
-    select format('%s/%s/%s/%s', g.system_identifier, g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 9223372036854775807)
+    select format('%s/%s/%s/%s', g.system_identifier, g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 999999999999999999)
     from pgaudit_wf.log_generations() as g
     where g.last_id is null
 $$;
@@ -6533,14 +6564,32 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     pruned bigint;
+    version pgaudit_wf.workflow_history;
+    bare pgaudit_wf.workflow_history;
+    keys text[] := '{}';
+    numbers integer[] := '{}';
 begin
     if coalesce(prune_history.max_versions, 0) < 1 then
         raise exception 'max_versions must be at least 1' using errcode = 'PA008';
     end if;
+    -- What was sealed must verify without its snapshot too.
+    perform pgaudit_wf.lock_seal();
     alter table pgaudit_wf.workflow_history disable trigger append_only;
-    execute 'update pgaudit_wf.workflow_history as h set snapshot = null, pruned_at = now() from ('
-        || pgaudit_wf.prunable_versions_query() || ' limit $1) as v where h.workflow_id = v.workflow_id and h.version = v.version'
-        using prune_history.max_versions;
+    for version in
+        execute 'select h.* from pgaudit_wf.workflow_history as h join (' || pgaudit_wf.prunable_versions_query()
+            || ' limit $1) as v on h.workflow_id = v.workflow_id and h.version = v.version'
+            using prune_history.max_versions
+    loop
+        bare := version;
+        bare.snapshot := null;
+        bare.pruned_at := now();
+        perform pgaudit_wf.keep_commitments(version, bare);
+        keys := keys || version.workflow_id;
+        numbers := numbers || version.version;
+    end loop;
+    update pgaudit_wf.workflow_history as h set snapshot = null, pruned_at = now()
+    from unnest(keys, numbers) as v (workflow_id, version)
+    where h.workflow_id = v.workflow_id and h.version = v.version;
     get diagnostics pruned = row_count;
     alter table pgaudit_wf.workflow_history enable always trigger append_only;
     return pruned;
@@ -6566,11 +6615,13 @@ begin
             and d.object_name ~ '^(security_audit_log(_y\d{4}m\d{2}|_default)?|workflow_history|attachment_history|archive|erasure|erased_event)$'
     loop
         month := to_timestamp(substring(gone.object_name from 'y(\d{4}m\d{2})$'), 'YYYY"m"MM');
-        -- A month to come holds nothing; one that prune() takes is noted in its transaction, and no earlier than it may be.
-        if month > now() or exists (
-            select from pgaudit_wf.archive as a
-            where a.partition_name = gone.object_name and a.from_time = month and a.pruned_at = now()) then
-            continue;
+        -- A month to come holds nothing.
+        continue when month > now();
+        if month is not null then
+            -- What prune() takes is noted in its transaction, and no earlier than it may be.
+            continue when exists (
+                select from pgaudit_wf.archive as a
+                where a.partition_name = gone.object_name and a.from_time = month and a.pruned_at = now());
         end if;
         raise exception '% is part of the audit trail and cannot be dropped', gone.object_identity
             using errcode = 'PA343', hint = 'Old events leave by pgaudit_wf.prune(); pgaudit-wf migrate --to 0 removes the audit schema as a whole.';
@@ -6990,6 +7041,11 @@ begin
         'select pgaudit_wf.keep_commitments(l::pgaudit_wf.security_audit_log, pgaudit_wf.mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
         ' from only %s as l where l.id = any ($5)', part)
         using erase_from_partition.actor_id, erase_from_partition.pseudonym, types, known, ids;
+    -- Before the values go, what their seal needs of them.
+    execute format(
+        'select pgaudit_wf.keep_commitments(l::pgaudit_wf.security_audit_log, pgaudit_wf.mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
+        ' from only %1$s as l where l.id = any ($5)', part)
+        using erase_from_partition.actor_id, erase_from_partition.pseudonym, types, known, ids;
     execute format('alter table %s disable trigger append_only_row, disable trigger append_only', part);
     execute format(
         'with masked as ('
@@ -7074,12 +7130,20 @@ begin
         select row(pgaudit_wf.kind_of_value(more), more)::pgaudit_wf.personal_value from unnest(pseudonymise.more_values) as more where more <> '');
     emails := array(select v.value from unnest(known) as v where v.kind = 'email');
 
+    perform pgaudit_wf.lock_seal();
     versions := 0;
     if exists (select from pgaudit_wf.workflow_history as h where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonym) then
         perform pgaudit_wf.lock_seal();
         for version in
             select h.* from pgaudit_wf.workflow_history as h
             where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonymise.pseudonym
+        loop
+            masked := version;
+            masked.actor_label := pseudonymise.pseudonym;
+            perform pgaudit_wf.keep_commitments(version, masked);
+        end loop;
+        for version in
+            select h.* from pgaudit_wf.workflow_history as h where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonymise.pseudonym
         loop
             masked := version;
             masked.actor_label := pseudonymise.pseudonym;

@@ -25,40 +25,33 @@ $$;
 comment on function pgaudit_wf.record_denied(text, text, text, jsonb) is
     'Records an attempt that was refused, in the current transaction, which must be committed: rolled back, it takes the event with it. Returns the event''s id; raises PA008 on a wrong argument.';
 
-create function pgaudit_wf.record_attempt(
-    id uuid,
-    action text,
-    outcome text,
-    resource_type text default null,
-    resource_id text default null,
-    metadata jsonb default null,
-    context jsonb default null,
-    attempted_at timestamptz default null
-) returns bigint
+create function pgaudit_wf.record_attempt(entry jsonb) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     field text;
 begin
-    if record_attempt.outcome is null or record_attempt.outcome not in ('failed', 'denied') then
-        raise exception 'outcome is "%": that of an attempt is failed or denied', record_attempt.outcome using errcode = 'PA008';
+    if entry ->> 'outcome' is null or entry ->> 'outcome' not in ('failed', 'denied') then
+        raise exception 'outcome is "%": that of an attempt is failed or denied', entry ->> 'outcome' using errcode = 'PA008';
+    end if;
+    if entry ->> 'id' is null or entry ->> 'id' !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+        raise exception 'an attempt needs an id, a UUID, by which it is recorded once' using errcode = 'PA008';
     end if;
     -- Waits for another transaction that is recording the same attempt right now.
-    insert into pgaudit_wf.attempt (id) values (record_attempt.id) on conflict do nothing;
+    insert into pgaudit_wf.attempt (id) values ((entry ->> 'id')::uuid) on conflict do nothing;
     if not found then
         return null;
     end if;
-    foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id', 'ip', 'country', 'user_agent', 'correlation_id', 'reason'] loop
-        perform set_config('app.' || field, coalesce(record_attempt.context ->> field, ''), true);
+    foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id', 'ip', 'country', 'user_agent', 'correlation_id', 'reason', 'attestation'] loop
+        perform set_config('app.' || field, coalesce(entry -> 'context' ->> field, ''), true);
     end loop;
     return pgaudit_wf.record_event(
-        action => record_attempt.action, resource_type => record_attempt.resource_type, resource_id => record_attempt.resource_id,
-        metadata => coalesce(record_attempt.metadata, '{}')
-            || case when record_attempt.attempted_at is not null then jsonb_build_object('attempted_at', record_attempt.attempted_at) else '{}' end,
-        outcome => record_attempt.outcome);
+        action => entry ->> 'action', resource_type => entry ->> 'resource_type', resource_id => entry ->> 'resource_id',
+        metadata => coalesce(nullif(entry -> 'metadata', 'null'), '{}') || jsonb_strip_nulls(jsonb_build_object('attempted_at', entry -> 'attempted_at')),
+        outcome => entry ->> 'outcome');
 end
 $$;
-comment on function pgaudit_wf.record_attempt(uuid, text, text, text, text, jsonb, jsonb, timestamptz) is
-    'Records a failed or denied attempt of the given context ({actor_id, org_id, …}, which becomes the transaction''s), unless that id was recorded before: then it returns null, else the event''s id. '
-    'attempted_at is kept in metadata when the attempt was not just now. Raises PA008 on a wrong argument.';
+comment on function pgaudit_wf.record_attempt(jsonb) is
+    'Records a failed or denied attempt: {id, action, outcome, resource_type, resource_id, metadata, context, attempted_at}, where context ({actor_id, org_id, …}) becomes the transaction''s and attempted_at is given when it was not just now. '
+    'Returns the event''s id; null if an attempt of that id was recorded before. Raises PA008 on a wrong argument.';

@@ -83,6 +83,10 @@ class SealError(PgauditError):
     """Sealing stopped, as the tree in the database is not the one that was sealed before."""
 
 
+class PushError(PgauditError):
+    """A checkpoint could not be put where it should lie."""
+
+
 class ProofError(PgauditError, ValueError):
     """There is no proof of what was asked, or one does not hold."""
 

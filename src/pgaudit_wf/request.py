@@ -7,8 +7,9 @@ nothing prepared, safe behind a transaction pooler.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar, Unpack, cast, overload
 from weakref import WeakKeyDictionary
@@ -19,6 +20,14 @@ from psycopg.abc import PQGen
 from psycopg.rows import tuple_row
 from psycopg.types.json import Jsonb
 
+from pgaudit_wf.attempt import (
+    Attempt,
+    behind,
+    check_action,
+    failed_attempt,
+    record,
+    record_async,
+)
 from pgaudit_wf.context import (
     EMPTY,
     FIELDS,
@@ -47,10 +56,28 @@ _READ_SETTINGS = sql.SQL("select {}").format(
 )
 
 
+_FAILED = "request.failed"
+# Raised to end a block or a process, not because something failed.
+_NO_FAILURE = (psycopg.Rollback, GeneratorExit, KeyboardInterrupt, SystemExit)
+
+_logger = logging.getLogger("pgaudit_wf.request")
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """What the outermost block of a connection records when it is over, however it ends."""
+
+    pending: list[Attempt] = field(default_factory=list)
+    failures: list[BaseException] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class _Active:
     context: RequestContext
     bound: RequestContext
+    action: str
+    record_failure: bool
+    attempts: _Attempts
 
 
 _active: WeakKeyDictionary[AnyConnection, _Active] = WeakKeyDictionary()
@@ -143,8 +170,12 @@ class _Block:
         transaction: _Transaction | _AsyncTransaction,
         given: RequestContext | None,
         fields: ContextFields,
+        action: str | None,
+        record_failure: bool | None,
     ) -> None:
         self._transaction = transaction
+        self._action = None if action is None else check_action(action)
+        self._record_failure = record_failure
         # Refuses what is not valid before anything is sent, and once only.
         self._own = EMPTY.merge(given, **fields)
         self._cleared: ContextFields = {}
@@ -152,6 +183,7 @@ class _Block:
             if not value:
                 self._cleared[name] = None  # type: ignore[literal-required]
         self._outer: _Active | None = None
+        self._active: _Active | None = None
 
     @property
     def _status(self) -> int:
@@ -204,7 +236,7 @@ class _Block:
             # What has been bound since the outer block began is nearer than what it was given.
             news = {
                 name: getattr(bound, name)
-                for name in FIELDS
+                for name in (*FIELDS, "attest")
                 if getattr(bound, name) != getattr(self._outer.bound, name)
             }
             base = self._outer.context.merge(**news)
@@ -217,10 +249,49 @@ class _Block:
             self._transaction.before = set_local_changes(before, context, quote)
             # Releasing a savepoint keeps what was set in it; rolling back to it does not.
             self._transaction.after = set_local_changes(context, before, quote)
-        return _Active(context, bound)
+        outer = self._outer
+        self._active = _Active(
+            context,
+            bound,
+            self._action or (outer.action if outer else _FAILED),
+            (outer.record_failure if outer else True)
+            if self._record_failure is None
+            else self._record_failure,
+            outer.attempts if outer else _Attempts(),
+        )
+        return self._active
 
     def _entered(self, active: _Active) -> None:
         _active[self._transaction.connection] = active
+
+    def _note_failure(self, error: BaseException | None, stage: str) -> None:
+        """Remember what made the block fail, unless an inner block failed of the same."""
+        active = self._active
+        if error is None or active is None or not active.record_failure:
+            return
+        if isinstance(error, _NO_FAILURE):
+            return
+        try:
+            cause: BaseException | None = error
+            for _ in range(100):
+                if cause is None:
+                    break
+                if any(cause is known for known in active.attempts.failures):
+                    return
+                cause = behind(cause)
+            active.attempts.failures.append(error)
+            active.attempts.pending.append(
+                failed_attempt(error, active.context, active.action, stage)
+            )
+        except Exception as trouble:
+            # The application gets its own exception, not ours.
+            _logger.error("a failed attempt could not be described: %s", type(trouble).__name__)
+
+    def _to_record(self) -> list[Attempt]:
+        """Return what is to be recorded now: nothing before the outermost block is over."""
+        if self._outer is not None or self._active is None:
+            return []
+        return self._active.attempts.pending
 
     def _left(self) -> None:
         conn = self._transaction.connection
@@ -258,7 +329,7 @@ class _Block:
 
 
 def _context_of(row: tuple[str | None, ...] | None) -> RequestContext:
-    values = dict(zip(FIELDS, row or (), strict=True))
+    values: dict[str, Any] = dict(zip(FIELDS, row or (), strict=True))
     try:
         return RequestContext(**values)
     except InvalidContextError as error:
@@ -276,9 +347,11 @@ class ContextBlock(_Block, Generic[Row]):
         conn: psycopg.Connection[Row],
         given: RequestContext | None,
         fields: ContextFields,
+        action: str | None = None,
+        record_failure: bool | None = None,
     ) -> None:
         self._tx = _Transaction(conn)
-        super().__init__(self._tx, given, fields)
+        super().__init__(self._tx, given, fields, action, record_failure)
 
     def __enter__(self) -> psycopg.Connection[Row]:
         self._check_connection()
@@ -288,7 +361,12 @@ class ContextBlock(_Block, Generic[Row]):
             cursor = conn.cursor(row_factory=tuple_row)
             found = _context_of(cursor.execute(_READ_SETTINGS, prepare=False).fetchone())
         active = self._prepare(found)
-        self._tx.__enter__()
+        try:
+            self._tx.__enter__()
+        except psycopg.Error as failure:
+            self._note_failure(failure, "begin")
+            record(self._tx.connection, self._to_record())
+            raise
         if error := self._check_sent():
             self._tx.__exit__(type(error), error, None)
             raise error
@@ -301,13 +379,21 @@ class ContextBlock(_Block, Generic[Row]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        failure, stage = exc, "block"
         try:
-            if exc is None and (error := self._check_end()):
-                self._tx.__exit__(type(error), error, None)
-                raise error
+            if exc is None and (misuse := self._check_end()):
+                self._tx.__exit__(type(misuse), misuse, None)
+                raise misuse
             return self._tx.__exit__(exc_type, exc, traceback)
+        except BaseException as error:
+            if failure is None:
+                failure, stage = error, "commit"
+            raise
         finally:
             self._left()
+            self._note_failure(failure, stage)
+            if attempts := self._to_record():
+                record(self._tx.connection, attempts)
 
 
 class AsyncContextBlock(_Block, Generic[Row]):
@@ -318,9 +404,11 @@ class AsyncContextBlock(_Block, Generic[Row]):
         conn: psycopg.AsyncConnection[Row],
         given: RequestContext | None,
         fields: ContextFields,
+        action: str | None = None,
+        record_failure: bool | None = None,
     ) -> None:
         self._tx = _AsyncTransaction(conn)
-        super().__init__(self._tx, given, fields)
+        super().__init__(self._tx, given, fields, action, record_failure)
 
     async def __aenter__(self) -> psycopg.AsyncConnection[Row]:
         self._check_connection()
@@ -331,7 +419,12 @@ class AsyncContextBlock(_Block, Generic[Row]):
             await cursor.execute(_READ_SETTINGS, prepare=False)
             found = _context_of(await cursor.fetchone())
         active = self._prepare(found)
-        await self._tx.__aenter__()
+        try:
+            await self._tx.__aenter__()
+        except psycopg.Error as failure:
+            self._note_failure(failure, "begin")
+            await record_async(self._tx.connection, self._to_record())
+            raise
         if error := self._check_sent():
             await self._tx.__aexit__(type(error), error, None)
             raise error
@@ -344,13 +437,21 @@ class AsyncContextBlock(_Block, Generic[Row]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        failure, stage = exc, "block"
         try:
-            if exc is None and (error := self._check_end()):
-                await self._tx.__aexit__(type(error), error, None)
-                raise error
+            if exc is None and (misuse := self._check_end()):
+                await self._tx.__aexit__(type(misuse), misuse, None)
+                raise misuse
             return await self._tx.__aexit__(exc_type, exc, traceback)
+        except BaseException as error:
+            if failure is None:
+                failure, stage = error, "commit"
+            raise
         finally:
             self._left()
+            self._note_failure(failure, stage)
+            if attempts := self._to_record():
+                await record_async(self._tx.connection, attempts)
 
 
 @overload
@@ -358,6 +459,9 @@ def request_context(
     conn: psycopg.Connection[Row],
     ctx: RequestContext | None = None,
     /,
+    *,
+    action: str | None = None,
+    record_failure: bool | None = None,
     **fields: Unpack[ContextFields],
 ) -> ContextBlock[Row]: ...
 
@@ -367,6 +471,9 @@ def request_context(
     conn: psycopg.AsyncConnection[Row],
     ctx: RequestContext | None = None,
     /,
+    *,
+    action: str | None = None,
+    record_failure: bool | None = None,
     **fields: Unpack[ContextFields],
 ) -> AsyncContextBlock[Row]: ...
 
@@ -375,6 +482,9 @@ def request_context(
     conn: psycopg.Connection[Row] | psycopg.AsyncConnection[Row],
     ctx: RequestContext | None = None,
     /,
+    *,
+    action: str | None = None,
+    record_failure: bool | None = None,
     **fields: Unpack[ContextFields],
 ) -> ContextBlock[Row] | AsyncContextBlock[Row]:
     """Open a transaction whose changes are attributed to a request; use it in `with`.
@@ -388,14 +498,27 @@ def request_context(
     and the outer one is back when it ends. The same holds inside `conn.transaction()`, at the price
     of one more round trip, which reads what is to be restored.
 
+    If an exception leaves the block, or it cannot be committed, a `failed` event says so, with the
+    context, the exception's class, and the SQLSTATE, table, column and constraint that the database
+    names, never a value or a message. It is recorded when the outermost block is over, in a
+    transaction of its own (see `configure_attempts` for where that is done when the connection is
+    broken), and once, however many blocks the exception passes. A limit that was reached (PA330) is
+    a `denied` event, `<resource_type>.limit_reached`. `psycopg.Rollback`, KeyboardInterrupt and
+    SystemExit are no failures. The exception is raised as it was; recording never raises.
+
     Args:
         conn: A connection outside of any transaction, or inside blocks as described. With
             autocommit or without, from a pool or not. For an AsyncConnection, use `async with`.
         ctx: The context; its fields that are None are taken from what is bound.
+        action: The action of the `failed` event, for example "invoice_payment.failed". Default:
+            the outer block's, else "request.failed".
+        record_failure: False for no `failed` event, as where the caller tries again. Default: the
+            outer block's, else True.
         **fields: Fields of `RequestContext`; None clears what would be inherited.
 
     Raises:
         TypeError: A field does not exist.
+        ValueError: The action is empty or has more than 255 bytes.
         InvalidContextError: A value is not valid; raised at once, before anything is sent.
         ConnectionUnusableError: On entering: the connection is closed or in pipeline mode.
         TransactionInProgressError: On entering: somebody else's transaction is open.
@@ -404,8 +527,8 @@ def request_context(
         TransactionEndedError: On leaving: the transaction was ended inside the block.
     """
     if isinstance(conn, psycopg.AsyncConnection):
-        return AsyncContextBlock(conn, ctx, fields)
-    return ContextBlock(conn, ctx, fields)
+        return AsyncContextBlock(conn, ctx, fields, action, record_failure)
+    return ContextBlock(conn, ctx, fields, action, record_failure)
 
 
 @overload
@@ -501,3 +624,109 @@ async def _record_async(
 def _event_id(row: tuple[Any, ...] | None) -> int:
     # The function returns one row by its declaration.
     return int(cast("tuple[Any, ...]", row)[0])
+
+
+@overload
+def record_denied(
+    conn: psycopg.Connection[Any],
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    at_once: bool = False,
+) -> None: ...
+
+
+@overload
+def record_denied(
+    conn: psycopg.AsyncConnection[Any],
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    at_once: bool = False,
+) -> Awaitable[None]: ...
+
+
+def record_denied(
+    conn: AnyConnection,
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    at_once: bool = False,
+) -> Awaitable[None] | None:
+    """Record that an attempt was refused, as a `denied` event that survives a rollback.
+
+        if not may_export(user):
+            record_denied(conn, "report.export_denied", resource_type="report", resource_id="r_1")
+            raise PermissionError
+
+    Inside a `request_context` block the event is recorded when the outermost block is over, whether
+    it commits or not, in a transaction of its own; elsewhere at once, with the context bound. It
+    raises no database error: what the connection cannot take goes where `configure_attempts` says.
+    With an AsyncConnection, await it.
+
+    Args:
+        conn: The connection.
+        action: What was refused.
+        resource_type: What kind of thing it was about.
+        resource_id: Which one.
+        metadata: Anything else worth keeping; what JSON cannot hold is turned into text.
+        at_once: True: record it before this returns, over a second connection if this one is in a
+            transaction. For denials that must be known while a long block still runs.
+
+    Raises:
+        ValueError: The action is empty or has more than 255 bytes.
+    """
+    active = _active.get(conn)
+    attempt = Attempt(
+        check_action(action),
+        "denied",
+        active.context if active else current_context(),
+        resource_type,
+        resource_id,
+        metadata or {},
+    )
+    return _record_or_queue(conn, attempt, None if at_once else active)
+
+
+def record_failed(
+    conn: AnyConnection, error: BaseException, *, action: str = _FAILED
+) -> Awaitable[None] | None:
+    """Record a failure outside of `request_context`, as that would have, with the context bound.
+
+    For code whose transactions somebody else makes, as SQLAlchemy; call it after the rollback.
+    With an AsyncConnection, await it.
+
+    Args:
+        conn: The driver's connection; one in a transaction is left alone, see `record_denied`.
+        error: What was raised.
+        action: The action of the event.
+
+    Raises:
+        ValueError: The action is empty or has more than 255 bytes.
+    """
+    active = _active.get(conn)
+    context = active.context if active else current_context()
+    attempt = failed_attempt(error, context, check_action(action), "block")
+    return _record_or_queue(conn, attempt, active)
+
+
+def _record_or_queue(
+    conn: AnyConnection, attempt: Attempt, active: _Active | None
+) -> Awaitable[None] | None:
+    if active is not None:
+        active.attempts.pending.append(attempt)
+        return _nothing() if isinstance(conn, psycopg.AsyncConnection) else None
+    if isinstance(conn, psycopg.AsyncConnection):
+        return record_async(conn, [attempt])
+    record(conn, [attempt])
+    return None
+
+
+async def _nothing() -> None:
+    """Be what is awaited where all is done."""

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from pgaudit_wf.cli import alerts, attachment, demo, schema, trail, version, workflow
+from pgaudit_wf.cli import (
+    alerts,
+    attachment,
+    attempts,
+    demo,
+    erase,
+    export,
+    limits,
+    maintain,
+    schema,
+    trail,
+    version,
+    workflow,
+)
 from pgaudit_wf.cli._base import Commands, help_text
 
 app = typer.Typer(
@@ -43,6 +56,7 @@ def main(
         pgaudit-wf history WORKFLOW            what became of a workflow, version by version
         pgaudit-wf alerts run                  tell people of what concerns them
         pgaudit-wf doctor                      check that all is still recorded
+        pgaudit-wf maintain --dry-run          partitions, archives and retention
 
     The database is named by [bold]-d[/], else by the environment variable PGAUDIT_WF_DATABASE,
     else by libpq's own (PGHOST, PGDATABASE, PGSERVICE, …). A password is best kept out of the
@@ -57,5 +71,8 @@ def main(
 
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
-for subject in (demo, schema, attachment, trail, workflow, version, alerts):
+for subject in (
+    demo, schema, attachment, trail, workflow, version, alerts, limits, attempts, maintain, export,
+    erase,
+):  # fmt: skip
     subject.register(app)
