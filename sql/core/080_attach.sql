@@ -115,6 +115,33 @@ end
 $$;
 comment on function pgaudit_wf.check_columns(pgaudit_wf.attachment) is 'Raises PA002 naming the column that the settings get wrong.';
 
+create function pgaudit_wf.check_casts(target regclass) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    problem record;
+begin
+    -- A trigger that turns a value into JSON or text runs such a cast with its own rights, which are ours.
+    select attname as column_name, castfunc::regprocedure as function, proowner::regrole as owner into problem
+    from pg_attribute
+    join pg_cast on casttarget in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
+        and castfunc <> 0 and pgaudit_wf.contains_type(atttypid, castsource)
+    join pg_proc on pg_proc.oid = castfunc
+    where attrelid = check_casts.target and attnum > 0 and not attisdropped and atttypid >= 16384 and castsource >= 16384
+        and not (select rolsuper from pg_roles where pg_roles.oid = proowner)
+        and proowner <> (select nspowner from pg_namespace where nspname = 'pgaudit_wf')
+    limit 1;
+    if found then
+        raise exception 'column "%" of % has a type with a cast of its own, by %, which would run with the rights of pgaudit_wf''s owner',
+            problem.column_name, check_casts.target, problem.function
+            using errcode = 'PA009', hint = format('Drop the cast, or give the function to a superuser or to pgaudit_wf''s owner; it belongs to %s.', problem.owner);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.check_casts(regclass) is
+    'Raises PA009 if recording the table would run somebody else''s code with our rights: a cast to json or text of a column''s type.';
+
 create function pgaudit_wf.attach(
     target regclass,
     resource_type text default null,
@@ -190,7 +217,7 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'Has every change of a table recorded in security_audit_log from now on. Called again it changes the named settings in place; one that is not named stays as it was, '''' or ''{}'' clears it. '
     'At first: resource_type is the table''s name; id_columns its primary key; org_column org_id or organization_id if there (else events take app.org_id); label_column none; '
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
-    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
+    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument), PA009 (a cast); the table then stays as it was.';
 
 create function pgaudit_wf.install_capture(setting pgaudit_wf.attachment, keep_disabled boolean) returns void
 language plpgsql
@@ -209,6 +236,7 @@ begin
     for rule in select r.* from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type order by r.position, r.id loop
         perform pgaudit_wf.check_action_rule((setting).target, rule);
     end loop;
+    perform pgaudit_wf.check_casts((setting).target);
     -- Our own DDL must not set off the event triggers that follow the application's.
     perform set_config('pgaudit_wf.compiling', 'on', true);
 

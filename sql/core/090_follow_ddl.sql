@@ -155,6 +155,9 @@ begin
     if current_setting('pgaudit_wf.compiling', true) = 'on' then
         return;
     end if;
+    if tg_tag = 'CREATE CAST' then
+        perform pgaudit_wf.check_casts(a.target) from pgaudit_wf.attachment as a;
+    end if;
     for command in
         select done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done where done.classid = 'pg_class'::regclass
     loop
@@ -176,7 +179,7 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: recompiles the attached tables concerned.';
+comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: recompiles the attached tables concerned; after CREATE CAST: checks them.';
 
 create function pgaudit_wf.after_drop() returns event_trigger
 language plpgsql security definer
@@ -232,10 +235,10 @@ comment on function pgaudit_wf.after_drop() is 'Event trigger: forgets attached 
 
 do $$
 begin
-    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
+    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE', 'CREATE CAST') execute function pgaudit_wf.after_ddl();
     create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
     alter event trigger pgaudit_wf_after_ddl enable always;
-    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE, ALTER TYPE and CREATE TABLE.';
+    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE, ALTER TYPE and CREATE TABLE; refuses a cast that they would run with our rights.';
     comment on event trigger pgaudit_wf_after_drop is 'Forgets attached tables that are dropped; recompiles those that lose a column by CASCADE.';
     alter event trigger pgaudit_wf_after_drop enable always;
 exception
