@@ -542,8 +542,8 @@ def definition_usage(
     """Read which versions ever had a definition and which runs executed it, oldest first.
 
     Args:
-        conn: The connection. It sees versions as `workflow_versions` does, and runs as far as it may
-            read their table.
+        conn: The connection. It sees versions as `workflow_versions` does, and runs if it may read
+            their table.
         content_hash: The definition's hash, 64 lower-case hex digits.
 
     Raises:
