@@ -12,7 +12,7 @@ begin
     if to_regrole('pgaudit_wf_app') is not null then
         grant usage on schema pgaudit_wf to pgaudit_wf_app;
         grant execute on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text),
-            pgaudit_wf.record_denied(text, text, text, jsonb), pgaudit_wf.record_attempt(uuid, text, text, text, text, jsonb, jsonb, timestamptz),
+            pgaudit_wf.record_denied(text, text, text, jsonb), pgaudit_wf.record_attempt(jsonb),
             pgaudit_wf.restore_workflow(text, integer, regclass), pgaudit_wf.version_snapshot(text, integer), pgaudit_wf.org_version_snapshot(text, integer),
             pgaudit_wf.find_workflow(text, regclass), pgaudit_wf.newest_version(text), pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb),
             pgaudit_wf.validate_definition(jsonb, jsonb), pgaudit_wf.hash_definition(jsonb, jsonb) to pgaudit_wf_app;
@@ -37,7 +37,7 @@ begin
         end loop;
         grant execute on function pgaudit_wf.readable_org(), pgaudit_wf.describe_actors(text, text[], text),
             pgaudit_wf.resource_names(text[], text[], text), pgaudit_wf.log_generations(),
-            pgaudit_wf.pseudonyms(text[]) to pgaudit_wf_reader;
+            pgaudit_wf.pseudonyms(text[]), pgaudit_wf.record_export(text, jsonb, bigint, text) to pgaudit_wf_reader;
     end if;
 end
 $$;
