@@ -14,6 +14,7 @@ from pgaudit_wf.cli import (
     demo,
     erase,
     export,
+    integrity,
     limits,
     maintain,
     schema,
@@ -73,6 +74,6 @@ def main(
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
     demo, schema, attachment, trail, workflow, version, alerts, limits, attempts, maintain, export,
-    erase,
+    erase, integrity,
 ):  # fmt: skip
     subject.register(app)

@@ -1,0 +1,1 @@
+"""Tamper evidence: the log as a Merkle tree with signed checkpoints."""

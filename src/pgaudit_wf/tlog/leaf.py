@@ -198,7 +198,7 @@ def kept_commitments(parts: Parts, kept: Mapping[str, Kept]) -> dict[str, str]:
 def _listed(name: str, found: Mapping[str, str]) -> str | list[str]:
     if name in found:
         return found[name]
-    listed = []
+    listed: list[str] = []
     while (item := found.get(f"{name}/{len(listed)}")) is not None:
         listed.append(item)
     return listed

@@ -30,18 +30,18 @@ _NAME = re.compile(r"[^\s+]+")
 _MAX_SIGNATURES = 100
 
 
-def _ed25519() -> type[ed25519.Ed25519PrivateKey]:
-    return _module().Ed25519PrivateKey
+def _missing() -> MissingExtraError:
+    return MissingExtraError(
+        "signatures need one more package: pip install 'pgaudit-wf[integrity]'"
+    )
 
 
-def _module():  # type: ignore[no-untyped-def]  # noqa: ANN202 - a module
+def _private() -> type[ed25519.Ed25519PrivateKey]:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
-        raise MissingExtraError(
-            "signatures need one more package: pip install 'pgaudit-wf[integrity]'"
-        ) from error
-    return ed25519
+        raise _missing() from error
+    return ed25519.Ed25519PrivateKey
 
 
 def key_id(name: str, kind: int, public_key: bytes) -> bytes:
@@ -108,8 +108,11 @@ class VerifierKey:
 
     def holds(self, message: bytes, signature: bytes) -> bool:
         """Return whether a signature, as a note has it after the key id, is this key's."""
-        from cryptography.exceptions import InvalidSignature
-
+        try:
+            from cryptography.exceptions import InvalidSignature
+            from cryptography.hazmat.primitives.asymmetric import ed25519
+        except ImportError as error:
+            raise _missing() from error
         if self.kind == WITNESS:
             if len(signature) != 72:
                 return False
@@ -117,7 +120,7 @@ class VerifierKey:
             message = b"cosignature/v1\ntime %d\n" % seconds + message
             signature = signature[8:]
         try:
-            _module().Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature, message)
+            ed25519.Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature, message)
         except (InvalidSignature, ValueError):
             return False
         return True
@@ -153,7 +156,7 @@ class SigningKey:
         Raises:
             SigningKeyError: The name cannot name a key.
         """
-        return cls(_check_name(name), _ed25519().generate().private_bytes_raw())
+        return cls(_check_name(name), _private().generate().private_bytes_raw())
 
     @classmethod
     def parse(cls, text: str) -> SigningKey:
@@ -168,9 +171,7 @@ class SigningKey:
                 raise NoteError("no private key")
             name, told_id, material = parts[0], parts[1], _decode(parts[2])
         except (IndexError, NoteError):
-            raise SigningKeyError(
-                "this is no private key; pgaudit-wf keygen makes one"
-            ) from None
+            raise SigningKeyError("this is no private key; pgaudit-wf keygen makes one") from None
         if len(material) != 1 + HASH_SIZE or material[0] != ED25519:
             raise SigningKeyError("the private key is of no kind known here, only Ed25519 is")
         key = cls(_check_name(name), material[1:])
@@ -185,12 +186,12 @@ class SigningKey:
     @property
     def verifier(self) -> VerifierKey:
         """The public key that belongs to it."""
-        private = _ed25519().from_private_bytes(self.seed)
+        private = _private().from_private_bytes(self.seed)
         return VerifierKey(self.name, ED25519, private.public_key().public_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
         """Return the Ed25519 signature, 64 bytes."""
-        return _ed25519().from_private_bytes(self.seed).sign(message)
+        return _private().from_private_bytes(self.seed).sign(message)
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,7 @@ def read_event(leaf: Mapping[str, Json], opened: Mapping[str, str]) -> dict[str,
     who = json.loads(opened["who"]) if "who" in opened else None
     del event["who"]
     names = ("actor_label", "ip", "user_agent")
-    names = names if leaf.get("format") == leaves.EVENT_FORMAT else names[:1]
-    for number, name in enumerate(names):
+    for number, name in enumerate(names if leaf["format"] == leaves.EVENT_FORMAT else names[:1]):
         event[name] = who[number] if who else None
     return event
 
@@ -190,7 +189,7 @@ def _prove(
     with translated(), conn.transaction():
         conn.execute("set transaction isolation level repeatable read, read only")
         pin_format(conn)
-        found = conn.execute(_LEAF + condition, subject).fetchone()  # type: ignore[call-overload]
+        found = conn.execute(_LEAF + condition, subject).fetchone()
         if found is None:
             raise ProofError(f"{name} is not sealed; run pgaudit-wf seal, or look for its id")
         index, salt, snapshot = found[:3]

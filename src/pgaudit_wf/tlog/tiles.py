@@ -62,6 +62,8 @@ def nodes_from_tiles(read_tile: ReadTile) -> Node:
     def cached(level: int, number: int) -> bytes:
         return read_tile(level, number)
 
+    # Proofs go over the same few nodes near the root again and again.
+    @lru_cache(maxsize=4096)
     def node(height: int, index: int) -> bytes:
         level, rest = divmod(height, TILE_HEIGHT)
         first = index << rest

@@ -90,8 +90,11 @@ class Report:
 
 
 @dataclass(slots=True)
-class _Item:
-    """A leaf as log_leaf has it, and the row that it is of."""
+class Item:
+    """A leaf as log_leaf has it, and the row that it is of.
+
+    `subject` is an event's id, tx_id and occurred_at, or a version's workflow_id and number.
+    """
 
     index: int
     subject: tuple[str, ...]
@@ -101,10 +104,12 @@ class _Item:
 
     @property
     def is_event(self) -> bool:
+        """Whether it is an event's leaf."""
         return len(self.subject) == 3
 
     @property
     def name(self) -> str:
+        """What it is of, for people."""
         if self.is_event:
             return f"event {self.subject[0]}"
         return f"version {self.subject[1]} of workflow {self.subject[0]}"
@@ -173,7 +178,7 @@ _PRUNED = (
 )
 
 
-def item_hash(item: _Item, row: Sequence[Any], kept: Mapping[str, leaves.Kept] | None) -> bytes:
+def item_hash(item: Item, row: Sequence[Any], kept: Mapping[str, leaves.Kept] | None) -> bytes:
     """Return the hash of the leaf that a row makes with the secrets of a leaf."""
     parts = leaves.event_parts(row) if item.is_event else leaves.version_parts(row)
     if kept is not None:
@@ -206,8 +211,8 @@ class _Verification:
         self.report = Report()
         # Of the leaves since the last checkpoint that held: the tile's hash, the row's, the leaf.
         self.span: list[tuple[bytes, bytes | None]] = []
-        self.suspects: list[tuple[_Item, Kind, str, Sequence[Any] | None, bytes]] = []
-        self.swappable: list[tuple[_Item, Sequence[Any], bytes, int]] = []
+        self.suspects: list[tuple[Item, Kind, str, Sequence[Any] | None, bytes]] = []
+        self.swappable: list[tuple[Item, Sequence[Any], bytes, int]] = []
         self.moved: set[str] = set()
         self.pruned_times: list[tuple[datetime, datetime]] = []
         self.pruned_leaves: int = 0
@@ -230,20 +235,20 @@ class _Verification:
 
     # Streams
 
-    def items(self) -> Iterator[_Item]:
+    def items(self) -> Iterator[Item]:
         return heapq.merge(self.events(), self.versions(), key=lambda item: item.index)
 
-    def events(self) -> Iterator[_Item]:
+    def events(self) -> Iterator[Item]:
         with self.cursor("verify_events") as cursor:
             for row in cursor.execute(_EVENTS):
                 event = row[5:] if row[5] is not None else None
-                yield _Item(int(row[0]), (row[1], row[2], row[3]), row[4], None, event)
+                yield Item(int(row[0]), (row[1], row[2], row[3]), row[4], None, event)
 
-    def versions(self) -> Iterator[_Item]:
+    def versions(self) -> Iterator[Item]:
         with self.cursor("verify_versions") as cursor:
             for row in cursor.execute(_VERSIONS):
                 version = row[5:] if row[5] is not None else None
-                yield _Item(int(row[0]), (row[1], row[2]), row[3], row[4], version)
+                yield Item(int(row[0]), (row[1], row[2]), row[3], row[4], version)
 
     def hashes(self) -> Iterator[bytes]:
         expected = 0
@@ -267,9 +272,7 @@ class _Verification:
 
     def stored_marks(self) -> Iterator[_Mark]:
         waiting = False
-        with psycopg.ServerCursor(
-            self.conn, "verify_checkpoints", row_factory=tuple_row
-        ) as cursor:
+        with psycopg.ServerCursor(self.conn, "verify_checkpoints", row_factory=tuple_row) as cursor:
             cursor.itersize = _ITEM_SIZE
             cursor.execute(
                 "select size, origin, root, sealed_at, note"
@@ -312,9 +315,7 @@ class _Verification:
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         total = self.conn.execute("select count(*) from pgaudit_wf.log_leaf").fetchone()[0]  # type: ignore[index]
-        self.pruned_times = [
-            (row[0], row[1]) for row in self.conn.execute(_PRUNED).fetchall()
-        ]
+        self.pruned_times = [(row[0], row[1]) for row in self.conn.execute(_PRUNED).fetchall()]
         marks = self.marks()
         mark = next(marks, None)
         items, hashes = self.items(), self.hashes()
@@ -371,14 +372,14 @@ class _Verification:
             self.blame(None)
         self.name_swaps()
 
-    def following(self, items: Iterator[_Item], size: int) -> _Item | None:
+    def following(self, items: Iterator[Item], size: int) -> Item | None:
         for item in items:
             if item.index > size:
                 return item
             self.add(Problem("tree", f"log_leaf has leaf {item.index} twice", item.index))
         return None
 
-    def check(self, item: _Item, stored: bytes) -> bytes | None:
+    def check(self, item: Item, stored: bytes) -> bytes | None:
         row = item.row
         if row is None:
             self.missing(item, stored)
@@ -387,7 +388,9 @@ class _Verification:
         try:
             found = item_hash(item, row, kept)
         except (ValueError, IndexError, UnicodeError) as error:
-            self.suspects.append((item, "altered", f"cannot be read as sealed: {error}", row, stored))
+            self.suspects.append(
+                (item, "altered", f"cannot be read as sealed: {error}", row, stored)
+            )
             return None
         if found != stored:
             self.suspects.append((item, "altered", "is not what was sealed", row, stored))
@@ -400,7 +403,7 @@ class _Verification:
         return found
 
     def doubt_erasure(
-        self, item: _Item, row: Sequence[Any], kept: Mapping[str, leaves.Kept]
+        self, item: Item, row: Sequence[Any], kept: Mapping[str, leaves.Kept]
     ) -> str | None:
         rows = self.conn.execute(_ERASED, {"index": item.index}).fetchall()
         pseudonyms = [pseudonym for _, pseudonym in rows]
@@ -416,7 +419,7 @@ class _Verification:
         self.report.erased += 1
         return None
 
-    def missing(self, item: _Item, stored: bytes) -> None:
+    def missing(self, item: Item, stored: bytes) -> None:
         if not item.is_event:
             self.suspects.append((item, "removed", "is gone", None, stored))
             return
@@ -464,9 +467,7 @@ class _Verification:
                             intact_at=mark.sealed_at,
                         )
                     )
-            self.suspects = [
-                suspect for suspect in self.suspects if suspect[1] == "removed"
-            ]
+            self.suspects = [suspect for suspect in self.suspects if suspect[1] == "removed"]
             self.tree = repaired
             self.blame(mark.sealed_at)
             self.hold(mark)
@@ -506,9 +507,7 @@ class _Verification:
             self.add(self.problem(item, kind, message, intact_at))
         self.suspects.clear()
 
-    def problem(
-        self, item: _Item, kind: Kind, message: str, intact_at: datetime | None
-    ) -> Problem:
+    def problem(self, item: Item, kind: Kind, message: str, intact_at: datetime | None) -> Problem:
         text = f"{item.name} (leaf {item.index}) {message}"
         if item.is_event:
             return Problem(kind, text, item.index, int(item.subject[0]), intact_at=intact_at)
