@@ -129,24 +129,31 @@ language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    email text;
+    value text;
 begin
     if text_part = any (exact) then
         return pseudonym;
     end if;
-    foreach email in array emails loop
-        if strpos(lower(text_part), lower(email)) > 0 then
+    foreach value in array emails loop
+        if strpos(lower(text_part), lower(value)) > 0 then
             -- As a whole: not the end of a longer address, nor the beginning of a longer domain.
             text_part := regexp_replace(text_part,
-                '(?<![[:alnum:]._%+-])' || regexp_replace(email, '([][\\.^$*+?(){}|-])', '\\\1', 'g') || '(?![[:alnum:]-]|\.[[:alnum:]])',
+                '(?<![[:alnum:]._%+-])' || regexp_replace(value, '([][\\.^$*+?(){}|-])', '\\\1', 'g') || '(?![[:alnum:]-]|\.[[:alnum:]])',
                 pseudonym, 'gi');
+        end if;
+    end loop;
+    foreach value in array exact loop
+        -- In running text only what is long enough to be no ordinary word.
+        if length(value) >= 5 and strpos(text_part, value) > 0 then
+            text_part := regexp_replace(text_part,
+                '(?<![[:alnum:]])' || regexp_replace(value, '([][\\.^$*+?(){}|-])', '\\\1', 'g') || '(?![[:alnum:]])', pseudonym, 'g');
         end if;
     end loop;
     return text_part;
 end
 $$;
 comment on function pgaudit_wf.mask_text(text, text[], text[], text) is
-    'The text, or the pseudonym if it is one of the exact values; e-mail addresses in it, in any case, are replaced.';
+    'The text with the pseudonym in place of e-mail addresses, in any case, and of the exact values: as the whole text or, from five characters on, as words in it.';
 
 create function pgaudit_wf.mask_json(doc jsonb, exact text[], emails text[], pseudonym text) returns jsonb
 language plpgsql immutable parallel safe
@@ -179,8 +186,11 @@ declare
     -- A name, an address or a browser is many people's: it is his only where he is concerned. An e-mail address is one person's.
     concerned constant boolean := coalesce(event.actor_id = mask_event.actor_id, false)
         or coalesce(event.resource_id = mask_event.actor_id and event.resource_type = any (actor_types), false)
-        or strpos(concat(event.diff::text, event.metadata::text, event.resource_id), to_json(mask_event.actor_id)::text) > 0;
-    exact constant text[] := case when concerned then array(select distinct v.value from unnest(told) as v where v.value <> pseudonym) else '{}' end;
+        or strpos(concat(event.diff::text, event.metadata::text, event.resource_id), to_json(mask_event.actor_id)::text) > 0
+        or (cardinality(emails) > 0 and (
+            pgaudit_wf.mask_json(event.diff, '{}', emails, pseudonym) is distinct from event.diff
+            or pgaudit_wf.mask_json(event.metadata, '{}', emails, pseudonym) is distinct from event.metadata));
+    exact constant text[] := case when concerned then array(select distinct v.value from unnest(told) as v where v.kind <> 'email' and v.value <> pseudonym) else '{}' end;
 begin
     if event.actor_id = mask_event.actor_id then
         event.actor_label := case when event.actor_label is not null then pseudonym end;

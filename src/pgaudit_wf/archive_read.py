@@ -87,12 +87,12 @@ def _conditions(
         else:
             add("action = ?", action)
     if (since := filters.get("since")) is not None:
-        add("at >= ?", _micros(since))
+        add("micros >= ?", _micros(since))
     if (until := filters.get("until")) is not None:
-        add("at < ?", _micros(until))
+        add("micros < ?", _micros(until))
     if after is not None:
         at, number = _position(conn, after)
-        add("(at < ? or (at = ? and id < ?))", _micros(at), _micros(at), number)
+        add("(micros < ? or (micros = ? and id < ?))", _micros(at), _micros(at), number)
     if (search := filters.get("search")) is not None:
         pattern = f"%{search.translate(_LIKE)}%"
         known = _actors_called(conn, pattern, filters.get("org_id"))
@@ -146,7 +146,7 @@ def _duckdb(filesystem: FileSystem) -> Iterator[Any]:
 
 def _select(
     archives: Sequence[Archive], conditions: Sequence[str], values: Sequence[object],
-    order: str, limit: int | None = None,
+    order: str,
 ) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     filesystem, _ = open_filesystem(archives[0].url)
     paths = [
@@ -154,28 +154,22 @@ def _select(
         for archive in archives
     ]
     where = " and ".join(conditions) or "true"
-    others = ", ".join(name for name in COLUMNS if name != "occurred_at")
+    names = [name for name in COLUMNS if name != "occurred_at"]
     # A month that was archived twice has its events in both files.
+    months = [archive.manifest["partition"] for archive in archives]
+    once = "distinct on (id)" if len(months) != len(set(months)) else ""
     query = (
-        f"select distinct on (id) {others}, at from (select *, epoch_us(occurred_at) as at"  # noqa: S608
-        f" from read_parquet(?)) where {where}"
+        f"select * from (select {once} {', '.join(names)}, micros"  # noqa: S608 - no text from outside
+        " from (select *, epoch_us(occurred_at) as micros from read_parquet(?))"
+        f" where {where}) order by {order}"
     )
-    query = f"select * from ({query}) order by {order}" + (f" limit {limit}" if limit else "")  # noqa: S608
-    if not _overlapping(archives):
-        query = query.replace("distinct on (id) ", "")
     with _duckdb(filesystem) as engine:
         result = engine.execute(query, [paths, *values])
-        names = [column[0] for column in result.description]
         while rows := result.fetchmany(500):
-            yield [
-                {**found, "occurred_at": EPOCH + timedelta(microseconds=found.pop("at"))}
-                for found in (dict(zip(names, row, strict=True)) for row in rows)
-            ]
-
-
-def _overlapping(archives: Sequence[Archive]) -> bool:
-    months = [archive.manifest["partition"] for archive in archives]
-    return len(months) != len(set(months))
+            events = [dict(zip(names, row[:-1], strict=True)) for row in rows]
+            for event, row in zip(events, rows, strict=True):
+                event["occurred_at"] = EPOCH + timedelta(microseconds=row[-1])
+            yield events
 
 
 def _mask(conn: Connection, events: list[dict[str, Any]]) -> set[int]:
@@ -200,25 +194,35 @@ def _mask(conn: Connection, events: list[dict[str, Any]]) -> set[int]:
 
 def _apply_mask(
     conn: Connection, events: list[dict[str, Any]], actor_id: str, pseudonym: str,
-    known: Sequence[tuple[str, str]],
+    known: Sequence[tuple[str, str]], *, for_good: bool = False,
 ) -> None:  # fmt: skip
-    rows = conn.execute(
-        "select (m).actor_label, (m).ip, (m).user_agent, (m).diff::text, (m).metadata::text"
+    parameters = {
+        **_documents(events),
+        "actor": actor_id,
+        "pseudonym": pseudonym,
+        "kinds": [kind for kind, _ in known],
+        "values": [value for _, value in known],
+    }
+    source = (
         " from unnest(%(plain)s::text[], %(diff)s::text[], %(metadata)s::text[])"
         " with ordinality as r (plain, diff, metadata, position),"
-        " lateral pgaudit_wf.mask_event(jsonb_populate_record("
+        " lateral jsonb_populate_record("
         "null::pgaudit_wf.security_audit_log, r.plain::jsonb || jsonb_build_object("
-        "'diff', r.diff::jsonb, 'metadata', r.metadata::jsonb)), %(actor)s, %(pseudonym)s,"
+        "'diff', r.diff::jsonb, 'metadata', r.metadata::jsonb)) as e,"
+        " lateral pgaudit_wf.mask_event(e, %(actor)s, %(pseudonym)s,"
         " pgaudit_wf.actor_resource_types(), array(select row(k.kind, k.value)"
         "::pgaudit_wf.personal_value from unnest(%(kinds)s::text[], %(values)s::text[])"
-        " as k (kind, value))) as m order by r.position",
-        {
-            **_documents(events),
-            "actor": actor_id,
-            "pseudonym": pseudonym,
-            "kinds": [kind for kind, _ in known],
-            "values": [value for _, value in known],
-        },
+        " as k (kind, value))) as m order by r.position"
+    )
+    if for_good:
+        # What was sealed must verify without the values, as when they go from the log.
+        with conn.transaction():
+            conn.execute("select pgaudit_wf.lock_seal()")
+            conn.execute("select pgaudit_wf.keep_commitments(e, m)" + source, parameters)
+    rows = conn.execute(
+        "select (m).actor_label, (m).ip, (m).user_agent, (m).diff::text, (m).metadata::text"
+        + source,
+        parameters,
     ).fetchall()
     for event, (label, ip, agent, diff, metadata) in zip(events, rows, strict=True):
         event.update(actor_label=label, ip=None if ip is None else str(ip), user_agent=agent,
@@ -271,7 +275,7 @@ def archived_trail(
     called = set(_actors_called(conn, f"%{search.translate(_LIKE)}%", wanted.get("org_id"))
                  if search else [])  # fmt: skip
     with translated():
-        for events in _select(chosen, conditions, values, "at desc, id desc"):
+        for events in _select(chosen, conditions, values, "micros desc, id desc"):
             masked = _mask(conn, events)
             shown = [
                 event for event in events
@@ -291,11 +295,12 @@ def _may_match(archive: Archive, filters: TrailFilter) -> bool:
 def _entries(
     conn: Connection, events: Sequence[dict[str, Any]], org_id: str | None, restricted: bool
 ) -> Iterator[TrailEntry]:
+    acting = [e for e in events if e["actor_id"]]
     people = {
-        row[0]: row[1:]
+        (row[0], row[1]): row[2:]
         for row in conn.execute(
-            "select * from pgaudit_wf.present_actors(%s, %s, %s)",
-            [sorted({e["actor_id"] for e in events if e["actor_id"]}), org_id, restricted],
+            "select * from pgaudit_wf.present_actors(%s::text[], %s::text[], %s)",
+            [[e["actor_id"] for e in acting], [e["org_id"] for e in acting], restricted],
         ).fetchall()
     }
     named = [e for e in events if e["resource_type"] and e["resource_id"]]
@@ -314,16 +319,16 @@ def _entries(
         [[e["diff"] for e in events], [e["metadata"] for e in events]],
     ).fetchall()
     for event, (diff, metadata) in zip(events, documents, strict=True):
-        name, email, role = people.get(event["actor_id"], (None, None, None))
+        name, email, role = people.get((event["actor_id"], event["org_id"]), (None, None, None))
         label = event.pop("actor_label")
         event.pop("tx_id")
+        named_now = names.get((event["resource_type"], event["resource_id"]))
         yield TrailEntry(
             **{**event, "diff": diff, "metadata": metadata},
-            actor_name=name or label,
+            actor_name=label if name is None else name,
             actor_email=email,
             actor_role=role,
-            resource_name=names.get((event["resource_type"], event["resource_id"]))
-            or metadata.get("label"),
+            resource_name=metadata.get("label") if named_now is None else named_now,
             cursor=_cursor(event["occurred_at"], event["id"]),
         )
 
@@ -465,7 +470,7 @@ def erase_from_archive(
             concerned = [event for event in events if _mentions(event, actor_id, pairs)]
             before = [tuple(event.values()) for event in concerned]
             if concerned:
-                _apply_mask(conn, concerned, actor_id, pseudonym, pairs)
+                _apply_mask(conn, concerned, actor_id, pseudonym, pairs, for_good=True)
             changed += sum(
                 old != tuple(event.values()) for old, event in zip(before, concerned, strict=True)
             )
@@ -527,7 +532,16 @@ def _mentions(event: Mapping[str, Any], actor_id: str, known: Sequence[tuple[str
 
 
 def _documents(events: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
-    plain = ("actor_id", "actor_label", "ip", "user_agent", "resource_type", "resource_id")
+    plain = (
+        "id",
+        "tx_id",
+        "actor_id",
+        "actor_label",
+        "ip",
+        "user_agent",
+        "resource_type",
+        "resource_id",
+    )
     return {
         "plain": [json.dumps({name: event[name] for name in plain}) for event in events],
         "diff": [event["diff"] for event in events],
