@@ -27,7 +27,8 @@ create table app_history (
 create index on app_history (content_hash);
 create index on app_history (org_id, created_at);
 create table app_audit (
-    id bigint generated always as identity primary key, occurred_at timestamptz not null default now(),
+    id bigint generated always as identity primary key,
+    occurred_at timestamptz not null default now(),
     actor_id text, org_id text, action text not null, resource_type text not null,
     resource_id text not null, diff jsonb not null, metadata jsonb not null, correlation_id text
 );

@@ -202,7 +202,7 @@ def _measure(conn: Conn, case: Case) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     order = list(VARIANTS.items())
     for round_number in range(case.rounds + 1):
-        for number, saved in enumerate(case.graphs):
+        for saved in case.graphs:
             order = [*order[1:], order[0]]
             for name, (_, save) in order:
                 started = time.perf_counter()
@@ -217,7 +217,8 @@ def _check(conn: Conn, key: str) -> None:
     query = (
         "select (select array_agg(content_hash order by version) from pgaudit_wf.workflow_history "
         "where workflow_id = %(key)s and version > 1) is not distinct from "
-        "(select array_agg(content_hash order by version) from app_history where workflow_id = %(key)s)"
+        "(select array_agg(content_hash order by version) from app_history"
+        " where workflow_id = %(key)s)"
     )  # fmt: skip
     if conn.execute(query, {"key": key}).fetchone() != (True,):
         raise RuntimeError("ours and the application recorded different versions")
@@ -250,15 +251,16 @@ def markdown(rows: list[Row]) -> str:
     """Return the table, with the aims where there are any."""
     lines = [
         "### workflow: one save with its version and event, against application code\n",
-        "| save | added round trip | none, ms | ours, ms | app, ms | ours adds | app adds | app / ours "
-        "| aim |",
+        "| save | added round trip | none, ms | ours, ms | app, ms | ours adds | app adds "
+        "| app / ours | aim |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]  # fmt: skip
     for row in rows:
         met = row.ratio > 1 and (row.most_added is None or row.ours_added < row.most_added)
         aim = "ahead" if row.most_added is None else f"ahead, adds < {row.most_added} ms"
         lines.append(
-            f"| {row.title} | {row.delay / 1000} ms | {row.none:.2f} | {row.ours:.2f} | {row.app:.2f} "
+            f"| {row.title} | {row.delay / 1000} ms "
+            f"| {row.none:.2f} | {row.ours:.2f} | {row.app:.2f} "
             f"| {row.ours_added:.3f} | {row.app_added:.3f} | {row.ratio:.2f} "
             f"| {aim}: {'met' if met else '**missed**'} |"
         )

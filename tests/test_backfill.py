@@ -29,7 +29,8 @@ def db(db_dsn: str) -> Iterator[Conn]:
     """A table with workflows that is attached only then."""
     with psycopg.connect(db_dsn, autocommit=True) as conn:
         conn.execute(
-            "create table flow (id int primary key, org_id text, name text, nodes jsonb, edges jsonb)"
+            "create table flow "
+            "(id int primary key, org_id text, name text, nodes jsonb, edges jsonb)"
         )
         for number in range(1, COUNT + 1):
             conn.execute(
@@ -49,7 +50,7 @@ def batch(conn: Conn, after: str | None = None, size: int = 10) -> tuple[int, in
 
 
 def backfill(conn: Conn, size: int = 10) -> list[tuple[int, int]]:
-    counts = []
+    counts: list[tuple[int, int]] = []
     after = None
     while True:
         examined, written, after = batch(conn, after, size)
@@ -177,10 +178,12 @@ def test_a_save_in_flight_is_waited_for(db: Conn, db_dsn: str) -> None:
         with psycopg.connect(db_dsn, autocommit=True) as watch:
             for _ in range(2000):
                 if watch.execute(
-                    "select exists (select from pg_stat_activity where datname = current_database() "
-                    "and wait_event_type = 'Lock')"
+                    "select exists (select from pg_stat_activity "
+                    "where datname = current_database() and wait_event_type = 'Lock')"
                 ).fetchone() == (True,):
                     break
+            else:
+                pytest.fail("the backfill does not wait")
         saving.commit()
         thread.join()
     assert done == [(1, 0, "1")]
@@ -208,7 +211,9 @@ def test_composite_and_text_keys(db: Conn) -> None:
     after, total = None, 0
     while True:
         row = db.execute(
-            "select examined, written, last_id from pgaudit_wf.backfill_workflows('pair', %s, 2)", [after]
+            "select examined, written, last_id "
+            "from pgaudit_wf.backfill_workflows('pair', %s, 2)",
+            [after],
         ).fetchone()  # fmt: skip
         assert row is not None
         if not row[0]:

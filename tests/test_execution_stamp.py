@@ -28,7 +28,8 @@ def db(app_conn: Conn) -> Conn:
     )
     app_conn.execute(
         "insert into api_key (id, org_id, user_id, name, key_prefix, key_hash) values "
-        "('k_hook', null, 'u_1', 'hook', 'wfb_51c…', 'h1'), ('k_org', 'o_1', 'u_1', 'ci', 'kh_9f2…', 'h2')"
+        "('k_hook', null, 'u_1', 'hook', 'wfb_51c…', 'h1'), "
+        "('k_org', 'o_1', 'u_1', 'ci', 'kh_9f2…', 'h2')"
     )  # fmt: skip
     app_conn.execute(
         "insert into workflow (id, org_id, name, nodes) values (%s, 'o_1', 'W', %s)",
@@ -105,7 +106,8 @@ def test_the_stamp_outlives_key_user_and_workflow(db: Conn) -> None:
     for table in ("api_key", "workflow", "app_user", "organization"):
         db.execute(f"delete from {table}".encode())
     assert db.execute(
-        "select credential_type, credential_label, executed_workflow_hash, version, snapshot -> 'nodes' "
+        "select credential_type, credential_label, executed_workflow_hash, version, "
+        "snapshot -> 'nodes' "
         "from pgaudit_wf.execution_attribution('workflow_execution', %s)",
         [RUN],
     ).fetchone() == ("org_api_key", "kh_9f2…", content_hash(NODES, []), 1, NODES)  # fmt: skip
@@ -134,7 +136,8 @@ def test_a_definition_names_its_versions_runs_and_people(db: Conn) -> None:
         db.execute("update workflow set nodes = %s", [Jsonb(NODES)])
     db.execute("delete from workflow")
     used = db.execute(
-        "select kind, workflow_id, version, execution_id, actor_name, credential_type, credential_label "
+        "select kind, workflow_id, version, execution_id, actor_name, credential_type, "
+        "credential_label "
         "from pgaudit_wf.definition_usage(%s) order by kind, version",
         [content_hash(NODES, [])],
     ).fetchall()  # fmt: skip
@@ -151,8 +154,10 @@ def test_what_attach_execution_refuses(conn: Conn) -> None:
             conn.execute(query.encode())
         return caught.value.sqlstate
 
-    conn.execute("create table run (id int primary key, workflow_id text, executed_workflow_hash text,"
-                 " triggered_by_credential_type text, triggered_by_credential_label text)")  # fmt: skip
+    conn.execute(
+        "create table run (id int primary key, workflow_id text, executed_workflow_hash text, "
+        "triggered_by_credential_type text, triggered_by_credential_label text)"
+    )
     assert refused("select pgaudit_wf.attach_execution('run')") == "PA005"
     conn.execute("create table flow (id text primary key, nodes jsonb, edges jsonb)")
     conn.execute("select pgaudit_wf.attach_workflow('flow')")

@@ -47,7 +47,8 @@ ODD: dict[str, tuple[list[Any], list[Any]]] = {
     "config is no object": ([{"id": "a", "data": {"config": [{"args": 1}]}}], []),
     "dangling and doubled edges": (GOOD, [{"source": "a", "target": "z"}] * 3),
     "odd texts": (
-        [{"id": 'q"\\\n\u2028\U0001f600', "data": {"label": "\x7f\x1f", "\U0001f600": 1, "\ue000": 2}}],
+        [{"id": 'q"\\\n\u2028\U0001f600',
+          "data": {"label": "\x7f\x1f", "\U0001f600": 1, "\ue000": 2}}],
         [],
     ),
     "odd numbers": ([{"id": "a", "data": {"n": [1e-320, 1e22, -0.0, 2**53 + 1, 0.1]}}], []),

@@ -42,7 +42,7 @@ def save(conn: Conn, nodes: object, edges: object = ()) -> None:
     conn.execute("update workflow set nodes = %s, edges = %s", [Jsonb(nodes), Jsonb(list(edges))])  # type: ignore[call-overload]
 
 
-def problems(conn: Conn, query: LiteralString, *args: object) -> list[tuple[str, str, str]]:
+def problems(conn: Conn, query: LiteralString, *args: object) -> list[tuple[str | None, str, str]]:
     with pytest.raises(psycopg.Error) as caught:
         conn.execute(query, args)
     assert caught.value.sqlstate == "PA301"

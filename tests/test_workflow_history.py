@@ -1,6 +1,7 @@
 """Versions of workflows: which saves make one, and that none is lost, doubled or rewritten."""
 
 import copy
+import itertools
 import json
 import random
 import threading
@@ -277,7 +278,9 @@ def test_a_malformed_workflow_from_before_can_be_mended(db_dsn: str) -> None:
         db.execute("select pgaudit_wf.attach_workflow('flow')")
         fails(db, "PA203", "nodes is a JSON object", "update flow set name = 'Renamed'")
         save(db, NODES)
-        assert versions(db, "version, source, content_hash, change -> 'nodes_added' -> 1 ->> 'id'") == [
+        assert versions(
+            db, "version, source, content_hash, change -> 'nodes_added' -> 1 ->> 'id'"
+        ) == [
             (1, "update", content_hash(NODES, EDGES), "b")
         ]  # fmt: skip
         assert db.execute(
@@ -560,7 +563,7 @@ def test_concurrent_savers_leave_no_gap_and_no_double(
     kept = versions(db, "version, previous_version, content_hash, previous_hash")
     assert [row[0] for row in kept] == list(range(1, len(kept) + 1))
     assert sorted(row[2] for row in kept[1:]) == sorted(committed)
-    for before, after in zip(kept, kept[1:], strict=False):
+    for before, after in itertools.pairwise(kept):
         assert (after[1], after[3]) == (before[0], before[2])
     assert len(committed) > 20
     present = db.execute("select pgaudit_wf.hash_definition(nodes, edges) from flow").fetchone()

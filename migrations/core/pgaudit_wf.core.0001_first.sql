@@ -734,6 +734,43 @@ as $$
 $$;
 comment on function pgaudit_wf.record_value(pgaudit_wf.attachment, text, text) is 'SQL expression for a column of old or new, for either form of trigger.';
 
+create function pgaudit_wf.compiled_names(record jsonb, table_id oid, numbers jsonb, known text[]) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    renamed jsonb;
+    names text[];
+begin
+    if record ?& array(select jsonb_object_keys(numbers)) then
+        return record;
+    end if;
+    select jsonb_object_agg(compiled.key, record -> attname), array_agg(attname::text) into renamed, names
+    from jsonb_each(numbers) as compiled
+    join pg_attribute on attrelid = table_id and attnum = compiled.value::smallint and not attisdropped
+    -- After a restore from a dump the numbers can be others: what had a name of its own then was not renamed.
+    where not record ? compiled.key and attname <> all (known);
+    return (record - coalesce(names, '{}')) || coalesce(renamed, '{}');
+end
+$$;
+comment on function pgaudit_wf.compiled_names(jsonb, oid, jsonb, text[]) is
+    'A row with a workflow''s columns under the names that the trigger was compiled with, for the generic form, which nothing recompiles when one is renamed. numbers: {compiled name: column number}; known: all columns at that time.';
+
+create function pgaudit_wf.follow_names(setting pgaudit_wf.attachment, variable text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((
+        select format(e'\n        %1$s := pgaudit_wf.compiled_names(%1$s, tg_relid, %2$L, %3$L);', variable, jsonb_object_agg(attname, attnum), (setting).columns)
+        from pgaudit_wf.workflow_attachment as w
+        join pg_attribute on attrelid = w.target and attname = any (array[w.nodes_column, w.edges_column, w.name_column,
+            w.description_column, w.visibility_column, w.enabled_column, w.listed_column] || w.listing_columns)
+        where w.target = (setting).target
+        having count(*) > 0), '')
+$$;
+comment on function pgaudit_wf.follow_names(pgaudit_wf.attachment, text) is
+    'PL/pgSQL of the generic form that reads a workflow''s renamed columns under their compiled names; nothing for other tables.';
+
 create function pgaudit_wf.any_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -1173,11 +1210,11 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
     if tg_op in ('UPDATE', 'DELETE') then
-        before := pgaudit_wf.json_row(old);
+        before := pgaudit_wf.json_row(old);%16$s
         shown_before := pgaudit_wf.generic_row(before, %1$L, %2$L, %3$L);
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
-        after := pgaudit_wf.json_row(new);
+        after := pgaudit_wf.json_row(new);%17$s
         shown_after := pgaudit_wf.generic_row(after, %1$L, %2$L, %3$L);
     end if;
     if tg_level = 'ROW' then
@@ -1235,7 +1272,9 @@ as $$
         pgaudit_wf.version_statements(setting, 'update'),
         pgaudit_wf.version_statements(setting, 'insert'),
         pgaudit_wf.version_statements(setting, 'delete'),
-        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end)
+        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end,
+        pgaudit_wf.follow_names(setting, 'before'),
+        pgaudit_wf.follow_names(setting, 'after'))
 $$;
 comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
 
@@ -4490,8 +4529,8 @@ begin
         select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
     loop
         body := body || case when generic then format(
-                e'    if (to_jsonb(new) ->> %1$L)::boolean and (tg_op = ''INSERT'' or not (to_jsonb(old) ->> %1$L)::boolean) then\n'
-                '        perform pgaudit_wf.check_definition(to_jsonb(new) -> %2$L, to_jsonb(new) -> %3$L, %4$L);\n    end if;\n',
+                e'    if (after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true then\n'
+                '        perform pgaudit_wf.check_definition(after -> %2$L, after -> %3$L, %4$L);\n    end if;\n',
                 switch.name, workflow.nodes_column, workflow.edges_column, switch.doing)
             else format(
                 e'    if new.%1$I and (tg_op = ''INSERT'' or old.%1$I is not true) then\n'
@@ -4499,8 +4538,13 @@ begin
                 switch.name, pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
                 pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing) end;
     end loop;
+    if generic then
+        body := format(e'    after := pgaudit_wf.json_row(new);%s\n    if tg_op = ''UPDATE'' then\n        before := pgaudit_wf.json_row(old);%s\n    end if;\n',
+            pgaudit_wf.follow_names(setting, 'after'), pgaudit_wf.follow_names(setting, 'before')) || body;
+    end if;
     execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp\nas %L',
-        function_name, format(e'\n-- Keeps an invalid workflow of %s from going live; written by pgaudit_wf.attach_workflow().\nbegin\n%s    return new;\nend\n', (setting).target, body));
+        function_name, format(e'\n-- Keeps an invalid workflow of %s from going live; written by pgaudit_wf.attach_workflow().\n%sbegin\n%s    return new;\nend\n',
+            (setting).target, case when generic then e'declare\n    before jsonb;\n    after jsonb;\n' else '' end, body));
     execute format('comment on function pgaudit_wf.%I() is %L', function_name, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target));
     execute format('revoke all on function pgaudit_wf.%I() from public', function_name);
     execute format('alter function pgaudit_wf.%I() owner to %s', function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
@@ -5475,18 +5519,18 @@ declare
     next_one record;
     due bigint;
     recent record;
-    at_most integer;
+    is_digest boolean;
     part bigint[];
     new_message bigint;
 begin
     loop
-        select d.channel, d.recipient into next_one from pgaudit_wf.alert_delivery as d
+        select d.id, d.channel, d.recipient into next_one from pgaudit_wf.alert_delivery as d
         where d.state = 'pending' and d.message is null and d.due_at <= right_now and d.channel = any (compose_alert.channels)
         order by d.due_at, d.id limit 1;
         if next_one is null then
             return null;
         end if;
-        at_most := 1;
+        is_digest := false;
         -- Programs take events one by one; people do not read fifty mails.
         if next_one.channel = 'smtp' then
             select count(distinct d.message) as messages, min(d.started_at) as first_at into recent from pgaudit_wf.alert_delivery as d
@@ -5500,14 +5544,16 @@ begin
                 where d.recipient = next_one.recipient and d.channel = next_one.channel and d.state = 'pending' and d.message is null;
                 continue;
             end if;
-            if recent.messages + due > policy.burst_messages then
-                at_most := 1000;
-            end if;
+            is_digest := recent.messages + due > policy.burst_messages and due > 1;
+        end if;
+        if not is_digest then
+            update pgaudit_wf.alert_delivery as d set message = d.id, started_at = right_now where d.id = next_one.id;
+            return next_one.id;
         end if;
         select array_agg(p.id), min(p.id) into part, new_message from (
             select d.id from pgaudit_wf.alert_delivery as d
             where d.recipient = next_one.recipient and d.channel = next_one.channel and d.state = 'pending' and d.message is null
-            order by d.id limit at_most) as p;
+            order by d.id limit 1000) as p;
         update pgaudit_wf.alert_delivery as d set message = new_message, started_at = right_now where d.id = any (part);
         return new_message;
     end loop;
@@ -6986,8 +7032,10 @@ declare
     concerned constant boolean := coalesce(event.actor_id = mask_event.actor_id, false)
         or coalesce(event.resource_id = mask_event.actor_id and event.resource_type = any (actor_types), false)
         or strpos(concat(event.diff::text, event.metadata::text, event.resource_id), to_json(mask_event.actor_id)::text) > 0
-        or exists (select from unnest(emails) as email where strpos(lower(concat_ws(' ', event.diff, event.metadata)), lower(email)) > 0);
-    exact constant text[] := case when concerned then array(select distinct v.value from unnest(told) as v where v.value <> pseudonym) else '{}' end;
+        or (cardinality(emails) > 0 and (
+            pgaudit_wf.mask_json(event.diff, '{}', emails, pseudonym) is distinct from event.diff
+            or pgaudit_wf.mask_json(event.metadata, '{}', emails, pseudonym) is distinct from event.metadata));
+    exact constant text[] := case when concerned then array(select distinct v.value from unnest(told) as v where v.kind <> 'email' and v.value <> pseudonym) else '{}' end;
 begin
     if event.actor_id = mask_event.actor_id then
         event.actor_label := case when event.actor_label is not null then pseudonym end;

@@ -22,6 +22,43 @@ as $$
 $$;
 comment on function pgaudit_wf.record_value(pgaudit_wf.attachment, text, text) is 'SQL expression for a column of old or new, for either form of trigger.';
 
+create function pgaudit_wf.compiled_names(record jsonb, table_id oid, numbers jsonb, known text[]) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    renamed jsonb;
+    names text[];
+begin
+    if record ?& array(select jsonb_object_keys(numbers)) then
+        return record;
+    end if;
+    select jsonb_object_agg(compiled.key, record -> attname), array_agg(attname::text) into renamed, names
+    from jsonb_each(numbers) as compiled
+    join pg_attribute on attrelid = table_id and attnum = compiled.value::smallint and not attisdropped
+    -- After a restore from a dump the numbers can be others: what had a name of its own then was not renamed.
+    where not record ? compiled.key and attname <> all (known);
+    return (record - coalesce(names, '{}')) || coalesce(renamed, '{}');
+end
+$$;
+comment on function pgaudit_wf.compiled_names(jsonb, oid, jsonb, text[]) is
+    'A row with a workflow''s columns under the names that the trigger was compiled with, for the generic form, which nothing recompiles when one is renamed. numbers: {compiled name: column number}; known: all columns at that time.';
+
+create function pgaudit_wf.follow_names(setting pgaudit_wf.attachment, variable text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((
+        select format(e'\n        %1$s := pgaudit_wf.compiled_names(%1$s, tg_relid, %2$L, %3$L);', variable, jsonb_object_agg(attname, attnum), (setting).columns)
+        from pgaudit_wf.workflow_attachment as w
+        join pg_attribute on attrelid = w.target and attname = any (array[w.nodes_column, w.edges_column, w.name_column,
+            w.description_column, w.visibility_column, w.enabled_column, w.listed_column] || w.listing_columns)
+        where w.target = (setting).target
+        having count(*) > 0), '')
+$$;
+comment on function pgaudit_wf.follow_names(pgaudit_wf.attachment, text) is
+    'PL/pgSQL of the generic form that reads a workflow''s renamed columns under their compiled names; nothing for other tables.';
+
 create function pgaudit_wf.any_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp

@@ -306,11 +306,11 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
     if tg_op in ('UPDATE', 'DELETE') then
-        before := pgaudit_wf.json_row(old);
+        before := pgaudit_wf.json_row(old);%16$s
         shown_before := pgaudit_wf.generic_row(before, %1$L, %2$L, %3$L);
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
-        after := pgaudit_wf.json_row(new);
+        after := pgaudit_wf.json_row(new);%17$s
         shown_after := pgaudit_wf.generic_row(after, %1$L, %2$L, %3$L);
     end if;
     if tg_level = 'ROW' then
@@ -368,7 +368,9 @@ as $$
         pgaudit_wf.version_statements(setting, 'update'),
         pgaudit_wf.version_statements(setting, 'insert'),
         pgaudit_wf.version_statements(setting, 'delete'),
-        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end)
+        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end,
+        pgaudit_wf.follow_names(setting, 'before'),
+        pgaudit_wf.follow_names(setting, 'after'))
 $$;
 comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
 

@@ -147,8 +147,8 @@ begin
         select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
     loop
         body := body || case when generic then format(
-                e'    if (to_jsonb(new) ->> %1$L)::boolean and (tg_op = ''INSERT'' or not (to_jsonb(old) ->> %1$L)::boolean) then\n'
-                '        perform pgaudit_wf.check_definition(to_jsonb(new) -> %2$L, to_jsonb(new) -> %3$L, %4$L);\n    end if;\n',
+                e'    if (after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true then\n'
+                '        perform pgaudit_wf.check_definition(after -> %2$L, after -> %3$L, %4$L);\n    end if;\n',
                 switch.name, workflow.nodes_column, workflow.edges_column, switch.doing)
             else format(
                 e'    if new.%1$I and (tg_op = ''INSERT'' or old.%1$I is not true) then\n'
@@ -156,8 +156,13 @@ begin
                 switch.name, pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
                 pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing) end;
     end loop;
+    if generic then
+        body := format(e'    after := pgaudit_wf.json_row(new);%s\n    if tg_op = ''UPDATE'' then\n        before := pgaudit_wf.json_row(old);%s\n    end if;\n',
+            pgaudit_wf.follow_names(setting, 'after'), pgaudit_wf.follow_names(setting, 'before')) || body;
+    end if;
     execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp\nas %L',
-        function_name, format(e'\n-- Keeps an invalid workflow of %s from going live; written by pgaudit_wf.attach_workflow().\nbegin\n%s    return new;\nend\n', (setting).target, body));
+        function_name, format(e'\n-- Keeps an invalid workflow of %s from going live; written by pgaudit_wf.attach_workflow().\n%sbegin\n%s    return new;\nend\n',
+            (setting).target, case when generic then e'declare\n    before jsonb;\n    after jsonb;\n' else '' end, body));
     execute format('comment on function pgaudit_wf.%I() is %L', function_name, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target));
     execute format('revoke all on function pgaudit_wf.%I() from public', function_name);
     execute format('alter function pgaudit_wf.%I() owner to %s', function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
