@@ -40,7 +40,7 @@ def conn(app_conn: Conn) -> Conn:
     app_conn.execute(
         "insert into pgaudit_wf.alert_rule (action_pattern, audience) values ('x.*', 'actor')"
     )
-    app_conn.execute("update pgaudit_wf.alert_policy set lease = '2 s', burst_messages = 100000")
+    app_conn.execute("update pgaudit_wf.alert_policy set lease = '8 s', burst_messages = 100000")
     app_conn.execute(
         "insert into app_user (id, email) select 'u' || i, 'u' || i || '@x.example'"
         " from generate_series(1, 10) as i"
@@ -57,7 +57,7 @@ def record(conn: Conn, count: int) -> None:
 
 @contextmanager
 def running(dsn: str, mail: MailServer, *options: str) -> Iterator[subprocess.Popen[str]]:
-    command = [str(PROGRAM), "alerts", "run", "-d", dsn, "--interval", "0.1", "--send-timeout", "1"]
+    command = [str(PROGRAM), "alerts", "run", "-d", dsn, "--interval", "0.1", "--send-timeout", "4"]
     env = {
         **os.environ,
         "PGAUDIT_WF_SMTP_HOST": "127.0.0.1",
@@ -105,7 +105,7 @@ def log_line(process: subprocess.Popen[str], message: str) -> dict[str, Any]:
 def test_killed_while_it_sends(conn: Conn, app_dsn: str, mail: MailServer) -> None:
     mail.mode = "stall"
     record(conn, 1)
-    with running(app_dsn, mail, "--send-timeout", "1") as worker:
+    with running(app_dsn, mail) as worker:
         wait_until(lambda: mail.attempts)
         worker.send_signal(signal.SIGKILL)
         worker.wait()
@@ -185,7 +185,9 @@ def test_it_says_how_it_is_and_survives_a_lost_connection(
         ).fetchall()
         assert terminated == [(True,)]
         failed = log_line(worker, "run failed")
-        assert (failed["error"], failed["level"]) == ("AdminShutdown", "error")
+        # Which of them depends on whether it was just asking something.
+        assert failed["error"] in ("AdminShutdown", "OperationalError")
+        assert failed["level"] == "error"
         wait_until(lambda: get(f"{url}/readyz") == (200, "ok\n"))
         record(conn, 3)
         wait_until(lambda: states(conn) == {"sent": 3})

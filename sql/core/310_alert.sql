@@ -263,18 +263,18 @@ declare
     next_one record;
     due bigint;
     recent record;
-    at_most integer;
+    is_digest boolean;
     part bigint[];
     new_message bigint;
 begin
     loop
-        select d.channel, d.recipient into next_one from pgaudit_wf.alert_delivery as d
+        select d.id, d.channel, d.recipient into next_one from pgaudit_wf.alert_delivery as d
         where d.state = 'pending' and d.message is null and d.due_at <= right_now and d.channel = any (compose_alert.channels)
         order by d.due_at, d.id limit 1;
         if next_one is null then
             return null;
         end if;
-        at_most := 1;
+        is_digest := false;
         -- Programs take events one by one; people do not read fifty mails.
         if next_one.channel = 'smtp' then
             select count(distinct d.message) as messages, min(d.started_at) as first_at into recent from pgaudit_wf.alert_delivery as d
@@ -288,14 +288,16 @@ begin
                 where d.recipient = next_one.recipient and d.channel = next_one.channel and d.state = 'pending' and d.message is null;
                 continue;
             end if;
-            if recent.messages + due > policy.burst_messages then
-                at_most := 1000;
-            end if;
+            is_digest := recent.messages + due > policy.burst_messages and due > 1;
+        end if;
+        if not is_digest then
+            update pgaudit_wf.alert_delivery as d set message = d.id, started_at = right_now where d.id = next_one.id;
+            return next_one.id;
         end if;
         select array_agg(p.id), min(p.id) into part, new_message from (
             select d.id from pgaudit_wf.alert_delivery as d
             where d.recipient = next_one.recipient and d.channel = next_one.channel and d.state = 'pending' and d.message is null
-            order by d.id limit at_most) as p;
+            order by d.id limit 1000) as p;
         update pgaudit_wf.alert_delivery as d set message = new_message, started_at = right_now where d.id = any (part);
         return new_message;
     end loop;
