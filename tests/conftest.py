@@ -5,15 +5,23 @@ one is taken. Under `pytest -n`, each worker has a server of its own. A test tha
 a server starts one by itself, as `server` is shared.
 """
 
+import contextlib
 import itertools
 import os
+import shutil
+import subprocess
+import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgaudit_wf.devserver import DevServer, find_binaries
 from pgaudit_wf.migrate import migrate
@@ -163,3 +171,54 @@ def secret() -> Callable[[], str]:
 def find_secrets() -> Callable[[psycopg.Connection], list[str]]:
     """The search itself: tables of schema pgaudit_wf with a value made by fixture `secret`."""
     return tables_with_secrets
+
+
+@pytest.fixture
+def pooled_dsn(dsn: str) -> Iterator[str]:
+    """The database of `dsn` behind a PgBouncer that has 3 server connections."""
+    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        pytest.skip("pgbouncer is not installed")
+    parts = conninfo_to_dict(dsn)
+    host, port, dbname, user = (parts.get(key) for key in ("host", "port", "dbname", "user"))
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        directory = Path(name)
+        config = directory / "pgbouncer.ini"
+        config.write_text(
+            f"""
+[databases]
+pooled = host={host} port={port or 5432} dbname={dbname} user={user}
+[pgbouncer]
+listen_addr =
+listen_port = 6432
+unix_socket_dir = {directory}
+auth_type = any
+pool_mode = transaction
+default_pool_size = 3
+max_client_conn = 100
+"""
+        )
+        # PgBouncer refuses to run as root; whoever runs the server can reach its socket.
+        owner = Path(str(host)).stat()
+        drop: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            os.chown(directory, owner.st_uid, owner.st_gid)
+            drop = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        with (directory / "log").open("w") as log:
+            process = subprocess.Popen(
+                [program, str(config)], stdout=log, stderr=subprocess.STDOUT, **drop
+            )
+        try:
+            pooled = make_conninfo(host=name, port=6432, dbname="pooled", user=user)
+            deadline = time.monotonic() + 20
+            while True:
+                with contextlib.suppress(psycopg.OperationalError):
+                    psycopg.connect(pooled).close()
+                    break
+                assert process.poll() is None, (directory / "log").read_text()
+                assert time.monotonic() < deadline, (directory / "log").read_text()
+                time.sleep(0.05)
+            yield pooled
+        finally:
+            process.terminate()
+            process.wait(20)

@@ -23,7 +23,6 @@ from psycopg import errors
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
-from tests.test_pgbouncer import PGBOUNCER, pooled_dsn
 
 from pgaudit_wf import (
     bind,
@@ -39,8 +38,6 @@ from pgaudit_wf.errors import FailedTransactionError
 
 Conn = psycopg.Connection[Any]
 Event = dict[str, Any]
-
-__all__ = ["pooled_dsn"]
 
 WHO = RequestContext(
     actor_id="u_1", org_id="o_1", correlation_id="c-1", ip="203.0.113.9", user_agent="it's \\"
@@ -469,7 +466,6 @@ def test_async_blocks_do_the_same(dsn: str, conn: Conn, spool: Path) -> None:
     assert [entry["action"] for entry in spooled(spool)] == ["spooled.denied"]
 
 
-@pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
 def test_behind_pgbouncer(conn: Conn, dsn: str, pooled_dsn: str) -> None:
     conn.execute("create table t (id int primary key)")
 
