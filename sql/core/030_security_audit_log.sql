@@ -8,7 +8,8 @@ comment on domain pgaudit_wf.event_outcome is 'How an event ended: succeeded, fa
 create table pgaudit_wf.security_audit_log (
     id bigint generated always as identity,
     occurred_at timestamptz not null default clock_timestamp(),
-    tx_id bigint not null default (pg_current_xact_id()::text::bigint),
+    -- The same number as pg_current_xact_id(), which has no cast to bigint: by way of text it takes 1 to 2 µs more.
+    tx_id bigint not null default txid_current(),
     actor_id text default pgaudit_wf.context_value('app.actor_id'),
     actor_label text default nullif(current_setting('app.actor_label', true), ''),
     org_id text default pgaudit_wf.context_value('app.org_id'),

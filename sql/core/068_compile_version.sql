@@ -152,7 +152,7 @@ begin
         return pgaudit_wf.graph_assignments(setting, workflow, 'new', '        ') || format($insert$        event_hash := pgaudit_wf.hash_definition(new_nodes, new_edges);
         event_version := pgaudit_wf.add_version(%1$s, %2$s, 'create', null,
             %3$s, null, null, new_nodes, new_edges, event_hash);
-        event_metadata := event_metadata || jsonb_build_object('version', event_version.version);
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
 $insert$, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges'));
     end if;
     return format($update$        -- What only moves things about on the canvas makes no version.
@@ -168,7 +168,7 @@ $insert$, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, '
                 %8$s,
                 %9$s,
                 old_nodes, old_edges, new_nodes, new_edges, event_hash);
-            event_metadata := event_metadata || jsonb_build_object('version', event_version.version);
+            event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
             if event_hash is not null then
                 event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash', 'old', event_version.previous_hash, 'value', event_hash);
             end if;

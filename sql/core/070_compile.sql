@@ -21,8 +21,7 @@ as $$
             or exists (select from pg_collation where oid = (col).attcollation and not collisdeterministic),
         -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
         (col).attlen = -1 and current_setting('server_version_num')::integer >= 170000
-            and ((col).atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype)
-                or (select typcategory from pg_type where oid = (col).atttypid) = 'A')
+            and (col).atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype)
     )::pgaudit_wf.capture_column
 $$;
 comment on function pgaudit_wf.describe_column(pg_attribute, boolean) is 'A column with what its type asks for.';
@@ -192,7 +191,7 @@ as $$
             when record_name = 'new' and on_update then format(
                 e'\n        event_org := left(coalesce(new.%1$I, old.%1$I)::text, 255);'
                 '\n        if old.%1$I is distinct from new.%1$I then'
-                '\n            event_metadata := event_metadata || jsonb_build_object(''previous_org_id'', old.%1$I);'
+                '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', old.%1$I);'
                 '\n        end if;', (setting).org_column)
             else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column)
         end
@@ -357,7 +356,7 @@ as $$
             else format(
                 e'event_org := left(coalesce(after ->> %1$L, before ->> %1$L), 255);'
                 '\n        if tg_op = ''UPDATE'' and before -> %1$L is distinct from after -> %1$L then'
-                '\n            event_metadata := event_metadata || jsonb_build_object(''previous_org_id'', before -> %1$L);'
+                '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', before -> %1$L);'
                 '\n        end if;', (setting).org_column) end,
         (setting).label_column,
         pgaudit_wf.action_expression(setting, 'update'),
@@ -403,24 +402,24 @@ begin
         || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then format($restored$
     if event_version.restored_from is not null then
         event_action := %L;
-        event_metadata := event_metadata || jsonb_build_object('restored_from', event_version.restored_from);
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('restored_from', event_version.restored_from);
     end if;$restored$, (setting).resource_type || '.restored') else '' end
         || format($insert$
     if event_label is not null then
-        event_metadata := event_metadata || jsonb_build_object('label', event_label);
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
-        event_metadata := event_metadata || jsonb_build_object('reason', current_setting('app.reason', true));
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', current_setting('app.reason', true));
     end if;
     if event_previous_id is not null then
-        event_metadata := event_metadata || jsonb_build_object('previous_resource_id', event_previous_id);
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
         insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
         select %1$L, event_previous_id, event_id, event_org where event_id is not null
         on conflict do nothing;
     end if;
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-    values (event_org, event_action, %1$L, event_id, true, event_diff, event_metadata);$insert$,
+    values (event_org, event_action, %1$L, event_id, true, event_diff, coalesce(event_metadata, '{}'));$insert$,
         (setting).resource_type);
 
     if (setting).on_failure = 'warn' then
@@ -443,7 +442,7 @@ declare
     event_label text;
     event_action text;
     event_diff jsonb;
-    event_metadata jsonb := '{}';%4$s
+    event_metadata jsonb;%4$s
 begin%5$s
     return null;
 end
