@@ -201,7 +201,14 @@ def test_an_error_in_a_block_stays_the_error(db: psycopg.Connection[Any]) -> Non
             # Django's foreign keys are checked at commit, which here is ours.
             cursor.execute("insert into auth_user_groups (user_id, group_id) values (7, 7)")
         Group.objects.create(name="b")
-    assert [row[0] for row in log(db)] == ["u_1", "u_1"]
+    # The two that failed outside of atomic had a block of their own, which says that they did.
+    assert [row[0] for row in log(db)] == ["u_1"] * 4
+    assert [
+        outcome
+        for (outcome,) in db.execute(
+            "select outcome from pgaudit_wf.security_audit_log order by id"
+        ).fetchall()
+    ] == ["succeeded", "failed", "failed", "succeeded"]
 
 
 def test_each_statement_costs_nothing_more_once_the_transaction_has_its_context(
