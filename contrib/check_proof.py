@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Check a proof of pgaudit_wf, without pgaudit_wf: python check_proof.py PROOF.json KEY [KEY ...]
+"""Check a proof of pgaudit_wf, without pgaudit_wf.
+
+    python check_proof.py PROOF.json KEY [KEY ...]
 
 A second implementation, written from docs/integrity.md, which shares no code with the first. Needs
 Python 3.9 and the package `cryptography`. KEY is the log's public key, as a line of text or a file

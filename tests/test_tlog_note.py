@@ -39,8 +39,8 @@ SUMDB_NOTE = (
     "IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n"
 )
 C2SP_COSIGNED = (
-    f"example.com/behind-the-sofa\n20852163\n{SUMDB_ROOT}\n\n— example.com/behind-the-sofa Az3grlgtzP"
-    "ICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n"
+    f"example.com/behind-the-sofa\n20852163\n{SUMDB_ROOT}\n\n— example.com/behind-the-sofa Az3grlgt"
+    "zPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n"
     "— witness.example.com/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJsX3b2"
     "oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA==\n"
 )

@@ -484,8 +484,10 @@ def consistency(
 ) -> None:
     """Print a proof that the log of one checkpoint continues that of an older one.
 
-    pgaudit-wf consistency /mnt/auditor/checkpoint > grown.json
-    pgaudit-wf check grown.json --key seal.pub
+    Both checkpoints are in the proof; `check` needs no database to check it.
+
+        pgaudit-wf consistency /mnt/auditor/checkpoint > grown.json
+        pgaudit-wf check grown.json --key seal.pub
     """
     with connect(database) as conn:
         notes = [
@@ -505,7 +507,9 @@ def checkpoint_show(
 ) -> None:
     """Print the newest signed checkpoint, or the one of a size, with its witnesses' signatures.
 
-    pgaudit-wf checkpoint show > checkpoint
+    It is what an auditor keeps: the log can never again be anything but a continuation of it.
+
+        pgaudit-wf checkpoint show > checkpoint
     """
     with connect(database) as conn:
         typer.echo(newest_checkpoint(conn, size), nl=False)
@@ -558,7 +562,9 @@ def checkpoint_cosign(
 ) -> None:
     """Keep a witness's signature under a checkpoint of this log.
 
-    pgaudit-wf checkpoint cosign cosigned.txt --witness witness.pub
+    The witness says that it saw this checkpoint, and none that contradicts it.
+
+        pgaudit-wf checkpoint cosign cosigned.txt --witness witness.pub
     """
     keys = _verifier_keys(witness)
     text = _read(note, "checkpoint")
