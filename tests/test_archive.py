@@ -199,9 +199,9 @@ def test_readers_see_their_organization_only(old: Conn, tmp_path: Path) -> None:
     old.execute("set role pgaudit_wf_reader")
     with request_context(old, actor_id="u_1", org_id="o_1"):
         assert {entry.id for entry in whole_trail(old, archives)} == mine
-    with request_context(old, actor_id="u_2", org_id="o_1"), pytest.raises(AccessDeniedError):
+    with pytest.raises(AccessDeniedError), request_context(old, actor_id="u_2", org_id="o_1"):
         list(archived_trail(old, archives))
-    with request_context(old, actor_id="u_1", org_id="o_1"), pytest.raises(AccessDeniedError):
+    with pytest.raises(AccessDeniedError), request_context(old, actor_id="u_1", org_id="o_1"):
         list(archived_trail(old, archives, org_id="o_2"))
 
 
@@ -316,7 +316,8 @@ with psycopg.connect(sys.argv[1], autocommit=True) as conn:
     if sys.argv[3] == "archive":
         archive_partition(conn, "security_audit_log_y2021m03", sys.argv[2])
     elif sys.argv[3] == "read":
-        assert sum(1 for _ in whole_trail(conn, list_archives(sys.argv[2]))) == 30000
+        archives = list_archives(sys.argv[2])
+        assert sum(1 for _ in whole_trail(conn, archives, action="x")) == 30000
     else:
         with open("/dev/null", "w") as file:
             assert export_trail(conn, sys.argv[3], file) == 30000
@@ -342,8 +343,9 @@ def test_memory_does_not_grow_with_the_number_of_events(
             prune(conn, PARTITIONS[1])
         run = subprocess.run(
             [sys.executable, "-c", CONSTANT, dsn, str(tmp_path), what],
-            check=True, capture_output=True, text=True,
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
+        assert run.returncode == 0, run.stderr
         used[what] = int(run.stdout)
     assert used["archive"] < 350, used
     assert used["ndjson"] < 120, used

@@ -51,7 +51,9 @@ def lived(app_conn: Conn) -> Conn:
             "select pgaudit_wf.record_event('mail.sent', 'mail', '1', after => %s)",
             [json.dumps({"to": [f"{NAME} <{EMAIL}>", "bada@example.com"], EMAIL: 1})],
         )
-        # Not hers: somebody else of that name, and an address that only ends like hers.
+    with request_context(conn, actor_id="u_bob", actor_label="Bob", ip="192.0.2.1",
+                         user_agent="Mozilla"):  # fmt: skip
+        # Not hers: somebody else of that name, and an address that only begins like hers.
         conn.execute(
             "select pgaudit_wf.record_event('customer.created', 'customer', '1', after => %s)",
             [json.dumps({"name": NAME, "email": "ada@example.com.au", "ip": IP})],
@@ -110,7 +112,7 @@ def test_nothing_tells_who_it_was(lived: Conn) -> None:
     customers = "select diff from pgaudit_wf.security_audit_log where action = 'customer.created'"
     [(diff,)] = conn.execute(customers).fetchall()
     assert diff[0]["value"] == {"name": NAME, "email": "ada@example.com.au", "ip": IP}, "not hers"
-    for line in everything(conn).splitlines():
+    for line in everything(conn).replace("bada@example.com", "").splitlines():
         assert "customer.created" in line or not [v for v in PERSONAL if v in line], line
     [(mail,)] = conn.execute(
         "select diff -> 0 -> 'value' from pgaudit_wf.security_audit_log where action = 'mail.sent'"

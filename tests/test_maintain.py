@@ -258,7 +258,7 @@ def test_a_second_run_ends_well_at_once(
 
 
 def test_as_a_service_it_answers_and_ends_on_sigterm(due: Conn, dsn: str, tmp_path: Path) -> None:
-    command = [PROGRAM, "maintain", "-d", dsn, "--archive", tmp_path, "--watch", "60",
+    command = [str(PROGRAM), "maintain", "-d", dsn, "--archive", str(tmp_path), "--watch", "60",
                "--health-port", "0"]  # fmt: skip
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"}

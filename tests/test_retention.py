@@ -75,7 +75,7 @@ def prune(conn: Conn, partition: str) -> int:
 
 def refused(conn: Conn, sqlstate: str, statement: str, *arguments: object) -> psycopg.Error:
     with pytest.raises(psycopg.Error) as caught:
-        conn.execute(statement, arguments)  # type: ignore[call-overload]
+        conn.execute(statement, arguments)
     assert caught.value.sqlstate == sqlstate, caught.value
     return caught.value
 

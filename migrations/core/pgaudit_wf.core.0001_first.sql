@@ -5431,7 +5431,11 @@ begin
         where m.org_id = (alert_recipients.event).org_id
             and m.role = case (alert_recipients.rule).audience when 'owners' then 'owner' else 'admin' end;
     elsif (alert_recipients.rule).audience = 'owners' then
-        actor_ids := array[pgaudit_wf.alert_person(alert_recipients.event, (alert_recipients.rule).person_column)];
+        -- A person's own key opens what his organisations let him do, so their owners hear of it too.
+        select array_agg(whose.person) || array_agg(owner.actor_id) into actor_ids
+        from (select pgaudit_wf.alert_person(alert_recipients.event, (alert_recipients.rule).person_column) as person) as whose
+        left join pgaudit_wf.org_member as m on m.actor_id = whose.person
+        left join pgaudit_wf.org_member as owner on owner.org_id = m.org_id and owner.role = 'owner';
     else
         return;
     end if;
@@ -5856,7 +5860,7 @@ select
     pgaudit_wf.limit_of(known.org_id, known.resource_type) as max_count,
     not exists (select from pgaudit_wf.org_limit as l where l.org_id = known.org_id and l.resource_type = known.resource_type) as is_default
 from (
-    select u.org_id, u.resource_type from pgaudit_wf.org_usage as u
+    select counted.org_id, counted.resource_type from pgaudit_wf.org_usage as counted
     union
     select l.org_id, l.resource_type from pgaudit_wf.org_limit as l where l.org_id is not null
 ) as known
@@ -6518,7 +6522,6 @@ declare
     total bigint;
     expired bigint;
     covered bigint;
-    archive_id bigint;
     carried bigint := 0;
     fresh constant text := 'carried_over_' || prune.partition_name;
 begin
@@ -6779,22 +6782,24 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     month record;
-    counted record;
+    found_events bigint;
+    lowest bigint;
+    highest bigint;
     archive_id bigint;
 begin
     select * into month from pgaudit_wf.month_of(record_archive.partition_name);
-    execute format('select count(*) as events, min(id) as first_id, max(id) as last_id from only %s', month.relation) into counted;
-    if counted.events = 0
-        or counted.events is distinct from (record_archive.manifest ->> 'events')::bigint
-        or counted.first_id is distinct from (record_archive.manifest ->> 'first_id')::bigint
-        or counted.last_id is distinct from (record_archive.manifest ->> 'last_id')::bigint then
+    execute format('select count(*), min(id), max(id) from only %s', month.relation) into found_events, lowest, highest;
+    if found_events = 0
+        or found_events is distinct from (record_archive.manifest ->> 'events')::bigint
+        or lowest is distinct from (record_archive.manifest ->> 'first_id')::bigint
+        or highest is distinct from (record_archive.manifest ->> 'last_id')::bigint then
         raise exception 'the manifest does not fit %: it says % events with ids from % to %, and there are % from % to %', record_archive.partition_name,
             record_archive.manifest ->> 'events', record_archive.manifest ->> 'first_id', record_archive.manifest ->> 'last_id',
-            counted.events, counted.first_id, counted.last_id
+            found_events, lowest, highest
             using errcode = 'PA350', hint = 'Archive the partition again.';
     end if;
     insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, first_id, last_id, url, sha256, manifest)
-    values (record_archive.partition_name, month.from_time, month.to_time, counted.events, counted.events, counted.first_id, counted.last_id,
+    values (record_archive.partition_name, month.from_time, month.to_time, found_events, found_events, lowest, highest,
         record_archive.url, record_archive.sha256, record_archive.manifest)
     returning id into archive_id;
     return archive_id;
@@ -7219,6 +7224,10 @@ begin
     loop
         events := events + pgaudit_wf.erase_from_partition(part, pseudonymise.actor_id, pseudonym, known);
     end loop;
+    -- What waits to be delivered still needs its address.
+    update pgaudit_wf.alert_delivery as d
+    set recipient = pseudonymise.pseudonym || '/' || d.id, last_error = pgaudit_wf.mask_text(d.last_error, '{}', emails, pseudonymise.pseudonym)
+    where d.state in ('sent', 'dead') and lower(d.recipient) in (select lower(email) from unnest(emails) as email);
     archives := (select count(*) from pgaudit_wf.archives_with(pseudonym));
 
     update pgaudit_wf.erasure as e

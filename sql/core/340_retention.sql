@@ -193,7 +193,6 @@ declare
     total bigint;
     expired bigint;
     covered bigint;
-    archive_id bigint;
     carried bigint := 0;
     fresh constant text := 'carried_over_' || prune.partition_name;
 begin

@@ -58,22 +58,24 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     month record;
-    counted record;
+    found_events bigint;
+    lowest bigint;
+    highest bigint;
     archive_id bigint;
 begin
     select * into month from pgaudit_wf.month_of(record_archive.partition_name);
-    execute format('select count(*) as events, min(id) as first_id, max(id) as last_id from only %s', month.relation) into counted;
-    if counted.events = 0
-        or counted.events is distinct from (record_archive.manifest ->> 'events')::bigint
-        or counted.first_id is distinct from (record_archive.manifest ->> 'first_id')::bigint
-        or counted.last_id is distinct from (record_archive.manifest ->> 'last_id')::bigint then
+    execute format('select count(*), min(id), max(id) from only %s', month.relation) into found_events, lowest, highest;
+    if found_events = 0
+        or found_events is distinct from (record_archive.manifest ->> 'events')::bigint
+        or lowest is distinct from (record_archive.manifest ->> 'first_id')::bigint
+        or highest is distinct from (record_archive.manifest ->> 'last_id')::bigint then
         raise exception 'the manifest does not fit %: it says % events with ids from % to %, and there are % from % to %', record_archive.partition_name,
             record_archive.manifest ->> 'events', record_archive.manifest ->> 'first_id', record_archive.manifest ->> 'last_id',
-            counted.events, counted.first_id, counted.last_id
+            found_events, lowest, highest
             using errcode = 'PA350', hint = 'Archive the partition again.';
     end if;
     insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, first_id, last_id, url, sha256, manifest)
-    values (record_archive.partition_name, month.from_time, month.to_time, counted.events, counted.events, counted.first_id, counted.last_id,
+    values (record_archive.partition_name, month.from_time, month.to_time, found_events, found_events, lowest, highest,
         record_archive.url, record_archive.sha256, record_archive.manifest)
     returning id into archive_id;
     return archive_id;

@@ -374,6 +374,10 @@ begin
     loop
         events := events + pgaudit_wf.erase_from_partition(part, pseudonymise.actor_id, pseudonym, known);
     end loop;
+    -- What waits to be delivered still needs its address.
+    update pgaudit_wf.alert_delivery as d
+    set recipient = pseudonymise.pseudonym || '/' || d.id, last_error = pgaudit_wf.mask_text(d.last_error, '{}', emails, pseudonymise.pseudonym)
+    where d.state in ('sent', 'dead') and lower(d.recipient) in (select lower(email) from unnest(emails) as email);
     archives := (select count(*) from pgaudit_wf.archives_with(pseudonym));
 
     update pgaudit_wf.erasure as e
