@@ -175,7 +175,11 @@ begin
         where m.org_id = (alert_recipients.event).org_id
             and m.role = case (alert_recipients.rule).audience when 'owners' then 'owner' else 'admin' end;
     elsif (alert_recipients.rule).audience = 'owners' then
-        actor_ids := array[pgaudit_wf.alert_person(alert_recipients.event, (alert_recipients.rule).person_column)];
+        -- A person's own key opens what his organisations let him do, so their owners hear of it too.
+        select array_agg(whose.person) || array_agg(owner.actor_id) into actor_ids
+        from (select pgaudit_wf.alert_person(alert_recipients.event, (alert_recipients.rule).person_column) as person) as whose
+        left join pgaudit_wf.org_member as m on m.actor_id = whose.person
+        left join pgaudit_wf.org_member as owner on owner.org_id = m.org_id and owner.role = 'owner';
     else
         return;
     end if;
