@@ -212,7 +212,7 @@ def test_owners_are_told_of_their_orgs_keys_and_with_the_person_of_members_own(
         "Security alert: api key revoked (wfb_own1)": 3,
         "Security alert: api key revoked (wfb_own2)": 3,
     }
-    assert len({one.id for one in mail.taken}) == 4
+    assert len({one.id for one in mail.taken}) == 12
 
 
 def test_the_person_of_a_key_that_is_older_than_the_audit(
