@@ -1,7 +1,7 @@
 """Tampering as the database's superuser, triggers disabled: each change is found and named."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -47,8 +47,8 @@ def seal_all(conn: Connection, key: SigningKey = KEY, batch: int = 10) -> None:
         pass
 
 
-def check(conn: Connection, **options: Any) -> Report:
-    return verify(conn, [KEY.verifier], **options)
+def check(conn: Connection, notes: Mapping[str, str] | None = None, limit: int = 100) -> Report:
+    return verify(conn, [KEY.verifier], notes=notes, limit=limit)
 
 
 def kinds(problems: Sequence[Problem]) -> list[tuple[str, int | None]]:
@@ -56,10 +56,11 @@ def kinds(problems: Sequence[Problem]) -> list[tuple[str, int | None]]:
 
 
 @pytest.fixture
-def sealed(conn: Connection) -> Iterator[Connection]:
+def sealed(conn: Connection) -> Connection:
     """Thirty events in checkpoints of ten, then the superuser's hands are free."""
     conn.execute(
-        "create table invoice (id int primary key, org_id text, name text, total numeric, doc jsonb)"
+        "create table invoice"
+        " (id int primary key, org_id text, name text, total numeric, doc jsonb)"
     )
     conn.execute("select pgaudit_wf.attach('invoice', label_column => 'name')")
     conn.execute("set application_name = 'shop'")
@@ -81,7 +82,7 @@ def sealed(conn: Connection) -> Iterator[Connection]:
     unlock(conn)
     report = check(conn)
     assert (report.holds, report.events, report.leaves) == (True, EVENTS, EVENTS)
-    yield conn
+    return conn
 
 
 def event_ids(conn: Connection) -> list[int]:
@@ -133,7 +134,7 @@ def test_one_byte_of_a_column(sealed: Connection, column: str) -> None:
     assert kind is not None
     new = other_value(column, kind[0]) if column != "id" else "900001"
     changed = sealed.execute(
-        f"update {LOG} set {column} = {new} where id = %s"  # type: ignore[arg-type]
+        f"update {LOG} set {column} = {new} where id = %s"
         f" and ({new}) is distinct from {column} returning 1",
         [victim],
     ).fetchall()
@@ -171,7 +172,7 @@ def test_one_byte_of_a_column(sealed: Connection, column: str) -> None:
 def test_changes_that_are_easily_missed(sealed: Connection, column: str, value: str) -> None:
     victim = event_ids(sealed)[0]
     done = sealed.execute(
-        f"update {LOG} set {column} = {value} where id = %s"  # type: ignore[arg-type]
+        f"update {LOG} set {column} = {value} where id = %s"
         f" and ({value})::text is distinct from {column}::text returning 1",
         [victim],
     )
@@ -183,7 +184,7 @@ def test_two_rows_swap_their_contents(sealed: Connection) -> None:
     ids = event_ids(sealed)
     names = ", ".join(name for name in COLUMNS if name not in ("id", "tx_id", "occurred_at"))
     sealed.execute(
-        f"update {LOG} as l set ({names}) = (select {names} from {LOG} as o"  # type: ignore[arg-type]
+        f"update {LOG} as l set ({names}) = (select {names} from {LOG} as o"
         " where o.id = case l.id when %(a)s then %(b)s else %(a)s end) where l.id in (%(a)s, %(b)s)",
         {"a": ids[2], "b": ids[17]},
     )
@@ -195,7 +196,7 @@ def test_two_rows_swap_their_contents(sealed: Connection) -> None:
 def test_two_rows_swap_their_numbers(sealed: Connection) -> None:
     ids = event_ids(sealed)
     sealed.execute(
-        f"update {LOG} set id = case id when %(a)s then %(b)s else %(a)s end"  # type: ignore[arg-type]
+        f"update {LOG} set id = case id when %(a)s then %(b)s else %(a)s end"
         " where id in (%(a)s, %(b)s)",
         {"a": ids[2], "b": ids[4]},
     )
@@ -205,7 +206,7 @@ def test_two_rows_swap_their_numbers(sealed: Connection) -> None:
 @pytest.mark.parametrize("place", [0, EVENTS // 2, EVENTS - 1])
 def test_a_row_is_deleted(sealed: Connection, place: int) -> None:
     victim = event_ids(sealed)[place]
-    sealed.execute(f"delete from {LOG} where id = %s", [victim])  # type: ignore[arg-type]
+    sealed.execute(f"delete from {LOG} where id = %s", [victim])
     report = check(sealed)
     assert kinds(report.problems) == [("removed", victim)]
     assert report.problems[0].leaf_index == place
@@ -213,7 +214,7 @@ def test_a_row_is_deleted(sealed: Connection, place: int) -> None:
 
 def test_a_row_is_deleted_with_its_leaf(sealed: Connection) -> None:
     victim = event_ids(sealed)[5]
-    sealed.execute(f"delete from {LOG} where id = %s", [victim])  # type: ignore[arg-type]
+    sealed.execute(f"delete from {LOG} where id = %s", [victim])
     sealed.execute("delete from pgaudit_wf.log_leaf where leaf_index = 5")
     report = check(sealed)
     assert [(p.kind, p.leaf_index) for p in report.problems] == [("tree", 5)]
@@ -223,7 +224,7 @@ def forge(conn: Connection, like: int, **changes: str) -> None:
     columns = ", ".join(COLUMNS)
     values = ", ".join(changes.get(name, name) for name in COLUMNS)
     conn.execute(
-        f"insert into {LOG} ({columns}) select {values} from {LOG} where id = %s",  # type: ignore[arg-type]
+        f"insert into {LOG} ({columns}) select {values} from {LOG} where id = %s",
         [like],
     )
 
@@ -277,7 +278,7 @@ def test_a_tile_is_replaced(sealed: Connection) -> None:
     "update pgaudit_wf.log_tile set hashes = substr(hashes, 1, 20 * 32) where level = 0",
 ])  # fmt: skip
 def test_a_tile_is_cut_or_missing(sealed: Connection, statement: str) -> None:
-    sealed.execute(statement)  # type: ignore[arg-type]
+    sealed.execute(statement)
     report = check(sealed)
     assert {p.kind for p in report.problems} >= {"tree", "checkpoint"}
     assert any("cut back" in p.message for p in report.problems)
@@ -300,7 +301,7 @@ def rewrite(conn: Connection, place: int, change: str) -> None:
     from pgaudit_wf.tlog.seal import pin_format, text_cursor
 
     victim = event_ids(conn)[place]
-    conn.execute(f"update {LOG} set {change} where id = %s", [victim])  # type: ignore[arg-type]
+    conn.execute(f"update {LOG} set {change} where id = %s", [victim])
     with conn.transaction():
         pin_format(conn)
         found = conn.execute(
@@ -326,7 +327,7 @@ def test_the_log_is_cut_back_to_an_older_checkpoint(sealed: Connection) -> None:
     cut = sealed.execute(
         "delete from pgaudit_wf.log_leaf where leaf_index >= 20 returning event_id"
     ).fetchall()
-    sealed.execute(f"delete from {LOG} where id = any(%s)", [[e for (e,) in cut]])  # type: ignore[arg-type]
+    sealed.execute(f"delete from {LOG} where id = any(%s)", [[e for (e,) in cut]])
     sealed.execute("delete from pgaudit_wf.log_checkpoint where size > 20")
     sealed.execute(
         "update pgaudit_wf.log_tile set hashes = substr(hashes, 1, 20 * 32) where level = 0"
@@ -348,7 +349,7 @@ def start_over(conn: Connection) -> None:
 def test_all_is_rewritten_under_another_key(sealed: Connection) -> None:
     kept = newest_checkpoint(sealed)
     forger = SigningKey.generate(KEY.name)
-    sealed.execute(f"update {LOG} set actor_id = 'somebody else'")  # type: ignore[arg-type]
+    sealed.execute(f"update {LOG} set actor_id = 'somebody else'")
     start_over(sealed)
     seal_all(sealed, forger)
     report = check(sealed, notes={"auditor.txt": kept})
@@ -361,7 +362,7 @@ def test_all_is_rewritten_under_another_key(sealed: Connection) -> None:
 
 def test_all_is_rewritten_under_the_stolen_key(sealed: Connection) -> None:
     kept = newest_checkpoint(sealed)
-    sealed.execute(f"update {LOG} set actor_id = 'somebody else'")  # type: ignore[arg-type]
+    sealed.execute(f"update {LOG} set actor_id = 'somebody else'")
     start_over(sealed)
     seal_all(sealed)
     assert check(sealed).holds
@@ -383,7 +384,7 @@ def test_all_is_rewritten_under_the_stolen_key(sealed: Connection) -> None:
     ],
 )  # fmt: skip
 def test_a_checkpoint_is_altered(sealed: Connection, statement: str, message: str) -> None:
-    sealed.execute(statement)  # type: ignore[arg-type]
+    sealed.execute(statement)
     report = check(sealed)
     assert [p.kind for p in report.problems] == ["checkpoint"]
     assert message in report.problems[0].message
@@ -415,11 +416,11 @@ def test_an_erasure_is_feigned(sealed: Connection) -> None:
     """Commitments kept as by an erasure, to change a value: no erasure is recorded."""
     victim = event_ids(sealed)[3]
     sealed.execute(
-        f'select pgaudit_wf.keep_commitments(l, jsonb_populate_record(l, \'{{"actor_label": "X"}}\'))'  # type: ignore[arg-type]
+        f'select pgaudit_wf.keep_commitments(l, jsonb_populate_record(l, \'{{"actor_label": "X"}}\'))'
         f" from {LOG} as l where id = %s",
         [victim],
     )
-    sealed.execute(f"update {LOG} set actor_label = 'X' where id = %s", [victim])  # type: ignore[arg-type]
+    sealed.execute(f"update {LOG} set actor_label = 'X' where id = %s", [victim])
     report = check(sealed)
     assert kinds(report.problems) == [("altered", victim)]
     assert "no erasure is recorded" in report.problems[0].message
@@ -431,7 +432,7 @@ def test_a_salt_is_lost(sealed: Connection) -> None:
 
 
 def test_the_number_of_problems_is_told_beyond_those_kept(sealed: Connection) -> None:
-    sealed.execute(f"update {LOG} set country = 'XX'")  # type: ignore[arg-type]
+    sealed.execute(f"update {LOG} set country = 'XX'")
     report = check(sealed, limit=4)
     assert (len(report.problems), report.found) == (4, EVENTS)
 
@@ -445,7 +446,7 @@ def test_across_tiles(conn: Connection, place: int) -> None:
     unlock(conn)
     assert check(conn).events == 600
     victim = event_ids(conn)[place]
-    conn.execute(f"update {LOG} set action = 'x' where id = %s", [victim])  # type: ignore[arg-type]
+    conn.execute(f"update {LOG} set action = 'x' where id = %s", [victim])
     report = check(conn)
     assert [(p.kind, p.leaf_index) for p in report.problems] == [("altered", place)]
     conn.execute(
@@ -509,7 +510,7 @@ def test_a_version_is_altered(
             )
         )
     app_conn.execute(
-        f"update pgaudit_wf.workflow_history set {column} = {VERSION_CHANGES[column]}"  # type: ignore[arg-type]
+        f"update pgaudit_wf.workflow_history set {column} = {VERSION_CHANGES[column]}"
         " where workflow_id = %s and version = 2",
         [workflow],
     )

@@ -14,8 +14,6 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from psycopg import sql
-
 from pgaudit_wf._query import Connection
 from pgaudit_wf.errors import NoteError, ProofError, PushError, translated
 from pgaudit_wf.tlog.merkle import HASH_SIZE
@@ -155,19 +153,17 @@ def export_tiles(conn: Connection, directory: Path, note: str) -> int:
         levels = range(-(-size.bit_length() // 8))
         for level in levels:
             hashes = size >> (8 * level)
-            cursor = conn.cursor(f"tiles_{level}")
-            cursor.execute(
-                sql.SQL(
+            with conn.cursor("pgaudit_wf_tiles") as cursor:
+                cursor.execute(
                     "select tile_number, hashes from pgaudit_wf.log_tile"
-                    " where level = %s and tile_number < %s order by tile_number"
-                ),
-                [level, -(-hashes // TILE_WIDTH)],
-            )
-            for number, tile in cursor:
-                width = min(TILE_WIDTH, hashes - number * TILE_WIDTH)
-                path = directory / tile_path(level, number, width)
-                if width < TILE_WIDTH or not path.exists():
-                    write_file(path, bytes(tile[: width * HASH_SIZE]))
-                    written += 1
+                    " where level = %s and tile_number < %s order by tile_number",
+                    [level, -(-hashes // TILE_WIDTH)],
+                )
+                for number, tile in cursor:
+                    width = min(TILE_WIDTH, hashes - number * TILE_WIDTH)
+                    path = directory / tile_path(level, number, width)
+                    if width < TILE_WIDTH or not path.exists():
+                        write_file(path, bytes(tile[: width * HASH_SIZE]))
+                        written += 1
     _continue_file(conn, directory / "checkpoint", note)
     return written

@@ -270,11 +270,10 @@ class Sealer:
             "select note from pgaudit_wf.log_checkpoint where note is not null"
             " order by size desc limit 1"
         ).fetchone()
-        known = [self._open(last[0])] if last else []
-        if self._last is not None:
-            known.append(self._last)
-        if not pending and self._last in known[:1]:
+        stored = self._open(last[0]) if last else None
+        if not pending and self._last == stored:
             return
+        known = [checkpoint for checkpoint in (stored, self._last) if checkpoint is not None]
         node = nodes_from_tiles(tile_reader(conn))
         try:
             for checkpoint in known:
