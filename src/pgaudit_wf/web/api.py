@@ -1,0 +1,366 @@
+"""The JSON API: the typed reads, for the principal's organization."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any, TypeAlias
+
+import psycopg
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from pgaudit_wf.read import TrailFilter, audit_trail, follow_trail, latest_trail
+from pgaudit_wf.web import models, reads
+from pgaudit_wf.web.csrf import from_elsewhere
+from pgaudit_wf.web.database import Database
+from pgaudit_wf.web.exporting import export_response
+from pgaudit_wf.web.principal import Principal
+from pgaudit_wf.web.problems import MEDIA_TYPE, ProblemError
+from pgaudit_wf.workflow import (
+    RestoredVersion,
+    Version,
+    compare_versions,
+    restore_workflow,
+    version_snapshot,
+    workflow_versions,
+)
+
+Json: TypeAlias = dict[str, Any]
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    meaning = {
+        400: "A cursor or value that the database does not take.",
+        401: "Nobody is signed in.",
+        403: "Neither owner nor admin of the organization.",
+        404: "Not there, or another organization's.",
+        409: "The workflow's own rules refuse it.",
+        410: "The version's snapshot was pruned.",
+        415: "The body is not sent as application/json.",
+        422: "A value that is not valid.",
+        501: "The pages were set up without a connection that may write.",
+        503: "The database is not available, or took too long.",
+    }
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": meaning[status], "content": {MEDIA_TYPE: schema}}
+        for status in statuses
+    }
+
+
+_ALWAYS = (400, 401, 403, 422, 503)
+router = APIRouter()
+
+
+def principal_of(request: Request) -> Principal:
+    """Return who was let in."""
+    principal: Principal = request.scope["pgaudit_wf.principal"]
+    return principal
+
+
+def database_of(request: Request) -> Database:
+    """Return the app's database."""
+    database: Database = request.scope["pgaudit_wf.database"]
+    return database
+
+
+Who: TypeAlias = Annotated[Principal, Depends(principal_of)]
+Data: TypeAlias = Annotated[Database, Depends(database_of)]
+WorkflowId: TypeAlias = Annotated[
+    str, Path(description="Id as in pgaudit_wf.workflow_history.", min_length=1, max_length=1000)
+]
+NewOrGiven: TypeAlias = Annotated[
+    models.VersionNumber | None, Query(description="Default: the newest.")
+]
+
+
+def filters_of(query: models.Filters, principal: Principal) -> TrailFilter:
+    """Return the filters of a request.
+
+    Raises:
+        ProblemError: They name another organization.
+    """
+    if query.org_id not in (None, principal.org_id):
+        raise ProblemError(404, "There is no such organization.")
+    given = query.model_dump(include=set(models.Filters.model_fields), exclude_none=True)
+    filters: TrailFilter = {**given, "org_id": principal.org_id}  # type: ignore[typeddict-item]
+    return filters
+
+
+def no_version(workflow_id: str, version: int | None = None) -> ProblemError:
+    """Return the problem that there is no such workflow or version to be seen."""
+    if version is None:
+        return ProblemError(404, f"There is no workflow {workflow_id}.", "PA302")
+    return ProblemError(404, f"There is no version {version} of workflow {workflow_id}.", "PA302")
+
+
+@router.get(
+    "/api/security/audit",
+    response_model=models.EventPage,
+    responses=_problems(*_ALWAYS, 404),
+    summary="A page of the trail, newest first",
+    tags=["trail"],
+)
+async def trail(
+    request: Request, who: Who, database: Data, query: Annotated[models.TrailQuery, Query()]
+) -> object:
+    """Pages hold still: an event that comes in between two requests moves no other one."""
+    filters = filters_of(query, who)
+    async with database.reading(request, who) as session:
+        return await session.call(
+            audit_trail, after=query.after, page_size=query.page_size, **filters
+        )
+
+
+@router.get(
+    "/api/security/audit/export",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The events, newest first.",
+            "content": {
+                "text/csv": {"schema": {"type": "string"}},
+                "application/x-ndjson": {"schema": {"type": "string"}},
+            },
+        },
+        **_problems(*_ALWAYS, 404),
+    },
+    summary="The trail as a file: CSV, NDJSON or OCSF events",
+    tags=["trail"],
+)
+async def export(
+    request: Request, who: Who, database: Data, query: Annotated[models.ExportQuery, Query()]
+) -> Response:
+    """The trail records that it was exported, by whom, with which filters, and how it ended."""
+    return await export_response(request, database, who, query.format, filters_of(query, who))
+
+
+@router.get(
+    "/api/security/audit/follow",
+    response_model=models.EventBatch,
+    responses=_problems(*_ALWAYS, 404),
+    summary="What came after a cursor, oldest first",
+    tags=["trail"],
+)
+async def follow(
+    request: Request, who: Who, database: Data, query: Annotated[models.FollowQuery, Query()]
+) -> object:
+    """Nothing is skipped and nothing comes twice, whatever transactions run at once."""
+    filters = filters_of(query, who)
+    async with database.reading(request, who) as session:
+        if query.after is None:
+            return await session.call(latest_trail, query.max_events, **filters)
+        return await session.call(follow_trail, query.after, query.max_events, **filters)
+
+
+@router.get(
+    "/api/security/audit/events/{cursor}",
+    response_model=models.Event,
+    responses=_problems(*_ALWAYS, 404),
+    summary="One event, by its cursor",
+    tags=["trail"],
+)
+async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> object:
+    """The cursor is the one that the event has in the trail."""
+    async with database.reading(request, who) as session:
+        found = await reads.find_event(session, cursor)
+    if found is None:
+        raise ProblemError(404, "There is no such event.")
+    return found
+
+
+def _version(version: Version) -> Json:
+    return {**asdict(version), "change": version.change.as_json()}
+
+
+@router.get(
+    "/api/workflows/{workflow_id:path}/history",
+    response_model=models.History,
+    responses=_problems(*_ALWAYS, 404),
+    summary="Versions of a workflow, newest first",
+    tags=["workflows"],
+)
+async def history(
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    query: Annotated[models.HistoryQuery, Query()],
+) -> object:
+    """The workflow may be deleted by now."""
+    async with database.reading(request, who) as session:
+        page = await session.call(
+            workflow_versions,
+            workflow_id,
+            node_id=query.node_id,
+            before_version=query.before_version,
+            page_size=query.page_size,
+        )
+        if not page.versions and await reads.find_version(session, workflow_id) is None:
+            raise no_version(workflow_id)
+    return {"versions": map(_version, page.versions), "next_before": page.next_before}
+
+
+@router.get(
+    "/api/workflows/{workflow_id:path}/diff",
+    response_model=models.Diff,
+    responses=_problems(*_ALWAYS, 404, 410),
+    summary="What changed between any two versions",
+    tags=["workflows"],
+)
+async def diff(
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    before: Annotated[models.VersionNumber, Query(alias="from")],
+    after: Annotated[models.VersionNumber, Query(alias="to")],
+) -> object:
+    """In either direction."""
+    async with database.reading(request, who) as session:
+        found = await session.call(compare_versions, workflow_id, before, after)
+    return found.as_json()
+
+
+def sent_by_program_or_us(request: Request) -> None:
+    """Refuse what a page of another site can have a browser send.
+
+    Raises:
+        ProblemError: The browser says so, or the body is of a type that any page may send.
+    """
+    if from_elsewhere(request):
+        raise ProblemError(403, "The request was made by another site's page.", "cross_site")
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise ProblemError(415, "Send the body as application/json.")
+
+
+@router.post(
+    "/api/workflows/{workflow_id:path}/restore",
+    dependencies=[Depends(sent_by_program_or_us)],
+    response_model=models.Restored,
+    responses=_problems(*_ALWAYS, 404, 409, 410, 415, 501),
+    summary="Put a version back",
+    tags=["workflows"],
+)
+async def restore(
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    body: models.RestoreRequest,
+) -> object:
+    """An ordinary update by the caller: validated, versioned and audited as any other.
+
+    Nodes, edges, name and description are put back; visibility, the switch and the listing stay.
+    """
+    return await put_back(request, database, who, workflow_id, body.version)
+
+
+async def put_back(
+    request: Request, database: Database, who: Principal, workflow_id: str, version: int
+) -> RestoredVersion:
+    """Restore a version that the principal may see.
+
+    Raises:
+        ProblemError: There is no such version, nothing may be written, or the host's own rules
+            refuse the update.
+        DatabaseError: As for `restore_workflow`.
+    """
+    async with database.reading(request, who) as session:
+        if await reads.find_version(session, workflow_id, version) is None:
+            raise no_version(workflow_id, version)
+    if not database.may_write:
+        raise ProblemError(
+            501, "These pages were set up to show only; nothing can be put back here.", "read_only"
+        )
+    try:
+        async with database.writing(request, who, "workflow.restore_failed") as session:
+            return await session.call(restore_workflow, workflow_id, version)
+    except psycopg.errors.InsufficientPrivilege:
+        raise ProblemError(403, "The application's login may not change this workflow.") from None
+    except (psycopg.errors.IntegrityError, psycopg.errors.RaiseException) as error:
+        said = error.diag.message_primary or "a rule of its table"
+        raise ProblemError(409, f"The version cannot be put back: {said}") from error
+
+
+@router.get(
+    "/api/workflows/{workflow_id:path}",
+    response_model=models.Workflow,
+    responses=_problems(*_ALWAYS, 404, 410),
+    summary="A workflow as it was in a version, in the shape of its row",
+    tags=["workflows"],
+)
+async def workflow(
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    version: NewOrGiven = None,
+) -> object:
+    """The workflow may be deleted by now."""
+    async with database.reading(request, who) as session:
+        found = await reads.find_version(session, workflow_id, version)
+        if found is None:
+            raise no_version(workflow_id, version)
+        snapshot = await session.call(version_snapshot, workflow_id, found.version)
+    return {
+        "id": found.workflow_id,
+        "org_id": found.org_id,
+        **asdict(snapshot),
+        "version": found.version,
+        "content_hash": found.content_hash,
+        "is_current": found.is_current,
+    }
+
+
+@router.get(
+    "/api/api-keys/activity",
+    response_model=models.ApiKeys,
+    responses=_problems(*_ALWAYS),
+    summary="What became of each API key, revoked and deleted ones included",
+    tags=["trail"],
+)
+async def api_keys(request: Request, who: Who, database: Data) -> object:
+    """As the log tells it, whether or not the keys are still there."""
+    async with database.reading(request, who) as session:
+        return {"keys": await reads.api_keys(session, who)}
+
+
+@router.get(
+    "/api/executions/{execution_id}/attribution",
+    response_model=models.Attribution,
+    responses=_problems(*_ALWAYS, 404, 410),
+    summary="The credential and the definition behind a run",
+    tags=["workflows"],
+)
+async def attribution(
+    request: Request,
+    who: Who,
+    database: Data,
+    execution_id: Annotated[str, Path(min_length=1, max_length=1000)],
+) -> object:
+    """Also after key, user and workflow are gone."""
+    async with database.reading(request, who) as session:
+        tables = await reads.run_tables(session)
+    for table in tables:
+        try:
+            async with database.reading(request, who) as session:
+                found = await reads.find_run(session, who, table, execution_id)
+        except psycopg.DataError:
+            # The ids of this table are of another type.
+            continue
+        if found is not None:
+            return {**asdict(found), "snapshot": found.snapshot and asdict(found.snapshot)}
+    raise ProblemError(404, "There is no such run.")
+
+
+@router.get(
+    "/healthz",
+    response_model=models.Health,
+    responses=_problems(401, 503),
+    summary="Whether the database answers",
+    tags=["operation"],
+)
+async def health(database: Data) -> object:
+    """For load balancers."""
+    await database.ping()
+    return {"status": "ok"}

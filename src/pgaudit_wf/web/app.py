@@ -1,0 +1,175 @@
+"""The app that a host mounts: every route behind the host's own authentication."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pgaudit_wf.web import api, pages, problems, rendering
+from pgaudit_wf.web.database import Database, Pool
+from pgaudit_wf.web.models import Problem
+from pgaudit_wf.web.paths import local_path
+from pgaudit_wf.web.principal import Authenticate, Principal
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+    " connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_STATIC = Path(__file__).parent / "static"
+# Nothing of an organization is behind these, so that whoever is signed in may have them.
+_OF_NOBODY = re.compile(r"/(static/.*|healthz|openapi\.json)")
+
+
+class _Guard:
+    """Lets nobody in whom the host does not know, and sends the same headers with every answer."""
+
+    def __init__(
+        self, app: ASGIApp, principal: Authenticate, database: Database, settings: rendering.Settings,
+        open_health: bool,
+    ) -> None:  # fmt: skip
+        self._app = app
+        self._principal = principal
+        self._database = database
+        self._settings = settings
+        self._open_health = open_health
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        scope["pgaudit_wf.database"] = self._database
+        scope["pgaudit_wf.settings"] = self._settings
+        request = Request(scope, receive)
+        refused = await self._admit(request)
+        await (refused or self._app)(scope, receive, send_with_headers)
+
+    async def _admit(self, request: Request) -> ASGIApp | None:
+        path = local_path(request)
+        if path == "/healthz" and self._open_health:
+            return None
+        who: Any = self._principal(request)
+        if inspect.isawaitable(who):
+            who = await who
+        if who is None:
+            return problems.problem(
+                request, 401, "Sign in to see this.",
+                headers={"WWW-Authenticate": 'Session realm="audit"'},
+            )  # fmt: skip
+        if not isinstance(who, Principal):
+            raise TypeError(f"principal() must return a Principal or None, not {type(who)!r}")
+        request.scope["pgaudit_wf.principal"] = who
+        if not who.may_read and not _OF_NOBODY.fullmatch(path):
+            return problems.problem(
+                request, 403, "Only owners and admins of the organization may see this."
+            )
+        return None
+
+
+class _Static(StaticFiles):
+    """Files that a browser keeps for an hour."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - starlette's
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "private, max-age=3600"
+        return response
+
+
+def create_app(
+    pool: Pool,
+    principal: Callable[[Request], Principal | None | Awaitable[Principal | None]],
+    *,
+    write_pool: Pool | None = None,
+    title: str = "Audit",
+    sign_in_url: str | None = None,
+    reader_role: str = "pgaudit_wf_reader",
+    timeout: float = 15.0,
+    open_health: bool = False,
+) -> FastAPI:
+    """Return the pages and the API as an ASGI app, to be served alone or mounted in another.
+
+        app.mount("/audit", create_app(pool, principal=whoever_is_signed_in))
+
+    Everything is read as the reader role, in a transaction that names the principal and his
+    organization, so row-level security holds whatever the app does. The app opens and closes no
+    pool, and needs no lifespan.
+
+    Args:
+        pool: Where reads come from: a `psycopg_pool.AsyncConnectionPool` or `ConnectionPool` whose
+            login is a member of the reader role. Runs show as far as that role may read their
+            table.
+        principal: Called with each request; returns who is signed in, or None, or an awaitable of
+            that. None is answered with 401 everywhere; a role that is neither "owner" nor "admin"
+            with 403.
+        write_pool: Where versions are put back: a pool whose login may update workflows and is a
+            member of `pgaudit_wf_app`. None: there is no Restore, and its route answers 501.
+        title: The name at the head of each page.
+        sign_in_url: Where the page for 401 sends people to.
+        reader_role: Another name of the role that reads are made as.
+        timeout: Seconds after which a read is given up and answered with 503.
+        open_health: Let `/healthz` answer without a principal.
+    """
+    app = FastAPI(
+        title="pgaudit_wf",
+        summary="Who did what, what changed, and putting it back.",
+        version=metadata.version("pgaudit-wf"),
+        docs_url=None,
+        redoc_url=None,
+    )
+    database = Database(pool, write_pool, reader_role, timeout)
+    app.add_middleware(
+        _Guard,
+        principal=principal,
+        database=database,
+        settings=rendering.Settings(title, sign_in_url),
+        open_health=open_health,
+    )
+    problems.handle(app)
+    app.mount("/static", _Static(directory=_STATIC), name="static")
+    app.include_router(api.router)
+    app.include_router(pages.router)
+    _describe(app)
+    return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Have the OpenAPI document name our errors, and not FastAPI's."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            schemas = document["components"]["schemas"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            schemas["Problem"] = Problem.model_json_schema()
+        assert app.openapi_schema is not None  # noqa: S101 - just made
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

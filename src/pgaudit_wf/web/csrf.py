@@ -1,0 +1,49 @@
+"""Requests that change something come from our own pages, or from programs."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pgaudit_wf.web.paths import base
+
+COOKIE = "pgaudit_wf_csrf"
+FIELD = "csrf_token"
+
+
+def from_elsewhere(request: Request) -> bool:
+    """Whether a browser says that the request was made by another site's page."""
+    # Browsers tell by themselves, and no page can make them lie; programs send neither header.
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+
+
+def token_of(request: Request) -> str:
+    """Return the browser's token, or a new one."""
+    kept = request.cookies.get(COOKIE, "")
+    return kept if len(kept) == 43 else secrets.token_urlsafe(32)
+
+
+def keep_token(request: Request, response: Response, token: str) -> None:
+    """Have the browser send the token along, from our own pages only."""
+    response.set_cookie(
+        COOKIE,
+        token,
+        path=f"{base(request)}/",
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def is_ours(request: Request, token: str) -> bool:
+    """Whether a form was sent by a page of ours: its token is the cookie's."""
+    kept = request.cookies.get(COOKIE, "")
+    return bool(kept) and not from_elsewhere(request) and hmac.compare_digest(kept, token)

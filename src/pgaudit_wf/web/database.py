@@ -1,0 +1,168 @@
+"""The database as the pages and the API see it: through the reader role, for one organization."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+
+import psycopg
+from anyio import CancelScope, to_thread
+from psycopg import sql
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from starlette.requests import Request
+
+from pgaudit_wf._query import Read, run
+from pgaudit_wf.context import RequestContext, current_context
+from pgaudit_wf.integrations._http import correlation_id, header_text, parse_address
+from pgaudit_wf.request import request_context
+from pgaudit_wf.web.principal import Principal
+
+Pool: TypeAlias = AsyncConnectionPool[Any] | ConnectionPool[Any]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Session:
+    """A transaction in which reads are made; the same for sync and async pools."""
+
+    def __init__(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+        self._conn: Any = conn
+
+    async def call(
+        self,
+        function: Callable[Concatenate[Any, P], T | Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Call a typed read of `pgaudit_wf.read` or `pgaudit_wf.workflow` on the connection."""
+        if isinstance(self._conn, psycopg.AsyncConnection):
+            result: Any = function(self._conn, *args, **kwargs)
+            return await result if inspect.isawaitable(result) else result
+        return await to_thread.run_sync(lambda: function(self._conn, *args, **kwargs))  # type: ignore[return-value]
+
+    async def rows(self, statement: sql.SQL | sql.Composed, **parameters: object) -> list[Any]:
+        """Run a statement and return its rows as dictionaries."""
+        read = Read(sql.Composed([statement]), parameters, list)
+        return await self.call(run, read)
+
+
+class Database:
+    """Opens transactions for a principal.
+
+    Args:
+        pool: For reading; its login is a member of the reader role.
+        write_pool: For putting versions back, with a login that may update workflows; None: the
+            pages only show.
+        reader_role: The role that reads are made as; row-level security binds it.
+        timeout: Seconds after which a read is given up.
+    """
+
+    def __init__(
+        self, pool: Pool, write_pool: Pool | None, reader_role: str, timeout: float
+    ) -> None:
+        self._pool = pool
+        self._write_pool = write_pool
+        # One message: neither the login's other rights nor a write are needed to read.
+        self._as_reader = sql.SQL(
+            "set local role {}; set local transaction_read_only = {};"
+            " set local statement_timeout = {}"
+        )
+        self._role = sql.Identifier(reader_role)
+        self._timeout = sql.Literal(f"{int(timeout * 1000)}ms")
+
+    @property
+    def may_write(self) -> bool:
+        """Whether there is a pool to put versions back with."""
+        return self._write_pool is not None
+
+    @asynccontextmanager
+    async def reading(
+        self, request: Request, principal: Principal, *, read_only: bool = True
+    ) -> AsyncIterator[Session]:
+        """Open a transaction of the reader role; not read-only only to record an export."""
+        setup = self._as_reader.format(
+            self._role, sql.SQL("on" if read_only else "off"), self._timeout
+        )
+        context = context_of(request, principal)
+        async with _connection(self._pool) as conn:
+            if isinstance(conn, psycopg.AsyncConnection):
+                async with request_context(conn, context, record_failure=False):
+                    await conn.execute(setup)
+                    yield Session(conn)
+                return
+            block = request_context(conn, context, record_failure=False)
+            async with _in_thread(block):
+                await to_thread.run_sync(conn.execute, setup)
+                yield Session(conn)
+
+    @asynccontextmanager
+    async def writing(
+        self, request: Request, principal: Principal, action: str
+    ) -> AsyncIterator[Session]:
+        """Open a transaction of the host's own login; a failure is recorded under `action`."""
+        assert self._write_pool is not None, "ask may_write first"  # noqa: S101
+        context = context_of(request, principal)
+        async with _connection(self._write_pool) as conn:
+            if isinstance(conn, psycopg.AsyncConnection):
+                async with request_context(conn, context, action=action):
+                    yield Session(conn)
+                return
+            async with _in_thread(request_context(conn, context, action=action)):
+                yield Session(conn)
+
+    async def ping(self) -> None:
+        """Ask the database whether it is there.
+
+        Raises:
+            psycopg.Error: It is not.
+        """
+        async with _connection(self._pool) as conn:
+            await Session(conn).rows(sql.SQL("select 1"))
+
+
+@asynccontextmanager
+async def _connection(
+    pool: Pool,
+) -> AsyncIterator[psycopg.Connection[Any] | psycopg.AsyncConnection[Any]]:
+    if isinstance(pool, AsyncConnectionPool):
+        async with pool.connection() as conn:
+            yield conn
+        return
+    async with _in_thread(pool.connection()) as sync_conn:
+        yield sync_conn
+
+
+@asynccontextmanager
+async def _in_thread(block: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - any context manager
+    entered = await to_thread.run_sync(block.__enter__)
+    try:
+        yield entered
+    except BaseException as error:
+        # Shielded, or a request that is canceled would leave its transaction open.
+        with CancelScope(shield=True):
+            await to_thread.run_sync(block.__exit__, type(error), error, error.__traceback__)
+        raise
+    await to_thread.run_sync(block.__exit__, None, None, None)
+
+
+def context_of(request: Request, principal: Principal) -> RequestContext:
+    """Return the context of a request: what the host has bound, else what the request shows."""
+    found = current_context()
+    if found.ip is None and found.correlation_id is None:
+        headers = request.headers
+        found = RequestContext(
+            # Who is behind a proxy, only the host can tell: by binding a context.
+            ip=parse_address(request.client.host) if request.client else None,
+            user_agent=header_text(headers.get("user-agent")),
+            correlation_id=correlation_id(headers.get("x-request-id"), headers.get("traceparent")),
+        )
+    return found.merge(
+        actor_id=principal.actor_id,
+        actor_label=principal.actor_label,
+        org_id=principal.org_id,
+        org_label=principal.org_label,
+        auth_method=principal.auth_method,
+        api_key_id=principal.api_key_id,
+    )

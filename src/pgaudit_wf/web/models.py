@@ -1,0 +1,317 @@
+"""What the API takes and gives, with examples; the names are those of the typed reads."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+Outcome: TypeAlias = Literal["succeeded", "failed", "denied"]
+Identifier: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
+VersionNumber: TypeAlias = Annotated[int, Field(ge=1, le=2_147_483_647)]
+Cursor: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
+
+_MOMENT = "2026-03-02T09:14:07.120000Z"
+
+
+class Filters(BaseModel):
+    """What narrows the trail down."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    org_id: Identifier | None = Field(
+        None, description="Your organization; any other is answered with 404."
+    )
+    action: Identifier | None = Field(
+        None, description="What happened; * stands for any characters.", examples=["api_key.*"]
+    )
+    resource_type: Identifier | None = Field(None, examples=["workflow"])
+    resource_id: Identifier | None = None
+    actor_id: Identifier | None = None
+    correlation_id: Identifier | None = Field(None, description="All of one request.")
+    outcome: Outcome | None = None
+    since: AwareDatetime | None = Field(None, description="Inclusive.", examples=[_MOMENT])
+    until: AwareDatetime | None = Field(None, description="Exclusive.")
+    search: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="Text in names, labels, action, address, user agent and ids."
+    )
+
+
+class TrailQuery(Filters):
+    """Filters, and which page."""
+
+    after: Cursor | None = Field(None, description="next_cursor of the page before.")
+    page_size: int = Field(50, ge=1, le=1000)
+
+
+class FollowQuery(Filters):
+    """Filters, and from where on."""
+
+    after: Cursor | None = Field(
+        None, description="cursor of the answer before; without it, the newest entries come."
+    )
+    max_events: int = Field(200, ge=1, le=1000)
+
+
+class ExportQuery(Filters):
+    """Filters, and how it is written."""
+
+    format: Literal["csv", "ndjson", "ocsf"] = "csv"
+
+
+class HistoryQuery(BaseModel):
+    """Which versions."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    node_id: Identifier | None = Field(None, description="Only those that touched this node.")
+    before_version: VersionNumber | None = Field(None, description="next_before of the page before.")
+    page_size: int = Field(50, ge=1, le=200)
+
+
+class RunsQuery(BaseModel):
+    """Which runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workflow_id: Identifier | None = Field(None, description="Only runs of this workflow.")
+    after: Annotated[str, Field(min_length=1, max_length=1100)] | None = Field(
+        None, description="next_cursor of the page before."
+    )
+    page_size: int = Field(25, ge=1, le=200)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Event(_Answer):
+    """An event of the trail; `diff` is a JSON Patch whose operations also carry "old"."""
+
+    model_config = ConfigDict(
+        from_attributes=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": 4711, "occurred_at": _MOMENT, "org_id": "o_acme", "org_label": "Acme",
+                    "actor_id": "u_ana", "actor_name": "Ana Ferreira",
+                    "actor_email": "ana@acme.example", "actor_role": "owner",
+                    "auth_method": "session", "api_key_id": None,
+                    "action": "org_api_key.revoked", "resource_type": "api_key",
+                    "resource_id": "k_ci", "resource_name": "kh_9f2a…", "outcome": "succeeded",
+                    "captured": True,
+                    "diff": [{"op": "replace", "path": "/revoked_at", "old": None,
+                              "value": "2026-03-02T09:14:07.1191+00:00"}],
+                    "metadata": {"label": "kh_9f2a…", "reason": "the vendor changed"},
+                    "ip": "203.0.113.9", "country": "PT", "user_agent": "Firefox/145.0",
+                    "correlation_id": "req_031", "db_user": "workflow_app",
+                    "application_name": "workflow-product", "cursor": "MTc3MjQ0",
+                }
+            ]
+        },
+    )  # fmt: skip
+
+    id: int
+    occurred_at: datetime
+    org_id: str | None
+    org_label: str | None
+    actor_id: str | None
+    actor_name: str | None
+    actor_email: str | None
+    actor_role: str | None
+    auth_method: str | None
+    api_key_id: str | None
+    action: str
+    resource_type: str | None
+    resource_id: str | None
+    resource_name: str | None
+    outcome: Outcome
+    captured: bool
+    diff: list[dict[str, Any]] | None
+    metadata: dict[str, Any]
+    ip: str | None
+    country: str | None
+    user_agent: str | None
+    correlation_id: str | None
+    db_user: str
+    application_name: str | None
+    cursor: str
+
+
+class EventPage(_Answer):
+    """Events, newest first; `next_cursor` is null after the last one."""
+
+    entries: list[Event]
+    next_cursor: str | None
+
+
+class EventBatch(_Answer):
+    """Events, oldest first, and the cursor to go on from."""
+
+    entries: list[Event]
+    cursor: str
+
+
+class Diff(_Answer):
+    """What changed between two versions, as people read it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "settings": [{"field": "name", "before": "Intake", "after": "Invoices"}],
+                    "nodes_added": [{"id": "n3", "label": "Ledger", "node_type": "action"}],
+                    "nodes_removed": [],
+                    "nodes_changed": [
+                        {
+                            "id": "n2", "label": "Fetch", "node_type": "action",
+                            "action_type": "HTTP Request",
+                            "deltas": [{"field": "configuration", "changes": [
+                                {"key": "httpMethod", "before": "GET", "after": "POST"}]}],
+                        }
+                    ],
+                    "connections_added": [
+                        {"from": "Fetch", "to": "Ledger", "from_id": "n2", "to_id": "n3"}
+                    ],
+                    "connections_removed": [],
+                    "has_changes": True,
+                }
+            ]
+        }
+    )  # fmt: skip
+
+    settings: list[dict[str, Any]]
+    nodes_added: list[dict[str, Any]]
+    nodes_removed: list[dict[str, Any]]
+    nodes_changed: list[dict[str, Any]]
+    connections_added: list[dict[str, Any]]
+    connections_removed: list[dict[str, Any]]
+    has_changes: bool
+
+
+class HistoryVersion(_Answer):
+    """A version of a workflow; `change` is what it changed since the version before."""
+
+    workflow_id: str
+    version: int
+    created_at: datetime
+    actor_id: str | None
+    actor_name: str | None
+    auth_method: str | None
+    api_key_id: str | None
+    source: Literal["create", "update", "listing", "restore", "backfill"]
+    restored_from: int | None
+    summary: str = Field(examples=["renamed node Fetch to Read"])
+    content_hash: str = Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15"])
+    change: Diff
+    org_id: str | None
+    correlation_id: str | None
+    is_current: bool
+
+
+class History(_Answer):
+    """Versions, newest first; `next_before` is null after the last one."""
+
+    versions: list[HistoryVersion]
+    next_before: int | None
+
+
+class Workflow(_Answer):
+    """A workflow as its table's row has it, in one of its versions."""
+
+    id: str = Field(examples=["6b1f0e52-5a3c-4f5b-9f0e-2f7d5a3c4f5b"])
+    org_id: str | None = Field(examples=["o_acme"])
+    name: str | None = Field(examples=["Invoice intake"])
+    description: str | None
+    visibility: str | None = Field(examples=["private"])
+    enabled: bool | None
+    nodes: list[Any] = Field(examples=[[{"id": "n1", "type": "trigger", "data": {}}]])
+    edges: list[Any] = Field(examples=[[{"id": "e1", "source": "n1", "target": "n2"}]])
+    version: int
+    content_hash: str
+    is_current: bool
+
+
+class RestoreRequest(BaseModel):
+    """Which version is put back."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 3}]})
+
+    version: Annotated[int, Field(strict=True, ge=1, le=2_147_483_647)]
+
+
+class Restored(_Answer):
+    """The version that is current now; `changed` is false if nothing had to change."""
+
+    version: int = Field(examples=[8])
+    changed: bool
+
+
+class ApiKey(_Answer):
+    """An API key as the log knows it, revoked and deleted ones included."""
+
+    api_key_id: str = Field(examples=["k_ci"])
+    org_id: str | None
+    label: str | None = Field(examples=["kh_9f2a…"])
+    status: Literal["active", "revoked", "deleted"]
+    created_at: datetime | None
+    created_by: str | None
+    created_by_name: str | None
+    revoked_at: datetime | None
+    revoked_by: str | None
+    revoked_by_name: str | None
+    deleted_at: datetime | None
+    events: int
+    last_event_at: datetime
+
+
+class ApiKeys(_Answer):
+    """API keys, the last to change first."""
+
+    keys: list[ApiKey]
+
+
+class Attribution(_Answer):
+    """The credential and the definition behind a run."""
+
+    execution_id: str
+    workflow_id: str
+    credential_type: str | None = Field(examples=["org_api_key"])
+    credential_label: str | None = Field(examples=["kh_9f2a…"])
+    executed_workflow_hash: str | None
+    occurred_at: datetime | None
+    org_id: str | None
+    version: int | None = Field(description="Null if the history has none with that hash.")
+    snapshot: dict[str, Any] | None
+
+
+class Health(_Answer):
+    """Whether the database answers."""
+
+    status: Literal["ok"]
+
+
+class Problem(BaseModel):
+    """An error, by RFC 9457."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Not Found",
+                    "status": 404,
+                    "detail": "there is no version 9 of workflow w_1",
+                    "code": "PA302",
+                }
+            ]
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str | None = Field(None, description="For programs: a SQLSTATE of docs/errors.md.")
+    errors: list[dict[str, Any]] | None = None

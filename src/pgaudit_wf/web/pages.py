@@ -1,0 +1,365 @@
+"""The pages: what the API gives, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.responses import RedirectResponse
+
+from pgaudit_wf.errors import VersionPrunedError
+from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
+from pgaudit_wf.web import csrf, models, reads
+from pgaudit_wf.web.api import Data, Who, WorkflowId, filters_of, no_version, put_back
+from pgaudit_wf.web.canvas import draw
+from pgaudit_wf.web.database import Session
+from pgaudit_wf.web.paths import link, segment
+from pgaudit_wf.web.problems import ProblemError
+from pgaudit_wf.web.rendering import pretty, render
+from pgaudit_wf.workflow import (
+    Snapshot,
+    VersionDiff,
+    compare_versions,
+    version_snapshot,
+    workflow_versions,
+)
+
+router = APIRouter(include_in_schema=False)
+
+_PAGE = 50
+_CHIPS: Sequence[tuple[str, Mapping[str, str]]] = (
+    ("All", {}),
+    ("API keys", {"resource_type": "api_key"}),
+    ("Workflows", {"resource_type": "workflow"}),
+    ("Members", {"resource_type": "member"}),
+    ("Sign-ins", {"resource_type": "session"}),
+    ("Billing", {"resource_type": "subscription"}),
+    ("Failed", {"outcome": "failed"}),
+    ("Denied", {"outcome": "denied"}),
+)
+_CHIP_NAMES = ("action", "resource_type", "outcome")
+_NARROWED = {
+    "actor_id": "by",
+    "resource_id": "about",
+    "correlation_id": "of request",
+    "action": "with action",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedField:
+    """A row of the table that shows an event's diff."""
+
+    name: str
+    before: str | None
+    after: str | None
+    tone: str
+
+
+@router.get("/")
+async def start(request: Request) -> Response:
+    """Begin with the activity."""
+    return RedirectResponse(link(request, "/activity"), 307)
+
+
+def _shown(request: Request) -> dict[str, str]:
+    """Return the filters that are set in the address; an empty field of a form is none."""
+    pairs = parse_qsl(request.url.query)
+    shown = {name: value for name, value in pairs if name in models.Filters.model_fields}
+    for name in ("since", "until"):
+        if len(shown.get(name, "")) == len("2026-01-01"):
+            shown[name] = f"{shown[name]}T00:00:00Z"
+    return shown
+
+
+def _filters(shown: Mapping[str, str], who: Who) -> TrailFilter:
+    try:
+        return filters_of(models.Filters.model_validate(shown), who)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+def _cursor(request: Request, name: str) -> str | None:
+    return request.query_params.get(name) or None
+
+
+@router.get("/activity")
+async def activity(request: Request, who: Who, database: Data) -> Response:
+    """The trail as sentences, newest first."""
+    shown = _shown(request)
+    filters = _filters(shown, who)
+    after = _cursor(request, "after")
+    live = None
+    async with database.reading(request, who) as session:
+        if after is None:
+            batch = await session.call(latest_trail, _PAGE, **filters)
+            entries, live = batch.entries[::-1], batch.cursor
+            next_cursor = entries[-1].cursor if len(entries) == _PAGE else None
+        else:
+            page = await session.call(audit_trail, after=after, page_size=_PAGE, **filters)
+            entries, next_cursor = page.entries, page.next_cursor
+    return render(
+        request,
+        "activity.html",
+        entries=entries,
+        shown=shown,
+        chips=_chips(request, shown),
+        narrowed=[(_NARROWED[name], shown[name]) for name in _NARROWED if name in shown],
+        next=next_cursor and link(request, "/activity", **shown, after=next_cursor),
+        live=live and link(request, "/activity/live", **shown, since_cursor=live),
+    )
+
+
+def _chips(request: Request, shown: Mapping[str, str]) -> list[dict[str, object]]:
+    kept = {name: value for name, value in shown.items() if name not in _CHIP_NAMES}
+    chosen = {name: value for name, value in shown.items() if name in _CHIP_NAMES}
+    return [
+        {"name": name, "href": link(request, "/activity", **kept, **chip), "active": chip == chosen}
+        for name, chip in _CHIPS
+    ]
+
+
+@router.get("/activity/live")
+async def live(request: Request, who: Who, database: Data) -> Response:
+    """What came since a cursor, newest first, as lines for the list; and where to go on."""
+    shown = _shown(request)
+    filters = _filters(shown, who)
+    since = _cursor(request, "since_cursor")
+    async with database.reading(request, who) as session:
+        if since is None:
+            batch = await session.call(latest_trail, 1, **filters)
+        else:
+            batch = await session.call(follow_trail, since, **filters)
+    answer = render(request, "events.html", entries=batch.entries[::-1])
+    answer.headers["X-Live"] = link(request, "/activity/live", **shown, since_cursor=batch.cursor)
+    return answer
+
+
+@router.get("/activity/{cursor}")
+async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> Response:
+    """One event in full, and what else its request did."""
+    async with database.reading(request, who) as session:
+        entry = await reads.find_event(session, cursor)
+        if entry is None:
+            raise ProblemError(404, "There is no such event.")
+        related: tuple[TrailEntry, ...] = ()
+        if entry.correlation_id:
+            page = await session.call(
+                audit_trail, correlation_id=entry.correlation_id, org_id=who.org_id, page_size=50
+            )
+            related = tuple(other for other in page.entries if other.id != entry.id)
+    return render(
+        request, "event.html", entry=entry, related=related, rows=changed_fields(entry.diff)
+    )
+
+
+def changed_fields(diff: Sequence[Mapping[str, Any]] | None) -> list[ChangedField]:
+    """Return a JSON Patch as rows of field, before and after; a whole row column by column."""
+    rows: list[ChangedField] = []
+    for operation in diff or ():
+        path, kind = operation.get("path", ""), operation.get("op")
+        tone = {"add": "add", "remove": "remove"}.get(str(kind), "change")
+        before, after = operation.get("old"), operation.get("value")
+        whole = after if tone == "add" else before
+        if path == "" and tone != "change" and isinstance(whole, Mapping):
+            rows += [
+                ChangedField(
+                    name,
+                    pretty(value) if tone == "remove" else None,
+                    pretty(value) if tone == "add" else None,
+                    tone,
+                )
+                for name, value in whole.items()
+                if value is not None
+            ]
+            continue
+        name = path.lstrip("/").replace("~1", "/").replace("~0", "~") or "row"
+        rows.append(
+            ChangedField(
+                name,
+                None if tone == "add" else pretty(before),
+                None if tone == "remove" else pretty(after),
+                tone,
+            )
+        )
+    return rows
+
+
+@router.get("/workflows")
+async def workflows(request: Request, who: Who, database: Data) -> Response:
+    """The workflows that have versions."""
+    async with database.reading(request, who) as session:
+        found = await reads.workflows(session, who)
+    return render(request, "workflows.html", workflows=found)
+
+
+def _root(workflow_id: str) -> str:
+    return f"/workflows/{segment(workflow_id)}"
+
+
+async def _snapshot(session: Session, workflow_id: str, version: int) -> Snapshot | None:
+    """Return a version in full, None if its snapshot was pruned."""
+    try:
+        return await session.call(version_snapshot, workflow_id, version)
+    except VersionPrunedError:
+        return None
+
+
+async def _name(session: Session, workflow_id: str, version: int) -> str:
+    kept = await _snapshot(session, workflow_id, version)
+    return (kept.name if kept else None) or workflow_id
+
+
+VersionInPath = Annotated[int, Path(ge=1, le=2_147_483_647)]
+
+
+@router.get("/workflows/{workflow_id:path}/versions/{version}")
+async def version_page(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+) -> Response:
+    """A version on the canvas."""
+    async with database.reading(request, who) as session:
+        newest = await reads.find_version(session, workflow_id)
+        found = await reads.find_version(session, workflow_id, version)
+        if found is None or newest is None:
+            raise no_version(workflow_id, version)
+        now = await session.call(version_snapshot, workflow_id, version)
+        before = await _snapshot(session, workflow_id, version - 1) if version > 1 else None
+    return render(
+        request,
+        "version.html",
+        version=found,
+        newest=newest.version,
+        name=now.name or workflow_id,
+        canvas=draw(now, before, found.change if version > 1 else _NOTHING),
+        root=_root(workflow_id),
+        may_write=database.may_write,
+    )
+
+
+_NOTHING = VersionDiff((), (), (), (), (), (), False)
+
+
+@router.get("/workflows/{workflow_id:path}/compare")
+async def compare(
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    before: Annotated[models.VersionNumber, Query(alias="from")],
+    after: Annotated[models.VersionNumber, Query(alias="to")],
+) -> Response:
+    """Any two versions compared."""
+    async with database.reading(request, who) as session:
+        diff = await session.call(compare_versions, workflow_id, before, after)
+        name = await _name(session, workflow_id, after)
+    return render(
+        request, "compare.html", diff=diff, before=before, after=after, name=name,
+        root=_root(workflow_id),
+    )  # fmt: skip
+
+
+@router.get("/workflows/{workflow_id:path}/restore/{version}")
+async def confirm(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+) -> Response:
+    """Ask before a version is put back."""
+    if not database.may_write:
+        raise ProblemError(501, "These pages were set up to show only.", "read_only")
+    async with database.reading(request, who) as session:
+        newest = await reads.find_version(session, workflow_id)
+        if newest is None:
+            raise no_version(workflow_id)
+        diff = await session.call(compare_versions, workflow_id, newest.version, version)
+        name = await _name(session, workflow_id, newest.version)
+    token = csrf.token_of(request)
+    answer = render(
+        request, "restore.html", diff=diff, version=version, name=name, root=_root(workflow_id),
+        field=csrf.FIELD, token=token,
+    )  # fmt: skip
+    csrf.keep_token(request, answer, token)
+    return answer
+
+
+@router.post("/workflows/{workflow_id:path}/restore/{version}")
+async def restore(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+) -> Response:
+    """Put a version back, if the form is ours, and show the history."""
+    body = await request.body()
+    sent = dict(parse_qsl(body.decode("latin-1"))).get(csrf.FIELD, "")
+    if not csrf.is_ours(request, sent):
+        raise ProblemError(403, "The form was not sent by these pages, or is too old; try again.")
+    restored = await put_back(request, database, who, workflow_id, version)
+    return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
+
+
+@router.get("/workflows/{workflow_id:path}")
+async def history(
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    node_id: models.Identifier | None = None,
+    before_version: models.VersionNumber | None = None,
+    restored: models.VersionNumber | None = None,
+) -> Response:
+    """The versions of a workflow, newest first."""
+    async with database.reading(request, who) as session:
+        newest = await reads.find_version(session, workflow_id)
+        if newest is None:
+            raise no_version(workflow_id)
+        page = await session.call(
+            workflow_versions,
+            workflow_id,
+            node_id=node_id,
+            before_version=before_version,
+            page_size=_PAGE,
+        )
+        name = await _name(session, workflow_id, newest.version)
+    root = _root(workflow_id)
+    return render(
+        request,
+        "history.html",
+        name=name,
+        versions=page.versions,
+        newest=newest.version,
+        node=node_id,
+        restored=restored,
+        root=root,
+        may_write=database.may_write,
+        next=page.next_before
+        and link(request, root, node_id=node_id, before_version=page.next_before),
+    )
+
+
+@router.get("/api-keys")
+async def api_keys(request: Request, who: Who, database: Data) -> Response:
+    """What became of each API key."""
+    async with database.reading(request, who) as session:
+        keys = await reads.api_keys(session, who)
+    return render(request, "api_keys.html", keys=keys)
+
+
+@router.get("/runs")
+async def runs(
+    request: Request, who: Who, database: Data, after: str | None = None
+) -> Response:
+    """The runs, and what is behind each."""
+    async with database.reading(request, who) as session:
+        tables = await reads.run_tables(session)
+        page = reads.RunPage((), None)
+        if tables:
+            page = await reads.runs(session, who, tables[0], after=after or None)
+    return render(
+        request,
+        "runs.html",
+        readable=bool(tables),
+        runs=page.runs,
+        next=page.next_cursor and link(request, "/runs", after=page.next_cursor),
+    )

@@ -1,0 +1,44 @@
+"""Who asks: what the host application's own authentication tells the pages and the API."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from starlette.requests import Request
+
+READERS = frozenset({"owner", "admin"})
+"""The roles that may read an organization's trail; the database has the same rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Somebody who is signed in, and the organization for which.
+
+    Args:
+        actor_id: Id of the user, as in `app.actor_id`.
+        org_id: Id of the organization whose pages are shown, as in `app.org_id`.
+        role: What the user is in it; "owner" and "admin" may read, nobody else. The database
+            asks `pgaudit_wf.org_member` again, and believes that.
+        actor_label: The user's name, for the head of each page and for what a restore records.
+        org_label: The organization's name, likewise.
+        auth_method: How the user signed in; recorded with a restore.
+        api_key_id: Id of the API key used, never the key.
+    """
+
+    actor_id: str
+    org_id: str
+    role: str
+    actor_label: str | None = None
+    org_label: str | None = None
+    auth_method: str | None = "session"
+    api_key_id: str | None = None
+
+    @property
+    def may_read(self) -> bool:
+        """Whether the role is one that may read the organization's trail."""
+        return self.role in READERS
+
+
+Authenticate: TypeAlias = Callable[[Request], Principal | None | Awaitable[Principal | None]]

@@ -1,0 +1,130 @@
+"""Events in words: who did what to which thing."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from pgaudit_wf.read import TrailEntry
+
+Tone: TypeAlias = Literal["add", "change", "remove"]
+
+# Told of the thing itself where no name follows; "{}" is where the name goes, if it does.
+_PHRASES = {
+    "account.created": "created an account",
+    "account.deactivated": "deactivated an account",
+    "account.deleted": "deleted an account",
+    "account.reactivated": "reactivated an account",
+    "account.updated": "changed an account",
+    "actor.pseudonymised": "had an actor's name removed from the trail",
+    "agentic_wallet.created": "created an agentic wallet",
+    "agentic_wallet.deleted": "deleted an agentic wallet",
+    "agentic_wallet.hmac_rotated": "rotated the HMAC secret of an agentic wallet",
+    "agentic_wallet.updated": "changed an agentic wallet",
+    "api_key.created": "created an API key",
+    "api_key.deleted": "deleted an API key",
+    "api_key.reinstated": "reinstated an API key",
+    "api_key.renamed": "renamed an API key",
+    "api_key.revoked": "revoked an API key",
+    "api_key.rotated": "rotated an API key",
+    "api_key.updated": "changed an API key",
+    "audit.export_started": "began to export the audit trail",
+    "audit.exported": "exported the audit trail",
+    "backup_codes.regenerated": "made new backup codes",
+    "backup_codes.used": "used a backup code",
+    "email.changed": "changed an e-mail address",
+    "member.invited": "invited a member",
+    "member.joined": "joined the organization",
+    "member.removed": "removed a member",
+    "member.role_changed": "changed a member's role",
+    "member.updated": "changed a membership",
+    "org.created": "created the organization",
+    "org.deactivated": "deactivated the organization",
+    "org.deleted": "deleted the organization",
+    "org.reactivated": "reactivated the organization",
+    "org.updated": "changed the organization's settings",
+    "org_api_key.created": "created an org API key",
+    "org_api_key.deleted": "deleted an org API key",
+    "org_api_key.reinstated": "reinstated an org API key",
+    "org_api_key.renamed": "renamed an org API key",
+    "org_api_key.revoked": "revoked an org API key",
+    "org_api_key.rotated": "rotated an org API key",
+    "org_api_key.updated": "changed an org API key",
+    "org_wallet.created": "created an org wallet",
+    "org_wallet.deleted": "deleted an org wallet",
+    "org_wallet.updated": "changed an org wallet",
+    "password.changed": "changed a password",
+    "password.reset": "reset a password",
+    "request.failed": "made a request",
+    "session.created": "signed in",
+    "session.deleted": "cleared away a session",
+    "session.expired": "was signed out, as the session had expired",
+    "session.revoked": "signed out",
+    "subscription.cancel_scheduled": "scheduled the end of the subscription",
+    "subscription.cancel_withdrawn": "kept the subscription after all",
+    "subscription.canceled": "canceled the subscription",
+    "subscription.checkout_started": "began a checkout",
+    "subscription.created": "began a subscription",
+    "subscription.deleted": "deleted a subscription",
+    "subscription.plan_changed": "changed the plan",
+    "subscription.reactivated": "reactivated the subscription",
+    "subscription.updated": "changed the subscription",
+    "totp.disabled": "turned off two-factor sign-in",
+    "totp.enrolled": "turned on two-factor sign-in",
+    "totp.enrollment_canceled": "broke off setting up two-factor sign-in",
+    "totp.enrollment_started": "began to set up two-factor sign-in",
+    "totp.updated": "changed two-factor sign-in",
+    "workflow.created": "created a workflow",
+    "workflow.deleted": "deleted a workflow",
+    "workflow.disabled": "switched a workflow off",
+    "workflow.enabled": "switched a workflow on",
+    "workflow.listed": "listed a workflow on the marketplace",
+    "workflow.listing_updated": "changed the listing of a workflow",
+    "workflow.restored": "restored an earlier version of a workflow",
+    "workflow.unlisted": "took a workflow off the marketplace",
+    "workflow.updated": "edited a workflow",
+}
+_ADDED = {
+    "added", "created", "enabled", "enrolled", "invited", "joined", "listed", "reactivated",
+    "reinstated",
+}  # fmt: skip
+_REMOVED = {
+    "canceled", "deactivated", "deleted", "disabled", "expired", "pruned", "removed", "revoked",
+    "truncated", "unlisted",
+}  # fmt: skip
+# What happens to oneself needs no name after it.
+_NAMELESS = ("session.", "subscription.", "totp.", "backup_codes.", "audit.", "org.", "request.")
+
+
+def sentence(entry: TrailEntry) -> str:
+    """Return what was done, as it follows the actor's name."""
+    known = _PHRASES.get(entry.action)
+    if known is None:
+        thing, _, verb = entry.action.rpartition(".")
+        words = f"{verb.replace('_', ' ')} {thing.replace('_', ' ').replace('.', ' ')}".strip()
+        known = words or entry.action
+    if entry.outcome == "denied":
+        return f"was refused: {known}"
+    if entry.outcome == "failed":
+        return f"failed: {known}"
+    return known
+
+
+def subject(entry: TrailEntry) -> str | None:
+    """Return the name of what it was done to; None where that says nothing."""
+    if entry.action.startswith(_NAMELESS):
+        return None
+    name = entry.resource_name or entry.resource_id
+    return None if name is None or name == entry.actor_name else name
+
+
+def actor(entry: TrailEntry) -> str:
+    """Return who did it; where nobody said, the login of the database session."""
+    return entry.actor_name or entry.actor_id or entry.db_user
+
+
+def tone(entry: TrailEntry) -> Tone:
+    """Return whether something was added, changed or removed."""
+    verb = entry.action.rpartition(".")[2]
+    if verb in _ADDED or verb.startswith("created"):
+        return "add"
+    return "remove" if verb in _REMOVED else "change"
