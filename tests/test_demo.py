@@ -48,6 +48,7 @@ EXPECTED = {
     "org_wallet.created": 1,
     "agentic_wallet.created": 1,
     "agentic_wallet.hmac_rotated": 1,
+    "request.failed": 1,
 }
 
 

@@ -80,7 +80,7 @@ select
     pgaudit_wf.limit_of(known.org_id, known.resource_type) as max_count,
     not exists (select from pgaudit_wf.org_limit as l where l.org_id = known.org_id and l.resource_type = known.resource_type) as is_default
 from (
-    select u.org_id, u.resource_type from pgaudit_wf.org_usage as u
+    select counted.org_id, counted.resource_type from pgaudit_wf.org_usage as counted
     union
     select l.org_id, l.resource_type from pgaudit_wf.org_limit as l where l.org_id is not null
 ) as known
