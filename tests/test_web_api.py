@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg_pool import ConnectionPool
 from starlette.testclient import TestClient
 from web_world import (
     FLOW,
@@ -355,10 +356,8 @@ def test_no_secret_is_in_any_answer(client: TestClient, world: World) -> None:
 
 
 def test_a_database_that_is_gone_is_503(world: World) -> None:
-    import psycopg_pool
-
-    pool = psycopg_pool.ConnectionPool(
-        "host=/nonexistent dbname=x", min_size=0, open=False, timeout=0.2
+    pool = ConnectionPool(
+        "host=/nonexistent dbname=x", min_size=0, max_size=1, open=False, timeout=0.2
     )
     with pool, TestClient(create_app(pool, lambda _: PEOPLE["ana"])) as client:
         for path in ("/healthz", "/api/security/audit"):

@@ -8,11 +8,13 @@ from typing import Annotated, Any, TypeAlias
 import psycopg
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
+from pgaudit_wf.errors import ProofError
 from pgaudit_wf.read import TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import models, reads
 from pgaudit_wf.web.csrf import from_elsewhere
 from pgaudit_wf.web.database import Database
 from pgaudit_wf.web.exporting import export_response
+from pgaudit_wf.web.integrity import Integrity
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.web.problems import MEDIA_TYPE, ProblemError
 from pgaudit_wf.workflow import (
@@ -166,6 +168,86 @@ async def event(request: Request, who: Who, database: Data, cursor: models.Curso
     if found is None:
         raise ProblemError(404, "There is no such event.")
     return found
+
+
+def sealed_log_of(request: Request) -> Integrity:
+    """Return the sealed log.
+
+    Raises:
+        ProblemError: The app was set up without it.
+    """
+    sealed: Integrity | None = request.scope["pgaudit_wf.integrity"]
+    if sealed is None:
+        raise ProblemError(501, "These pages were set up without the sealed log.", "no_log")
+    return sealed
+
+
+Sealed: TypeAlias = Annotated[Integrity, Depends(sealed_log_of)]
+
+
+@router.get(
+    "/api/security/audit/events/{cursor}/proof",
+    response_model=dict[str, Any],
+    responses=_problems(*_ALWAYS, 404, 501),
+    summary="Proof that the log commits to an event, for pgaudit-wf check",
+    tags=["integrity"],
+)
+async def proof(
+    request: Request, who: Who, database: Data, sealed: Sealed, cursor: models.Cursor
+) -> object:
+    """Whoever has the log's public key can check it, without this database."""
+    async with database.reading(request, who) as session:
+        found = await reads.find_event(session, cursor)
+    if found is None:
+        raise ProblemError(404, "There is no such event.")
+    try:
+        return await sealed.proof(found.id)
+    except ProofError as error:
+        raise ProblemError(404, str(error), "not_sealed") from error
+
+
+@router.get(
+    "/checkpoint",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "A signed note (C2SP tlog-checkpoint).",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        **_problems(401, 403, 404, 501, 503),
+    },
+    summary="The newest signed checkpoint",
+    tags=["integrity"],
+)
+async def checkpoint(sealed: Sealed) -> Response:
+    """As C2SP tlog-tiles has it."""
+    try:
+        return Response(await sealed.checkpoint(), media_type="text/plain; charset=utf-8")
+    except ProofError as error:
+        raise ProblemError(404, str(error), "not_sealed") from error
+
+
+@router.get(
+    "/tile/{path:path}",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Up to 256 hashes, one after the other.",
+            "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+        },
+        **_problems(401, 403, 404, 501, 503),
+    },
+    summary="A tile of the tree",
+    tags=["integrity"],
+)
+async def tile(
+    sealed: Sealed, path: Annotated[str, Path(max_length=100, examples=["0/000.p/5"])]
+) -> Response:
+    """As C2SP tlog-tiles has it: LEVEL/NUMBER, and .p/WIDTH for one that is not full."""
+    hashes = await sealed.tile(path)
+    if hashes is None:
+        raise ProblemError(404, "There is no such tile.")
+    return Response(hashes, media_type="application/octet-stream")
 
 
 def _version(version: Version) -> Json:

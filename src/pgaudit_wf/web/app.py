@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from psycopg_pool import ConnectionPool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pgaudit_wf.tlog.note import VerifierKey
 from pgaudit_wf.web import api, pages, problems, rendering
 from pgaudit_wf.web.database import Database, Pool
+from pgaudit_wf.web.integrity import Integrity
 from pgaudit_wf.web.models import Problem
 from pgaudit_wf.web.paths import local_path
 from pgaudit_wf.web.principal import Authenticate, Principal
@@ -43,9 +46,10 @@ class _Guard:
 
     def __init__(
         self, app: ASGIApp, principal: Authenticate, database: Database, settings: rendering.Settings,
-        open_health: bool,
+        open_health: bool, integrity: Integrity | None,
     ) -> None:  # fmt: skip
         self._app = app
+        self._integrity = integrity
         self._principal = principal
         self._database = database
         self._settings = settings
@@ -66,6 +70,7 @@ class _Guard:
 
         scope["pgaudit_wf.database"] = self._database
         scope["pgaudit_wf.settings"] = self._settings
+        scope["pgaudit_wf.integrity"] = self._integrity
         request = Request(scope, receive)
         refused = await self._admit(request)
         await (refused or self._app)(scope, receive, send_with_headers)
@@ -106,6 +111,8 @@ def create_app(
     principal: Callable[[Request], Principal | None | Awaitable[Principal | None]],
     *,
     write_pool: Pool | None = None,
+    integrity_pool: ConnectionPool[Any] | None = None,
+    verify_keys: Iterable[VerifierKey] = (),
     title: str = "Audit",
     sign_in_url: str | None = None,
     reader_role: str = "pgaudit_wf_reader",
@@ -129,6 +136,9 @@ def create_app(
             with 403.
         write_pool: Where versions are put back: a pool whose login may update workflows and is a
             member of `pgaudit_wf_app`. None: there is no Restore, and its route answers 501.
+        integrity_pool: Where the sealed log is read from: a `ConnectionPool` of the schema's owner.
+            None: the page Integrity says that there is none, and proofs answer 501.
+        verify_keys: The public keys of the log, and of witnesses; none: no "verify now".
         title: The name at the head of each page.
         sign_in_url: Where the page for 401 sends people to.
         reader_role: Another name of the role that reads are made as.
@@ -149,6 +159,7 @@ def create_app(
         database=database,
         settings=rendering.Settings(title, sign_in_url),
         open_health=open_health,
+        integrity=Integrity(integrity_pool, tuple(verify_keys)) if integrity_pool else None,
     )
     problems.handle(app)
     app.mount("/static", _Static(directory=_STATIC), name="static")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,10 +15,12 @@ from starlette.responses import RedirectResponse
 
 from pgaudit_wf.errors import VersionPrunedError
 from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
+from pgaudit_wf.tlog.verify import Report
 from pgaudit_wf.web import csrf, models, reads
 from pgaudit_wf.web.api import Data, Who, WorkflowId, filters_of, no_version, put_back
 from pgaudit_wf.web.canvas import draw
 from pgaudit_wf.web.database import Session
+from pgaudit_wf.web.integrity import Integrity
 from pgaudit_wf.web.paths import link, segment
 from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import pretty, render
@@ -154,7 +157,12 @@ async def event(request: Request, who: Who, database: Data, cursor: models.Curso
             )
             related = tuple(other for other in page.entries if other.id != entry.id)
     return render(
-        request, "event.html", entry=entry, related=related, rows=changed_fields(entry.diff)
+        request,
+        "event.html",
+        entry=entry,
+        related=related,
+        rows=changed_fields(entry.diff),
+        provable=_sealed_log(request) is not None,
     )
 
 
@@ -286,15 +294,19 @@ async def confirm(
     return answer
 
 
+async def _check_form(request: Request) -> None:
+    body = await request.body()
+    sent = dict(parse_qsl(body.decode("latin-1"))).get(csrf.FIELD, "")
+    if not csrf.is_ours(request, sent):
+        raise ProblemError(403, "The form was not sent by these pages, or is too old; try again.")
+
+
 @router.post("/workflows/{workflow_id:path}/restore/{version}")
 async def restore(
     request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
 ) -> Response:
     """Put a version back, if the form is ours, and show the history."""
-    body = await request.body()
-    sent = dict(parse_qsl(body.decode("latin-1"))).get(csrf.FIELD, "")
-    if not csrf.is_ours(request, sent):
-        raise ProblemError(403, "The form was not sent by these pages, or is too old; try again.")
+    await _check_form(request)
     restored = await put_back(request, database, who, workflow_id, version)
     return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
 
@@ -363,3 +375,48 @@ async def runs(
         runs=page.runs,
         next=page.next_cursor and link(request, "/runs", after=page.next_cursor),
     )
+
+
+@router.get("/integrity")
+async def integrity(request: Request, who: Who) -> Response:
+    """How far the log is sealed."""
+    return await _integrity(request, who)
+
+
+@router.post("/integrity")
+async def verify(request: Request, who: Who) -> Response:
+    """Check the whole log now."""
+    await _check_form(request)
+    sealed = _sealed_log(request)
+    if sealed is None or not sealed.may_verify:
+        raise ProblemError(501, "These pages were set up without a key to verify with.")
+    report = await sealed.verify()
+    return await _integrity(request, who, report, busy=report is None)
+
+
+def _sealed_log(request: Request) -> Integrity | None:
+    sealed: Integrity | None = request.scope["pgaudit_wf.integrity"]
+    return sealed
+
+
+async def _integrity(
+    request: Request, who: Who, report: Report | None = None, *, busy: bool = False
+) -> Response:
+    sealed = _sealed_log(request)
+    token = csrf.token_of(request)
+    answer = render(
+        request,
+        "integrity.html",
+        sealing=await sealed.sealing(who.org_id) if sealed else None,
+        may_verify=sealed is not None and sealed.may_verify,
+        report=report,
+        # Which rows they are may be another organization's business.
+        kinds=sorted(Counter(problem.kind for problem in report.problems).items())
+        if report
+        else [],
+        busy=busy,
+        field=csrf.FIELD,
+        token=token,
+    )
+    csrf.keep_token(request, answer, token)
+    return answer

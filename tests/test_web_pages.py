@@ -1,0 +1,343 @@
+"""The pages in a real browser: the journeys of owner, admin, member and stranger."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from web_browser import serve
+from web_world import FLOW, FORMULA, OTHER_FLOW, SCRIPT, World, make_world, mounted_app
+
+from pgaudit_wf.devserver import DevServer
+
+CHROMIUM = Path("/usr/bin/chromium")
+# Where to leave pictures for people to look at; without it none are made.
+PICTURES = os.environ.get("PGAUDIT_WF_PICTURES")
+
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM.exists(), reason="needs Debian's package chromium at /usr/bin/chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                "--disable-dev-shm-usage",
+            ],
+        )  # fmt: skip
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def world(server: DevServer, app_conn: psycopg.Connection[Any]) -> Iterator[World]:
+    with make_world(server, app_conn) as made:
+        yield made
+
+
+@pytest.fixture
+def site(world: World) -> Iterator[str]:
+    """Address of the pages, under a prefix as in a host's application."""
+    with serve(mounted_app(world)) as address:
+        yield f"{address}/audit"
+
+
+class Visit:
+    """Somebody's browser; what it complains of fails the test."""
+
+    def __init__(self, browser: Browser, site: str, name: str | None, **options: Any) -> None:
+        self._context = browser.new_context(base_url=site, **options)
+        self._context.set_default_timeout(20_000)
+        if name:
+            self._context.add_cookies([{"name": "test_user", "value": name, "url": site}])
+        self.site = site
+        self.page = self._context.new_page()
+        self.complaints: list[str] = []
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on(
+            "console",
+            lambda message: self.complaints.append(message.text)
+            if message.type == "error"
+            and not message.text.startswith("Failed to load resource")
+            else None,
+        )
+
+    def go(self, path: str) -> Page:
+        self.page.goto(f"{self.site}{path}")
+        return self.page
+
+    def look(self, name: str) -> None:
+        if PICTURES:
+            self.page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
+
+    def check(self) -> None:
+        """Nothing serious for people who do not see or use no mouse, and no complaint."""
+        found = Axe().run(self.page).response["violations"]
+        serious = [
+            (rule["id"], [node["html"][:200] for node in rule["nodes"]])
+            for rule in found
+            if rule["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+        assert self.complaints == []
+
+    def close(self) -> None:
+        self._context.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, site: str) -> Iterator[Any]:
+    opened: list[Visit] = []
+
+    def start(name: str | None, **options: Any) -> Visit:
+        opened.append(Visit(browser, site, name, **options))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def test_an_owner_reads_filters_and_follows_the_activity(visit: Any, world: World) -> None:
+    ana = visit("ana")
+    page = ana.go("/")
+    expect(page).to_have_url(f"{ana.site}/activity")
+    revoked = page.locator(".event.remove", has_text="revoked an org API key")
+    expect(revoked.locator(".sentence")).to_have_text("Dan revoked an org API key kh_9f2a…")
+    expect(revoked.locator(".meta")).to_contain_text("203.0.113.9, PT")
+    expect(revoked.locator("time")).to_have_text("just now")
+    assert page.locator(".event").count() > 8
+    assert "Globex" not in page.content()
+    ana.look("activity-light")
+    ana.check()
+
+    page.get_by_role("link", name="API keys").last.click()
+    expect(page.locator(".event")).to_have_count(3)
+    page.get_by_role("link", name="Denied").click()
+    expect(page.locator(".event")).to_have_count(1)
+    expect(page.locator(".event")).to_contain_text("was refused: signed in")
+    page.get_by_role("link", name="All", exact=True).click()
+    page.get_by_label("Search the activity").fill("vendor")
+    page.keyboard.press("Enter")
+    expect(page.locator(".event")).to_have_count(2)
+    ana.check()
+
+    page.get_by_role("link", name="Activity").first.click()
+    world.rename("Arrived while looking")
+    expect(page.locator(".event.new")).to_contain_text("Arrived while looking")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    ana.check()
+
+
+def test_older_events_come_by_scrolling_and_without_scripts(visit: Any, world: World) -> None:
+    world.conn.execute(
+        "insert into api_key (id, org_id, user_id, name, key_prefix, key_hash)"
+        " select 'k_' || n, 'o_acme', 'u_ana', 'n', 'kh_' || n, 'never-to-be-logged-' || n"
+        " from generate_series(1, 120) as n"
+    )
+    ana = visit("ana")
+    page = ana.go("/activity")
+    expect(page.locator(".event")).to_have_count(50)
+    for expected in (100, 131):
+        page.keyboard.press("End")
+        page.mouse.wheel(0, 100_000)
+        expect(page.locator(".event")).to_have_count(expected)
+    ids = page.locator(".event").evaluate_all("found => found.map(item => item.id)")
+    assert len(set(ids)) == len(ids)
+
+    plain = visit("ana", java_script_enabled=False)
+    page = plain.go("/activity")
+    seen: list[str] = []
+    while True:
+        seen += [str(item.get_attribute("id")) for item in page.locator(".event").all()]
+        older = page.get_by_role("link", name="Older events")
+        if not older.count():
+            break
+        older.click()
+    assert seen == ids
+
+
+def test_an_event_shows_its_diff_and_what_else_the_request_did(visit: Any) -> None:
+    ana = visit("ana")
+    page = ana.go("/activity")
+    page.get_by_role("link", name=re.compile("Dan revoked an org API key")).click()
+    row = page.locator("table.diff tr", has_text="revoked_at")
+    expect(row.locator("del")).to_have_text("empty")
+    expect(row.locator("ins")).to_contain_text("20")
+    expect(page.locator("main")).to_contain_text("the vendor changed")
+    related = page.locator(".event")
+    expect(related).to_have_count(1)
+    expect(related).to_contain_text("edited a workflow")
+    ana.look("event-light")
+    ana.check()
+
+
+def test_names_are_text_whatever_they_are(visit: Any) -> None:
+    ana = visit("ana")
+    page = ana.go("/workflows")
+    expect(page.get_by_role("link", name=SCRIPT)).to_be_visible()
+    for path in (
+        "/activity", f"/workflows/{FLOW}", f"/workflows/{FLOW}/versions/2",
+        f"/workflows/{FLOW}/versions/3", f"/workflows/{FLOW}/compare?from=1&to=3",
+        f"/workflows/{FLOW}/restore/1", "/activity?search=%3Cscript%3Ealert(1)%3C/script%3E",
+        "/activity?search=%22%3E%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E", "/runs",
+    ):  # fmt: skip
+        page = ana.go(path)
+        assert "owned" not in page.title().replace(SCRIPT, "")
+        assert page.locator("main script, main img").count() == 0
+    page = ana.go("/activity?resource_id=k_formula")
+    page.locator(".sentence").click()
+    expect(page.locator("table.diff")).to_contain_text(FORMULA)
+    assert page.locator("a[href*='evil']").count() == 0
+    assert ana.complaints == []
+
+
+def test_an_admin_looks_through_the_versions_and_restores_one(visit: Any, world: World) -> None:
+    dan = visit("dan")
+    page = dan.go(f"/workflows/{FLOW}")
+    versions = page.locator(".timeline > li")
+    expect(versions).to_have_count(3)
+    expect(versions.first).to_contain_text("current")
+    expect(versions.first.locator(".changes")).to_contain_text(f"renamed Intake to {SCRIPT}")
+    second = versions.nth(1)
+    expect(second).to_contain_text("Ana Ferreira")
+    expect(second).to_contain_text("with API key k_ci")
+    expect(second.locator(".changes .add").first).to_contain_text("added node")
+    expect(second.locator(".changes .remove").first).to_contain_text("removed node Old step")
+    expect(second.locator(".changes .change")).to_contain_text("renamed node OCR to Reader")
+    expect(second.locator(".changes .change")).to_contain_text("https://a → https://b")
+    dan.look("history-light")
+    dan.check()
+
+    page.get_by_role("link", name="View version 2 on canvas").click()
+    expect(page.locator("svg .node")).to_have_count(4)
+    expect(page.locator("svg .node.add")).to_contain_text("<script>")
+    expect(page.locator("svg .node.change")).to_contain_text("Reader")
+    expect(page.locator("svg .node.remove")).to_contain_text("Old step")
+    expect(page.locator("svg .edge.add")).to_have_count(1)
+    expect(page.locator("svg .edge.remove")).to_have_count(1)
+    dan.look("canvas-light")
+    dan.check()
+    page.get_by_role("link", name="Old step, HTTP Request, removed").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".timeline > li")).to_have_count(2)
+    page.get_by_role("link", name="Show all versions").click()
+
+    page.get_by_label("From").fill("1")
+    page.get_by_label("To", exact=True).fill("3")
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator(".changes")).to_contain_text(f"renamed Intake to {SCRIPT}")
+    dan.check()
+    page.go_back()
+
+    page.get_by_role("link", name="Restore version 1").click()
+    expect(page.get_by_role("heading", name="Restore version 1?")).to_be_visible()
+    expect(page.locator(".changes")).to_contain_text(f"renamed {SCRIPT} to Intake")
+    dan.look("restore-light")
+    dan.check()
+    page.get_by_role("button", name="Restore version 1").click()
+    expect(page.get_by_role("status")).to_have_text("Version 4 is current now.")
+    expect(page.locator("h1")).to_have_text("Intake")
+    expect(page.locator(".timeline > li").first).to_contain_text("restored from 1")
+    row = world.conn.execute(
+        "select actor_id, source from pgaudit_wf.workflow_timeline where is_current"
+        " and workflow_id = %s",
+        [FLOW],
+    ).fetchone()
+    assert row == ("u_dan", "restore")
+
+
+def test_a_form_of_another_site_restores_nothing(visit: Any, world: World) -> None:
+    ana = visit("ana")
+    page = ana.go(f"/workflows/{FLOW}/restore/1")
+    page.locator("input[name=csrf_token]").evaluate("field => { field.value = 'x'.repeat(43); }")
+    page.get_by_role("button", name="Restore version 1").click()
+    expect(page.get_by_role("heading", name="Forbidden")).to_be_visible()
+    ana.check()
+    page.goto("about:blank")
+    page.set_content(
+        f"<form method=post action='{ana.site}/workflows/{FLOW}/restore/1'>"
+        "<input name=csrf_token value=x><button>Win</button></form>"
+    )
+    page.get_by_role("button", name="Win").click()
+    page.wait_for_url(f"{ana.site}/**")
+    assert "Version 4" not in page.content()
+    newest = world.conn.execute("select pgaudit_wf.newest_version(%s)", [FLOW]).fetchone()
+    assert newest == (3,)
+
+
+def test_keys_and_runs(visit: Any, world: World) -> None:
+    ana = visit("ana")
+    page = ana.go("/api-keys")
+    key = page.locator(".key", has_text="kh_9f2a…")
+    expect(key).to_contain_text("revoked just now by Dan")
+    expect(key).to_contain_text("created just now by Ana Ferreira")
+    ana.look("keys-light")
+    ana.check()
+    key.get_by_role("link").click()
+    expect(page.locator(".event")).to_have_count(2)
+
+    page = ana.go("/runs")
+    expect(page.locator(".list li")).to_contain_text("org api key kh_9f2a…")
+    ana.look("runs-light")
+    ana.check()
+    page.get_by_role("link", name="Version 2 of").click()
+    expect(page.get_by_role("heading", name="Version 2", exact=True)).to_be_visible()
+
+
+@pytest.mark.parametrize(("name", "heading"), [("bo", "Forbidden"), (None, "Unauthorized")])
+def test_a_member_and_a_stranger_see_nothing(visit: Any, name: str | None, heading: str) -> None:
+    somebody = visit(name)
+    for path in ("/activity", "/workflows", f"/workflows/{FLOW}", "/api-keys", "/runs", "/integrity"):
+        page = somebody.go(path)
+        expect(page.get_by_role("heading", name=heading)).to_be_visible()
+        assert "Dan" not in page.content()
+    somebody.check()
+
+
+def test_the_owner_of_another_organization_finds_only_his_own(visit: Any) -> None:
+    chidi = visit("chidi")
+    page = chidi.go("/activity")
+    expect(page.locator(".event").first).to_be_visible()
+    assert "Ana" not in page.content()
+    for path in (f"/workflows/{FLOW}", f"/workflows/{FLOW}/versions/1", f"/workflows/{FLOW}/restore/1"):
+        expect(chidi.go(path).get_by_role("heading", name="Not Found")).to_be_visible()
+    expect(chidi.go(f"/workflows/{OTHER_FLOW}").locator("h1")).to_have_text("Price watch")
+    chidi.check()
+
+
+@pytest.mark.parametrize(
+    ("look", "options"),
+    [
+        ("dark", {"color_scheme": "dark"}),
+        ("phone", {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}),
+    ],
+)
+def test_in_the_dark_and_on_a_phone(visit: Any, world: World, look: str, options: Any) -> None:
+    ana = visit("ana", **options)
+    for name, path in (
+        ("activity", "/activity"), ("history", f"/workflows/{FLOW}"),
+        ("canvas", f"/workflows/{FLOW}/versions/2"), ("keys", "/api-keys"), ("runs", "/runs"),
+        ("restore", f"/workflows/{FLOW}/restore/1"), ("integrity", "/integrity"),
+    ):  # fmt: skip
+        page = ana.go(path)
+        expect(page.locator("h1")).to_be_visible()
+        too_wide = page.evaluate(
+            "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+        )
+        assert not too_wide, path
+        ana.look(f"{name}-{look}")
+        ana.check()
