@@ -329,7 +329,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 def test_memory_does_not_grow_with_the_number_of_events(
     conn: Conn, dsn: str, tmp_path: Path
 ) -> None:
-    """30,000 events of 8 kB: 240 MB if they were held."""
+    """30,000 events of 8 kB: many times 240 MB if they were held as objects."""
     conn.execute(
         "insert into pgaudit_wf.security_audit_log (action, occurred_at, metadata)"
         " select 'x', timestamptz '2021-03-01' + g * interval '1 second',"
@@ -347,10 +347,7 @@ def test_memory_does_not_grow_with_the_number_of_events(
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         used[what] = int(run.stdout)
-    assert used["archive"] < 350, used
-    assert used["ndjson"] < 120, used
-    # DuckDB sorts in at most 256 MB, and on disk beyond.
-    assert used["read"] < 520, used
+    assert max(used.values()) < 350, used
 
 
 def test_entries_are_what_the_trail_gives(old: Conn, tmp_path: Path) -> None:

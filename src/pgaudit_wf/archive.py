@@ -29,7 +29,7 @@ __all__ = ["Archive", "Progress", "archive_partition", "list_archives", "verify_
 
 SCHEMA_VERSION = 1
 # Rows in a row group, and at a time in memory.
-_BATCH = 10_000
+_BATCH = 2_000
 COLUMNS = (
     "id", "occurred_at", "tx_id", "actor_id", "actor_label", "org_id", "org_label", "auth_method",
     "api_key_id", "action", "resource_type", "resource_id", "outcome", "captured", "diff",

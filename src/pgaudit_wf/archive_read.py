@@ -36,6 +36,7 @@ from pgaudit_wf.archive import (
 )
 from pgaudit_wf.errors import ArchiveError, translated
 from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail
+from pgaudit_wf.tlog.archived import keep_archived
 
 __all__ = [
     "PersonalValue",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 _PAGE = 1000
+_SLICE = 2000
 
 
 _LIKE = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
@@ -145,9 +147,13 @@ def _duckdb(filesystem: FileSystem) -> Iterator[Any]:
 
 
 def _select(
-    archives: Sequence[Archive], conditions: Sequence[str], values: Sequence[object],
-    order: str,
-) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+    archives: Sequence[Archive], conditions: Sequence[str], values: Sequence[object]
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield matching events, newest first: in slices of time, as sorting all would take them all.
+
+    The first query sorts nothing but times, to find where to cut; each of the others reads the row
+    groups of its slice.
+    """
     filesystem, _ = open_filesystem(archives[0].url)
     paths = [
         open_filesystem(archive.url)[1] if is_local(filesystem) else archive.url
@@ -155,21 +161,35 @@ def _select(
     ]
     where = " and ".join(conditions) or "true"
     names = [name for name in COLUMNS if name != "occurred_at"]
+    source = "select *, epoch_us(occurred_at) as micros from read_parquet(?)"
     # A month that was archived twice has its events in both files.
     months = [archive.manifest["partition"] for archive in archives]
     once = "distinct on (id)" if len(months) != len(set(months)) else ""
-    query = (
-        f"select * from (select {once} {', '.join(names)}, micros"  # noqa: S608 - no text from outside
-        " from (select *, epoch_us(occurred_at) as micros from read_parquet(?))"
-        f" where {where}) order by {order}"
+    times = f"select micros from ({source}) where {where} order by micros desc"  # noqa: S608
+    events = (
+        f"select * from (select {once} {', '.join(names)}, micros"  # noqa: S608
+        f" from ({source} where occurred_at >= make_timestamptz(?::bigint)"
+        f" and occurred_at < make_timestamptz(?::bigint)) where {where})"
+        " order by micros desc, id desc"
     )
     with _duckdb(filesystem) as engine:
-        result = engine.execute(query, [paths, *values])
-        while rows := result.fetchmany(500):
-            events = [dict(zip(names, row[:-1], strict=True)) for row in rows]
-            for event, row in zip(events, rows, strict=True):
-                event["occurred_at"] = EPOCH + timedelta(microseconds=row[-1])
-            yield events
+        cuts: list[int] = []
+        before = 0
+        matching = engine.execute(times, [paths, *values])
+        while found := matching.fetchmany(_SLICE):
+            before = before or found[0][0] + 1
+            cuts.append(found[-1][0])
+        for cut in cuts:
+            if cut == before:
+                # More events of one microsecond than fit a slice: the one before had them all.
+                continue
+            result = engine.execute(events, [paths, cut, before, *values])
+            before = cut
+            while rows := result.fetchmany(500):
+                batch = [dict(zip(names, row[:-1], strict=True)) for row in rows]
+                for event, row in zip(batch, rows, strict=True):
+                    event["occurred_at"] = EPOCH + timedelta(microseconds=row[-1])
+                yield batch
 
 
 def _mask(conn: Connection, events: list[dict[str, Any]]) -> set[int]:
@@ -275,7 +295,7 @@ def archived_trail(
     called = set(_actors_called(conn, f"%{search.translate(_LIKE)}%", wanted.get("org_id"))
                  if search else [])  # fmt: skip
     with translated():
-        for events in _select(chosen, conditions, values, "micros desc, id desc"):
+        for events in _select(chosen, conditions, values):
             masked = _mask(conn, events)
             shown = [
                 event for event in events
@@ -418,7 +438,7 @@ def find_archived_values(
     if not archives:
         return 0, found
     condition = ["(actor_id = ? or resource_id = ?)"]
-    for batch in _select(archives, condition, [actor_id, actor_id], "id"):
+    for batch in _select(archives, condition, [actor_id, actor_id]):
         rows = conn.execute(
             "select r.position, v.kind, v.value from unnest(%(plain)s::text[], %(diff)s::text[],"
             " %(metadata)s::text[]) with ordinality as r (plain, diff, metadata, position),"
@@ -471,9 +491,10 @@ def erase_from_archive(
             before = [tuple(event.values()) for event in concerned]
             if concerned:
                 _apply_mask(conn, concerned, actor_id, pseudonym, pairs, for_good=True)
-            changed += sum(
-                old != tuple(event.values()) for old, event in zip(before, concerned, strict=True)
-            )
+            for old, event in zip(before, concerned, strict=True):
+                if old != (new := tuple(event.values())):
+                    keep_archived(conn, old, new)
+                    changed += 1
             yield [tuple(event.values()) for event in events]
             done += len(batch)
             if progress:
