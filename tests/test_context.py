@@ -68,20 +68,20 @@ def test_the_refusal_is_both_ours_and_a_value_error() -> None:
 @pytest.mark.parametrize("name", FIELDS)
 def test_text_that_postgresql_cannot_hold_is_refused(name: str) -> None:
     with pytest.raises(InvalidContextError, match=f"{name} contains a NUL"):
-        RequestContext().merge(**{name: "a\0b"})
+        RequestContext().merge(**{name: "a\0b"})  # type: ignore[arg-type]
     with pytest.raises(
         InvalidContextError, match=f"{name} contains a lone surrogate at position 1"
     ):
-        RequestContext().merge(**{name: "a\ud800"})
+        RequestContext().merge(**{name: "a\ud800"})  # type: ignore[arg-type]
     with pytest.raises(InvalidContextError, match=f"{name} must be a str or None, not int"):
         RequestContext().merge(**{name: 7})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["actor_id", "org_id", "api_key_id", "correlation_id"])
 def test_identifiers_have_at_most_255_characters(name: str) -> None:
-    assert RequestContext().merge(**{name: "é" * 255}).as_dict() == {name: "é" * 255}
+    assert RequestContext().merge(**{name: "é" * 255}).as_dict() == {name: "é" * 255}  # type: ignore[arg-type]
     with pytest.raises(InvalidContextError, match=f"{name} has 256 characters; at most 255"):
-        RequestContext().merge(**{name: "x" * 256})
+        RequestContext().merge(**{name: "x" * 256})  # type: ignore[arg-type]
 
 
 def test_a_user_agent_is_cut_off_as_clients_choose_its_length() -> None:

@@ -117,7 +117,7 @@ YESTERDAY = datetime.now(UTC) - timedelta(days=1)
 def test_filters(world: psycopg.Connection, filters: TrailFilter, expected: set[str]) -> None:
     start = latest_trail(world, 0)
     context = {"actor_id": "u_ana", "ip": "203.0.113.9", "correlation_id": "req_7"}
-    with request_context(world, pgaudit_wf.RequestContext(**context)):
+    with request_context(world, pgaudit_wf.RequestContext(**context)):  # type: ignore[arg-type]
         world.execute("update api_key set revoked_at = now() where id = 'k_own'")
         record_event(world, "export.made", outcome="denied", metadata={"rows": 3})
     page = audit_trail(world, page_size=1000, **filters)
