@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from pgaudit_wf.context import RequestContext
 from pgaudit_wf.request import request_context
 from pgaudit_wf.tlog.note import SigningKey
 from pgaudit_wf.tlog.proof import newest_checkpoint
@@ -70,7 +71,7 @@ def sealed(conn: Connection) -> Connection:
         "user_agent": 'Mozilla/5.0 "x"', "correlation_id": "c_1", "reason": "why not",
     }  # fmt: skip
     for number in range(EVENTS // 3):
-        with request_context(conn, **context):
+        with request_context(conn, RequestContext(**context)):
             conn.execute(
                 "insert into invoice values (%s, 'o_1', %s, 1.50, '{\"a\": [1, 2.0, \"ü\"]}')",
                 [number, f"Invoice \t{number} \U0001f600"],
@@ -249,7 +250,7 @@ def test_a_new_event_is_not_taken_for_a_forged_one(sealed: Connection) -> None:
 
 
 def test_a_row_is_sealed_anew_in_place_of_another(sealed: Connection) -> None:
-    """Deleted, and a forged leaf row points at another event: the hash in the tree is in the way."""
+    """A forged leaf row points at another event: the hash in the tree is in the way."""
     ids = event_ids(sealed)
     sealed.execute(
         "update pgaudit_wf.log_leaf as l set (event_id, tx_id, occurred_at, salt) ="

@@ -34,6 +34,7 @@ COLUMNS = (
     "id", "occurred_at", "tx_id", "actor_id", "actor_label", "org_id", "org_label", "auth_method",
     "api_key_id", "action", "resource_type", "resource_id", "outcome", "captured", "diff",
     "metadata", "ip", "country", "user_agent", "correlation_id", "db_user", "application_name",
+    "attested",
 )  # fmt: skip
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -87,7 +88,7 @@ def _without_secrets(url: str) -> str:
 
 
 def _schema(pa: Any) -> Any:  # noqa: ANN401
-    kinds = {"id": pa.int64(), "tx_id": pa.int64(), "captured": pa.bool_(),
+    kinds = {"id": pa.int64(), "tx_id": pa.int64(), "captured": pa.bool_(), "attested": pa.bool_(),
              "occurred_at": pa.timestamp("us", "UTC")}  # fmt: skip
     return pa.schema(
         [(name, kinds.get(name, pa.string())) for name in COLUMNS],

@@ -36,7 +36,6 @@ from pgaudit_wf.archive import (
 )
 from pgaudit_wf.errors import ArchiveError, translated
 from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail
-from pgaudit_wf.tlog.archived import keep_archived
 
 __all__ = [
     "PersonalValue",
@@ -341,7 +340,7 @@ def _entries(
     for event, (diff, metadata) in zip(events, documents, strict=True):
         name, email, role = people.get((event["actor_id"], event["org_id"]), (None, None, None))
         label = event.pop("actor_label")
-        event.pop("tx_id")
+        del event["tx_id"], event["attested"]
         named_now = names.get((event["resource_type"], event["resource_id"]))
         yield TrailEntry(
             **{**event, "diff": diff, "metadata": metadata},
@@ -491,10 +490,9 @@ def erase_from_archive(
             before = [tuple(event.values()) for event in concerned]
             if concerned:
                 _apply_mask(conn, concerned, actor_id, pseudonym, pairs, for_good=True)
-            for old, event in zip(before, concerned, strict=True):
-                if old != (new := tuple(event.values())):
-                    keep_archived(conn, old, new)
-                    changed += 1
+            changed += sum(
+                old != tuple(event.values()) for old, event in zip(before, concerned, strict=True)
+            )
             yield [tuple(event.values()) for event in events]
             done += len(batch)
             if progress:
