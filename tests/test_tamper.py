@@ -186,7 +186,8 @@ def test_two_rows_swap_their_contents(sealed: Connection) -> None:
     names = ", ".join(name for name in COLUMNS if name not in ("id", "tx_id", "occurred_at"))
     sealed.execute(
         f"update {LOG} as l set ({names}) = (select {names} from {LOG} as o"
-        " where o.id = case l.id when %(a)s then %(b)s else %(a)s end) where l.id in (%(a)s, %(b)s)",
+        " where o.id = case l.id when %(a)s then %(b)s else %(a)s end)"
+        " where l.id in (%(a)s, %(b)s)",
         {"a": ids[2], "b": ids[17]},
     )
     report = check(sealed)
@@ -375,7 +376,8 @@ def test_all_is_rewritten_under_the_stolen_key(sealed: Connection) -> None:
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
-        ("update pgaudit_wf.log_checkpoint set root = sha256(root) where size = 20", "another than"),
+        ("update pgaudit_wf.log_checkpoint set root = sha256(root) where size = 20",
+         "another than"),
         ("update pgaudit_wf.log_checkpoint set note = replace(note, '20', '21') where size = 20",
          "does not hold"),
         ("update pgaudit_wf.log_checkpoint set note = 'none' where size = 20", "no signed note"),
@@ -417,9 +419,9 @@ def test_an_erasure_is_feigned(sealed: Connection) -> None:
     """Commitments kept as by an erasure, to change a value: no erasure is recorded."""
     victim = event_ids(sealed)[3]
     sealed.execute(
-        f'select pgaudit_wf.keep_commitments(l, jsonb_populate_record(l, \'{{"actor_label": "X"}}\'))'
+        "select pgaudit_wf.keep_commitments(l, jsonb_populate_record(l, %s))"
         f" from {LOG} as l where id = %s",
-        [victim],
+        ['{"actor_label": "X"}', victim],
     )
     sealed.execute(f"update {LOG} set actor_label = 'X' where id = %s", [victim])
     report = check(sealed)

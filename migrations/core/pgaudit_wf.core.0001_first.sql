@@ -6661,7 +6661,7 @@ begin
     for gone in
         select d.object_name, d.object_identity from pg_event_trigger_dropped_objects() as d
         where d.schema_name = 'pgaudit_wf' and d.object_type = 'table'
-            and d.object_name ~ '^(security_audit_log(_y\d{4}m\d{2}|_default)?|workflow_history|attachment_history|archive|erasure|erased_event)$'
+            and d.object_name ~ '^(security_audit_log(_y\d{4}m\d{2}|_default)?|workflow_history|attachment_history|archive|erasure|erased_event|log_(tile|leaf|kept|checkpoint|cosignature))$'
     loop
         month := to_timestamp(substring(gone.object_name from 'y(\d{4}m\d{2})$'), 'YYYY"m"MM');
         -- A month to come holds nothing.
