@@ -117,6 +117,7 @@ class World:
     conn: psycopg.Connection[Any]
     reader_dsn: str
     writer_dsn: str
+    owner_dsn: str
     run: str
 
     def rename(self, name: str, who: str = "ana") -> None:
@@ -144,9 +145,7 @@ def make_world(server: DevServer, conn: psycopg.Connection[Any]) -> Iterator[Wor
         _add_key(conn, "k_ci", "o_acme", "u_ana", "kh_9f2a…")
         _add_key(conn, "k_formula", "o_acme", "u_ana", "kh_f0f0…", FORMULA)
     row = None
-    with request_context(
-        conn, **person("ana", "req_4", auth_method="api_key", api_key_id="k_ci")
-    ):
+    with request_context(conn, **person("ana", "req_4", auth_method="api_key", api_key_id="k_ci")):
         nodes, edges = edited()
         conn.execute(
             "update workflow set nodes = %s, edges = %s where id = %s",
@@ -182,13 +181,12 @@ def make_world(server: DevServer, conn: psycopg.Connection[Any]) -> Iterator[Wor
             conn,
             server.dsn(database, logins["reader"]),
             server.dsn(database, logins["writer"]),
+            server.dsn(database),
             row[0],
         )
     finally:
         for login in logins.values():
-            conn.execute(
-                sql.SQL("drop owned by {0}; drop role {0}").format(sql.Identifier(login))
-            )
+            conn.execute(sql.SQL("drop owned by {0}; drop role {0}").format(sql.Identifier(login)))
 
 
 def _add_key(
@@ -211,9 +209,7 @@ def sync_app(world: World, *, writable: bool = True, **settings: Any) -> Starlet
     """The app by itself, on pools of connections that block."""
     pool = ConnectionPool(world.reader_dsn, min_size=1, max_size=4, open=False)
     write_pool = ConnectionPool(world.writer_dsn, min_size=1, max_size=2, open=False)
-    app = create_app(
-        pool, whoever_asks, write_pool=write_pool if writable else None, **settings
-    )
+    app = create_app(pool, whoever_asks, write_pool=write_pool if writable else None, **settings)
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:

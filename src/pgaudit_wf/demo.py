@@ -50,6 +50,7 @@ create role {APP_ROLE} login in role pgaudit_wf_app;
 create role {AUDITOR_ROLE} login in role pgaudit_wf_reader;
 grant usage on schema public to {APP_ROLE};
 grant select, insert, update, delete on all tables in schema public to {APP_ROLE};
+grant select on workflow_execution to pgaudit_wf_reader;
 """
 
 Connection = psycopg.Connection[tuple[Any, ...]]

@@ -18,6 +18,7 @@ from pgaudit_wf.cli import (
     limits,
     maintain,
     schema,
+    serve,
     trail,
     version,
     workflow,
@@ -56,6 +57,7 @@ def main(
         pgaudit-wf log -f                      watch the trail
         pgaudit-wf history WORKFLOW            what became of a workflow, version by version
         pgaudit-wf alerts run                  tell people of what concerns them
+        pgaudit-wf serve --org ID --as ACTOR   the same as pages in a browser
         pgaudit-wf doctor                      check that all is still recorded
         pgaudit-wf maintain --dry-run          partitions, archives and retention
 
@@ -74,6 +76,6 @@ def main(
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
     demo, schema, attachment, trail, workflow, version, alerts, limits, attempts, maintain, export,
-    erase, integrity,
+    erase, integrity, serve,
 ):  # fmt: skip
     subject.register(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from contextlib import suppress
 from datetime import UTC
@@ -11,11 +12,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from pgaudit_wf.cli._base import JsonOption, add
+from pgaudit_wf.cli._base import Failure, JsonOption, add
 from pgaudit_wf.cli._output import console, moment, print_json, print_table, print_trail, to_json
 from pgaudit_wf.cli._version import heading, print_diff, print_versions, put
+from pgaudit_wf.cli.serve import Visitor, running
 from pgaudit_wf.cli.trail import print_api_keys
-from pgaudit_wf.demo import APP_ROLE, Day, play
+from pgaudit_wf.demo import APP_ROLE, AUDITOR_ROLE, DATABASE, Day, play
 from pgaudit_wf.devserver import DevServer
 
 
@@ -26,9 +28,13 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     keep: Annotated[
-        bool,
-        typer.Option("--keep", help="Leave the server running, to look around, until Ctrl-C."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--keep/--no-keep",
+            show_default=False,
+            help="Leave the server running, to look around, until Ctrl-C; in a terminal it does.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Play a working day of a small company on an embedded PostgreSQL and print its audit trail.
@@ -37,7 +43,7 @@ def demo(
     and takes some seconds. The package's extra "demo" brings the server.
 
         pgaudit-wf demo
-        pgaudit-wf demo --keep          # then look around with psql or pgaudit-wf log
+        pgaudit-wf demo --keep          # then look around with a browser or psql
         pgaudit-wf demo --json | jq '.[].action'
     """
     notes = console(stderr=True)
@@ -55,15 +61,15 @@ def demo(
             print_json(day.trail)
         else:
             _show(day, server.binaries.major)
+        if keep is None:
+            keep = not as_json and sys.stdin.isatty() and sys.stdout.isatty()
         if keep:
-            _offer(server, day)
             with suppress(KeyboardInterrupt):
-                while server.pid is not None:
-                    time.sleep(0.5)
+                _offer(server, day)
         elif not as_json:
             console().print(
                 "Next: `make demo ARGS=--keep` (or pgaudit-wf demo --keep) leaves the server"
-                " running to look around;\n"
+                " running, and shows it in your browser;\n"
                 "      pgaudit-wf migrate --help says how to install it in a database of yours."
             )
     finally:
@@ -139,3 +145,18 @@ def _offer(server: DevServer, day: Day) -> None:
         f"  pgaudit-wf doctor {dsn}",
     ):
         notes.print(line, soft_wrap=True)
+    # Acme's owner; through the logins that the product's own pages would have.
+    visitor = Visitor(
+        "o_acme", "u_ana", server.dsn(DATABASE, AUDITOR_ROLE), server.dsn(DATABASE, APP_ROLE),
+        day.dsn,
+    )  # fmt: skip
+    try:
+        with running(visitor) as (address, wait):
+            notes.print("The same day as pages, signed in as Ana, owner of Acme:")
+            notes.print(f"  {address}", soft_wrap=True, highlight=False)
+            wait()
+    except Failure as failure:
+        # Without the extra "web", there is still the server.
+        notes.print(f"No pages: {failure}; {failure.hint}", soft_wrap=True)
+        while server.pid is not None:
+            time.sleep(0.5)

@@ -68,7 +68,13 @@ def database_of(request: Request) -> Database:
 Who: TypeAlias = Annotated[Principal, Depends(principal_of)]
 Data: TypeAlias = Annotated[Database, Depends(database_of)]
 WorkflowId: TypeAlias = Annotated[
-    str, Path(description="Id as in pgaudit_wf.workflow_history.", min_length=1, max_length=1000)
+    str,
+    Path(
+        description="Id as in pgaudit_wf.workflow_history.",
+        min_length=1,
+        max_length=1000,
+        pattern=models.NO_NUL,
+    ),
 ]
 NewOrGiven: TypeAlias = Annotated[
     models.VersionNumber | None, Query(description="Default: the newest.")
@@ -235,7 +241,7 @@ async def checkpoint(sealed: Sealed) -> Response:
             "description": "Up to 256 hashes, one after the other.",
             "content": {"application/octet-stream": {"schema": {"type": "string"}}},
         },
-        **_problems(401, 403, 404, 501, 503),
+        **_problems(401, 403, 404, 422, 501, 503),
     },
     summary="A tile of the tree",
     tags=["integrity"],
@@ -418,7 +424,7 @@ async def attribution(
     request: Request,
     who: Who,
     database: Data,
-    execution_id: Annotated[str, Path(min_length=1, max_length=1000)],
+    execution_id: Annotated[str, Path(min_length=1, max_length=1000, pattern=models.NO_NUL)],
 ) -> object:
     """Also after key, user and workflow are gone."""
     async with database.reading(request, who) as session:

@@ -108,7 +108,7 @@ class _Static(StaticFiles):
 
 def create_app(
     pool: Pool,
-    principal: Callable[[Request], Principal | None | Awaitable[Principal | None]],
+    principal: Callable[[Request], Principal | Awaitable[Principal | None] | None],
     *,
     write_pool: Pool | None = None,
     integrity_pool: ConnectionPool[Any] | None = None,

@@ -94,18 +94,14 @@ def draw(now: Snapshot, before: Snapshot | None, change: VersionDiff) -> Canvas:
 
 
 def _by_id(nodes: Iterable[Any]) -> dict[str, Mapping[str, Any]]:
-    return {
-        str(node["id"]): node for node in nodes if isinstance(node, Mapping) and node.get("id")
-    }
+    return {str(node["id"]): node for node in nodes if isinstance(node, Mapping) and node.get("id")}
 
 
 def _ends(edge: Mapping[str, Any]) -> tuple[str, str]:
     return str(edge.get("source")), str(edge.get("target"))
 
 
-def _node(
-    id_: str, node: Mapping[str, Any], place: tuple[int, int], tone: str
-) -> DrawnNode:
+def _node(id_: str, node: Mapping[str, Any], place: tuple[int, int], tone: str) -> DrawnNode:
     data = node.get("data")
     data = data if isinstance(data, Mapping) else {}
     config = data.get("config")

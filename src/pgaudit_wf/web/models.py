@@ -5,12 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 Outcome: TypeAlias = Literal["succeeded", "failed", "denied"]
-Identifier: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
+_CURSOR = "MTc3MjQ0Mjg0NzEyMDAwMCA0NzEx"
+# What a text of PostgreSQL cannot hold.
+NO_NUL = r"^[^\x00]*$"
+Identifier: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000, pattern=NO_NUL)]
 VersionNumber: TypeAlias = Annotated[int, Field(ge=1, le=2_147_483_647)]
-Cursor: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
+Cursor: TypeAlias = Annotated[
+    str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_/-]+$", examples=[_CURSOR])
+]
 
 _MOMENT = "2026-03-02T09:14:07.120000Z"
 
@@ -33,7 +38,7 @@ class Filters(BaseModel):
     outcome: Outcome | None = None
     since: AwareDatetime | None = Field(None, description="Inclusive.", examples=[_MOMENT])
     until: AwareDatetime | None = Field(None, description="Exclusive.")
-    search: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+    search: Annotated[str, Field(min_length=1, max_length=200, pattern=NO_NUL)] | None = Field(
         None, description="Text in names, labels, action, address, user agent and ids."
     )
 
@@ -66,7 +71,9 @@ class HistoryQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     node_id: Identifier | None = Field(None, description="Only those that touched this node.")
-    before_version: VersionNumber | None = Field(None, description="next_before of the page before.")
+    before_version: VersionNumber | None = Field(
+        None, description="next_before of the page before."
+    )
     page_size: int = Field(50, ge=1, le=200)
 
 
@@ -106,7 +113,7 @@ class Event(_Answer):
                     "metadata": {"label": "kh_9f2a…", "reason": "the vendor changed"},
                     "ip": "203.0.113.9", "country": "PT", "user_agent": "Firefox/145.0",
                     "correlation_id": "req_031", "db_user": "workflow_app",
-                    "application_name": "workflow-product", "cursor": "MTc3MjQ0",
+                    "application_name": "workflow-product", "cursor": _CURSOR,
                 }
             ]
         },
@@ -233,12 +240,19 @@ class Workflow(_Answer):
     is_current: bool
 
 
+def _only_number(value: object) -> object:
+    # Of JSON's types this one; 3.0 is the same number as 3 there.
+    if isinstance(value, bool | str):
+        raise ValueError("a version is a number")
+    return value
+
+
 class RestoreRequest(BaseModel):
     """Which version is put back."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 3}]})
 
-    version: Annotated[int, Field(strict=True, ge=1, le=2_147_483_647)]
+    version: Annotated[VersionNumber, BeforeValidator(_only_number)]
 
 
 class Restored(_Answer):

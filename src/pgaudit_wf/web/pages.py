@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -24,6 +24,7 @@ from pgaudit_wf.web.integrity import Integrity
 from pgaudit_wf.web.paths import link, segment
 from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import pretty, render
+from pgaudit_wf.web.sentences import member_of
 from pgaudit_wf.workflow import (
     Snapshot,
     VersionDiff,
@@ -106,9 +107,11 @@ async def activity(request: Request, who: Who, database: Data) -> Response:
         else:
             page = await session.call(audit_trail, after=after, page_size=_PAGE, **filters)
             entries, next_cursor = page.entries, page.next_cursor
+        names = await _members(session, who, entries)
     return render(
         request,
         "activity.html",
+        names=names,
         entries=entries,
         shown=shown,
         chips=_chips(request, shown),
@@ -116,6 +119,10 @@ async def activity(request: Request, who: Who, database: Data) -> Response:
         next=next_cursor and link(request, "/activity", **shown, after=next_cursor),
         live=live and link(request, "/activity/live", **shown, since_cursor=live),
     )
+
+
+async def _members(session: Session, who: Who, entries: Iterable[TrailEntry]) -> dict[str, str]:
+    return await reads.names_of(session, who, map(member_of, entries))
 
 
 def _chips(request: Request, shown: Mapping[str, str]) -> list[dict[str, object]]:
@@ -138,7 +145,8 @@ async def live(request: Request, who: Who, database: Data) -> Response:
             batch = await session.call(latest_trail, 1, **filters)
         else:
             batch = await session.call(follow_trail, since, **filters)
-    answer = render(request, "events.html", entries=batch.entries[::-1])
+        names = await _members(session, who, batch.entries)
+    answer = render(request, "events.html", entries=batch.entries[::-1], names=names)
     answer.headers["X-Live"] = link(request, "/activity/live", **shown, since_cursor=batch.cursor)
     return answer
 
@@ -156,11 +164,13 @@ async def event(request: Request, who: Who, database: Data, cursor: models.Curso
                 audit_trail, correlation_id=entry.correlation_id, org_id=who.org_id, page_size=50
             )
             related = tuple(other for other in page.entries if other.id != entry.id)
+        names = await _members(session, who, (entry, *related))
     return render(
         request,
         "event.html",
         entry=entry,
         related=related,
+        names=names,
         rows=changed_fields(entry.diff),
         provable=_sealed_log(request) is not None,
     )
@@ -359,9 +369,7 @@ async def api_keys(request: Request, who: Who, database: Data) -> Response:
 
 
 @router.get("/runs")
-async def runs(
-    request: Request, who: Who, database: Data, after: str | None = None
-) -> Response:
+async def runs(request: Request, who: Who, database: Data, after: str | None = None) -> Response:
     """The runs, and what is behind each."""
     async with database.reading(request, who) as session:
         tables = await reads.run_tables(session)

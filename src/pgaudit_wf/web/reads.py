@@ -106,9 +106,7 @@ async def find_version(
 ) -> Version | None:
     """Return a version, by default the newest; None if the organization has none."""
     before = None if version is None else min(version + 1, 2_147_483_647)
-    page = await session.call(
-        workflow_versions, workflow_id, before_version=before, page_size=1
-    )
+    page = await session.call(workflow_versions, workflow_id, before_version=before, page_size=1)
     if not page.versions or version not in (None, page.versions[0].version):
         return None
     return page.versions[0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from pgaudit_wf.read import TrailEntry
 
 Tone: TypeAlias = Literal["add", "change", "remove"]
 
-# Told of the thing itself where no name follows; "{}" is where the name goes, if it does.
 _PHRASES = {
     "account.created": "created an account",
     "account.deactivated": "deactivated an account",
@@ -95,9 +96,19 @@ _REMOVED = {
 _NAMELESS = ("session.", "subscription.", "totp.", "backup_codes.", "audit.", "org.", "request.")
 
 
+_NOT_DONE = {
+    "session.created": "could not sign in",
+    "request.failed": "made a request that failed",
+}
+
+
 def sentence(entry: TrailEntry) -> str:
     """Return what was done, as it follows the actor's name."""
+    if entry.outcome != "succeeded" and entry.action in _NOT_DONE:
+        return _NOT_DONE[entry.action]
     known = _PHRASES.get(entry.action)
+    if entry.action == "member.joined" and member_of(entry) not in (None, entry.actor_id):
+        known = "added a member"
     if known is None:
         thing, _, verb = entry.action.rpartition(".")
         words = f"{verb.replace('_', ' ')} {thing.replace('_', ' ').replace('.', ' ')}".strip()
@@ -109,10 +120,29 @@ def sentence(entry: TrailEntry) -> str:
     return known
 
 
-def subject(entry: TrailEntry) -> str | None:
-    """Return the name of what it was done to; None where that says nothing."""
+def member_of(entry: TrailEntry) -> str | None:
+    """Return the id of the user whose membership an event is about."""
+    if not entry.action.startswith("member."):
+        return None
+    try:
+        key = json.loads(entry.resource_id or "")
+    except ValueError:
+        return entry.resource_id
+    return str(key[-1]) if isinstance(key, list) and key else entry.resource_id
+
+
+def subject(entry: TrailEntry, names: Mapping[str, str]) -> str | None:
+    """Return the name of what it was done to; None where that says nothing.
+
+    Args:
+        entry: The event.
+        names: Names of users by their ids, for events about members.
+    """
     if entry.action.startswith(_NAMELESS):
         return None
+    member = member_of(entry)
+    if member is not None:
+        return None if member == entry.actor_id else names.get(member, member)
     name = entry.resource_name or entry.resource_id
     return None if name is None or name == entry.actor_name else name
 
