@@ -65,7 +65,7 @@ def seal_all(conn: Connection, sealer: Sealer | None = None) -> int:
     return done.size
 
 
-def record(conn: Connection, /, count: int = 1, **context: str) -> list[int]:
+def record(conn: Connection, /, count: int = 1, **context: Any) -> list[int]:  # noqa: ANN401
     """Record events of an actor; returns their ids."""
     first = scalar(conn, "select coalesce(max(id), 0) from pgaudit_wf.security_audit_log")
     with request_context(conn, RequestContext(**context)):
@@ -705,6 +705,40 @@ def test_from_key_to_proof_on_the_command_line(dsn: str, tmp_path: Path) -> None
         conn.execute(f"update {part} set actor_id = 'x' where id = %s", [ids[2]])
         shown = run("verify", "-k", str(public), "-d", dsn, code=1)
         assert f"ALTERED: event {ids[2]}" in shown
+
+
+def test_maintenance_seals(dsn: str, tmp_path: Path) -> None:
+    key = tmp_path / "seal.key"
+    key.write_text(f"{KEY}\n")
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        record(conn, 3)
+        arguments = ["maintain", "-d", dsn, "--seal-key", str(key), "--json"]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        steps = json.loads(result.stdout)
+        assert [(s["kind"], s["events"]) for s in steps if s["subject"] == "seal"] == [("hook", 3)]
+        assert verify(conn, [KEY.verifier]).events == 3
+
+
+def test_watching_seals_until_told_to_stop(dsn: str, tmp_path: Path) -> None:
+    key = tmp_path / "seal.key"
+    key.write_text(f"{KEY}\n")
+    with psycopg.connect(dsn, autocommit=True) as conn, subprocess.Popen(
+        [sys.executable, "-c", "from pgaudit_wf.cli import app; app()", "seal", "-d", dsn, "--key", str(key), "--watch", "0.1",
+         "--push", str(tmp_path / "checkpoint")],
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for count in (2, 3):
+            record(conn, count)
+            for line in process.stderr:
+                if json.loads(line)["message"] == "sealed":
+                    break
+        process.terminate()
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert (tmp_path / "checkpoint").read_text() == newest_checkpoint(conn)
+        assert verify(conn, [KEY.verifier]).events == 5
 
 
 def test_a_leaf_hash_is_that_of_its_canonical_form(conn: Connection) -> None:

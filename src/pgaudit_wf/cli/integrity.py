@@ -26,6 +26,7 @@ from pgaudit_wf.cli._base import (
     help_text,
 )
 from pgaudit_wf.cli._output import console, print_json, printable
+from pgaudit_wf.maintain import Hook
 from pgaudit_wf.service import Service, json_logs
 from pgaudit_wf.tlog.archived import archived_row, verify_archives
 from pgaudit_wf.tlog.note import CommandSigner, Signer, SigningKey, VerifierKey
@@ -120,6 +121,25 @@ def _signer(key: Path | None, command: str | None, public_key: str | None) -> Si
             USAGE,
         )
     return SigningKey.parse(text)
+
+
+def seal_hook(key: Path | None, state: Path | None) -> Hook:
+    """Return sealing as a part of maintenance; the key is read as `seal` reads it.
+
+    Raises:
+        Failure: There is no key.
+        SigningKeyError: It is no key.
+    """
+    sealer = Sealer(_signer(key, None, None), state=state)
+
+    def run(conn: Connection, look_only: bool) -> int:
+        if look_only:
+            row = conn.execute("select pgaudit_wf.reader_lag('seal')").fetchone()
+            return int(row[0]) if row else 0
+        done = sealer.run(conn)
+        return done.events + done.versions
+
+    return Hook("seal", run)
 
 
 def keygen(
@@ -233,17 +253,11 @@ def seal(
 
     def job(service: Service) -> bool:
         with connect(database) as conn:
-            more = True
-            events = versions = size = 0
-            while more and not service.stopping:
-                done = sealer.step(conn)
-                service.alive()
-                more = done.more
-                events, versions, size = events + done.events, versions + done.versions, done.size
-            if events or versions:
+            done = sealer.run(conn, lambda: service.stopping)
+            if done.events or done.versions:
                 _deliver(conn, targets)
-                service.log("sealed", events=events, versions=versions, size=size)
-        return more
+                service.log("sealed", events=done.events, versions=done.versions, size=done.size)
+        return done.more
 
     if watch is not None:
         with json_logs():
@@ -251,19 +265,17 @@ def seal(
                 job, interval=watch, health_port=health_port, health_host=health_host
             )
         return
-    events = versions = 0
     with connect(database) as conn:
-        while True:
-            done = sealer.step(conn)
-            events, versions = events + done.events, versions + done.versions
-            if not done.more:
-                break
+        done = sealer.run(conn)
         if targets and done.size:
             _deliver(conn, targets)
     if as_json:
-        print_json({"events": events, "versions": versions, "size": done.size})
+        print_json({"events": done.events, "versions": done.versions, "size": done.size})
     elif "-" not in targets:
-        typer.echo(f"Sealed {events} events and {versions} versions; the tree has {done.size}.")
+        typer.echo(
+            f"Sealed {done.events} events and {done.versions} versions; the tree has {done.size}"
+            " leaves."
+        )
 
 
 def _progress() -> Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from pgaudit_wf.cli._base import (
     connect,
 )
 from pgaudit_wf.cli._output import console, print_json, printable
+from pgaudit_wf.cli.integrity import seal_hook
 from pgaudit_wf.maintain import Maintenance, Step, plan
 from pgaudit_wf.service import Service, json_logs
 
@@ -71,6 +73,20 @@ def maintain(
     health_host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to serve them.")
     ] = "127.0.0.1",
+    seal_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Also seal, before anything is archived, with this key of pgaudit-wf keygen.",
+        ),
+    ] = None,
+    seal_state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False, help="With --seal-key, as --state of seal."
+        ),
+    ] = None,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -103,6 +119,7 @@ def maintain(
             open_,
             archive_url=archive,
             months_ahead=months_ahead,
+            hooks=[seal_hook(seal_key, seal_state)] if seal_key else [],
             progress=_shown(bar) if bar else None,
         )
         stack.enter_context(json_logs() if watch else nullcontext())

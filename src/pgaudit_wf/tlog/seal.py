@@ -153,6 +153,25 @@ class Sealer:
             self._sign_pending(conn)
         return done
 
+    def run(self, conn: Connection, stopping: Callable[[], bool] = lambda: False) -> Sealed:
+        """Seal all that there is; return what that was in all.
+
+        Args:
+            conn: The owner's connection, in autocommit mode.
+            stopping: Asked between steps whether to end.
+
+        Raises:
+            SealError: As `step` does.
+            SigningKeyError: As `step` does.
+            psycopg.Error: As `step` does.
+        """
+        events = versions = 0
+        while True:
+            done = self.step(conn)
+            events, versions = events + done.events, versions + done.versions
+            if not done.more or stopping():
+                return Sealed(events, versions, done.size, done.more)
+
     def _append(self, conn: Connection) -> Sealed:
         pin_format(conn)
         conn.execute(
