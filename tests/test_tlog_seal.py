@@ -724,8 +724,8 @@ def test_watching_seals_until_told_to_stop(dsn: str, tmp_path: Path) -> None:
     key = tmp_path / "seal.key"
     key.write_text(f"{KEY}\n")
     with psycopg.connect(dsn, autocommit=True) as conn, subprocess.Popen(
-        [sys.executable, "-c", "from pgaudit_wf.cli import app; app()", "seal", "-d", dsn, "--key", str(key), "--watch", "0.1",
-         "--push", str(tmp_path / "checkpoint")],
+        [sys.executable, "-c", "from pgaudit_wf.cli import app; app()", "seal", "-d", dsn,
+         "--key", str(key), "--watch", "0.1", "--push", str(tmp_path / "checkpoint")],
         stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stderr is not None
