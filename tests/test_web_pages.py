@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ def site(world: World) -> Iterator[str]:
 class Visit:
     """Somebody's browser; what it complains of fails the test."""
 
-    def __init__(self, browser: Browser, site: str, name: str | None, **options: Any) -> None:
-        self._context = browser.new_context(base_url=site, **options)
+    def __init__(self, browser: Browser, site: str, name: str | None, **options: object) -> None:
+        self._context = browser.new_context(base_url=site, **options)  # type: ignore[arg-type]
         self._context.set_default_timeout(20_000)
         if name:
             self._context.add_cookies([{"name": "test_user", "value": name, "url": site}])
@@ -99,11 +99,14 @@ class Visit:
         self._context.close()
 
 
+Visits = Callable[..., Visit]
+
+
 @pytest.fixture
-def visit(browser: Browser, site: str) -> Iterator[Any]:
+def visit(browser: Browser, site: str) -> Iterator[Visits]:
     opened: list[Visit] = []
 
-    def start(name: str | None, **options: Any) -> Visit:
+    def start(name: str | None, **options: object) -> Visit:
         opened.append(Visit(browser, site, name, **options))
         return opened[-1]
 
@@ -112,7 +115,7 @@ def visit(browser: Browser, site: str) -> Iterator[Any]:
         one.close()
 
 
-def test_an_owner_reads_filters_and_follows_the_activity(visit: Any, world: World) -> None:
+def test_an_owner_reads_filters_and_follows_the_activity(visit: Visits, world: World) -> None:
     ana = visit("ana")
     page = ana.go("/")
     expect(page).to_have_url(f"{ana.site}/activity")
@@ -144,7 +147,7 @@ def test_an_owner_reads_filters_and_follows_the_activity(visit: Any, world: Worl
     ana.check()
 
 
-def test_older_events_come_by_scrolling_and_without_scripts(visit: Any, world: World) -> None:
+def test_older_events_come_by_scrolling_and_without_scripts(visit: Visits, world: World) -> None:
     world.conn.execute(
         "insert into api_key (id, org_id, user_id, name, key_prefix, key_hash)"
         " select 'k_' || n, 'o_acme', 'u_ana', 'n', 'kh_' || n, 'never-to-be-logged-' || n"
@@ -172,7 +175,7 @@ def test_older_events_come_by_scrolling_and_without_scripts(visit: Any, world: W
     assert seen == ids
 
 
-def test_an_event_shows_its_diff_and_what_else_the_request_did(visit: Any) -> None:
+def test_an_event_shows_its_diff_and_what_else_the_request_did(visit: Visits) -> None:
     ana = visit("ana")
     page = ana.go("/activity")
     page.get_by_role("link", name=re.compile("Dan revoked an org API key")).click()
@@ -187,7 +190,7 @@ def test_an_event_shows_its_diff_and_what_else_the_request_did(visit: Any) -> No
     ana.check()
 
 
-def test_names_are_text_whatever_they_are(visit: Any) -> None:
+def test_names_are_text_whatever_they_are(visit: Visits) -> None:
     ana = visit("ana")
     page = ana.go("/workflows")
     expect(page.get_by_role("link", name=SCRIPT)).to_be_visible()
@@ -207,7 +210,7 @@ def test_names_are_text_whatever_they_are(visit: Any) -> None:
     assert ana.complaints == []
 
 
-def test_an_admin_looks_through_the_versions_and_restores_one(visit: Any, world: World) -> None:
+def test_an_admin_looks_through_the_versions_and_restores_one(visit: Visits, world: World) -> None:
     dan = visit("dan")
     page = dan.go(f"/workflows/{FLOW}")
     versions = page.locator(".timeline > li")
@@ -262,7 +265,7 @@ def test_an_admin_looks_through_the_versions_and_restores_one(visit: Any, world:
     assert row == ("u_dan", "restore")
 
 
-def test_a_form_of_another_site_restores_nothing(visit: Any, world: World) -> None:
+def test_a_form_of_another_site_restores_nothing(visit: Visits, world: World) -> None:
     ana = visit("ana")
     page = ana.go(f"/workflows/{FLOW}/restore/1")
     page.locator("input[name=csrf_token]").evaluate("field => { field.value = 'x'.repeat(43); }")
@@ -281,7 +284,7 @@ def test_a_form_of_another_site_restores_nothing(visit: Any, world: World) -> No
     assert newest == (3,)
 
 
-def test_keys_and_runs(visit: Any, world: World) -> None:
+def test_keys_and_runs(visit: Visits, world: World) -> None:
     ana = visit("ana")
     page = ana.go("/api-keys")
     key = page.locator(".key", has_text="kh_9f2a…")
@@ -301,7 +304,7 @@ def test_keys_and_runs(visit: Any, world: World) -> None:
 
 
 @pytest.mark.parametrize(("name", "heading"), [("bo", "Forbidden"), (None, "Unauthorized")])
-def test_a_member_and_a_stranger_see_nothing(visit: Any, name: str | None, heading: str) -> None:
+def test_a_member_and_a_stranger_see_nothing(visit: Visits, name: str | None, heading: str) -> None:
     somebody = visit(name)
     for path in (
         "/activity",
@@ -317,7 +320,7 @@ def test_a_member_and_a_stranger_see_nothing(visit: Any, name: str | None, headi
     somebody.check()
 
 
-def test_the_owner_of_another_organization_finds_only_his_own(visit: Any) -> None:
+def test_the_owner_of_another_organization_finds_only_his_own(visit: Visits) -> None:
     chidi = visit("chidi")
     page = chidi.go("/activity")
     expect(page.locator(".event").first).to_be_visible()
@@ -342,7 +345,9 @@ def test_the_owner_of_another_organization_finds_only_his_own(visit: Any) -> Non
         ),
     ],
 )
-def test_in_the_dark_and_on_a_phone(visit: Any, world: World, look: str, options: Any) -> None:
+def test_in_the_dark_and_on_a_phone(
+    visit: Visits, world: World, look: str, options: dict[str, object]
+) -> None:
     ana = visit("ana", **options)
     for name, path in (
         ("activity", "/activity"), ("history", f"/workflows/{FLOW}"),

@@ -23,7 +23,8 @@ def serve(app: Starlette) -> Iterator[str]:
         try:
             deadline = time.monotonic() + 30
             while not server.started:
-                assert time.monotonic() < deadline and thread.is_alive(), "uvicorn did not start"
+                assert thread.is_alive(), "uvicorn did not start"
+                assert time.monotonic() < deadline, "uvicorn takes too long"
                 time.sleep(0.02)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:

@@ -1,4 +1,4 @@
-"""Two organizations with a history, and the app in front of them, for the tests of pages and API."""
+"""Two organizations with a history, and the app in front of them, for tests of pages and API."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from starlette.routing import Mount
 
 from pgaudit_wf import record_event, request_context
 from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.tlog.note import VerifierKey
 from pgaudit_wf.web import Principal, create_app
 
 FLOW = "11111111-1111-4111-8111-111111111111"
@@ -205,11 +206,19 @@ def whoever_asks(request: Request) -> Principal | None:
     return PEOPLE.get(name or "")
 
 
-def sync_app(world: World, *, writable: bool = True, **settings: Any) -> Starlette:
+def sync_app(
+    world: World, *, writable: bool = True, timeout: float = 15, open_health: bool = False
+) -> Starlette:
     """The app by itself, on pools of connections that block."""
     pool = ConnectionPool(world.reader_dsn, min_size=1, max_size=4, open=False)
     write_pool = ConnectionPool(world.writer_dsn, min_size=1, max_size=2, open=False)
-    app = create_app(pool, whoever_asks, write_pool=write_pool if writable else None, **settings)
+    app = create_app(
+        pool,
+        whoever_asks,
+        write_pool=write_pool if writable else None,
+        timeout=timeout,
+        open_health=open_health,
+    )
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -219,19 +228,35 @@ def sync_app(world: World, *, writable: bool = True, **settings: Any) -> Starlet
     return Starlette(routes=[Mount("/", app)], lifespan=lifespan)
 
 
-def mounted_app(world: World, prefix: str = "/audit", *, writable: bool = True) -> Starlette:
-    """The app under a prefix of a host that is async throughout."""
+def mounted_app(
+    world: World, prefix: str = "/audit", *, verify_keys: tuple[VerifierKey, ...] | None = None
+) -> Starlette:
+    """The app under a prefix of a host that is async throughout.
+
+    Args:
+        world: The database.
+        prefix: Where it is mounted.
+        verify_keys: Show the sealed log, with these keys; None: show none.
+    """
     pool = AsyncConnectionPool(world.reader_dsn, min_size=1, max_size=4, open=False)
     write_pool = AsyncConnectionPool(world.writer_dsn, min_size=1, max_size=2, open=False)
+    owner_pool = ConnectionPool(world.owner_dsn, min_size=1, max_size=2, open=False)
 
     async def whoever(request: Request) -> Principal | None:
         return whoever_asks(request)
 
-    app = create_app(pool, whoever, write_pool=write_pool if writable else None)
+    app = create_app(
+        pool,
+        whoever,
+        write_pool=write_pool,
+        integrity_pool=None if verify_keys is None else owner_pool,
+        verify_keys=verify_keys or (),
+    )
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        async with pool, write_pool:
-            yield
+        with owner_pool:
+            async with pool, write_pool:
+                yield
 
     return Starlette(routes=[Mount(prefix, app)], lifespan=lifespan)

@@ -127,8 +127,8 @@ def running(visitor: Visitor, port: int = 0) -> Iterator[tuple[str, Any]]:
         from pgaudit_wf.web import Principal, create_app
     except (ImportError, MissingExtraError) as error:
         raise Failure("the pages need more packages", 'pip install "pgaudit-wf[web]"') from error
-    role = _role(visitor)
-    principal = Principal(visitor.actor, visitor.org, role, auth_method="cli")
+    role, name = _role(visitor)
+    principal = Principal(visitor.actor, visitor.org, role, name, auth_method="cli")
     with ExitStack() as stack:
 
         def pool(conninfo: str) -> ConnectionPool[Any]:
@@ -172,8 +172,8 @@ def running(visitor: Visitor, port: int = 0) -> Iterator[tuple[str, Any]]:
         )
 
 
-def _role(visitor: Visitor) -> str:
-    """Ask the database what the actor is in the organization.
+def _role(visitor: Visitor) -> tuple[str, str | None]:
+    """Ask the database what the actor is in the organization, and is called.
 
     Raises:
         Failure: Nobody who may read.
@@ -184,7 +184,7 @@ def _role(visitor: Visitor) -> str:
             [visitor.org, visitor.actor],
         )
         row = conn.execute(
-            "select d.role from pgaudit_wf.describe_actors(%s, %s) as d",
+            "select d.role, d.name from pgaudit_wf.describe_actors(%s, %s) as d",
             [visitor.org, [visitor.actor]],
         ).fetchone()
     if row is None or row[0] not in ("owner", "admin"):
@@ -192,7 +192,7 @@ def _role(visitor: Visitor) -> str:
             f"{visitor.actor} is neither owner nor admin of {visitor.org}",
             "pgaudit_wf.org_member says who is",
         )
-    return str(row[0])
+    return row[0], row[1]
 
 
 class _Door:

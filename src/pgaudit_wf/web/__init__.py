@@ -2,7 +2,10 @@
 
     from pgaudit_wf.web import Principal, create_app
 
-    app.mount("/audit", create_app(pool, principal=lambda request: Principal("u_1", "o_1", "owner")))
+    def principal(request):
+        return Principal(request.user.id, request.user.org_id, request.user.role)
+
+    app.mount("/audit", create_app(pool, principal))
 
 The package's extra "web" brings what it needs; docs/web.md is the manual.
 """

@@ -362,7 +362,8 @@ async def put_back(
         )
     try:
         async with database.writing(request, who, "workflow.restore_failed") as session:
-            return await session.call(restore_workflow, workflow_id, version)
+            restored: RestoredVersion = await session.call(restore_workflow, workflow_id, version)
+            return restored
     except psycopg.errors.InsufficientPrivilege:
         raise ProblemError(403, "The application's login may not change this workflow.") from None
     except (psycopg.errors.IntegrityError, psycopg.errors.RaiseException) as error:

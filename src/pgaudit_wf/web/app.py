@@ -45,9 +45,14 @@ class _Guard:
     """Lets nobody in whom the host does not know, and sends the same headers with every answer."""
 
     def __init__(
-        self, app: ASGIApp, principal: Authenticate, database: Database, settings: rendering.Settings,
-        open_health: bool, integrity: Integrity | None,
-    ) -> None:  # fmt: skip
+        self,
+        app: ASGIApp,
+        principal: Authenticate,
+        database: Database,
+        settings: rendering.Settings,
+        open_health: bool,
+        integrity: Integrity | None,
+    ) -> None:
         self._app = app
         self._integrity = integrity
         self._principal = principal

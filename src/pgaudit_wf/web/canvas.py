@@ -14,7 +14,7 @@ NODE_HEIGHT = 60
 _MARGIN = 24
 _GAP_X = 50
 _GAP_Y = 70
-_SIGNS = {"add": "+", "change": "✎", "remove": "−"}
+_SIGNS = {"add": "+", "change": "✎", "remove": "\N{MINUS SIGN}"}
 _WORDS = {"add": "added", "change": "changed", "remove": "removed"}
 
 

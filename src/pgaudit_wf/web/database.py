@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import psycopg
 from anyio import CancelScope, to_thread
@@ -20,8 +20,6 @@ from pgaudit_wf.request import request_context
 from pgaudit_wf.web.principal import Principal
 
 Pool: TypeAlias = AsyncConnectionPool[Any] | ConnectionPool[Any]
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Session:
@@ -30,22 +28,19 @@ class Session:
     def __init__(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
         self._conn: Any = conn
 
-    async def call(
-        self,
-        function: Callable[Concatenate[Any, P], T | Awaitable[T]],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
+    # The overloads of the typed reads cannot be handed through: what comes back is what they say.
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Call a typed read of `pgaudit_wf.read` or `pgaudit_wf.workflow` on the connection."""
         if isinstance(self._conn, psycopg.AsyncConnection):
-            result: Any = function(self._conn, *args, **kwargs)
+            result = function(self._conn, *args, **kwargs)
             return await result if inspect.isawaitable(result) else result
-        return await to_thread.run_sync(lambda: function(self._conn, *args, **kwargs))  # type: ignore[return-value]
+        return await to_thread.run_sync(lambda: function(self._conn, *args, **kwargs))
 
     async def rows(self, statement: sql.SQL | sql.Composed, **parameters: object) -> list[Any]:
         """Run a statement and return its rows as dictionaries."""
         read = Read(sql.Composed([statement]), parameters, list)
-        return await self.call(run, read)
+        found: list[Any] = await self.call(run, read)
+        return found
 
 
 class Database:

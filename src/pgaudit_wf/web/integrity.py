@@ -81,7 +81,7 @@ class Integrity:
                 "   where s.event_id = l.id and s.tx_id = l.tx_id) limit 1000) as unsealed",
                 {"org": org_id, "at": last[1]},
             ).fetchone()
-            return Sealing(*last, row[0] if row else 0)
+            return Sealing(last[0], last[1], last[2], row[0] if row else 0)
 
         return await self._call(work)
 

@@ -223,9 +223,10 @@ def _root(workflow_id: str) -> str:
 async def _snapshot(session: Session, workflow_id: str, version: int) -> Snapshot | None:
     """Return a version in full, None if its snapshot was pruned."""
     try:
-        return await session.call(version_snapshot, workflow_id, version)
+        kept: Snapshot = await session.call(version_snapshot, workflow_id, version)
     except VersionPrunedError:
         return None
+    return kept
 
 
 async def _name(session: Session, workflow_id: str, version: int) -> str:

@@ -41,4 +41,4 @@ class Principal:
         return self.role in READERS
 
 
-Authenticate: TypeAlias = Callable[[Request], Principal | None | Awaitable[Principal | None]]
+Authenticate: TypeAlias = Callable[[Request], Principal | Awaitable[Principal | None] | None]

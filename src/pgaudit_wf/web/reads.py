@@ -16,7 +16,13 @@ from pgaudit_wf.errors import CursorError
 from pgaudit_wf.read import ApiKeyActivity, TrailEntry, api_key_activity, audit_trail
 from pgaudit_wf.web.database import Session
 from pgaudit_wf.web.principal import Principal
-from pgaudit_wf.workflow import RunAttribution, Version, execution_attribution, workflow_versions
+from pgaudit_wf.workflow import (
+    RunAttribution,
+    Version,
+    VersionPage,
+    execution_attribution,
+    workflow_versions,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,9 @@ async def find_version(
 ) -> Version | None:
     """Return a version, by default the newest; None if the organization has none."""
     before = None if version is None else min(version + 1, 2_147_483_647)
-    page = await session.call(workflow_versions, workflow_id, before_version=before, page_size=1)
+    page: VersionPage = await session.call(
+        workflow_versions, workflow_id, before_version=before, page_size=1
+    )
     if not page.versions or version not in (None, page.versions[0].version):
         return None
     return page.versions[0]
