@@ -13,7 +13,7 @@ import pytest
 from psycopg_pool import ConnectionPool
 from starlette.testclient import TestClient
 
-from pgaudit_wf import audit_trail
+from pgaudit_wf import audit_trail, record_event, request_context
 from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.web import CONTENT_SECURITY_POLICY, create_app
 from web_world import (
@@ -153,6 +153,19 @@ def test_other_organizations_are_not_there(client: TestClient, world: World) -> 
     assert client.get("/api/security/audit?resource_id=k_globex").json()["entries"] == []
     refused = client.post(f"/api/workflows/{OTHER_FLOW}/restore", json={"version": 1})
     assert refused.status_code == 404
+
+
+def test_an_id_that_no_key_can_be_does_not_keep_the_page_from_being_read(
+    client: TestClient, world: World
+) -> None:
+    with request_context(world.conn, actor_id="u_bo", org_id="o_acme"):
+        for kind in ("workflow", "api_key", "member"):
+            record_event(
+                world.conn, f"{kind}.viewed", resource_type=kind, resource_id="no key at all"
+            )
+    entries = client.get("/api/security/audit?action=*.viewed").json()["entries"]
+    assert [entry["resource_name"] for entry in entries] == [None] * 3
+    assert len(client.get("/api/security/audit").json()["entries"]) > 3
 
 
 def test_an_event_by_its_cursor(client: TestClient) -> None:

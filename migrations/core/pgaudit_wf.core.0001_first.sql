@@ -2296,15 +2296,29 @@ create function pgaudit_wf.resource_names_query(setting pgaudit_wf.attachment) r
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- A single key is compared in its own type, so that its index is used.
+    -- A single key is compared in its own type, so that its index is used. An application may tell of an id that no key can be:
+    -- it names nothing, and must not keep the rest of the page from being read.
     select format(
         'select %1$L::text, %2$s, left(r.%3$I::text, 255) from %4$s as r'
-        ' where %5$s = any (array(select distinct wanted.id%6$s from unnest($1, $2) as wanted (type, id) where wanted.type = %1$L))',
+        ' where %5$s = any (array(select distinct wanted.id%6$s from unnest($1, $2) as wanted (type, id) where wanted.type = %1$L%7$s))',
         (setting).resource_type, pgaudit_wf.key_expression(setting, 'r'), (setting).label_column, (setting).target,
-        case when cardinality((setting).id_columns) = 1 then format('r.%I', (setting).id_columns[1]) else pgaudit_wf.key_expression(setting, 'r') end,
-        case when cardinality((setting).id_columns) = 1 then '::' || format_type(atttypid, atttypmod) else '' end)
-    from pg_attribute
-    where attrelid = (setting).target and attname = (setting).id_columns[1]
+        case when kind is null then pgaudit_wf.key_expression(setting, 'r') else format('r.%I', (setting).id_columns[1]) end,
+        case kind when 'uuid' then '::uuid' when 'integer' then '::bigint' else '' end,
+        case kind
+            when 'uuid' then ' and wanted.id ~ ''^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$'''
+            when 'integer' then ' and wanted.id ~ ''^-?[0-9]{1,18}$'''
+            else ''
+        end)
+    from (
+        select case
+            when cardinality((setting).id_columns) > 1 then null
+            when atttypid = 'uuid'::regtype then 'uuid'
+            when atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) then 'integer'
+            when atttypid in ('text'::regtype, 'varchar'::regtype) then 'text'
+        end as kind
+        from pg_attribute
+        where attrelid = (setting).target and attname = (setting).id_columns[1]
+    ) as key_type
 $$;
 comment on function pgaudit_wf.resource_names_query(pgaudit_wf.attachment) is
     'Query for the names of resources of an attached table: $1 resource types, $2 resource ids, pairwise.';
@@ -7300,7 +7314,7 @@ comment on column pgaudit_wf.log_leaf.workflow_id is 'workflow_id of the version
 comment on column pgaudit_wf.log_leaf.version is 'Its number.';
 comment on column pgaudit_wf.log_leaf.salt is 'Random; with it the commitments of the leaf can be opened. Null once something of it was erased: log_kept holds the rest.';
 comment on column pgaudit_wf.log_leaf.snapshot is 'Commitment to a version''s snapshot, which may be let go of before the version.';
-create index log_leaf_event on pgaudit_wf.log_leaf (event_id) where event_id is not null;
+create unique index log_leaf_event on pgaudit_wf.log_leaf (event_id, tx_id) where event_id is not null;
 create unique index log_leaf_version on pgaudit_wf.log_leaf (workflow_id, version) where workflow_id is not null;
 
 create table pgaudit_wf.log_kept (
