@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from pgaudit_wf.cli import app
 from pgaudit_wf.context import RequestContext
+from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.errors import (
     AppendOnlyError,
     DatabaseError,
@@ -267,6 +268,15 @@ def test_a_checkpoint_put_in_is_not_signed(conn: Connection) -> None:
         Sealer(KEY).step(conn)
 
 
+def test_a_reader_set_back_seals_nothing_twice(conn: Connection) -> None:
+    record(conn, 3)
+    seal_all(conn)
+    conn.execute("update pgaudit_wf.reader set cursor = null where name = 'seal'")
+    with pytest.raises(SealError, match="a second time"):
+        Sealer(KEY).step(conn)
+    assert verify(conn, [KEY.verifier]).leaves == 3
+
+
 def test_another_key_seals_only_when_told(conn: Connection) -> None:
     record(conn, 2)
     seal_all(conn)
@@ -308,6 +318,53 @@ def test_a_transaction_under_way_is_sealed_once_it_ends(dsn: str, conn: Connecti
         slow.commit()
     assert seal_all(conn) == 4
     assert verify(conn, [KEY.verifier]).holds
+
+
+@pytest.mark.slow
+def test_the_tree_goes_on_after_dump_and_restore_into_a_new_cluster(
+    app_conn: Connection, app_dsn: str, server: DevServer
+) -> None:
+    app_conn.execute("insert into organization (id, name) values ('o_1', 'Acme')")
+    app_conn.execute("insert into app_user (id, name, email) values ('u_1', 'Ada', 'a@x.io')")
+    app_conn.execute(
+        "do $$ begin for i in 1 .. 20000 loop perform pg_current_xact_id(); commit;"
+        " end loop; end $$"
+    )
+
+    def work(conn: Connection) -> None:
+        record(conn, 2, **ADA)
+        conn.execute(
+            "insert into workflow (org_id, user_id, name, nodes, edges)"
+            " values ('o_1', 'u_1', 'Flow', '[]', '[]')"
+        )
+
+    work(app_conn)
+    seal_all(app_conn)
+    kept = newest_checkpoint(app_conn)
+    work(app_conn)
+    dump = subprocess.run(
+        [str(server.bin("pg_dump")), "-Fc", app_dsn], check=True, capture_output=True
+    ).stdout
+    with DevServer(server.binaries) as other:
+        with psycopg.connect(other.dsn(), autocommit=True) as admin:
+            admin.execute("create role pgaudit_wf_app nologin")
+            admin.execute("create role pgaudit_wf_reader nologin")
+            admin.execute("create database moved")
+        subprocess.run(
+            [str(other.bin("pg_restore")), "--exit-on-error", "-d", other.dsn("moved")],
+            input=dump, check=True, capture_output=True,
+        )  # fmt: skip
+        with psycopg.connect(other.dsn("moved"), autocommit=True) as moved:
+            before = verify(moved, [KEY.verifier], notes={"kept": kept})
+            assert (before.holds, before.versions) == (True, 1)
+            work(moved)
+            seal_all(moved)
+            report = verify(moved, [KEY.verifier], notes={"kept": kept})
+            assert report.holds, report.problems
+            assert (report.versions, report.unsealed, report.unsealed_versions) == (3, 0, 0)
+            assert report.events == scalar(
+                moved, "select count(*) from pgaudit_wf.security_audit_log"
+            )
 
 
 # Proofs

@@ -42,7 +42,7 @@ comment on column pgaudit_wf.log_leaf.workflow_id is 'workflow_id of the version
 comment on column pgaudit_wf.log_leaf.version is 'Its number.';
 comment on column pgaudit_wf.log_leaf.salt is 'Random; with it the commitments of the leaf can be opened. Null once something of it was erased: log_kept holds the rest.';
 comment on column pgaudit_wf.log_leaf.snapshot is 'Commitment to a version''s snapshot, which may be let go of before the version.';
-create index log_leaf_event on pgaudit_wf.log_leaf (event_id) where event_id is not null;
+create unique index log_leaf_event on pgaudit_wf.log_leaf (event_id, tx_id) where event_id is not null;
 create unique index log_leaf_version on pgaudit_wf.log_leaf (workflow_id, version) where workflow_id is not null;
 
 create table pgaudit_wf.log_kept (

@@ -147,9 +147,15 @@ class Sealer:
         """
         with translated():
             self._sign_pending(conn)
-            with conn.transaction():
-                conn.execute("set transaction isolation level read committed")
-                done = self._append(conn)
+            try:
+                with conn.transaction():
+                    conn.execute("set transaction isolation level read committed")
+                    done = self._append(conn)
+            except psycopg.errors.UniqueViolation as error:
+                raise SealError(
+                    "an event was to be sealed a second time: the place of reader \"seal\" was set"
+                    f" back, or its events were; {_ALTERED}"
+                ) from error
             self._sign_pending(conn)
         return done
 
