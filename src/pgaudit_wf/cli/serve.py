@@ -156,6 +156,8 @@ def running(visitor: Visitor, port: int = 0) -> Iterator[tuple[str, Any]]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
+            # At once, so that whoever opens the address early waits instead of being refused.
+            listener.listen()
         except OSError as error:
             raise Failure(
                 f"port {port} cannot be had: {error.strerror}", "--port 0 takes a free one", USAGE

@@ -1,0 +1,74 @@
+"""`pgaudit-wf serve`, as a person runs it: an address with a secret, and nothing without it."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from pgaudit_wf.devserver import DevServer
+from web_world import FLOW, World, make_world
+
+PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
+
+
+@pytest.fixture
+def world(server: DevServer, app_conn: psycopg.Connection[Any]) -> Iterator[World]:
+    with make_world(server, app_conn) as made:
+        yield made
+
+
+def get(address: str, path: str, cookie: str = "") -> tuple[int, str, str]:
+    """Status, Set-Cookie and body of an answer."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)
+    try:
+        connection.request("GET", path, headers={"Cookie": cookie} if cookie else {})
+        answer = connection.getresponse()
+        return answer.status, answer.headers.get("Set-Cookie", ""), answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_the_address_that_is_printed_lets_in_and_no_other(world: World) -> None:
+    command = [
+        PROGRAM, "serve", "--org", "o_acme", "--as", "u_ana", "-d", world.reader_dsn,
+        "--write", world.writer_dsn, "--port", "0",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stderr
+            found = re.search(r"http://127\.0\.0\.1:\d+/\?enter=\S+", running.stderr.readline())
+            assert found
+            address = found[0]
+            query = urlsplit(address).query
+            assert get(address, "/activity")[0] == 401
+            assert get(address, "/?enter=guess")[0] == 401
+            status, cookie, _ = get(address, f"/?{query}")
+            assert (status, "HttpOnly" in cookie, "SameSite=lax" in cookie) == (303, True, True)
+            status, _, page = get(address, "/activity", cookie.partition(";")[0])
+            assert (status, "Ana Ferreira" in page) == (200, True)
+            status, _, page = get(address, f"/workflows/{FLOW}", cookie.partition(";")[0])
+            assert (status, "Restore version 1" in page) == (200, True)
+            assert get(address, "/healthz")[2] == '{"status":"ok"}'
+        finally:
+            running.send_signal(signal.SIGINT)
+            assert running.wait(20) == 130
+
+
+@pytest.mark.parametrize("actor", ["u_bo", "u_chidi", "u_nobody"])
+def test_only_an_owner_or_admin_is_served(world: World, actor: str) -> None:
+    done = subprocess.run(
+        [PROGRAM, "serve", "--org", "o_acme", "--as", actor, "-d", world.reader_dsn, "--port", "0"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"{actor} is neither owner nor admin of o_acme" in done.stderr
