@@ -59,6 +59,7 @@ def main(
         pgaudit-wf alerts run                  tell people of what concerns them
         pgaudit-wf serve --org ID --as ACTOR   the same as pages in a browser
         pgaudit-wf doctor                      check that all is still recorded
+        pgaudit-wf verify --key seal.pub       check that nothing sealed was altered
         pgaudit-wf maintain --dry-run          partitions, archives and retention
 
     The database is named by [bold]-d[/], else by the environment variable PGAUDIT_WF_DATABASE,
