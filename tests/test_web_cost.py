@@ -25,7 +25,7 @@ def fill(conn: psycopg.Connection[Any], events: int) -> None:
         " select now() - make_interval(secs => %(n)s - n), 'u_ana',"
         " case when n %% 5 = 0 then 'o_globex' else 'o_acme' end, 'workflow.updated',"
         " 'workflow', '11111111-1111-4111-8111-' || to_char(n %% 1000, 'fm000000000000'),"
-        " '{\"label\": \"Intake\"}'"
+        ' \'{"label": "Intake"}\''
         " from generate_series(1, %(n)s) as n",
         {"n": events},
     )

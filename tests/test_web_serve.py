@@ -39,7 +39,7 @@ def get(address: str, path: str, cookie: str = "") -> tuple[int, str, str]:
 
 
 def test_the_address_that_is_printed_lets_in_and_no_other(world: World) -> None:
-    command = [
+    command: list[str | Path] = [
         PROGRAM, "serve", "--org", "o_acme", "--as", "u_ana", "-d", world.reader_dsn,
         "--write", world.writer_dsn, "--port", "0",
     ]  # fmt: skip
@@ -72,3 +72,25 @@ def test_only_an_owner_or_admin_is_served(world: World, actor: str) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert f"{actor} is neither owner nor admin of o_acme" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_its_day_as_pages() -> None:
+    with subprocess.Popen(
+        [PROGRAM, "demo", "--keep"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stderr
+        try:
+            address = next(
+                found[0] for line in running.stderr if (found := re.search(r"http://\S+", line))
+            )
+            cookie = get(address, f"/?{urlsplit(address).query}")[1].partition(";")[0]
+            page = get(address, "/activity", cookie)[2]
+            assert "<b>Bo Lindqvist</b> revoked an org API key" in page
+            assert "2001:db8:7::b0, SE" in page
+            assert "Chidi" not in page
+            assert "Verify now" in get(address, "/integrity", cookie)[2]
+            assert "version 8" in get(address, "/runs", cookie)[2]
+        finally:
+            running.send_signal(signal.SIGINT)
+            assert running.wait(20) == 0

@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import UTC
 from typing import Annotated
 
+import psycopg
 import typer
 from rich.text import Text
 
@@ -19,6 +20,9 @@ from pgaudit_wf.cli.serve import Visitor, running
 from pgaudit_wf.cli.trail import print_api_keys
 from pgaudit_wf.demo import APP_ROLE, AUDITOR_ROLE, DATABASE, Day, play
 from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.errors import MissingExtraError
+from pgaudit_wf.tlog.note import SigningKey, VerifierKey
+from pgaudit_wf.tlog.seal import Sealer
 
 
 def register(app: typer.Typer) -> None:
@@ -147,9 +151,13 @@ def _offer(server: DevServer, day: Day) -> None:
         notes.print(line, soft_wrap=True)
     # Acme's owner; through the logins that the product's own pages would have.
     visitor = Visitor(
-        "o_acme", "u_ana", server.dsn(DATABASE, AUDITOR_ROLE), server.dsn(DATABASE, APP_ROLE),
+        "o_acme",
+        "u_ana",
+        server.dsn(DATABASE, AUDITOR_ROLE),
+        server.dsn(DATABASE, APP_ROLE),
         day.dsn,
-    )  # fmt: skip
+        _seal(day),
+    )
     try:
         with running(visitor) as (address, wait):
             notes.print("The same day as pages, signed in as Ana, owner of Acme:")
@@ -160,3 +168,14 @@ def _offer(server: DevServer, day: Day) -> None:
         notes.print(f"No pages: {failure}; {failure.hint}", soft_wrap=True)
         while server.pid is not None:
             time.sleep(0.5)
+
+
+def _seal(day: Day) -> tuple[VerifierKey, ...]:
+    """Seal the day with a key that is forgotten afterwards; return its public half."""
+    try:
+        key = SigningKey.generate("demo.example/audit")
+    except MissingExtraError:
+        return ()
+    with psycopg.connect(day.dsn, autocommit=True) as owner:
+        Sealer(key).step(owner)
+    return (key.verifier,)
