@@ -31,7 +31,15 @@ from pgaudit_wf.archive_read import whole_trail
 from pgaudit_wf.errors import translated
 from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail
 
-__all__ = ["CSV_COLUMNS", "OCSF_VERSION", "Format", "csv_cell", "export_trail", "to_ocsf"]
+__all__ = [
+    "CSV_COLUMNS",
+    "OCSF_VERSION",
+    "Format",
+    "csv_cell",
+    "event_writer",
+    "export_trail",
+    "to_ocsf",
+]
 
 Format: TypeAlias = Literal["csv", "ndjson", "ocsf"]
 Context: TypeAlias = Callable[[], AbstractContextManager[object]]
@@ -92,7 +100,7 @@ def export_trail(
     written = 0
     ended = "failed"
     try:
-        write = _writer(format, file)
+        write = event_writer(format, file)
         for entry in _pages(conn, archives, wanted, reading):
             write(entry)
             written += 1
@@ -143,7 +151,16 @@ def _pages(
             return
 
 
-def _writer(format_: Format, file: IO[str]) -> Callable[[TrailEntry], object]:
+def event_writer(format_: Format, file: IO[str]) -> Callable[[TrailEntry], object]:
+    """Return a function that writes an entry to a file; for csv the header is written at once.
+
+    Args:
+        format_: csv, ndjson, or ocsf.
+        file: Where to; for csv opened with `newline=""`.
+
+    Raises:
+        ValueError: There is no such format.
+    """
     if format_ == "csv":
         rows = csv.writer(file, lineterminator="\r\n")
         rows.writerow(CSV_COLUMNS)

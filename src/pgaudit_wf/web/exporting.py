@@ -13,7 +13,7 @@ from psycopg import sql
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from pgaudit_wf.export import Format, _writer
+from pgaudit_wf.export import Format, event_writer
 from pgaudit_wf.read import TrailFilter, TrailPage, audit_trail
 from pgaudit_wf.web.database import Database
 from pgaudit_wf.web.principal import Principal
@@ -58,7 +58,7 @@ async def export_response(
         written, outcome = 0, "failed"
         try:
             out = io.StringIO(newline="")
-            write = _writer(format_, out)
+            write = event_writer(format_, out)
             while True:
                 for entry in page.entries:
                     write(entry)
