@@ -103,6 +103,13 @@ comment on function pgaudit_wf.attach_workflow(regclass, text, text, text, text[
     'Events then carry content_hash in place of the graph. Enabling or listing an invalid definition is refused (PA301). The name, description, visibility, enabled and listed columns are taken by those names where they are there; '''' for none. '
     'Raises PA002 on a column that is missing or of the wrong type, and whatever attach() raises.';
 
+create function pgaudit_wf.detach_workflow(target regclass) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$ select pgaudit_wf.detach(detach_workflow.target) $$;
+comment on function pgaudit_wf.detach_workflow(regclass) is
+    'Stops keeping versions of a table, and recording it: detach() by the name that goes with attach_workflow(). Versions and events stay. Raises PA005 if it is not attached.';
+
 create function pgaudit_wf.check_definition(nodes jsonb, edges jsonb, doing text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp

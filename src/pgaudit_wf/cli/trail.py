@@ -83,7 +83,7 @@ def reading(conn: Connection, org: str | None, actor: str | None) -> Iterator[No
     if actor is None:
         yield
         return
-    with request_context(conn, actor_id=actor, org_id=org):
+    with request_context(conn, actor_id=actor, org_id=org, record_failure=False):
         yield
 
 

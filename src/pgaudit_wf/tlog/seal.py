@@ -153,7 +153,7 @@ class Sealer:
                     done = self._append(conn)
             except psycopg.errors.UniqueViolation as error:
                 raise SealError(
-                    "an event was to be sealed a second time: the place of reader \"seal\" was set"
+                    'an event was to be sealed a second time: the place of reader "seal" was set'
                     f" back, or its events were; {_ALTERED}"
                 ) from error
             self._sign_pending(conn)
