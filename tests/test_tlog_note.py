@@ -121,7 +121,7 @@ def test_a_changed_text_or_signature_does_not_hold() -> None:
     with pytest.raises(NoteError, match="does not hold"):
         Note.parse(GO_NOTE.replace("answer", "Answer")).signers([public])
     with pytest.raises(NoteError, match="does not hold"):
-        Note.parse(GO_NOTE.replace("JnAM=", "JnAN=")).signers([public])
+        Note.parse(GO_NOTE.replace("JnAM=", "JnBM=")).signers([public])
 
 
 def test_signatures_of_unknown_keys_are_ignored() -> None:

@@ -6436,6 +6436,8 @@ comment on function pgaudit_wf.keeps_until(timestamptz, integer) is 'When events
 create function pgaudit_wf.log_months() returns table (partition_name text, relation regclass, from_time timestamptz, to_time timestamptz)
 language sql stable
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
 as $$
     select c.relname::text, c.oid::regclass, b.bound[1]::timestamptz, b.bound[2]::timestamptz
     from pg_inherits as i
@@ -6704,6 +6706,7 @@ create function pgaudit_wf.refuse_detach() returns event_trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
 as $$
 declare
     stray text;
@@ -7284,7 +7287,7 @@ comment on function pgaudit_wf.pseudonymise(text, text[]) is
 -- Nothing here is believed by a check: who owns the database can change these tables too, but not so that they fit a checkpoint
 -- of which a copy lies elsewhere.
 
-create table pgaudit_wf.log_tile (
+create table pgaudit_wf.log_tile ( -- noqa: PRS
     level smallint not null,
     tile_number bigint not null,
     hashes bytea not null,
@@ -7296,7 +7299,7 @@ comment on column pgaudit_wf.log_tile.level is '0: hashes of leaves; above, each
 comment on column pgaudit_wf.log_tile.tile_number is 'Number of the tile in its level, from 0.';
 comment on column pgaudit_wf.log_tile.hashes is 'Up to 256 SHA-256 hashes, one after the other; a tile of a smaller tree is its beginning.';
 -- Hashes do not compress, and are read as a whole.
-alter table pgaudit_wf.log_tile alter column hashes set storage external;
+alter table pgaudit_wf.log_tile alter column hashes set storage external; -- noqa: PRS
 
 create table pgaudit_wf.log_leaf (
     leaf_index bigint primary key,

@@ -86,6 +86,8 @@ comment on function pgaudit_wf.keeps_until(timestamptz, integer) is 'When events
 create function pgaudit_wf.log_months() returns table (partition_name text, relation regclass, from_time timestamptz, to_time timestamptz)
 language sql stable
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
 as $$
     select c.relname::text, c.oid::regclass, b.bound[1]::timestamptz, b.bound[2]::timestamptz
     from pg_inherits as i
@@ -354,6 +356,7 @@ create function pgaudit_wf.refuse_detach() returns event_trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
 as $$
 declare
     stray text;

@@ -5,7 +5,7 @@
 -- Nothing here is believed by a check: who owns the database can change these tables too, but not so that they fit a checkpoint
 -- of which a copy lies elsewhere.
 
-create table pgaudit_wf.log_tile (
+create table pgaudit_wf.log_tile ( -- noqa: PRS
     level smallint not null,
     tile_number bigint not null,
     hashes bytea not null,
@@ -17,7 +17,7 @@ comment on column pgaudit_wf.log_tile.level is '0: hashes of leaves; above, each
 comment on column pgaudit_wf.log_tile.tile_number is 'Number of the tile in its level, from 0.';
 comment on column pgaudit_wf.log_tile.hashes is 'Up to 256 SHA-256 hashes, one after the other; a tile of a smaller tree is its beginning.';
 -- Hashes do not compress, and are read as a whole.
-alter table pgaudit_wf.log_tile alter column hashes set storage external;
+alter table pgaudit_wf.log_tile alter column hashes set storage external; -- noqa: PRS
 
 create table pgaudit_wf.log_leaf (
     leaf_index bigint primary key,
