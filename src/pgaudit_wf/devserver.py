@@ -256,7 +256,8 @@ class DevServer:
 
     `settings` goes into postgresql.conf, for instance `{"max_prepared_transactions": 10}`. With
     `durable=False` (the default) the server does not wait for the disk, so a crash may lose
-    commits or the cluster; `durable=True` keeps PostgreSQL's own promises.
+    commits or the cluster; `durable=True` keeps PostgreSQL's own promises. Its files are in a
+    new directory below `directory`, by default /tmp.
 
         with DevServer() as server:
             psycopg.connect(server.dsn())
@@ -270,7 +271,9 @@ class DevServer:
         binaries: Binaries | None = None,
         settings: Mapping[str, str | int | float | bool] | None = None,
         durable: bool = False,
+        directory: str | None = None,
     ) -> None:
+        self._directory = directory
         self.binaries = binaries or find_binaries()
         self.durable = durable
         self._settings = dict(settings or {})
@@ -405,7 +408,9 @@ class DevServer:
 
     def _create(self) -> None:
         # A socket's path may have some hundred bytes only, so not below a long TMPDIR.
-        root = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108 - mkdtemp makes it ours
+        root = self._directory
+        if root is None and os.access("/tmp", os.W_OK):
+            root = "/tmp"  # noqa: S108 - mkdtemp makes it ours
         self._base = Path(tempfile.mkdtemp(prefix="pgaudit_wf-", dir=root))
         self._creator = os.getpid()
         atexit.register(self.stop)
