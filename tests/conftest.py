@@ -43,7 +43,7 @@ def server() -> Iterator[DevServer]:
     major = os.environ.get("PG")
     settings = {"max_connections": 200, "max_prepared_transactions": 20}
     # Each test copies a database; where there is room for that, the copies need no disk.
-    memory = Path("/dev/shm")  # noqa: S108 - DevServer makes a directory of its own in it
+    memory = Path("/dev/shm")
     spacious = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 8 << 30
     binaries = find_binaries(int(major) if major else None)
     with DevServer(binaries, settings, directory=str(memory) if spacious else None) as running:

@@ -408,9 +408,8 @@ class DevServer:
 
     def _create(self) -> None:
         # A socket's path may have some hundred bytes only, so not below a long TMPDIR.
-        root = self._directory
-        if root is None and os.access("/tmp", os.W_OK):
-            root = "/tmp"  # noqa: S108 - mkdtemp makes it ours
+        shared = "/tmp"  # noqa: S108 - mkdtemp makes a directory of our own in it
+        root = self._directory or (shared if os.access(shared, os.W_OK) else None)
         self._base = Path(tempfile.mkdtemp(prefix="pgaudit_wf-", dir=root))
         self._creator = os.getpid()
         atexit.register(self.stop)
