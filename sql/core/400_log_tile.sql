@@ -100,20 +100,21 @@ comment on column pgaudit_wf.version_place.noted_at is 'When it last moved on.';
 create function pgaudit_wf.guard_tree() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set bytea_output = 'hex'
 as $$
 declare
+    was constant jsonb := to_jsonb(old);
+    is_now constant jsonb := to_jsonb(new);
     allowed boolean;
 begin
     -- What may happen to what was written: a tile grows, a checkpoint is signed, a secret is destroyed.
-    if tg_table_name = 'log_tile' then
-        allowed := new.level = old.level and new.tile_number = old.tile_number and substr(new.hashes, 1, length(old.hashes)) = old.hashes;
-    elsif tg_table_name = 'log_checkpoint' then
-        allowed := old.note is null and (to_jsonb(new) - 'note') = (to_jsonb(old) - 'note');
-    elsif tg_table_name = 'log_leaf' then
-        allowed := new.salt is null and (to_jsonb(new) - 'salt') = (to_jsonb(old) - 'salt');
-    else
-        allowed := new.key is null and old.key is not null and (new.leaf_index, new.part) = (old.leaf_index, old.part);
-    end if;
+    allowed := case tg_table_name
+        when 'log_tile' then is_now - 'hashes' = was - 'hashes' and starts_with(is_now ->> 'hashes', was ->> 'hashes')
+        when 'log_checkpoint' then was ->> 'note' is null and is_now - 'note' = was - 'note'
+        when 'log_leaf' then is_now ->> 'salt' is null and is_now - 'salt' = was - 'salt'
+        else is_now ->> 'key' is null and was ->> 'key' is not null
+            and is_now - '{key,commitment}'::text[] = was - '{key,commitment}'::text[]
+    end;
     if allowed then
         return new;
     end if;
