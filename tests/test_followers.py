@@ -104,7 +104,7 @@ def write(dsn: str, seed: int, events: int) -> None:
 def kill_again_and_again(dsn: str, done: threading.Event) -> int:
     chance = random.Random(1)
     kills = 0
-    while not done.is_set():
+    while kills < 2 or not done.is_set():
         with follower(dsn, chance.choice([1, 10, 100, 1000])) as running:
             assert running.stdout is not None
             running.stdout.readline()
