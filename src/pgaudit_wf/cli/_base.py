@@ -27,6 +27,19 @@ FAILED, USAGE, UNREACHABLE, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
 
 Connection: TypeAlias = psycopg.Connection[Any]
 
+HealthPortOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        metavar="PORT",
+        show_default=False,
+        help="With --watch, serve /healthz, /readyz and /metrics here; 0 picks a port.",
+    ),
+]
+
+HealthHostOption = Annotated[str, typer.Option(metavar="ADDRESS", help="Where to serve them.")]
+
 DatabaseOption = Annotated[
     str,
     typer.Option(

@@ -16,6 +16,7 @@ from pgaudit_wf.cli._base import (
     USAGE,
     DatabaseOption,
     Failure,
+    HealthHostOption,
     JsonOption,
     add,
     check_conninfo,
@@ -101,9 +102,7 @@ def run(
             help="Serve /healthz, /readyz and /metrics here; 0 picks a port.",
         ),
     ] = None,
-    health_host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to serve them.")
-    ] = "127.0.0.1",
+    health_host: HealthHostOption = "127.0.0.1",
     channel: Annotated[
         list[str] | None,
         typer.Option(

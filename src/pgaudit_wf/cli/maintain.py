@@ -16,6 +16,8 @@ from pgaudit_wf.cli._base import (
     INTERRUPTED,
     DatabaseArgument,
     DatabaseOption,
+    HealthHostOption,
+    HealthPortOption,
     JsonOption,
     add,
     choose_database,
@@ -60,19 +62,8 @@ def maintain(
             help="Go on, with a pause, until SIGTERM or Ctrl-C; logs JSON to standard error.",
         ),
     ] = None,
-    health_port: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=65535,
-            metavar="PORT",
-            show_default=False,
-            help="With --watch, serve /healthz, /readyz and /metrics here; 0 picks a port.",
-        ),
-    ] = None,
-    health_host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to serve them.")
-    ] = "127.0.0.1",
+    health_port: HealthPortOption = None,
+    health_host: HealthHostOption = "127.0.0.1",
     seal_key: Annotated[
         Path | None,
         typer.Option(
