@@ -715,6 +715,7 @@ comment on function pgaudit_wf.optional_column(text, text, text) is 'A piece of 
 
 create type pgaudit_wf.version_ref as (
     version integer,
+    content_hash text,
     previous_hash text,
     restored_from integer
 );
@@ -862,28 +863,27 @@ begin
     if op = 'delete' then
         return format(e'        event_hash := pgaudit_wf.latest_hash(%s);\n', key);
     elsif op = 'insert' then
-        return pgaudit_wf.graph_assignments(setting, workflow, 'new', '        ') || format($insert$        event_hash := pgaudit_wf.hash_definition(new_nodes, new_edges);
-        event_version := pgaudit_wf.add_version(%1$s, %2$s, 'create', null,
-            %3$s, null, null, new_nodes, new_edges, event_hash);
+        return pgaudit_wf.graph_assignments(setting, workflow, 'new', '        ') || format($insert$        event_version := pgaudit_wf.add_version(%1$s, %2$s, 'create', null,
+            %3$s, null, null, new_nodes, new_edges);
+        event_hash := event_version.content_hash;
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
 $insert$, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges'));
     end if;
     return format($update$        -- What only moves things about on the canvas makes no version.
         if %1$s then
-%2$s            if not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges) then
-                event_hash := pgaudit_wf.hash_definition(new_nodes, new_edges);
-            end if;
+%2$s            definition_changed := not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges);
         end if;
-        if event_hash is not null or %3$s then
-            if event_hash is null then
+        if definition_changed or %3$s then
+            if not definition_changed then
 %4$s            end if;
             event_version := pgaudit_wf.add_version(%5$s, %6$s, case when %7$s then 'listing' else 'update' end,
                 %8$s,
                 %9$s,
-                old_nodes, old_edges, new_nodes, new_edges, event_hash);
+                old_nodes, old_edges, new_nodes, new_edges);
             event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
-            if event_hash is not null then
-                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash', 'old', event_version.previous_hash, 'value', event_hash);
+            if event_version.content_hash is distinct from event_version.previous_hash then
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash',
+                    'old', event_version.previous_hash, 'value', event_version.content_hash);
             end if;
         end if;
 $update$,
@@ -1358,7 +1358,7 @@ $body$,
         case when (setting).org_column is null then ' := pgaudit_wf.context_value(''app.org_id'')' else '' end,
         case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end
             || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then 
-                e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
+                e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    definition_changed boolean := false;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
         statements);
 
     return format(
@@ -3295,27 +3295,33 @@ comment on function pgaudit_wf.normalize_node(jsonb, text[]) is
     'returned as it is, so that no malformed node disappears. Internal.';
 
 
+-- PL/pgSQL, as this is not inlined and before PostgreSQL 18 a SQL function is planned anew for each query.
+
 create or replace function pgaudit_wf.normalize_edge(edge jsonb)
 returns jsonb
-language sql
+language plpgsql
 immutable
 parallel safe
-return case
-    when jsonb_typeof(normalize_edge.edge) <> 'object' then normalize_edge.edge
-    when normalize_edge.edge ? 'data' or not normalize_edge.edge ?& '{id,source,target}'
-    then pgaudit_wf.keep_keys(normalize_edge.edge, '{id,source,target,sourceHandle,targetHandle,data}')
-    when normalize_edge.edge ?& '{sourceHandle,targetHandle}' then jsonb_build_object(
-        'id', normalize_edge.edge -> 'id',
-        'source', normalize_edge.edge -> 'source',
-        'target', normalize_edge.edge -> 'target',
-        'sourceHandle', normalize_edge.edge -> 'sourceHandle',
-        'targetHandle', normalize_edge.edge -> 'targetHandle')
-    when not normalize_edge.edge ?| '{sourceHandle,targetHandle}' then jsonb_build_object(
-        'id', normalize_edge.edge -> 'id',
-        'source', normalize_edge.edge -> 'source',
-        'target', normalize_edge.edge -> 'target')
-    else pgaudit_wf.keep_keys(normalize_edge.edge, '{id,source,target,sourceHandle,targetHandle,data}')
-end;
+as $$
+begin
+    return case
+        when jsonb_typeof(normalize_edge.edge) <> 'object' then normalize_edge.edge
+        when normalize_edge.edge ? 'data' or not normalize_edge.edge ?& '{id,source,target}'
+        then pgaudit_wf.keep_keys(normalize_edge.edge, '{id,source,target,sourceHandle,targetHandle,data}')
+        when normalize_edge.edge ?& '{sourceHandle,targetHandle}' then jsonb_build_object(
+            'id', normalize_edge.edge -> 'id',
+            'source', normalize_edge.edge -> 'source',
+            'target', normalize_edge.edge -> 'target',
+            'sourceHandle', normalize_edge.edge -> 'sourceHandle',
+            'targetHandle', normalize_edge.edge -> 'targetHandle')
+        when not normalize_edge.edge ?| '{sourceHandle,targetHandle}' then jsonb_build_object(
+            'id', normalize_edge.edge -> 'id',
+            'source', normalize_edge.edge -> 'source',
+            'target', normalize_edge.edge -> 'target')
+        else pgaudit_wf.keep_keys(normalize_edge.edge, '{id,source,target,sourceHandle,targetHandle,data}')
+    end;
+end
+$$;
 
 comment on function pgaudit_wf.normalize_edge(jsonb) is
     'The meaningful part of one edge. What is no object is returned as it is. Internal.';
@@ -3351,8 +3357,8 @@ comment on function pgaudit_wf.normalize_definition(jsonb, jsonb) is
 
 -- The content hash. canonical_definition(nodes, edges) is canonical_json(normalize_definition(nodes, edges)), written out level
 -- by level: two statements for the whole graph where the general way builds the normalised document and then needs one for
--- every object in it. That takes a third of the time, and is what keeps a meaningful save inside its budget; the tests hold
--- the two ways together.
+-- every object in it. That takes a third of the time; the tests hold the two ways together. A save takes the texts of nodes that
+-- stayed as they were from 255_canonical_cache.sql.
 
 create or replace function pgaudit_wf.canonical_value(value jsonb, depth int)
 returns text
@@ -3374,36 +3380,50 @@ comment on function pgaudit_wf.canonical_value(jsonb, int) is
     'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it. Internal.';
 
 
-create or replace function pgaudit_wf.canonical_definition(nodes jsonb, edges jsonb)
+create or replace function pgaudit_wf.canonical_edges(edges jsonb)
 returns text
+language plpgsql
+immutable
+parallel safe
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
+as $$
+begin
+    return (
+        select string_agg(
+            case jsonb_typeof(edge)
+                -- concat_ws leaves out what is null, which is what an absent key gives; a JSON null is not.
+                when 'object' then concat('{', concat_ws(',',
+                    '"data":' || pgaudit_wf.canonical_value(edge -> 'data', 4),
+                    '"id":' || pgaudit_wf.canonical_value(edge -> 'id', 4),
+                    '"source":' || pgaudit_wf.canonical_value(edge -> 'source', 4),
+                    '"sourceHandle":' || pgaudit_wf.canonical_value(edge -> 'sourceHandle', 4),
+                    '"target":' || pgaudit_wf.canonical_value(edge -> 'target', 4),
+                    '"targetHandle":' || pgaudit_wf.canonical_value(edge -> 'targetHandle', 4)), '}')
+                else pgaudit_wf.canonical_json_at(edge, 3)
+            end, ',')
+        from jsonb_array_elements(canonical_edges.edges) as edge);
+end
+$$;
+
+comment on function pgaudit_wf.canonical_edges(jsonb) is
+    'The normalised edges as they stand between the brackets of the text that is hashed; null for none. Unchecked: '
+    'canonical_checked() must see the whole text. Internal.';
+
+
+create or replace function pgaudit_wf.canonical_nodes(nodes jsonb[], aliases text[])
+returns text[]
 language plpgsql
 stable
 parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
+-- Or it would see a cheaper plan for an array of one node, and make it anew at each save.
+set plan_cache_mode = force_generic_plan
 as $$
-declare
-    aliases text[] := array(select config_alias.alias from pgaudit_wf.config_alias);
-    edge_text text;
-    node_text text;
 begin
-    select string_agg(
-        case jsonb_typeof(edge)
-            -- concat_ws leaves out what is null, which is what an absent key gives; a JSON null is not.
-            when 'object' then concat('{', concat_ws(',',
-                '"data":' || pgaudit_wf.canonical_value(edge -> 'data', 4),
-                '"id":' || pgaudit_wf.canonical_value(edge -> 'id', 4),
-                '"source":' || pgaudit_wf.canonical_value(edge -> 'source', 4),
-                '"sourceHandle":' || pgaudit_wf.canonical_value(edge -> 'sourceHandle', 4),
-                '"target":' || pgaudit_wf.canonical_value(edge -> 'target', 4),
-                '"targetHandle":' || pgaudit_wf.canonical_value(edge -> 'targetHandle', 4)), '}')
-            else pgaudit_wf.canonical_json_at(edge, 3)
-        end, ',')
-        into edge_text
-        from jsonb_array_elements(pgaudit_wf.graph_array(canonical_definition.edges, 'edges')) as edge;
-
-    select string_agg(
-        case jsonb_typeof(node)
+    return array(
+        select case jsonb_typeof(node)
             when 'object' then concat('{', concat_ws(',',
                 '"data":' || case jsonb_typeof(node -> 'data')
                     when 'object' then (
@@ -3411,7 +3431,7 @@ begin
                             concat_ws(':', to_json(member.key), case
                                 when member.key <> 'config' or jsonb_typeof(member.value) <> 'object'
                                 then pgaudit_wf.canonical_value(member.value, 5)
-                                when member.value ?| aliases
+                                when member.value ?| canonical_nodes.aliases
                                 then pgaudit_wf.canonical_json_at(pgaudit_wf.normalize_config(member.value), 5)
                                 else (
                                     select '{' || coalesce(string_agg(
@@ -3430,11 +3450,40 @@ begin
                 '"id":' || pgaudit_wf.canonical_value(node -> 'id', 4),
                 '"type":' || pgaudit_wf.canonical_value(node -> 'type', 4)), '}')
             else pgaudit_wf.canonical_json_at(node, 3)
-        end, ',')
-        into node_text
-        from jsonb_array_elements(pgaudit_wf.graph_array(canonical_definition.nodes, 'nodes')) as node;
+        end
+        from unnest(canonical_nodes.nodes) as node);
+end
+$$;
 
-    return pgaudit_wf.canonical_checked(concat('{"edges":[', edge_text, '],"nodes":[', node_text, ']}'));
+comment on function pgaudit_wf.canonical_nodes(jsonb[], text[]) is
+    'Each node, normalised, as it stands in the text that is hashed. aliases is every alias of config_alias, read once by the '
+    'caller. Unchecked: canonical_checked() must see the whole text. Internal.';
+
+
+create or replace function pgaudit_wf.join_definition(nodes text[], edges text)
+returns text
+language sql
+stable
+parallel safe
+return pgaudit_wf.canonical_checked(
+    concat('{"edges":[', join_definition.edges, '],"nodes":[', array_to_string(join_definition.nodes, ','), ']}'));
+
+comment on function pgaudit_wf.join_definition(text[], text) is
+    'The text that is hashed, made of what canonical_nodes() and canonical_edges() return. Internal.';
+
+
+create or replace function pgaudit_wf.canonical_definition(nodes jsonb, edges jsonb)
+returns text
+language plpgsql
+stable
+parallel safe
+as $$
+begin
+    return pgaudit_wf.join_definition(
+        pgaudit_wf.canonical_nodes(
+            array(select jsonb_array_elements(pgaudit_wf.graph_array(canonical_definition.nodes, 'nodes'))),
+            array(select config_alias.alias from pgaudit_wf.config_alias)),
+        pgaudit_wf.canonical_edges(pgaudit_wf.graph_array(canonical_definition.edges, 'edges')));
 end
 $$;
 
@@ -3442,17 +3491,43 @@ comment on function pgaudit_wf.canonical_definition(jsonb, jsonb) is
     'The text that is hashed: the RFC 8785 form of normalize_definition(nodes, edges), made in one go.';
 
 
+create or replace function pgaudit_wf.content_hash(canonical text)
+returns text
+language sql
+stable
+strict
+parallel safe
+return encode(sha256(convert_to(content_hash.canonical, 'UTF8')), 'hex');
+
+comment on function pgaudit_wf.content_hash(text) is 'Lower-case hex SHA-256 of the UTF-8 bytes of a canonical text.';
+
+
 create or replace function pgaudit_wf.hash_definition(nodes jsonb, edges jsonb)
 returns text
 language sql
 stable
 parallel safe
-return encode(sha256(convert_to(
-    pgaudit_wf.canonical_definition(hash_definition.nodes, hash_definition.edges), 'UTF8')), 'hex');
+return pgaudit_wf.content_hash(pgaudit_wf.canonical_definition(hash_definition.nodes, hash_definition.edges));
 
 comment on function pgaudit_wf.hash_definition(jsonb, jsonb) is
     'The content hash of a workflow: lower-case hex SHA-256 of the RFC 8785 form of normalize_definition(nodes, edges). The same '
     'definition gives the same hash in every version, run and language.';
+
+
+create or replace function pgaudit_wf.same_node(before jsonb, after jsonb)
+returns boolean
+language sql
+immutable
+parallel safe
+return not record_image_ne(row(same_node.before), row(same_node.after))
+    or (jsonb_typeof(same_node.before) = 'object' and jsonb_typeof(same_node.after) = 'object'
+        and same_node.before -> 'data' is not distinct from same_node.after -> 'data'
+        and same_node.before -> 'id' is not distinct from same_node.after -> 'id'
+        and same_node.before -> 'type' is not distinct from same_node.after -> 'type');
+
+comment on function pgaudit_wf.same_node(jsonb, jsonb) is
+    'Whether two nodes are the same as they stand, but for the canvas; not true for two that are the same only by config_alias. '
+    'Internal.';
 
 
 create or replace function pgaudit_wf.same_definition(
@@ -3461,40 +3536,46 @@ returns boolean
 language plpgsql
 stable
 parallel safe
--- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
-set jit = off
 as $$
 declare
+    old_node jsonb;
+    new_node jsonb;
     aliases text[];
 begin
     -- What was malformed has no definition that the new one could be the same as, and must not keep it from being mended.
     if jsonb_typeof(same_definition.old_nodes) not in ('array', 'null') or jsonb_typeof(same_definition.old_edges) not in ('array', 'null') then
         return false;
     end if;
-    -- Pairs by position: a save that only moved nodes never gets further than comparing three fields of each.
-    if same_definition.old_edges is distinct from same_definition.new_edges and exists (
-        select from rows from (
-            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.old_edges, 'edges')),
-            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.new_edges, 'edges'))) as pair (old, new)
-        where pair.old is distinct from pair.new
+    old_nodes := pgaudit_wf.graph_array(same_definition.old_nodes, 'nodes');
+    old_edges := pgaudit_wf.graph_array(same_definition.old_edges, 'edges');
+    new_nodes := pgaudit_wf.graph_array(same_definition.new_nodes, 'nodes');
+    new_edges := pgaudit_wf.graph_array(same_definition.new_edges, 'edges');
+    -- Pairs by position, their bytes first: most are the same, and comparing JSON takes several times as long to find that out.
+    if record_image_ne(row(old_edges), row(new_edges)) and exists (
+        select from rows from (jsonb_array_elements(old_edges), jsonb_array_elements(new_edges)) as pair (old, new)
+        where record_image_ne(row(pair.old), row(pair.new))
             and pgaudit_wf.normalize_edge(pair.old) is distinct from pgaudit_wf.normalize_edge(pair.new))
     then
         return false;
     end if;
-    if same_definition.old_nodes is not distinct from same_definition.new_nodes then
-        return true;
+    if jsonb_array_length(old_nodes) <> jsonb_array_length(new_nodes) then
+        return false;
     end if;
-    aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
-    return not exists (
-        select from rows from (
-            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.old_nodes, 'nodes')),
-            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.new_nodes, 'nodes'))) as pair (old, new)
-        where pair.old is distinct from pair.new
-            and (jsonb_typeof(pair.old) is distinct from 'object' or jsonb_typeof(pair.new) is distinct from 'object'
-                or pair.old -> 'data' is distinct from pair.new -> 'data'
-                or pair.old -> 'id' is distinct from pair.new -> 'id'
-                or pair.old -> 'type' is distinct from pair.new -> 'type')
-            and pgaudit_wf.normalize_node(pair.old, aliases) is distinct from pgaudit_wf.normalize_node(pair.new, aliases));
+    for place in 0 .. jsonb_array_length(new_nodes) - 1 loop
+        if record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
+            old_node := old_nodes -> place;
+            new_node := new_nodes -> place;
+            if not coalesce(pgaudit_wf.same_node(old_node, new_node), false) then
+                if aliases is null then
+                    aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
+                end if;
+                if pgaudit_wf.normalize_node(old_node, aliases) is distinct from pgaudit_wf.normalize_node(new_node, aliases) then
+                    return false;
+                end if;
+            end if;
+        end if;
+    end loop;
+    return true;
 end
 $$;
 
@@ -3567,27 +3648,41 @@ comment on function pgaudit_wf.node_label(jsonb) is
     'What people call a node: its label, else its action or trigger type, else its category with a capital.';
 
 
+-- PL/pgSQL for what is called with more than a variable: such a SQL function is not inlined, and before PostgreSQL 18 planned
+-- anew in each transaction, which takes longer than all the rest of a small diff.
+
 create or replace function pgaudit_wf.node_ref(node jsonb)
 returns jsonb
-language sql
+language plpgsql
 immutable
 parallel safe
-return jsonb_build_object(
-    'id', node_ref.node ->> 'id',
-    'label', pgaudit_wf.node_label(node_ref.node),
-    'node_type', pgaudit_wf.node_type(node_ref.node));
+as $$
+begin
+    return jsonb_build_object(
+        'id', node_ref.node ->> 'id',
+        'label', pgaudit_wf.node_label(node_ref.node),
+        'node_type', pgaudit_wf.node_type(node_ref.node));
+end
+$$;
 
 comment on function pgaudit_wf.node_ref(jsonb) is 'A node as a version diff names it: {id, label, node_type}.';
 
 
 create or replace function pgaudit_wf.changed_node_ref(node jsonb, deltas jsonb)
 returns jsonb
-language sql
+language plpgsql
 immutable
 parallel safe
-return pgaudit_wf.node_ref(changed_node_ref.node) || jsonb_build_object(
-    'action_type', changed_node_ref.node -> 'data' -> 'config' ->> 'actionType',
-    'deltas', changed_node_ref.deltas);
+as $$
+begin
+    return jsonb_build_object(
+        'id', changed_node_ref.node ->> 'id',
+        'label', pgaudit_wf.node_label(changed_node_ref.node),
+        'node_type', pgaudit_wf.node_type(changed_node_ref.node),
+        'action_type', changed_node_ref.node -> 'data' -> 'config' ->> 'actionType',
+        'deltas', changed_node_ref.deltas);
+end
+$$;
 
 comment on function pgaudit_wf.changed_node_ref(jsonb, jsonb) is
     'A changed node as a version diff names it: {id, label, node_type, action_type, deltas}. Internal.';
@@ -3733,13 +3828,20 @@ comment on function pgaudit_wf.config_text(jsonb, text, jsonb) is
 
 create or replace function pgaudit_wf.text_delta(field text, before text, after text)
 returns jsonb
-language sql
+language plpgsql
 immutable
 parallel safe
-return case when coalesce(text_delta.before, '') <> coalesce(text_delta.after, '') then jsonb_build_object(
-    'field', text_delta.field,
-    'before', coalesce(nullif(text_delta.before, ''), 'empty'),
-    'after', coalesce(nullif(text_delta.after, ''), 'empty')) end;
+as $$
+begin
+    if coalesce(text_delta.before, '') = coalesce(text_delta.after, '') then
+        return null;
+    end if;
+    return jsonb_build_object(
+        'field', text_delta.field,
+        'before', coalesce(nullif(text_delta.before, ''), 'empty'),
+        'after', coalesce(nullif(text_delta.after, ''), 'empty'));
+end
+$$;
 
 comment on function pgaudit_wf.text_delta(text, text, text) is
     'A changed text as {field, before, after}, null if it did not change. Internal.';
@@ -3877,17 +3979,21 @@ comment on function pgaudit_wf.edge_key(jsonb) is
 
 create or replace function pgaudit_wf.connection_ref(edge jsonb, labels jsonb)
 returns jsonb
-language sql
+language plpgsql
 immutable
 parallel safe
-return jsonb_strip_nulls(jsonb_build_object(
-    'from', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'source'), connection_ref.edge ->> 'source', 'empty'),
-    'to', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'target'), connection_ref.edge ->> 'target', 'empty'),
-    'source_handle', nullif(connection_ref.edge ->> 'sourceHandle', ''),
-    'target_handle', nullif(connection_ref.edge ->> 'targetHandle', '')))
-    || jsonb_build_object(
-        'from_id', connection_ref.edge ->> 'source',
-        'to_id', connection_ref.edge ->> 'target');
+as $$
+begin
+    return jsonb_strip_nulls(jsonb_build_object(
+        'from', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'source'), connection_ref.edge ->> 'source', 'empty'),
+        'to', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'target'), connection_ref.edge ->> 'target', 'empty'),
+        'source_handle', nullif(connection_ref.edge ->> 'sourceHandle', ''),
+        'target_handle', nullif(connection_ref.edge ->> 'targetHandle', '')))
+        || jsonb_build_object(
+            'from_id', connection_ref.edge ->> 'source',
+            'to_id', connection_ref.edge ->> 'target');
+end
+$$;
 
 comment on function pgaudit_wf.connection_ref(jsonb, jsonb) is
     'A connection as a version diff names it: {from, to, from_id, to_id} and source_handle, target_handle where set. labels maps '
@@ -3932,25 +4038,22 @@ begin
         end if;
     end loop;
 
-    if old_nodes <> new_nodes then
-        -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison.
-        for old_node, new_node in
-            select old, new from rows from (jsonb_array_elements(old_nodes), jsonb_array_elements(new_nodes)) as pair (old, new)
-            where old is distinct from new and (
-                old is null or new is null
-                or old -> 'data' is distinct from new -> 'data'
-                or old -> 'id' is distinct from new -> 'id'
-                or old -> 'type' is distinct from new -> 'type')
-        loop
-            in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
-            if old_node is not null then
-                old_different := array_append(old_different, old_node);
+    -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison, of their bytes.
+    for place in 0 .. greatest(jsonb_array_length(old_nodes), jsonb_array_length(new_nodes)) - 1 loop
+        if record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
+            old_node := old_nodes -> place;
+            new_node := new_nodes -> place;
+            if not coalesce(pgaudit_wf.same_node(old_node, new_node), false) then
+                in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
+                if old_node is not null then
+                    old_different := array_append(old_different, old_node);
+                end if;
+                if new_node is not null then
+                    new_different := array_append(new_different, new_node);
+                end if;
             end if;
-            if new_node is not null then
-                new_different := array_append(new_different, new_node);
-            end if;
-        end loop;
-    end if;
+        end if;
+    end loop;
     if in_place then
         for place in 1..cardinality(new_different) loop
             delta := pgaudit_wf.node_delta(old_different[place], new_different[place]);
@@ -3989,7 +4092,7 @@ begin
             from compared;
     end if;
 
-    if old_edges <> new_edges then
+    if record_image_ne(row(old_edges), row(new_edges)) then
         with old as (
             select edge, place, pgaudit_wf.edge_key(edge) collate "C" as key,
                 row_number() over (partition by pgaudit_wf.edge_key(edge) collate "C" order by place) as occurrence
@@ -4233,15 +4336,164 @@ comment on function pgaudit_wf.validate_definition(jsonb, jsonb) is
     'action_schema, under canonical names, so that legacy spellings are no problem) and dangling_edge (node_id is the id that the '
     'edge names). field is the configuration key, the edge''s end, or id.';
 
+-- sql/core/255_canonical_cache.sql
+
+-- The canonical texts of the nodes of workflows that are being worked on, so that a save pays for the nodes that it changes and not
+-- for all others. Nothing depends on these rows: where they are missing, or belong to another version, they are made again.
+
+create unlogged table pgaudit_wf.canonical_cache (
+    workflow_id text primary key,
+    version integer not null,
+    aliases jsonb not null,
+    edges text,
+    written_at timestamptz not null default now()
+) with (fillfactor = 70);
+comment on table pgaudit_wf.canonical_cache is
+    'For which version of a workflow canonical_cache_node holds the canonical texts. May be emptied at any time, as a crash does; pgaudit-wf maintain lets go of what was not saved for a month.';
+comment on column pgaudit_wf.canonical_cache.workflow_id is 'Id of the workflow, as in workflow_history.';
+comment on column pgaudit_wf.canonical_cache.version is 'The version whose texts these are.';
+comment on column pgaudit_wf.canonical_cache.aliases is 'config_alias at that time, {alias: canonical_name}.';
+comment on column pgaudit_wf.canonical_cache.edges is 'canonical_edges() of the version; null for none.';
+comment on column pgaudit_wf.canonical_cache.written_at is 'When the version was saved.';
+
+create unlogged table pgaudit_wf.canonical_cache_node (
+    workflow_id text,
+    place integer,
+    node text not null,
+    primary key (workflow_id, place)
+) with (fillfactor = 70);
+comment on table pgaudit_wf.canonical_cache_node is 'Canonical text of each node of the version that canonical_cache names.';
+comment on column pgaudit_wf.canonical_cache_node.workflow_id is 'Id of the workflow, as in workflow_history.';
+comment on column pgaudit_wf.canonical_cache_node.place is 'Index in the array of nodes, from 0.';
+comment on column pgaudit_wf.canonical_cache_node.node is 'The element of canonical_nodes().';
+
+create function pgaudit_wf.hash_next_version(
+    workflow_id text, version integer, old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    aliases text[];
+    spelling jsonb;
+    cached record;
+    usable boolean;
+    old_node jsonb;
+    new_node jsonb;
+    origin integer;
+    places_by_id jsonb;
+    nodes text[] := '{}';
+    edges text;
+    moved integer[] := '{}';
+    changed integer[] := '{}';
+    changed_nodes jsonb[] := '{}';
+    changed_texts text[];
+begin
+    old_nodes := pgaudit_wf.graph_array(hash_next_version.old_nodes, 'nodes');
+    new_nodes := pgaudit_wf.graph_array(hash_next_version.new_nodes, 'nodes');
+    new_edges := pgaudit_wf.graph_array(hash_next_version.new_edges, 'edges');
+    select coalesce(array_agg(a.alias), '{}'), coalesce(jsonb_object_agg(a.alias, a.canonical_name), '{}')
+        into aliases, spelling from pgaudit_wf.config_alias as a;
+    select c.version, c.aliases, c.edges, array(
+            select n.node from pgaudit_wf.canonical_cache_node as n where n.workflow_id = c.workflow_id order by n.place) as nodes
+        into cached from pgaudit_wf.canonical_cache as c where c.workflow_id = hash_next_version.workflow_id;
+    -- The count: rows may be removed at any time, also while we wait for the lock on one of them.
+    usable := coalesce(cached.version = hash_next_version.version and cached.aliases = spelling
+        and cardinality(cached.nodes) = jsonb_array_length(old_nodes), false);
+
+    if usable then
+        nodes := cached.nodes[:jsonb_array_length(new_nodes)];
+    end if;
+    for place in 0 .. jsonb_array_length(new_nodes) - 1 loop
+        -- Bytes first: most nodes are the same, and comparing JSON takes several times as long to find that out.
+        if not usable or record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
+            old_node := old_nodes -> place;
+            new_node := new_nodes -> place;
+            origin := place;
+            if usable and old_node ->> 'id' is distinct from new_node ->> 'id' then
+                -- Another node came or went before it.
+                if places_by_id is null then
+                    places_by_id := (
+                        select coalesce(jsonb_object_agg(node ->> 'id', position - 1), '{}')
+                        from jsonb_array_elements(old_nodes) with ordinality as listed (node, position) where node ->> 'id' is not null);
+                end if;
+                origin := places_by_id ->> (new_node ->> 'id');
+                old_node := old_nodes -> origin;
+            end if;
+            if not coalesce(usable and pgaudit_wf.same_node(old_node, new_node), false) then
+                changed := array_append(changed, place);
+                changed_nodes := array_append(changed_nodes, new_node);
+            elsif origin <> place then
+                moved := array_append(moved, place);
+                nodes[place + 1] := cached.nodes[origin + 1];
+            end if;
+        end if;
+    end loop;
+    if changed <> '{}' then
+        changed_texts := pgaudit_wf.canonical_nodes(changed_nodes, aliases);
+        for i in 1 .. cardinality(changed) loop
+            nodes[changed[i] + 1] := changed_texts[i];
+        end loop;
+    end if;
+    edges := case when usable and not record_image_ne(row(old_edges), row(new_edges))
+        then cached.edges else pgaudit_wf.canonical_edges(new_edges) end;
+
+    -- First, as its lock is what keeps prune_canonical_cache() away from the nodes.
+    insert into pgaudit_wf.canonical_cache (workflow_id, version, aliases, edges)
+    values (hash_next_version.workflow_id, hash_next_version.version + 1, spelling, edges)
+    on conflict on constraint canonical_cache_pkey do update
+        set version = excluded.version, aliases = excluded.aliases, edges = excluded.edges, written_at = excluded.written_at;
+    if changed <> '{}' or moved <> '{}' then
+        insert into pgaudit_wf.canonical_cache_node (workflow_id, place, node)
+        select hash_next_version.workflow_id, p.place, nodes[p.place + 1] from unnest(changed || moved) as p (place)
+        on conflict on constraint canonical_cache_node_pkey do update set node = excluded.node;
+    end if;
+    if not usable or jsonb_array_length(new_nodes) < cardinality(cached.nodes) then
+        delete from pgaudit_wf.canonical_cache_node as n
+        where n.workflow_id = hash_next_version.workflow_id and n.place >= jsonb_array_length(new_nodes);
+    end if;
+    return pgaudit_wf.content_hash(pgaudit_wf.join_definition(nodes, edges));
+end
+$$;
+comment on function pgaudit_wf.hash_next_version(text, integer, jsonb, jsonb, jsonb, jsonb) is
+    'hash_definition(new_nodes, new_edges) at the cost of what differs from old_nodes and old_edges, which are those of the newest version: its number is version. The caller holds the lock on the workflow. Internal.';
+
+create function pgaudit_wf.prune_canonical_cache(unused_for interval) returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    pruned bigint;
+begin
+    with unused as (
+        delete from pgaudit_wf.canonical_cache as c
+        where c.workflow_id in (
+            select old.workflow_id from pgaudit_wf.canonical_cache as old
+            where old.written_at < now() - prune_canonical_cache.unused_for for update skip locked)
+        returning c.workflow_id
+    ), gone as (
+        delete from pgaudit_wf.canonical_cache_node as n using unused as u where n.workflow_id = u.workflow_id
+    )
+    select count(*) into pruned from unused;
+    return pruned;
+end
+$$;
+comment on function pgaudit_wf.prune_canonical_cache(interval) is
+    'Lets go of the canonical texts of workflows without a new version for so long; returns of how many. Their next save makes them again.';
+
 -- sql/core/260_workflow_history.sql
 
 -- The versions of workflows: one row each, append-only, with a hash that anybody can recompute.
+
+-- A domain, and no CHECK on the table: PostgreSQL parses those anew for every INSERT, which takes 10 µs each.
+create domain pgaudit_wf.version_source as text
+    constraint version_source_known check (value in ('create', 'update', 'listing', 'restore', 'backfill'));
+comment on domain pgaudit_wf.version_source is 'How a version came about: create, update, listing, restore or backfill.';
 
 create table pgaudit_wf.workflow_history (
     workflow_id text not null,
     version integer not null,
     org_id text,
-    source text not null,
+    source pgaudit_wf.version_source not null,
     snapshot jsonb,
     change jsonb not null,
     content_hash text not null,
@@ -4256,13 +4508,7 @@ create table pgaudit_wf.workflow_history (
     created_at timestamptz not null default clock_timestamp(),
     pruned_at timestamptz,
     tx_id bigint not null default (pg_current_xact_id()::text::bigint),
-    primary key (workflow_id, version),
-    constraint workflow_history_pruned check ((snapshot is null) = (pruned_at is not null)),
-    constraint workflow_history_source check (source in ('create', 'update', 'listing', 'restore', 'backfill')),
-    constraint workflow_history_chain check (
-        (version = 1 and previous_version is null and previous_hash is null)
-        or (version > 1 and previous_version = version - 1 and previous_hash is not null)),
-    constraint workflow_history_restored check ((source = 'restore') = (restored_from is not null))
+    primary key (workflow_id, version)
 );
 comment on table pgaudit_wf.workflow_history is 'Every version of every workflow, append-only. Made by the triggers of attach_workflow(); read workflow_timeline.';
 comment on column pgaudit_wf.workflow_history.workflow_id is 'Id of the workflow (resource_id of its events); with <resource_type>/ before it for all but the first attached workflow table.';
@@ -4314,7 +4560,7 @@ $$;
 comment on function pgaudit_wf.latest_hash(text) is 'content_hash of the newest version of a workflow; null if it has none.';
 
 create function pgaudit_wf.restored_version(
-    workflow_id text, before jsonb, after jsonb, new_hash text, latest_hash text) returns integer
+    workflow_id text, before jsonb, after jsonb, content_hash text, previous_hash text) returns integer
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -4322,7 +4568,7 @@ declare
     claimed constant text := current_setting('pgaudit_wf.restoring', true);
 begin
     -- Anybody can write the setting: a restore is what leaves the content of the version that it names, and changed something to do so.
-    if claimed is null or claimed !~ '^[0-9]{1,9}$' or (new_hash is null
+    if claimed is null or claimed !~ '^[0-9]{1,9}$' or (restored_version.content_hash is not distinct from restored_version.previous_hash
         and before ->> 'name' is not distinct from after ->> 'name' and before ->> 'description' is not distinct from after ->> 'description')
     then
         return null;
@@ -4331,7 +4577,7 @@ begin
         select h.version
         from pgaudit_wf.workflow_history as h
         where h.workflow_id = restored_version.workflow_id and h.version = claimed::integer
-            and h.content_hash = coalesce(new_hash, restored_version.latest_hash)
+            and h.content_hash = restored_version.content_hash
             and (not h.snapshot ? 'name' or h.snapshot ->> 'name' is not distinct from after ->> 'name')
             and (not h.snapshot ? 'description' or h.snapshot ->> 'description' is not distinct from after ->> 'description'));
 end
@@ -4341,7 +4587,7 @@ comment on function pgaudit_wf.restored_version(text, jsonb, jsonb, text, text) 
 
 create function pgaudit_wf.add_version(
     workflow_id text, org_id text, source text, before jsonb, after jsonb,
-    old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb, new_hash text)
+    old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb)
 returns pgaudit_wf.version_ref
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -4351,9 +4597,14 @@ declare
     made pgaudit_wf.version_ref;
 begin
     -- The row lock on the workflow, which our caller's UPDATE holds, makes versions of one workflow one after the other.
-    select h.version, h.content_hash into latest
+    select h.version, h.content_hash, h.snapshot #> '{}' as snapshot into latest
     from pgaudit_wf.workflow_history as h where h.workflow_id = add_version.workflow_id order by h.version desc limit 1;
-    if latest.version is null and add_version.before is not null then
+    if latest.snapshot is not null then
+        -- What the table holds is another state only where something was changed past its triggers: the next version shows it.
+        before := latest.snapshot;
+        old_nodes := latest.snapshot -> 'nodes';
+        old_edges := latest.snapshot -> 'edges';
+    elsif latest.version is null and add_version.before is not null then
         -- Older than the attachment: what it was until now is the first version, unless it was malformed and has no hash.
         begin
             latest.content_hash := pgaudit_wf.hash_definition(add_version.old_nodes, add_version.old_edges);
@@ -4365,18 +4616,21 @@ begin
                 latest.content_hash, null, null, null, null, null);
         exception
             when sqlstate 'PA201' or sqlstate 'PA202' or sqlstate 'PA203' then
-                add_version.new_hash := pgaudit_wf.hash_definition(add_version.new_nodes, add_version.new_edges);
-                add_version.before := null;
+                before := null;
         end;
     end if;
     made.version := coalesce(latest.version, 0) + 1;
     made.previous_hash := latest.content_hash;
-    if current_setting('pgaudit_wf.restoring', true) <> '' then
-        made.restored_from := pgaudit_wf.restored_version(add_version.workflow_id, add_version.before, add_version.after, new_hash, latest.content_hash);
+    if before is null or jsonb_typeof(old_nodes) not in ('array', 'null') or jsonb_typeof(old_edges) not in ('array', 'null') then
+        old_nodes := null;
+        old_edges := null;
     end if;
-    if add_version.before is null or jsonb_typeof(add_version.old_nodes) not in ('array', 'null') or jsonb_typeof(add_version.old_edges) not in ('array', 'null') then
-        add_version.old_nodes := null;
-        add_version.old_edges := null;
+    made.content_hash := case
+        when latest.version is null then pgaudit_wf.hash_definition(new_nodes, new_edges)
+        when not record_image_ne(row(old_nodes, old_edges), row(new_nodes, new_edges)) then latest.content_hash
+        else pgaudit_wf.hash_next_version(add_version.workflow_id, latest.version, old_nodes, old_edges, new_nodes, new_edges) end;
+    if current_setting('pgaudit_wf.restoring', true) <> '' then
+        made.restored_from := pgaudit_wf.restored_version(add_version.workflow_id, before, add_version.after, made.content_hash, made.previous_hash);
     end if;
     insert into pgaudit_wf.workflow_history (
         workflow_id, version, org_id, source, snapshot, change, content_hash, previous_version, previous_hash, restored_from)
@@ -4384,13 +4638,13 @@ begin
         add_version.workflow_id, made.version, add_version.org_id,
         case when made.restored_from is null then add_version.source else 'restore' end,
         add_version.after,
-        pgaudit_wf.snapshot_diff(add_version.before, add_version.after, add_version.old_nodes, add_version.old_edges, add_version.new_nodes, add_version.new_edges),
-        coalesce(new_hash, latest.content_hash), latest.version, latest.content_hash, made.restored_from);
+        pgaudit_wf.snapshot_diff(before, add_version.after, old_nodes, old_edges, new_nodes, new_edges),
+        made.content_hash, latest.version, latest.content_hash, made.restored_from);
     return made;
 end
 $$;
-comment on function pgaudit_wf.add_version(text, text, text, jsonb, jsonb, jsonb, jsonb, jsonb, jsonb, text) is
-    'Appends a version of a workflow; called by its table''s trigger. before is the settings as they were, null for a new workflow; after the whole snapshot; new_hash is null when the definition did not change.';
+comment on function pgaudit_wf.add_version(text, text, text, jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
+    'Appends a version of a workflow; called by its table''s trigger. before is the settings as they were, null for a new workflow; after the whole snapshot. before, old_nodes and old_edges count only where the newest version does not tell.';
 
 -- sql/core/270_attach_workflow.sql
 

@@ -2,6 +2,7 @@
 
 create type pgaudit_wf.version_ref as (
     version integer,
+    content_hash text,
     previous_hash text,
     restored_from integer
 );
@@ -149,28 +150,27 @@ begin
     if op = 'delete' then
         return format(e'        event_hash := pgaudit_wf.latest_hash(%s);\n', key);
     elsif op = 'insert' then
-        return pgaudit_wf.graph_assignments(setting, workflow, 'new', '        ') || format($insert$        event_hash := pgaudit_wf.hash_definition(new_nodes, new_edges);
-        event_version := pgaudit_wf.add_version(%1$s, %2$s, 'create', null,
-            %3$s, null, null, new_nodes, new_edges, event_hash);
+        return pgaudit_wf.graph_assignments(setting, workflow, 'new', '        ') || format($insert$        event_version := pgaudit_wf.add_version(%1$s, %2$s, 'create', null,
+            %3$s, null, null, new_nodes, new_edges);
+        event_hash := event_version.content_hash;
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
 $insert$, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges'));
     end if;
     return format($update$        -- What only moves things about on the canvas makes no version.
         if %1$s then
-%2$s            if not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges) then
-                event_hash := pgaudit_wf.hash_definition(new_nodes, new_edges);
-            end if;
+%2$s            definition_changed := not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges);
         end if;
-        if event_hash is not null or %3$s then
-            if event_hash is null then
+        if definition_changed or %3$s then
+            if not definition_changed then
 %4$s            end if;
             event_version := pgaudit_wf.add_version(%5$s, %6$s, case when %7$s then 'listing' else 'update' end,
                 %8$s,
                 %9$s,
-                old_nodes, old_edges, new_nodes, new_edges, event_hash);
+                old_nodes, old_edges, new_nodes, new_edges);
             event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
-            if event_hash is not null then
-                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash', 'old', event_version.previous_hash, 'value', event_hash);
+            if event_version.content_hash is distinct from event_version.previous_hash then
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash',
+                    'old', event_version.previous_hash, 'value', event_version.content_hash);
             end if;
         end if;
 $update$,

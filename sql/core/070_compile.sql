@@ -453,7 +453,7 @@ $body$,
         case when (setting).org_column is null then ' := pgaudit_wf.context_value(''app.org_id'')' else '' end,
         case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end
             || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then 
-                e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
+                e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    definition_changed boolean := false;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
         statements);
 
     return format(

@@ -65,27 +65,33 @@ comment on function pgaudit_wf.normalize_node(jsonb, text[]) is
     'returned as it is, so that no malformed node disappears. Internal.';
 
 
+-- PL/pgSQL, as this is not inlined and before PostgreSQL 18 a SQL function is planned anew for each query.
+
 create or replace function pgaudit_wf.normalize_edge(edge jsonb)
 returns jsonb
-language sql
+language plpgsql
 immutable
 parallel safe
-return case
-    when jsonb_typeof(normalize_edge.edge) <> 'object' then normalize_edge.edge
-    when normalize_edge.edge ? 'data' or not normalize_edge.edge ?& '{id,source,target}'
-    then pgaudit_wf.keep_keys(normalize_edge.edge, '{id,source,target,sourceHandle,targetHandle,data}')
-    when normalize_edge.edge ?& '{sourceHandle,targetHandle}' then jsonb_build_object(
-        'id', normalize_edge.edge -> 'id',
-        'source', normalize_edge.edge -> 'source',
-        'target', normalize_edge.edge -> 'target',
-        'sourceHandle', normalize_edge.edge -> 'sourceHandle',
-        'targetHandle', normalize_edge.edge -> 'targetHandle')
-    when not normalize_edge.edge ?| '{sourceHandle,targetHandle}' then jsonb_build_object(
-        'id', normalize_edge.edge -> 'id',
-        'source', normalize_edge.edge -> 'source',
-        'target', normalize_edge.edge -> 'target')
-    else pgaudit_wf.keep_keys(normalize_edge.edge, '{id,source,target,sourceHandle,targetHandle,data}')
-end;
+as $$
+begin
+    return case
+        when jsonb_typeof(normalize_edge.edge) <> 'object' then normalize_edge.edge
+        when normalize_edge.edge ? 'data' or not normalize_edge.edge ?& '{id,source,target}'
+        then pgaudit_wf.keep_keys(normalize_edge.edge, '{id,source,target,sourceHandle,targetHandle,data}')
+        when normalize_edge.edge ?& '{sourceHandle,targetHandle}' then jsonb_build_object(
+            'id', normalize_edge.edge -> 'id',
+            'source', normalize_edge.edge -> 'source',
+            'target', normalize_edge.edge -> 'target',
+            'sourceHandle', normalize_edge.edge -> 'sourceHandle',
+            'targetHandle', normalize_edge.edge -> 'targetHandle')
+        when not normalize_edge.edge ?| '{sourceHandle,targetHandle}' then jsonb_build_object(
+            'id', normalize_edge.edge -> 'id',
+            'source', normalize_edge.edge -> 'source',
+            'target', normalize_edge.edge -> 'target')
+        else pgaudit_wf.keep_keys(normalize_edge.edge, '{id,source,target,sourceHandle,targetHandle,data}')
+    end;
+end
+$$;
 
 comment on function pgaudit_wf.normalize_edge(jsonb) is
     'The meaningful part of one edge. What is no object is returned as it is. Internal.';

@@ -1,7 +1,7 @@
 -- The content hash. canonical_definition(nodes, edges) is canonical_json(normalize_definition(nodes, edges)), written out level
 -- by level: two statements for the whole graph where the general way builds the normalised document and then needs one for
--- every object in it. That takes a third of the time, and is what keeps a meaningful save inside its budget; the tests hold
--- the two ways together.
+-- every object in it. That takes a third of the time; the tests hold the two ways together. A save takes the texts of nodes that
+-- stayed as they were from 255_canonical_cache.sql.
 
 create or replace function pgaudit_wf.canonical_value(value jsonb, depth int)
 returns text
@@ -23,36 +23,50 @@ comment on function pgaudit_wf.canonical_value(jsonb, int) is
     'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it. Internal.';
 
 
-create or replace function pgaudit_wf.canonical_definition(nodes jsonb, edges jsonb)
+create or replace function pgaudit_wf.canonical_edges(edges jsonb)
 returns text
+language plpgsql
+immutable
+parallel safe
+-- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+set jit = off
+as $$
+begin
+    return (
+        select string_agg(
+            case jsonb_typeof(edge)
+                -- concat_ws leaves out what is null, which is what an absent key gives; a JSON null is not.
+                when 'object' then concat('{', concat_ws(',',
+                    '"data":' || pgaudit_wf.canonical_value(edge -> 'data', 4),
+                    '"id":' || pgaudit_wf.canonical_value(edge -> 'id', 4),
+                    '"source":' || pgaudit_wf.canonical_value(edge -> 'source', 4),
+                    '"sourceHandle":' || pgaudit_wf.canonical_value(edge -> 'sourceHandle', 4),
+                    '"target":' || pgaudit_wf.canonical_value(edge -> 'target', 4),
+                    '"targetHandle":' || pgaudit_wf.canonical_value(edge -> 'targetHandle', 4)), '}')
+                else pgaudit_wf.canonical_json_at(edge, 3)
+            end, ',')
+        from jsonb_array_elements(canonical_edges.edges) as edge);
+end
+$$;
+
+comment on function pgaudit_wf.canonical_edges(jsonb) is
+    'The normalised edges as they stand between the brackets of the text that is hashed; null for none. Unchecked: '
+    'canonical_checked() must see the whole text. Internal.';
+
+
+create or replace function pgaudit_wf.canonical_nodes(nodes jsonb[], aliases text[])
+returns text[]
 language plpgsql
 stable
 parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
+-- Or it would see a cheaper plan for an array of one node, and make it anew at each save.
+set plan_cache_mode = force_generic_plan
 as $$
-declare
-    aliases text[] := array(select config_alias.alias from pgaudit_wf.config_alias);
-    edge_text text;
-    node_text text;
 begin
-    select string_agg(
-        case jsonb_typeof(edge)
-            -- concat_ws leaves out what is null, which is what an absent key gives; a JSON null is not.
-            when 'object' then concat('{', concat_ws(',',
-                '"data":' || pgaudit_wf.canonical_value(edge -> 'data', 4),
-                '"id":' || pgaudit_wf.canonical_value(edge -> 'id', 4),
-                '"source":' || pgaudit_wf.canonical_value(edge -> 'source', 4),
-                '"sourceHandle":' || pgaudit_wf.canonical_value(edge -> 'sourceHandle', 4),
-                '"target":' || pgaudit_wf.canonical_value(edge -> 'target', 4),
-                '"targetHandle":' || pgaudit_wf.canonical_value(edge -> 'targetHandle', 4)), '}')
-            else pgaudit_wf.canonical_json_at(edge, 3)
-        end, ',')
-        into edge_text
-        from jsonb_array_elements(pgaudit_wf.graph_array(canonical_definition.edges, 'edges')) as edge;
-
-    select string_agg(
-        case jsonb_typeof(node)
+    return array(
+        select case jsonb_typeof(node)
             when 'object' then concat('{', concat_ws(',',
                 '"data":' || case jsonb_typeof(node -> 'data')
                     when 'object' then (
@@ -60,7 +74,7 @@ begin
                             concat_ws(':', to_json(member.key), case
                                 when member.key <> 'config' or jsonb_typeof(member.value) <> 'object'
                                 then pgaudit_wf.canonical_value(member.value, 5)
-                                when member.value ?| aliases
+                                when member.value ?| canonical_nodes.aliases
                                 then pgaudit_wf.canonical_json_at(pgaudit_wf.normalize_config(member.value), 5)
                                 else (
                                     select '{' || coalesce(string_agg(
@@ -79,11 +93,40 @@ begin
                 '"id":' || pgaudit_wf.canonical_value(node -> 'id', 4),
                 '"type":' || pgaudit_wf.canonical_value(node -> 'type', 4)), '}')
             else pgaudit_wf.canonical_json_at(node, 3)
-        end, ',')
-        into node_text
-        from jsonb_array_elements(pgaudit_wf.graph_array(canonical_definition.nodes, 'nodes')) as node;
+        end
+        from unnest(canonical_nodes.nodes) as node);
+end
+$$;
 
-    return pgaudit_wf.canonical_checked(concat('{"edges":[', edge_text, '],"nodes":[', node_text, ']}'));
+comment on function pgaudit_wf.canonical_nodes(jsonb[], text[]) is
+    'Each node, normalised, as it stands in the text that is hashed. aliases is every alias of config_alias, read once by the '
+    'caller. Unchecked: canonical_checked() must see the whole text. Internal.';
+
+
+create or replace function pgaudit_wf.join_definition(nodes text[], edges text)
+returns text
+language sql
+stable
+parallel safe
+return pgaudit_wf.canonical_checked(
+    concat('{"edges":[', join_definition.edges, '],"nodes":[', array_to_string(join_definition.nodes, ','), ']}'));
+
+comment on function pgaudit_wf.join_definition(text[], text) is
+    'The text that is hashed, made of what canonical_nodes() and canonical_edges() return. Internal.';
+
+
+create or replace function pgaudit_wf.canonical_definition(nodes jsonb, edges jsonb)
+returns text
+language plpgsql
+stable
+parallel safe
+as $$
+begin
+    return pgaudit_wf.join_definition(
+        pgaudit_wf.canonical_nodes(
+            array(select jsonb_array_elements(pgaudit_wf.graph_array(canonical_definition.nodes, 'nodes'))),
+            array(select config_alias.alias from pgaudit_wf.config_alias)),
+        pgaudit_wf.canonical_edges(pgaudit_wf.graph_array(canonical_definition.edges, 'edges')));
 end
 $$;
 
@@ -91,17 +134,43 @@ comment on function pgaudit_wf.canonical_definition(jsonb, jsonb) is
     'The text that is hashed: the RFC 8785 form of normalize_definition(nodes, edges), made in one go.';
 
 
+create or replace function pgaudit_wf.content_hash(canonical text)
+returns text
+language sql
+stable
+strict
+parallel safe
+return encode(sha256(convert_to(content_hash.canonical, 'UTF8')), 'hex');
+
+comment on function pgaudit_wf.content_hash(text) is 'Lower-case hex SHA-256 of the UTF-8 bytes of a canonical text.';
+
+
 create or replace function pgaudit_wf.hash_definition(nodes jsonb, edges jsonb)
 returns text
 language sql
 stable
 parallel safe
-return encode(sha256(convert_to(
-    pgaudit_wf.canonical_definition(hash_definition.nodes, hash_definition.edges), 'UTF8')), 'hex');
+return pgaudit_wf.content_hash(pgaudit_wf.canonical_definition(hash_definition.nodes, hash_definition.edges));
 
 comment on function pgaudit_wf.hash_definition(jsonb, jsonb) is
     'The content hash of a workflow: lower-case hex SHA-256 of the RFC 8785 form of normalize_definition(nodes, edges). The same '
     'definition gives the same hash in every version, run and language.';
+
+
+create or replace function pgaudit_wf.same_node(before jsonb, after jsonb)
+returns boolean
+language sql
+immutable
+parallel safe
+return not record_image_ne(row(same_node.before), row(same_node.after))
+    or (jsonb_typeof(same_node.before) = 'object' and jsonb_typeof(same_node.after) = 'object'
+        and same_node.before -> 'data' is not distinct from same_node.after -> 'data'
+        and same_node.before -> 'id' is not distinct from same_node.after -> 'id'
+        and same_node.before -> 'type' is not distinct from same_node.after -> 'type');
+
+comment on function pgaudit_wf.same_node(jsonb, jsonb) is
+    'Whether two nodes are the same as they stand, but for the canvas; not true for two that are the same only by config_alias. '
+    'Internal.';
 
 
 create or replace function pgaudit_wf.same_definition(
@@ -110,40 +179,46 @@ returns boolean
 language plpgsql
 stable
 parallel safe
--- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
-set jit = off
 as $$
 declare
+    old_node jsonb;
+    new_node jsonb;
     aliases text[];
 begin
     -- What was malformed has no definition that the new one could be the same as, and must not keep it from being mended.
     if jsonb_typeof(same_definition.old_nodes) not in ('array', 'null') or jsonb_typeof(same_definition.old_edges) not in ('array', 'null') then
         return false;
     end if;
-    -- Pairs by position: a save that only moved nodes never gets further than comparing three fields of each.
-    if same_definition.old_edges is distinct from same_definition.new_edges and exists (
-        select from rows from (
-            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.old_edges, 'edges')),
-            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.new_edges, 'edges'))) as pair (old, new)
-        where pair.old is distinct from pair.new
+    old_nodes := pgaudit_wf.graph_array(same_definition.old_nodes, 'nodes');
+    old_edges := pgaudit_wf.graph_array(same_definition.old_edges, 'edges');
+    new_nodes := pgaudit_wf.graph_array(same_definition.new_nodes, 'nodes');
+    new_edges := pgaudit_wf.graph_array(same_definition.new_edges, 'edges');
+    -- Pairs by position, their bytes first: most are the same, and comparing JSON takes several times as long to find that out.
+    if record_image_ne(row(old_edges), row(new_edges)) and exists (
+        select from rows from (jsonb_array_elements(old_edges), jsonb_array_elements(new_edges)) as pair (old, new)
+        where record_image_ne(row(pair.old), row(pair.new))
             and pgaudit_wf.normalize_edge(pair.old) is distinct from pgaudit_wf.normalize_edge(pair.new))
     then
         return false;
     end if;
-    if same_definition.old_nodes is not distinct from same_definition.new_nodes then
-        return true;
+    if jsonb_array_length(old_nodes) <> jsonb_array_length(new_nodes) then
+        return false;
     end if;
-    aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
-    return not exists (
-        select from rows from (
-            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.old_nodes, 'nodes')),
-            jsonb_array_elements(pgaudit_wf.graph_array(same_definition.new_nodes, 'nodes'))) as pair (old, new)
-        where pair.old is distinct from pair.new
-            and (jsonb_typeof(pair.old) is distinct from 'object' or jsonb_typeof(pair.new) is distinct from 'object'
-                or pair.old -> 'data' is distinct from pair.new -> 'data'
-                or pair.old -> 'id' is distinct from pair.new -> 'id'
-                or pair.old -> 'type' is distinct from pair.new -> 'type')
-            and pgaudit_wf.normalize_node(pair.old, aliases) is distinct from pgaudit_wf.normalize_node(pair.new, aliases));
+    for place in 0 .. jsonb_array_length(new_nodes) - 1 loop
+        if record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
+            old_node := old_nodes -> place;
+            new_node := new_nodes -> place;
+            if not coalesce(pgaudit_wf.same_node(old_node, new_node), false) then
+                if aliases is null then
+                    aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
+                end if;
+                if pgaudit_wf.normalize_node(old_node, aliases) is distinct from pgaudit_wf.normalize_node(new_node, aliases) then
+                    return false;
+                end if;
+            end if;
+        end if;
+    end loop;
+    return true;
 end
 $$;
 

@@ -61,27 +61,41 @@ comment on function pgaudit_wf.node_label(jsonb) is
     'What people call a node: its label, else its action or trigger type, else its category with a capital.';
 
 
+-- PL/pgSQL for what is called with more than a variable: such a SQL function is not inlined, and before PostgreSQL 18 planned
+-- anew in each transaction, which takes longer than all the rest of a small diff.
+
 create or replace function pgaudit_wf.node_ref(node jsonb)
 returns jsonb
-language sql
+language plpgsql
 immutable
 parallel safe
-return jsonb_build_object(
-    'id', node_ref.node ->> 'id',
-    'label', pgaudit_wf.node_label(node_ref.node),
-    'node_type', pgaudit_wf.node_type(node_ref.node));
+as $$
+begin
+    return jsonb_build_object(
+        'id', node_ref.node ->> 'id',
+        'label', pgaudit_wf.node_label(node_ref.node),
+        'node_type', pgaudit_wf.node_type(node_ref.node));
+end
+$$;
 
 comment on function pgaudit_wf.node_ref(jsonb) is 'A node as a version diff names it: {id, label, node_type}.';
 
 
 create or replace function pgaudit_wf.changed_node_ref(node jsonb, deltas jsonb)
 returns jsonb
-language sql
+language plpgsql
 immutable
 parallel safe
-return pgaudit_wf.node_ref(changed_node_ref.node) || jsonb_build_object(
-    'action_type', changed_node_ref.node -> 'data' -> 'config' ->> 'actionType',
-    'deltas', changed_node_ref.deltas);
+as $$
+begin
+    return jsonb_build_object(
+        'id', changed_node_ref.node ->> 'id',
+        'label', pgaudit_wf.node_label(changed_node_ref.node),
+        'node_type', pgaudit_wf.node_type(changed_node_ref.node),
+        'action_type', changed_node_ref.node -> 'data' -> 'config' ->> 'actionType',
+        'deltas', changed_node_ref.deltas);
+end
+$$;
 
 comment on function pgaudit_wf.changed_node_ref(jsonb, jsonb) is
     'A changed node as a version diff names it: {id, label, node_type, action_type, deltas}. Internal.';
@@ -227,13 +241,20 @@ comment on function pgaudit_wf.config_text(jsonb, text, jsonb) is
 
 create or replace function pgaudit_wf.text_delta(field text, before text, after text)
 returns jsonb
-language sql
+language plpgsql
 immutable
 parallel safe
-return case when coalesce(text_delta.before, '') <> coalesce(text_delta.after, '') then jsonb_build_object(
-    'field', text_delta.field,
-    'before', coalesce(nullif(text_delta.before, ''), 'empty'),
-    'after', coalesce(nullif(text_delta.after, ''), 'empty')) end;
+as $$
+begin
+    if coalesce(text_delta.before, '') = coalesce(text_delta.after, '') then
+        return null;
+    end if;
+    return jsonb_build_object(
+        'field', text_delta.field,
+        'before', coalesce(nullif(text_delta.before, ''), 'empty'),
+        'after', coalesce(nullif(text_delta.after, ''), 'empty'));
+end
+$$;
 
 comment on function pgaudit_wf.text_delta(text, text, text) is
     'A changed text as {field, before, after}, null if it did not change. Internal.';
@@ -371,17 +392,21 @@ comment on function pgaudit_wf.edge_key(jsonb) is
 
 create or replace function pgaudit_wf.connection_ref(edge jsonb, labels jsonb)
 returns jsonb
-language sql
+language plpgsql
 immutable
 parallel safe
-return jsonb_strip_nulls(jsonb_build_object(
-    'from', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'source'), connection_ref.edge ->> 'source', 'empty'),
-    'to', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'target'), connection_ref.edge ->> 'target', 'empty'),
-    'source_handle', nullif(connection_ref.edge ->> 'sourceHandle', ''),
-    'target_handle', nullif(connection_ref.edge ->> 'targetHandle', '')))
-    || jsonb_build_object(
-        'from_id', connection_ref.edge ->> 'source',
-        'to_id', connection_ref.edge ->> 'target');
+as $$
+begin
+    return jsonb_strip_nulls(jsonb_build_object(
+        'from', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'source'), connection_ref.edge ->> 'source', 'empty'),
+        'to', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'target'), connection_ref.edge ->> 'target', 'empty'),
+        'source_handle', nullif(connection_ref.edge ->> 'sourceHandle', ''),
+        'target_handle', nullif(connection_ref.edge ->> 'targetHandle', '')))
+        || jsonb_build_object(
+            'from_id', connection_ref.edge ->> 'source',
+            'to_id', connection_ref.edge ->> 'target');
+end
+$$;
 
 comment on function pgaudit_wf.connection_ref(jsonb, jsonb) is
     'A connection as a version diff names it: {from, to, from_id, to_id} and source_handle, target_handle where set. labels maps '
@@ -426,25 +451,22 @@ begin
         end if;
     end loop;
 
-    if old_nodes <> new_nodes then
-        -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison.
-        for old_node, new_node in
-            select old, new from rows from (jsonb_array_elements(old_nodes), jsonb_array_elements(new_nodes)) as pair (old, new)
-            where old is distinct from new and (
-                old is null or new is null
-                or old -> 'data' is distinct from new -> 'data'
-                or old -> 'id' is distinct from new -> 'id'
-                or old -> 'type' is distinct from new -> 'type')
-        loop
-            in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
-            if old_node is not null then
-                old_different := array_append(old_different, old_node);
+    -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison, of their bytes.
+    for place in 0 .. greatest(jsonb_array_length(old_nodes), jsonb_array_length(new_nodes)) - 1 loop
+        if record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
+            old_node := old_nodes -> place;
+            new_node := new_nodes -> place;
+            if not coalesce(pgaudit_wf.same_node(old_node, new_node), false) then
+                in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
+                if old_node is not null then
+                    old_different := array_append(old_different, old_node);
+                end if;
+                if new_node is not null then
+                    new_different := array_append(new_different, new_node);
+                end if;
             end if;
-            if new_node is not null then
-                new_different := array_append(new_different, new_node);
-            end if;
-        end loop;
-    end if;
+        end if;
+    end loop;
     if in_place then
         for place in 1..cardinality(new_different) loop
             delta := pgaudit_wf.node_delta(old_different[place], new_different[place]);
@@ -483,7 +505,7 @@ begin
             from compared;
     end if;
 
-    if old_edges <> new_edges then
+    if record_image_ne(row(old_edges), row(new_edges)) then
         with old as (
             select edge, place, pgaudit_wf.edge_key(edge) collate "C" as key,
                 row_number() over (partition by pgaudit_wf.edge_key(edge) collate "C" order by place) as occurrence

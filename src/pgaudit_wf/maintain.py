@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, LiteralString, TypeAlias
+from typing import Literal, LiteralString, TypeAlias, get_args
 
 import psycopg
 from prometheus_client import Counter, Gauge
@@ -31,15 +31,19 @@ from pgaudit_wf.service import Service
 
 __all__ = ["Hook", "Maintenance", "Step", "maintain", "plan"]
 
-Kind: TypeAlias = Literal["add", "move", "archive", "prune", "prune_versions", "hook"]
+Kind: TypeAlias = Literal[
+    "add", "move", "archive", "prune", "prune_versions", "prune_cache", "hook"
+]
 Progress: TypeAlias = Callable[["Step", int, int], None]
 
-_KINDS: tuple[Kind, ...] = ("add", "move", "archive", "prune", "prune_versions", "hook")
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 _LOCK = "pgaudit_wf.maintain"
 # Whoever waits for a lock on the log holds up everybody who comes after him: better to try again.
 _LOCK_TIMEOUT = "2s"
 _ATTEMPTS = 4
 _VERSIONS_AT_A_TIME = 500
+# Texts that spare a workflow's next save some work, for as long as one is to be expected.
+_CACHE_KEPT = "30 days"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,10 @@ class Step:
     """Something to do, or done.
 
     `kind` is add (a partition to come), move (events out of the default partition into that
-    month), archive, prune (a month's expired events), prune_versions, or hook. `subject` is the
-    partition, or the hook's name. `events` is how many events or versions it is about. `problem`
-    says why it cannot be done now, None if it can.
+    month), archive, prune (a month's expired events), prune_versions, prune_cache (canonical texts
+    of workflows that nobody works on), or hook. `subject` is the table, or the hook's name.
+    `events` is how many events, versions or workflows it is about. `problem` says why it cannot
+    be done now, None if it can.
     """
 
     kind: Kind
@@ -66,6 +71,7 @@ class Step:
             "archive": f"archive {of} of {self.subject}",
             "prune": f"remove {of} of {self.subject}",
             "prune_versions": f"let go of {self.events:,} snapshots of workflow versions",
+            "prune_cache": f"let go of canonical texts of {self.events:,} idle workflows",
             "hook": f"{self.subject}: {of}",
         }[self.kind]
 
@@ -133,6 +139,13 @@ def _plan(conn: Connection, archive_url: str | None, months_ahead: int) -> Itera
     row = cursor.execute("select pgaudit_wf.prunable_versions()").fetchone()
     if row and row[0]:
         yield Step("prune_versions", "workflow_history", row[0])
+    row = cursor.execute(
+        "select count(*) from pgaudit_wf.canonical_cache as c"
+        " where c.written_at < now() - %s::interval",
+        [_CACHE_KEPT],
+    ).fetchone()
+    if row and row[0]:
+        yield Step("prune_cache", "canonical_cache", row[0])
 
 
 def maintain(
@@ -206,6 +219,9 @@ def _do(conn: Connection, step: Step, archive_url: str | None, progress: Progres
             return replace(step, events=archive.events)
         if step.kind == "prune_versions":
             return replace(step, events=_prune_versions(conn, step.events, report))
+        if step.kind == "prune_cache":
+            statement: LiteralString = "select pgaudit_wf.prune_canonical_cache(%s::interval)"
+            return replace(step, events=_locking(conn, statement, _CACHE_KEPT))
         if step.kind == "prune":
             return replace(step, events=_locking(conn, "select pgaudit_wf.prune(%s)", step.subject))
         # The same for a month that is missing and for one whose events wait in the default one.
