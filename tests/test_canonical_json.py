@@ -223,12 +223,14 @@ def test_number_that_no_double_holds_is_refused(canonical: Canonical, number: st
         definition.canonical_json([json.loads(number), 10**400])
 
 
-@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+@pytest.mark.parametrize("shape", ["[", "{", "[{", "{["])
 def test_depth_has_a_limit_with_a_clear_error(
-    conn: psycopg.Connection, canonical: Canonical, opening: str, closing: str
+    conn: psycopg.Connection, canonical: Canonical, shape: str
 ) -> None:
     def nested(depth: int) -> str:
-        return opening * depth + ("1" if closing == "}" else "") + closing * depth
+        opened = (shape * depth)[:depth]
+        closed = "".join({"[": "]", "{": "}"}[bracket] for bracket in reversed(opened))
+        return opened.replace("{", '{"a":') + "1" + closed
 
     deepest = nested(definition.MAX_DEPTH)
     assert canonical(deepest) == deepest

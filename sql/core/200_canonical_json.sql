@@ -121,6 +121,29 @@ begin
             into canonical
             from jsonb_each(canonical_json_at.value) as member;
         return coalesce(canonical, '{}');
+    elsif jsonb_typeof(canonical_json_at.value -> 0) = 'object' and canonical_json_at.depth < 200 then
+        -- The usual array of objects in one statement too.
+        select '[' || string_agg(
+                case when jsonb_typeof(element) <> 'object' then pgaudit_wf.canonical_json_at(element, canonical_json_at.depth + 1)
+                    else (
+                        select '{' || coalesce(string_agg(
+                                concat_ws(':', to_json(member.key), case jsonb_typeof(member.value)
+                                    when 'string' then member.value::text
+                                    when 'object' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 2)
+                                    when 'array' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 2)
+                                    when 'number' then
+                                        case when length(member.value::text) < 16 and strpos(member.value::text, '.') = 0
+                                            then member.value::text
+                                            else pgaudit_wf.canonical_number(member.value::numeric) end
+                                    else member.value::text
+                                end),
+                                ',' order by case when octet_length(member.key) = length(member.key)
+                                    then member.key else pgaudit_wf.utf16_order(member.key) end collate "C"), '') || '}'
+                            from jsonb_each(element) as member)
+                end, ',') || ']'
+            into canonical
+            from jsonb_array_elements(canonical_json_at.value) as element;
+        return canonical;
     elsif jsonb_typeof(canonical_json_at.value) = 'array' then
         select '[' || string_agg(
                 case jsonb_typeof(element)

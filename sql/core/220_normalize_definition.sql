@@ -27,16 +27,20 @@ comment on function pgaudit_wf.graph_array(jsonb, text) is
 
 
 -- The three functions below take the common shapes first. A function with a subquery is not inlined, so what needs one stands
--- apart.
+-- apart, in PL/pgSQL: before PostgreSQL 18 a SQL function is planned anew for each query.
 
 create or replace function pgaudit_wf.keep_keys(value jsonb, keys text[])
 returns jsonb
-language sql
+language plpgsql
 immutable
 strict
 parallel safe
-return keep_keys.value - array(
-    select field from jsonb_object_keys(keep_keys.value) as field where field <> all (keep_keys.keys));
+as $$
+begin
+    return keep_keys.value - array(
+        select field from jsonb_object_keys(keep_keys.value) as field where field <> all (keep_keys.keys));
+end
+$$;
 
 comment on function pgaudit_wf.keep_keys(jsonb, text[]) is 'A JSON object with only the keys named. Internal.';
 
@@ -64,8 +68,6 @@ comment on function pgaudit_wf.normalize_node(jsonb, text[]) is
     'The meaningful part of one node. aliases is every alias of config_alias, read once by the caller. What is no object is '
     'returned as it is, so that no malformed node disappears. Internal.';
 
-
--- PL/pgSQL, as this is not inlined and before PostgreSQL 18 a SQL function is planned anew for each query.
 
 create or replace function pgaudit_wf.normalize_edge(edge jsonb)
 returns jsonb

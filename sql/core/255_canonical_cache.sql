@@ -27,6 +27,18 @@ comment on column pgaudit_wf.canonical_cache_node.workflow_id is 'Id of the work
 comment on column pgaudit_wf.canonical_cache_node.place is 'Index in the array of nodes, from 0.';
 comment on column pgaudit_wf.canonical_cache_node.node is 'The element of canonical_nodes().';
 
+-- Compressing a node of several kilobytes the old way takes longer than all that reading it spares.
+do $$
+begin
+    alter table pgaudit_wf.canonical_cache alter column edges set compression lz4;
+    alter table pgaudit_wf.canonical_cache_node alter column node set compression lz4;
+exception
+    when feature_not_supported or invalid_parameter_value then
+        alter table pgaudit_wf.canonical_cache alter column edges set storage external;
+        alter table pgaudit_wf.canonical_cache_node alter column node set storage external;
+end
+$$;
+
 create function pgaudit_wf.hash_next_version(
     workflow_id text, version integer, old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb) returns text
 language plpgsql
