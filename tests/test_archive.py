@@ -63,9 +63,10 @@ def old(conn: Conn) -> Conn:
                 f"r_{number}",
             ],
         )  # fmt: skip
-    assert conn.execute(
-        "select partition_name, events from pgaudit_wf.empty_default_partition()"
-    ).fetchall() == [(name, 100) for name in PARTITIONS]
+    for name in PARTITIONS:
+        month = f"{name[-7:-3]}-{name[-2:]}-01"
+        row = conn.execute("select pgaudit_wf.add_log_partition(%s)", [month]).fetchone()
+        assert row == (name,)
     return conn
 
 
@@ -336,7 +337,7 @@ def test_memory_does_not_grow_with_the_number_of_events(
         " jsonb_build_object('label', repeat(md5(g::text), 250))"
         " from generate_series(1, 30000) as g"
     )
-    conn.execute("select * from pgaudit_wf.empty_default_partition()").fetchall()
+    conn.execute("select pgaudit_wf.add_log_partition('2021-03-01')")
     used = {}
     for what in ("archive", "ndjson", "read"):
         if what == "read":

@@ -249,7 +249,7 @@ def archived(lived: Conn, tmp_path: Path) -> Conn:
         """ "name": "Ada Byron", "n": 0.10}}]'),"""
         " ('2021-03-03', 'u_bob', 'Bob', '192.0.2.1', 'Mozilla', 'thing.seen', 'o_1', null)"
     )
-    lived.execute("select * from pgaudit_wf.empty_default_partition()").fetchall()
+    lived.execute("select pgaudit_wf.add_log_partition('2021-03-01')")
     archive_partition(lived, PARTITION, str(tmp_path))
     lived.execute("select pgaudit_wf.prune(%s)", [PARTITION])
     return lived

@@ -184,7 +184,7 @@ def test_archives_are_exported_too(conn: Conn, tmp_path: Path) -> None:
         "insert into pgaudit_wf.security_audit_log (action, occurred_at)"
         " values ('thing.old', '2021-03-01')"
     )
-    conn.execute("select * from pgaudit_wf.empty_default_partition()").fetchall()
+    conn.execute("select pgaudit_wf.add_log_partition('2021-03-01')")
     archive_partition(conn, "security_audit_log_y2021m03", str(tmp_path))
     conn.execute("select pgaudit_wf.prune('security_audit_log_y2021m03')")
     record(conn, "thing.new")

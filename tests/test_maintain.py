@@ -35,7 +35,8 @@ def due(conn: Conn) -> Conn:
         " select 'thing.seen', timestamptz '2021-02-01' + g * interval '1 day'"
         " from generate_series(0, 58) as g"
     )
-    conn.execute("select * from pgaudit_wf.empty_default_partition()").fetchall()
+    for month in ("2021-02-01", "2021-03-01"):
+        conn.execute("select pgaudit_wf.add_log_partition(%s)", [month])
     conn.execute(
         "insert into pgaudit_wf.security_audit_log (action, occurred_at)"
         " values ('thing.seen', '2021-07-03'), ('thing.seen', '2021-07-04')"

@@ -43,7 +43,7 @@ def old(conn: Connection, tmp_path: Path) -> Connection:
             " %s, %s)",
             [f"u_{(label or 'none')[:3].lower()}", label, ip, diff, label == "Ada"],
         )
-    conn.execute("select * from pgaudit_wf.empty_default_partition()")
+    conn.execute("select pgaudit_wf.add_log_partition('2021-03-01')")
     conn.execute("select pgaudit_wf.record_event('report.made', 'report', '1')")
     Sealer(KEY).step(conn)
     archive_partition(conn, PARTITION, str(tmp_path))

@@ -4427,7 +4427,10 @@ as $$
 declare
     aliases text[];
     spelling jsonb;
-    cached record;
+    cached_version integer;
+    cached_spelling jsonb;
+    cached_edges text;
+    cached_nodes text[];
     usable boolean;
     old_node jsonb;
     new_node jsonb;
@@ -4446,14 +4449,15 @@ begin
     select coalesce(array_agg(a.alias), '{}'), coalesce(jsonb_object_agg(a.alias, a.canonical_name), '{}')
         into aliases, spelling from pgaudit_wf.config_alias as a;
     select c.version, c.aliases, c.edges, array(
-            select n.node from pgaudit_wf.canonical_cache_node as n where n.workflow_id = c.workflow_id order by n.place) as nodes
-        into cached from pgaudit_wf.canonical_cache as c where c.workflow_id = hash_next_version.workflow_id;
+            select n.node from pgaudit_wf.canonical_cache_node as n where n.workflow_id = c.workflow_id order by n.place)
+        into cached_version, cached_spelling, cached_edges, cached_nodes
+        from pgaudit_wf.canonical_cache as c where c.workflow_id = hash_next_version.workflow_id;
     -- The count: rows may be removed at any time, also while we wait for the lock on one of them.
-    usable := coalesce(cached.version = hash_next_version.version and cached.aliases = spelling
-        and cardinality(cached.nodes) = jsonb_array_length(old_nodes), false);
+    usable := coalesce(cached_version = hash_next_version.version and cached_spelling = spelling
+        and cardinality(cached_nodes) = jsonb_array_length(old_nodes), false);
 
     if usable then
-        nodes := cached.nodes[:jsonb_array_length(new_nodes)];
+        nodes := cached_nodes[:jsonb_array_length(new_nodes)];
     end if;
     for place in 0 .. jsonb_array_length(new_nodes) - 1 loop
         -- Bytes first: most nodes are the same, and comparing JSON takes several times as long to find that out.
@@ -4476,7 +4480,7 @@ begin
                 changed_nodes := array_append(changed_nodes, new_node);
             elsif origin <> place then
                 moved := array_append(moved, place);
-                nodes[place + 1] := cached.nodes[origin + 1];
+                nodes[place + 1] := cached_nodes[origin + 1];
             end if;
         end if;
     end loop;
@@ -4487,7 +4491,7 @@ begin
         end loop;
     end if;
     edges := case when usable and not record_image_ne(row(old_edges), row(new_edges))
-        then cached.edges else pgaudit_wf.canonical_edges(new_edges) end;
+        then cached_edges else pgaudit_wf.canonical_edges(new_edges) end;
 
     -- First, as its lock is what keeps prune_canonical_cache() away from the nodes.
     insert into pgaudit_wf.canonical_cache (workflow_id, version, aliases, edges)
@@ -4499,7 +4503,7 @@ begin
         select hash_next_version.workflow_id, p.place, nodes[p.place + 1] from unnest(changed || moved) as p (place)
         on conflict on constraint canonical_cache_node_pkey do update set node = excluded.node;
     end if;
-    if not usable or jsonb_array_length(new_nodes) < cardinality(cached.nodes) then
+    if not usable or jsonb_array_length(new_nodes) < cardinality(cached_nodes) then
         delete from pgaudit_wf.canonical_cache_node as n
         where n.workflow_id = hash_next_version.workflow_id and n.place >= jsonb_array_length(new_nodes);
     end if;
@@ -4678,7 +4682,7 @@ begin
         old_edges := null;
     end if;
     made.content_hash := case
-        when latest.version is null then pgaudit_wf.hash_definition(new_nodes, new_edges)
+        when latest.snapshot is null then pgaudit_wf.hash_definition(new_nodes, new_edges)
         when not record_image_ne(row(old_nodes, old_edges), row(new_nodes, new_edges)) then latest.content_hash
         else pgaudit_wf.hash_next_version(add_version.workflow_id, latest.version, old_nodes, old_edges, new_nodes, new_edges) end;
     if current_setting('pgaudit_wf.restoring', true) <> '' then
@@ -6810,36 +6814,6 @@ end
 $$;
 comment on function pgaudit_wf.log_retention(timestamptz) is
     'The months of the log of which something may be out of the retention window: their events, how many of these are, and when the first of them is or will be (null: never). Raises PA008 on a moment to come.';
-
-create function pgaudit_wf.empty_default_partition() returns table (partition_name text, events bigint)
-language plpgsql
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-as $$
-#variable_conflict use_column
-declare
-    months date[];
-    waiting bigint[];
-begin
-    -- All at once, as an open query would keep the partition from being altered.
-    select array_agg(late.month order by late.month), array_agg(late.events order by late.month) into months, waiting
-    from (
-        select date_trunc('month', l.occurred_at)::date as month, count(*) as events
-        from only pgaudit_wf.security_audit_log_default as l
-        where isfinite(l.occurred_at)
-        group by 1
-    ) as late;
-    for place in 1 .. coalesce(cardinality(months), 0) loop
-        partition_name := pgaudit_wf.add_log_partition(months[place]);
-        events := waiting[place];
-        if partition_name is not null then
-            return next;
-        end if;
-    end loop;
-end
-$$;
-comment on function pgaudit_wf.empty_default_partition() is
-    'Makes the partitions for events that wait in the default one, and moves them there; returns the partitions made and the events moved.';
 
 create function pgaudit_wf.prune(partition_name text) returns bigint
 language plpgsql security definer

@@ -47,7 +47,10 @@ as $$
 declare
     aliases text[];
     spelling jsonb;
-    cached record;
+    cached_version integer;
+    cached_spelling jsonb;
+    cached_edges text;
+    cached_nodes text[];
     usable boolean;
     old_node jsonb;
     new_node jsonb;
@@ -66,14 +69,15 @@ begin
     select coalesce(array_agg(a.alias), '{}'), coalesce(jsonb_object_agg(a.alias, a.canonical_name), '{}')
         into aliases, spelling from pgaudit_wf.config_alias as a;
     select c.version, c.aliases, c.edges, array(
-            select n.node from pgaudit_wf.canonical_cache_node as n where n.workflow_id = c.workflow_id order by n.place) as nodes
-        into cached from pgaudit_wf.canonical_cache as c where c.workflow_id = hash_next_version.workflow_id;
+            select n.node from pgaudit_wf.canonical_cache_node as n where n.workflow_id = c.workflow_id order by n.place)
+        into cached_version, cached_spelling, cached_edges, cached_nodes
+        from pgaudit_wf.canonical_cache as c where c.workflow_id = hash_next_version.workflow_id;
     -- The count: rows may be removed at any time, also while we wait for the lock on one of them.
-    usable := coalesce(cached.version = hash_next_version.version and cached.aliases = spelling
-        and cardinality(cached.nodes) = jsonb_array_length(old_nodes), false);
+    usable := coalesce(cached_version = hash_next_version.version and cached_spelling = spelling
+        and cardinality(cached_nodes) = jsonb_array_length(old_nodes), false);
 
     if usable then
-        nodes := cached.nodes[:jsonb_array_length(new_nodes)];
+        nodes := cached_nodes[:jsonb_array_length(new_nodes)];
     end if;
     for place in 0 .. jsonb_array_length(new_nodes) - 1 loop
         -- Bytes first: most nodes are the same, and comparing JSON takes several times as long to find that out.
@@ -96,7 +100,7 @@ begin
                 changed_nodes := array_append(changed_nodes, new_node);
             elsif origin <> place then
                 moved := array_append(moved, place);
-                nodes[place + 1] := cached.nodes[origin + 1];
+                nodes[place + 1] := cached_nodes[origin + 1];
             end if;
         end if;
     end loop;
@@ -107,7 +111,7 @@ begin
         end loop;
     end if;
     edges := case when usable and not record_image_ne(row(old_edges), row(new_edges))
-        then cached.edges else pgaudit_wf.canonical_edges(new_edges) end;
+        then cached_edges else pgaudit_wf.canonical_edges(new_edges) end;
 
     -- First, as its lock is what keeps prune_canonical_cache() away from the nodes.
     insert into pgaudit_wf.canonical_cache (workflow_id, version, aliases, edges)
@@ -119,7 +123,7 @@ begin
         select hash_next_version.workflow_id, p.place, nodes[p.place + 1] from unnest(changed || moved) as p (place)
         on conflict on constraint canonical_cache_node_pkey do update set node = excluded.node;
     end if;
-    if not usable or jsonb_array_length(new_nodes) < cardinality(cached.nodes) then
+    if not usable or jsonb_array_length(new_nodes) < cardinality(cached_nodes) then
         delete from pgaudit_wf.canonical_cache_node as n
         where n.workflow_id = hash_next_version.workflow_id and n.place >= jsonb_array_length(new_nodes);
     end if;

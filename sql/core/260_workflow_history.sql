@@ -142,7 +142,7 @@ begin
         old_edges := null;
     end if;
     made.content_hash := case
-        when latest.version is null then pgaudit_wf.hash_definition(new_nodes, new_edges)
+        when latest.snapshot is null then pgaudit_wf.hash_definition(new_nodes, new_edges)
         when not record_image_ne(row(old_nodes, old_edges), row(new_nodes, new_edges)) then latest.content_hash
         else pgaudit_wf.hash_next_version(add_version.workflow_id, latest.version, old_nodes, old_edges, new_nodes, new_edges) end;
     if current_setting('pgaudit_wf.restoring', true) <> '' then

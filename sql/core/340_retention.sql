@@ -155,36 +155,6 @@ $$;
 comment on function pgaudit_wf.log_retention(timestamptz) is
     'The months of the log of which something may be out of the retention window: their events, how many of these are, and when the first of them is or will be (null: never). Raises PA008 on a moment to come.';
 
-create function pgaudit_wf.empty_default_partition() returns table (partition_name text, events bigint)
-language plpgsql
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-as $$
-#variable_conflict use_column
-declare
-    months date[];
-    waiting bigint[];
-begin
-    -- All at once, as an open query would keep the partition from being altered.
-    select array_agg(late.month order by late.month), array_agg(late.events order by late.month) into months, waiting
-    from (
-        select date_trunc('month', l.occurred_at)::date as month, count(*) as events
-        from only pgaudit_wf.security_audit_log_default as l
-        where isfinite(l.occurred_at)
-        group by 1
-    ) as late;
-    for place in 1 .. coalesce(cardinality(months), 0) loop
-        partition_name := pgaudit_wf.add_log_partition(months[place]);
-        events := waiting[place];
-        if partition_name is not null then
-            return next;
-        end if;
-    end loop;
-end
-$$;
-comment on function pgaudit_wf.empty_default_partition() is
-    'Makes the partitions for events that wait in the default one, and moves them there; returns the partitions made and the events moved.';
-
 create function pgaudit_wf.prune(partition_name text) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
