@@ -152,12 +152,10 @@ def test_what_was_changed_past_the_triggers_is_in_the_next_version(db: Conn) -> 
     save(db, nodes)
     assert newest(db) == (3, content_hash(nodes, EDGES))
     row = db.execute(
-        "select change, pgaudit_wf.version_diff(before.snapshot, after.snapshot)"
+        "select after.change, pgaudit_wf.version_diff(before.snapshot, after.snapshot)"
         " from pgaudit_wf.workflow_history as after"
         " join pgaudit_wf.workflow_history as before using (workflow_id)"
-        " where after.version = 3 and before.version = 2".replace(
-            "select change", "select after.change"
-        )
+        " where after.version = 3 and before.version = 2"
     ).fetchone()
     assert row
     assert row[0] == row[1]

@@ -3008,11 +3008,14 @@ create or replace function pgaudit_wf.utf16_order(key text)
 returns text
 language sql
 immutable
-strict
 parallel safe
-return regexp_replace(
-    replace(utf16_order.key, U&'\D7FF', U&'\D7FF\0001'),
-    U&'([\+010000-\+10FFFF])', U&'\D7FF\\1', 'g');
+-- Not strict, so that the planner inlines it: ASCII, which is nearly every key, then costs two lengths.
+return case
+    when octet_length(utf16_order.key) = length(utf16_order.key) then utf16_order.key
+    else regexp_replace(
+        replace(utf16_order.key, U&'\D7FF', U&'\D7FF\0001'),
+        U&'([\+010000-\+10FFFF])', U&'\D7FF\\1', 'g')
+end;
 
 comment on function pgaudit_wf.utf16_order(text) is
     'A text whose byte order is the UTF-16 code unit order of key, as RFC 8785 sorts: characters from U+10000 on (surrogates in '
@@ -3105,56 +3108,27 @@ begin
     -- One statement a container, and scalars inside it: measured, a call for each scalar would double the cost.
     if jsonb_typeof(canonical_json_at.value) = 'object' then
         select '{' || string_agg(
-                concat_ws(':', to_json(member.key), case jsonb_typeof(member.value)
-                    when 'string' then member.value::text
-                    when 'object' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 1)
-                    when 'array' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 1)
-                    when 'number' then
-                        case when length(member.value::text) < 16 and strpos(member.value::text, '.') = 0
-                            then member.value::text
-                            else pgaudit_wf.canonical_number(member.value::numeric) end
-                    else member.value::text
-                end),
-                ',' order by case when octet_length(member.key) = length(member.key)
-                    then member.key else pgaudit_wf.utf16_order(member.key) end collate "C") || '}'
+                concat_ws(':', to_json(member.key), pgaudit_wf.canonical_value(member.value, canonical_json_at.depth + 1)),
+                ',' order by pgaudit_wf.utf16_order(member.key) collate "C") || '}'
             into canonical
             from jsonb_each(canonical_json_at.value) as member;
         return coalesce(canonical, '{}');
     elsif jsonb_typeof(canonical_json_at.value -> 0) = 'object' and canonical_json_at.depth < 200 then
         -- The usual array of objects in one statement too.
         select '[' || string_agg(
-                case when jsonb_typeof(element) <> 'object' then pgaudit_wf.canonical_json_at(element, canonical_json_at.depth + 1)
+                case when jsonb_typeof(element) <> 'object'
+                    then pgaudit_wf.canonical_value(element, canonical_json_at.depth + 1)
                     else (
                         select '{' || coalesce(string_agg(
-                                concat_ws(':', to_json(member.key), case jsonb_typeof(member.value)
-                                    when 'string' then member.value::text
-                                    when 'object' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 2)
-                                    when 'array' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 2)
-                                    when 'number' then
-                                        case when length(member.value::text) < 16 and strpos(member.value::text, '.') = 0
-                                            then member.value::text
-                                            else pgaudit_wf.canonical_number(member.value::numeric) end
-                                    else member.value::text
-                                end),
-                                ',' order by case when octet_length(member.key) = length(member.key)
-                                    then member.key else pgaudit_wf.utf16_order(member.key) end collate "C"), '') || '}'
+                                concat_ws(':', to_json(member.key), pgaudit_wf.canonical_value(member.value, canonical_json_at.depth + 2)),
+                                ',' order by pgaudit_wf.utf16_order(member.key) collate "C"), '') || '}'
                             from jsonb_each(element) as member)
                 end, ',') || ']'
             into canonical
             from jsonb_array_elements(canonical_json_at.value) as element;
         return canonical;
     elsif jsonb_typeof(canonical_json_at.value) = 'array' then
-        select '[' || string_agg(
-                case jsonb_typeof(element)
-                    when 'string' then element::text
-                    when 'object' then pgaudit_wf.canonical_json_at(element, canonical_json_at.depth + 1)
-                    when 'array' then pgaudit_wf.canonical_json_at(element, canonical_json_at.depth + 1)
-                    when 'number' then
-                        case when length(element::text) < 16 and strpos(element::text, '.') = 0
-                            then element::text
-                            else pgaudit_wf.canonical_number(element::numeric) end
-                    else element::text
-                end, ',') || ']'
+        select '[' || string_agg(pgaudit_wf.canonical_value(element, canonical_json_at.depth + 1), ',') || ']'
             into canonical
             from jsonb_array_elements(canonical_json_at.value) as element;
         return coalesce(canonical, '[]');
@@ -3167,6 +3141,26 @@ $$;
 
 comment on function pgaudit_wf.canonical_json_at(jsonb, int) is
     'The step of canonical_json that counts how deep it is. Internal: call canonical_json.';
+
+
+create or replace function pgaudit_wf.canonical_value(value jsonb, depth int)
+returns text
+language sql
+immutable
+parallel safe
+return case jsonb_typeof(canonical_value.value)
+    when 'string' then canonical_value.value::text
+    when 'object' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
+    when 'array' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
+    when 'number' then
+        case when length(canonical_value.value::text) < 16 and strpos(canonical_value.value::text, '.') = 0
+            then canonical_value.value::text
+            else pgaudit_wf.canonical_number(canonical_value.value::numeric) end
+    else canonical_value.value::text
+end;
+
+comment on function pgaudit_wf.canonical_value(jsonb, int) is
+    'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it. Internal.';
 
 
 create or replace function pgaudit_wf.canonical_checked(canonical text)
@@ -3192,11 +3186,17 @@ comment on function pgaudit_wf.canonical_checked(text) is
 
 create or replace function pgaudit_wf.canonical_json(value jsonb)
 returns text
-language sql
+language plpgsql
 immutable
 strict
 parallel safe
-return pgaudit_wf.canonical_checked(pgaudit_wf.canonical_json_at(canonical_json.value, 1));
+-- Or each step would be planned anew, for the one depth that it is at.
+set plan_cache_mode = force_generic_plan
+as $$
+begin
+    return pgaudit_wf.canonical_checked(pgaudit_wf.canonical_json_at(canonical_json.value, 1));
+end
+$$;
 
 comment on function pgaudit_wf.canonical_json(jsonb) is
     'The RFC 8785 canonical text of a JSON document: encode it as UTF-8 and any RFC 8785 library gives the same bytes. Numbers '
@@ -3385,26 +3385,6 @@ comment on function pgaudit_wf.normalize_definition(jsonb, jsonb) is
 -- every object in it. That takes a third of the time; the tests hold the two ways together. A save takes the texts of nodes that
 -- stayed as they were from 255_canonical_cache.sql.
 
-create or replace function pgaudit_wf.canonical_value(value jsonb, depth int)
-returns text
-language sql
-immutable
-parallel safe
-return case jsonb_typeof(canonical_value.value)
-    when 'string' then canonical_value.value::text
-    when 'object' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
-    when 'array' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
-    when 'number' then
-        case when length(canonical_value.value::text) < 16 and strpos(canonical_value.value::text, '.') = 0
-            then canonical_value.value::text
-            else pgaudit_wf.canonical_number(canonical_value.value::numeric) end
-    else canonical_value.value::text
-end;
-
-comment on function pgaudit_wf.canonical_value(jsonb, int) is
-    'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it. Internal.';
-
-
 create or replace function pgaudit_wf.canonical_edges(edges jsonb)
 returns text
 language plpgsql
@@ -3412,6 +3392,8 @@ immutable
 parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
+-- For canonical_json_at, as canonical_json does.
+set plan_cache_mode = force_generic_plan
 as $$
 begin
     return (
@@ -3443,7 +3425,7 @@ stable
 parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
--- Or it would see a cheaper plan for an array of one node, and make it anew at each save.
+-- Or it would see a cheaper plan for an array of one node, and make it anew at each save; and for canonical_json_at.
 set plan_cache_mode = force_generic_plan
 as $$
 begin
@@ -3461,13 +3443,11 @@ begin
                                 else (
                                     select '{' || coalesce(string_agg(
                                         concat_ws(':', to_json(setting.key), pgaudit_wf.canonical_value(setting.value, 6)),
-                                        ',' order by case when octet_length(setting.key) = length(setting.key)
-                                            then setting.key else pgaudit_wf.utf16_order(setting.key) end collate "C"), '')
+                                        ',' order by pgaudit_wf.utf16_order(setting.key) collate "C"), '')
                                         || '}'
                                     from jsonb_each(member.value) as setting)
                             end),
-                            ',' order by case when octet_length(member.key) = length(member.key)
-                                then member.key else pgaudit_wf.utf16_order(member.key) end collate "C"), '')
+                            ',' order by pgaudit_wf.utf16_order(member.key) collate "C"), '')
                             || '}'
                         from jsonb_each(node -> 'data') as member)
                     else pgaudit_wf.canonical_value(node -> 'data', 4)
@@ -3545,14 +3525,14 @@ language sql
 immutable
 parallel safe
 return not record_image_ne(row(same_node.before), row(same_node.after))
-    or (jsonb_typeof(same_node.before) = 'object' and jsonb_typeof(same_node.after) = 'object'
+    or (coalesce(jsonb_typeof(same_node.before) = 'object' and jsonb_typeof(same_node.after) = 'object', false)
         and same_node.before -> 'data' is not distinct from same_node.after -> 'data'
         and same_node.before -> 'id' is not distinct from same_node.after -> 'id'
         and same_node.before -> 'type' is not distinct from same_node.after -> 'type');
 
 comment on function pgaudit_wf.same_node(jsonb, jsonb) is
-    'Whether two nodes are the same as they stand, but for the canvas; not true for two that are the same only by config_alias. '
-    'Internal.';
+    'Whether two nodes are the same as they stand, but for the canvas; false for two that are the same only by config_alias. '
+    'Bytes first: most are the same, and comparing JSON takes several times as long to find that out. Internal.';
 
 
 create or replace function pgaudit_wf.same_definition(
@@ -3563,8 +3543,6 @@ stable
 parallel safe
 as $$
 declare
-    old_node jsonb;
-    new_node jsonb;
     aliases text[];
 begin
     -- What was malformed has no definition that the new one could be the same as, and must not keep it from being mended.
@@ -3575,7 +3553,7 @@ begin
     old_edges := pgaudit_wf.graph_array(same_definition.old_edges, 'edges');
     new_nodes := pgaudit_wf.graph_array(same_definition.new_nodes, 'nodes');
     new_edges := pgaudit_wf.graph_array(same_definition.new_edges, 'edges');
-    -- Pairs by position, their bytes first: most are the same, and comparing JSON takes several times as long to find that out.
+    -- Pairs by position, their bytes first.
     if record_image_ne(row(old_edges), row(new_edges)) and exists (
         select from rows from (jsonb_array_elements(old_edges), jsonb_array_elements(new_edges)) as pair (old, new)
         where record_image_ne(row(pair.old), row(pair.new))
@@ -3587,16 +3565,14 @@ begin
         return false;
     end if;
     for place in 0 .. jsonb_array_length(new_nodes) - 1 loop
-        if record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
-            old_node := old_nodes -> place;
-            new_node := new_nodes -> place;
-            if not coalesce(pgaudit_wf.same_node(old_node, new_node), false) then
-                if aliases is null then
-                    aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
-                end if;
-                if pgaudit_wf.normalize_node(old_node, aliases) is distinct from pgaudit_wf.normalize_node(new_node, aliases) then
-                    return false;
-                end if;
+        if not pgaudit_wf.same_node(old_nodes -> place, new_nodes -> place) then
+            if aliases is null then
+                aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
+            end if;
+            if pgaudit_wf.normalize_node(old_nodes -> place, aliases)
+                is distinct from pgaudit_wf.normalize_node(new_nodes -> place, aliases)
+            then
+                return false;
             end if;
         end if;
     end loop;
@@ -3700,10 +3676,7 @@ immutable
 parallel safe
 as $$
 begin
-    return jsonb_build_object(
-        'id', changed_node_ref.node ->> 'id',
-        'label', pgaudit_wf.node_label(changed_node_ref.node),
-        'node_type', pgaudit_wf.node_type(changed_node_ref.node),
+    return pgaudit_wf.node_ref(changed_node_ref.node) || jsonb_build_object(
         'action_type', changed_node_ref.node -> 'data' -> 'config' ->> 'actionType',
         'deltas', changed_node_ref.deltas);
 end
@@ -4073,19 +4046,17 @@ begin
         end if;
     end loop;
 
-    -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison, of their bytes.
+    -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison.
     for place in 0 .. greatest(jsonb_array_length(old_nodes), jsonb_array_length(new_nodes)) - 1 loop
-        if record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
+        if not pgaudit_wf.same_node(old_nodes -> place, new_nodes -> place) then
             old_node := old_nodes -> place;
             new_node := new_nodes -> place;
-            if not coalesce(pgaudit_wf.same_node(old_node, new_node), false) then
-                in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
-                if old_node is not null then
-                    old_different := array_append(old_different, old_node);
-                end if;
-                if new_node is not null then
-                    new_different := array_append(new_different, new_node);
-                end if;
+            in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
+            if old_node is not null then
+                old_different := array_append(old_different, old_node);
+            end if;
+            if new_node is not null then
+                new_different := array_append(new_different, new_node);
             end if;
         end if;
     end loop;
@@ -4432,11 +4403,10 @@ declare
     cached_edges text;
     cached_nodes text[];
     usable boolean;
-    old_node jsonb;
     new_node jsonb;
     origin integer;
     places_by_id jsonb;
-    nodes text[] := '{}';
+    nodes text[];
     edges text;
     moved integer[] := '{}';
     changed integer[] := '{}';
@@ -4456,16 +4426,18 @@ begin
     usable := coalesce(cached_version = hash_next_version.version and cached_spelling = spelling
         and cardinality(cached_nodes) = jsonb_array_length(old_nodes), false);
 
-    if usable then
-        nodes := cached_nodes[:jsonb_array_length(new_nodes)];
+    if not usable then
+        -- As if nothing had been there before.
+        old_nodes := '[]';
+        old_edges := null;
+        cached_nodes := '{}';
     end if;
+    nodes := cached_nodes[:jsonb_array_length(new_nodes)];
     for place in 0 .. jsonb_array_length(new_nodes) - 1 loop
-        -- Bytes first: most nodes are the same, and comparing JSON takes several times as long to find that out.
-        if not usable or record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
-            old_node := old_nodes -> place;
+        if not pgaudit_wf.same_node(old_nodes -> place, new_nodes -> place) then
             new_node := new_nodes -> place;
             origin := place;
-            if usable and old_node ->> 'id' is distinct from new_node ->> 'id' then
+            if old_nodes -> place ->> 'id' is distinct from new_node ->> 'id' then
                 -- Another node came or went before it.
                 if places_by_id is null then
                     places_by_id := (
@@ -4473,14 +4445,13 @@ begin
                         from jsonb_array_elements(old_nodes) with ordinality as listed (node, position) where node ->> 'id' is not null);
                 end if;
                 origin := places_by_id ->> (new_node ->> 'id');
-                old_node := old_nodes -> origin;
             end if;
-            if not coalesce(usable and pgaudit_wf.same_node(old_node, new_node), false) then
-                changed := array_append(changed, place);
-                changed_nodes := array_append(changed_nodes, new_node);
-            elsif origin <> place then
+            if pgaudit_wf.same_node(old_nodes -> origin, new_node) then
                 moved := array_append(moved, place);
                 nodes[place + 1] := cached_nodes[origin + 1];
+            else
+                changed := array_append(changed, place);
+                changed_nodes := array_append(changed_nodes, new_node);
             end if;
         end if;
     end loop;
@@ -4490,8 +4461,8 @@ begin
             nodes[changed[i] + 1] := changed_texts[i];
         end loop;
     end if;
-    edges := case when usable and not record_image_ne(row(old_edges), row(new_edges))
-        then cached_edges else pgaudit_wf.canonical_edges(new_edges) end;
+    edges := case when record_image_ne(row(old_edges), row(new_edges))
+        then pgaudit_wf.canonical_edges(new_edges) else cached_edges end;
 
     -- First, as its lock is what keeps prune_canonical_cache() away from the nodes.
     insert into pgaudit_wf.canonical_cache (workflow_id, version, aliases, edges)

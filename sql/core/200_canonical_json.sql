@@ -9,11 +9,14 @@ create or replace function pgaudit_wf.utf16_order(key text)
 returns text
 language sql
 immutable
-strict
 parallel safe
-return regexp_replace(
-    replace(utf16_order.key, U&'\D7FF', U&'\D7FF\0001'),
-    U&'([\+010000-\+10FFFF])', U&'\D7FF\\1', 'g');
+-- Not strict, so that the planner inlines it: ASCII, which is nearly every key, then costs two lengths.
+return case
+    when octet_length(utf16_order.key) = length(utf16_order.key) then utf16_order.key
+    else regexp_replace(
+        replace(utf16_order.key, U&'\D7FF', U&'\D7FF\0001'),
+        U&'([\+010000-\+10FFFF])', U&'\D7FF\\1', 'g')
+end;
 
 comment on function pgaudit_wf.utf16_order(text) is
     'A text whose byte order is the UTF-16 code unit order of key, as RFC 8785 sorts: characters from U+10000 on (surrogates in '
@@ -106,56 +109,27 @@ begin
     -- One statement a container, and scalars inside it: measured, a call for each scalar would double the cost.
     if jsonb_typeof(canonical_json_at.value) = 'object' then
         select '{' || string_agg(
-                concat_ws(':', to_json(member.key), case jsonb_typeof(member.value)
-                    when 'string' then member.value::text
-                    when 'object' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 1)
-                    when 'array' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 1)
-                    when 'number' then
-                        case when length(member.value::text) < 16 and strpos(member.value::text, '.') = 0
-                            then member.value::text
-                            else pgaudit_wf.canonical_number(member.value::numeric) end
-                    else member.value::text
-                end),
-                ',' order by case when octet_length(member.key) = length(member.key)
-                    then member.key else pgaudit_wf.utf16_order(member.key) end collate "C") || '}'
+                concat_ws(':', to_json(member.key), pgaudit_wf.canonical_value(member.value, canonical_json_at.depth + 1)),
+                ',' order by pgaudit_wf.utf16_order(member.key) collate "C") || '}'
             into canonical
             from jsonb_each(canonical_json_at.value) as member;
         return coalesce(canonical, '{}');
     elsif jsonb_typeof(canonical_json_at.value -> 0) = 'object' and canonical_json_at.depth < 200 then
         -- The usual array of objects in one statement too.
         select '[' || string_agg(
-                case when jsonb_typeof(element) <> 'object' then pgaudit_wf.canonical_json_at(element, canonical_json_at.depth + 1)
+                case when jsonb_typeof(element) <> 'object'
+                    then pgaudit_wf.canonical_value(element, canonical_json_at.depth + 1)
                     else (
                         select '{' || coalesce(string_agg(
-                                concat_ws(':', to_json(member.key), case jsonb_typeof(member.value)
-                                    when 'string' then member.value::text
-                                    when 'object' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 2)
-                                    when 'array' then pgaudit_wf.canonical_json_at(member.value, canonical_json_at.depth + 2)
-                                    when 'number' then
-                                        case when length(member.value::text) < 16 and strpos(member.value::text, '.') = 0
-                                            then member.value::text
-                                            else pgaudit_wf.canonical_number(member.value::numeric) end
-                                    else member.value::text
-                                end),
-                                ',' order by case when octet_length(member.key) = length(member.key)
-                                    then member.key else pgaudit_wf.utf16_order(member.key) end collate "C"), '') || '}'
+                                concat_ws(':', to_json(member.key), pgaudit_wf.canonical_value(member.value, canonical_json_at.depth + 2)),
+                                ',' order by pgaudit_wf.utf16_order(member.key) collate "C"), '') || '}'
                             from jsonb_each(element) as member)
                 end, ',') || ']'
             into canonical
             from jsonb_array_elements(canonical_json_at.value) as element;
         return canonical;
     elsif jsonb_typeof(canonical_json_at.value) = 'array' then
-        select '[' || string_agg(
-                case jsonb_typeof(element)
-                    when 'string' then element::text
-                    when 'object' then pgaudit_wf.canonical_json_at(element, canonical_json_at.depth + 1)
-                    when 'array' then pgaudit_wf.canonical_json_at(element, canonical_json_at.depth + 1)
-                    when 'number' then
-                        case when length(element::text) < 16 and strpos(element::text, '.') = 0
-                            then element::text
-                            else pgaudit_wf.canonical_number(element::numeric) end
-                    else element::text
-                end, ',') || ']'
+        select '[' || string_agg(pgaudit_wf.canonical_value(element, canonical_json_at.depth + 1), ',') || ']'
             into canonical
             from jsonb_array_elements(canonical_json_at.value) as element;
         return coalesce(canonical, '[]');
@@ -168,6 +142,26 @@ $$;
 
 comment on function pgaudit_wf.canonical_json_at(jsonb, int) is
     'The step of canonical_json that counts how deep it is. Internal: call canonical_json.';
+
+
+create or replace function pgaudit_wf.canonical_value(value jsonb, depth int)
+returns text
+language sql
+immutable
+parallel safe
+return case jsonb_typeof(canonical_value.value)
+    when 'string' then canonical_value.value::text
+    when 'object' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
+    when 'array' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
+    when 'number' then
+        case when length(canonical_value.value::text) < 16 and strpos(canonical_value.value::text, '.') = 0
+            then canonical_value.value::text
+            else pgaudit_wf.canonical_number(canonical_value.value::numeric) end
+    else canonical_value.value::text
+end;
+
+comment on function pgaudit_wf.canonical_value(jsonb, int) is
+    'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it. Internal.';
 
 
 create or replace function pgaudit_wf.canonical_checked(canonical text)
@@ -193,11 +187,17 @@ comment on function pgaudit_wf.canonical_checked(text) is
 
 create or replace function pgaudit_wf.canonical_json(value jsonb)
 returns text
-language sql
+language plpgsql
 immutable
 strict
 parallel safe
-return pgaudit_wf.canonical_checked(pgaudit_wf.canonical_json_at(canonical_json.value, 1));
+-- Or each step would be planned anew, for the one depth that it is at.
+set plan_cache_mode = force_generic_plan
+as $$
+begin
+    return pgaudit_wf.canonical_checked(pgaudit_wf.canonical_json_at(canonical_json.value, 1));
+end
+$$;
 
 comment on function pgaudit_wf.canonical_json(jsonb) is
     'The RFC 8785 canonical text of a JSON document: encode it as UTF-8 and any RFC 8785 library gives the same bytes. Numbers '

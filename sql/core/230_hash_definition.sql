@@ -3,26 +3,6 @@
 -- every object in it. That takes a third of the time; the tests hold the two ways together. A save takes the texts of nodes that
 -- stayed as they were from 255_canonical_cache.sql.
 
-create or replace function pgaudit_wf.canonical_value(value jsonb, depth int)
-returns text
-language sql
-immutable
-parallel safe
-return case jsonb_typeof(canonical_value.value)
-    when 'string' then canonical_value.value::text
-    when 'object' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
-    when 'array' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
-    when 'number' then
-        case when length(canonical_value.value::text) < 16 and strpos(canonical_value.value::text, '.') = 0
-            then canonical_value.value::text
-            else pgaudit_wf.canonical_number(canonical_value.value::numeric) end
-    else canonical_value.value::text
-end;
-
-comment on function pgaudit_wf.canonical_value(jsonb, int) is
-    'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it. Internal.';
-
-
 create or replace function pgaudit_wf.canonical_edges(edges jsonb)
 returns text
 language plpgsql
@@ -30,6 +10,8 @@ immutable
 parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
+-- For canonical_json_at, as canonical_json does.
+set plan_cache_mode = force_generic_plan
 as $$
 begin
     return (
@@ -61,7 +43,7 @@ stable
 parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
--- Or it would see a cheaper plan for an array of one node, and make it anew at each save.
+-- Or it would see a cheaper plan for an array of one node, and make it anew at each save; and for canonical_json_at.
 set plan_cache_mode = force_generic_plan
 as $$
 begin
@@ -79,13 +61,11 @@ begin
                                 else (
                                     select '{' || coalesce(string_agg(
                                         concat_ws(':', to_json(setting.key), pgaudit_wf.canonical_value(setting.value, 6)),
-                                        ',' order by case when octet_length(setting.key) = length(setting.key)
-                                            then setting.key else pgaudit_wf.utf16_order(setting.key) end collate "C"), '')
+                                        ',' order by pgaudit_wf.utf16_order(setting.key) collate "C"), '')
                                         || '}'
                                     from jsonb_each(member.value) as setting)
                             end),
-                            ',' order by case when octet_length(member.key) = length(member.key)
-                                then member.key else pgaudit_wf.utf16_order(member.key) end collate "C"), '')
+                            ',' order by pgaudit_wf.utf16_order(member.key) collate "C"), '')
                             || '}'
                         from jsonb_each(node -> 'data') as member)
                     else pgaudit_wf.canonical_value(node -> 'data', 4)
@@ -163,14 +143,14 @@ language sql
 immutable
 parallel safe
 return not record_image_ne(row(same_node.before), row(same_node.after))
-    or (jsonb_typeof(same_node.before) = 'object' and jsonb_typeof(same_node.after) = 'object'
+    or (coalesce(jsonb_typeof(same_node.before) = 'object' and jsonb_typeof(same_node.after) = 'object', false)
         and same_node.before -> 'data' is not distinct from same_node.after -> 'data'
         and same_node.before -> 'id' is not distinct from same_node.after -> 'id'
         and same_node.before -> 'type' is not distinct from same_node.after -> 'type');
 
 comment on function pgaudit_wf.same_node(jsonb, jsonb) is
-    'Whether two nodes are the same as they stand, but for the canvas; not true for two that are the same only by config_alias. '
-    'Internal.';
+    'Whether two nodes are the same as they stand, but for the canvas; false for two that are the same only by config_alias. '
+    'Bytes first: most are the same, and comparing JSON takes several times as long to find that out. Internal.';
 
 
 create or replace function pgaudit_wf.same_definition(
@@ -181,8 +161,6 @@ stable
 parallel safe
 as $$
 declare
-    old_node jsonb;
-    new_node jsonb;
     aliases text[];
 begin
     -- What was malformed has no definition that the new one could be the same as, and must not keep it from being mended.
@@ -193,7 +171,7 @@ begin
     old_edges := pgaudit_wf.graph_array(same_definition.old_edges, 'edges');
     new_nodes := pgaudit_wf.graph_array(same_definition.new_nodes, 'nodes');
     new_edges := pgaudit_wf.graph_array(same_definition.new_edges, 'edges');
-    -- Pairs by position, their bytes first: most are the same, and comparing JSON takes several times as long to find that out.
+    -- Pairs by position, their bytes first.
     if record_image_ne(row(old_edges), row(new_edges)) and exists (
         select from rows from (jsonb_array_elements(old_edges), jsonb_array_elements(new_edges)) as pair (old, new)
         where record_image_ne(row(pair.old), row(pair.new))
@@ -205,16 +183,14 @@ begin
         return false;
     end if;
     for place in 0 .. jsonb_array_length(new_nodes) - 1 loop
-        if record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
-            old_node := old_nodes -> place;
-            new_node := new_nodes -> place;
-            if not coalesce(pgaudit_wf.same_node(old_node, new_node), false) then
-                if aliases is null then
-                    aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
-                end if;
-                if pgaudit_wf.normalize_node(old_node, aliases) is distinct from pgaudit_wf.normalize_node(new_node, aliases) then
-                    return false;
-                end if;
+        if not pgaudit_wf.same_node(old_nodes -> place, new_nodes -> place) then
+            if aliases is null then
+                aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
+            end if;
+            if pgaudit_wf.normalize_node(old_nodes -> place, aliases)
+                is distinct from pgaudit_wf.normalize_node(new_nodes -> place, aliases)
+            then
+                return false;
             end if;
         end if;
     end loop;

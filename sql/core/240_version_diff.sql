@@ -88,10 +88,7 @@ immutable
 parallel safe
 as $$
 begin
-    return jsonb_build_object(
-        'id', changed_node_ref.node ->> 'id',
-        'label', pgaudit_wf.node_label(changed_node_ref.node),
-        'node_type', pgaudit_wf.node_type(changed_node_ref.node),
+    return pgaudit_wf.node_ref(changed_node_ref.node) || jsonb_build_object(
         'action_type', changed_node_ref.node -> 'data' -> 'config' ->> 'actionType',
         'deltas', changed_node_ref.deltas);
 end
@@ -461,19 +458,17 @@ begin
         end if;
     end loop;
 
-    -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison, of their bytes.
+    -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison.
     for place in 0 .. greatest(jsonb_array_length(old_nodes), jsonb_array_length(new_nodes)) - 1 loop
-        if record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
+        if not pgaudit_wf.same_node(old_nodes -> place, new_nodes -> place) then
             old_node := old_nodes -> place;
             new_node := new_nodes -> place;
-            if not coalesce(pgaudit_wf.same_node(old_node, new_node), false) then
-                in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
-                if old_node is not null then
-                    old_different := array_append(old_different, old_node);
-                end if;
-                if new_node is not null then
-                    new_different := array_append(new_different, new_node);
-                end if;
+            in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
+            if old_node is not null then
+                old_different := array_append(old_different, old_node);
+            end if;
+            if new_node is not null then
+                new_different := array_append(new_different, new_node);
             end if;
         end if;
     end loop;

@@ -52,11 +52,10 @@ declare
     cached_edges text;
     cached_nodes text[];
     usable boolean;
-    old_node jsonb;
     new_node jsonb;
     origin integer;
     places_by_id jsonb;
-    nodes text[] := '{}';
+    nodes text[];
     edges text;
     moved integer[] := '{}';
     changed integer[] := '{}';
@@ -76,16 +75,18 @@ begin
     usable := coalesce(cached_version = hash_next_version.version and cached_spelling = spelling
         and cardinality(cached_nodes) = jsonb_array_length(old_nodes), false);
 
-    if usable then
-        nodes := cached_nodes[:jsonb_array_length(new_nodes)];
+    if not usable then
+        -- As if nothing had been there before.
+        old_nodes := '[]';
+        old_edges := null;
+        cached_nodes := '{}';
     end if;
+    nodes := cached_nodes[:jsonb_array_length(new_nodes)];
     for place in 0 .. jsonb_array_length(new_nodes) - 1 loop
-        -- Bytes first: most nodes are the same, and comparing JSON takes several times as long to find that out.
-        if not usable or record_image_ne(row(old_nodes -> place), row(new_nodes -> place)) then
-            old_node := old_nodes -> place;
+        if not pgaudit_wf.same_node(old_nodes -> place, new_nodes -> place) then
             new_node := new_nodes -> place;
             origin := place;
-            if usable and old_node ->> 'id' is distinct from new_node ->> 'id' then
+            if old_nodes -> place ->> 'id' is distinct from new_node ->> 'id' then
                 -- Another node came or went before it.
                 if places_by_id is null then
                     places_by_id := (
@@ -93,14 +94,13 @@ begin
                         from jsonb_array_elements(old_nodes) with ordinality as listed (node, position) where node ->> 'id' is not null);
                 end if;
                 origin := places_by_id ->> (new_node ->> 'id');
-                old_node := old_nodes -> origin;
             end if;
-            if not coalesce(usable and pgaudit_wf.same_node(old_node, new_node), false) then
-                changed := array_append(changed, place);
-                changed_nodes := array_append(changed_nodes, new_node);
-            elsif origin <> place then
+            if pgaudit_wf.same_node(old_nodes -> origin, new_node) then
                 moved := array_append(moved, place);
                 nodes[place + 1] := cached_nodes[origin + 1];
+            else
+                changed := array_append(changed, place);
+                changed_nodes := array_append(changed_nodes, new_node);
             end if;
         end if;
     end loop;
@@ -110,8 +110,8 @@ begin
             nodes[changed[i] + 1] := changed_texts[i];
         end loop;
     end if;
-    edges := case when usable and not record_image_ne(row(old_edges), row(new_edges))
-        then cached_edges else pgaudit_wf.canonical_edges(new_edges) end;
+    edges := case when record_image_ne(row(old_edges), row(new_edges))
+        then pgaudit_wf.canonical_edges(new_edges) else cached_edges end;
 
     -- First, as its lock is what keeps prune_canonical_cache() away from the nodes.
     insert into pgaudit_wf.canonical_cache (workflow_id, version, aliases, edges)
