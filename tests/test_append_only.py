@@ -144,8 +144,8 @@ def test_the_application_can_do_nothing_else(app: Conn, recorded: Conn) -> None:
         *(change.format("pgaudit_wf.security_audit_log") for change in CHANGES),
         "drop table pgaudit_wf.security_audit_log",
         "alter table thing disable trigger all",
-        "alter table thing disable trigger pgaudit_wf_update",
-        "drop trigger pgaudit_wf_update on thing",
+        'alter table thing disable trigger "!pgaudit_wf_update"',
+        'drop trigger "!pgaudit_wf_update" on thing',
         "alter table pgaudit_wf.security_audit_log disable trigger all",
         "create or replace function pgaudit_wf.capture_thing() returns trigger language plpgsql "
         "as 'begin return null; end'",
@@ -220,7 +220,7 @@ def test_temporary_objects_do_not_shadow_what_a_trigger_calls(app: Conn, recorde
 
 def test_deliberate_ddl_is_noticed(recorded: Conn) -> None:
     recorded.execute("alter table pgaudit_wf.security_audit_log disable trigger append_only")
-    recorded.execute("alter table thing disable trigger pgaudit_wf_update")
+    recorded.execute('alter table thing disable trigger "!pgaudit_wf_update"')
     problems = recorded.execute(
         "select subject, problem from pgaudit_wf.doctor() where severity = 'error'"
     ).fetchall()

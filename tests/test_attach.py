@@ -716,12 +716,12 @@ def test_attaching_again_changes_what_is_named_and_keeps_the_rest(db: Conn) -> N
 def test_attaching_again_enables_and_restores_triggers(db: Conn) -> None:
     db.execute("create table thing (id int primary key)")
     db.execute("select pgaudit_wf.attach('thing')")
-    db.execute("alter table thing disable trigger pgaudit_wf_insert")
+    db.execute('alter table thing disable trigger "!pgaudit_wf_insert"')
     db.execute("drop trigger pgaudit_wf_truncate on thing")
     assert {row[0] for row in db.execute(
         "select problem from pgaudit_wf.doctor() where severity = 'error'"
     ).fetchall()} == {
-        "the trigger pgaudit_wf_insert is disabled", "the trigger pgaudit_wf_truncate is missing",
+        "the trigger !pgaudit_wf_insert is disabled", "the trigger pgaudit_wf_truncate is missing",
     }  # fmt: skip
     db.execute("select pgaudit_wf.attach('thing')")
     db.execute("insert into thing values (1)")
@@ -867,40 +867,3 @@ def test_rows_written_while_attaching_are_recorded_or_come_before(db: Conn, form
             attacher.execute("select pgaudit_wf.attach('thing')")
         writer.execute("insert into thing values (2)")
     assert events(db, "resource_id") == [("2",)]
-
-
-def test_a_cast_of_the_tables_owner_never_runs_with_our_rights(conn: Conn) -> None:
-    """Else whoever owns an attached table could act as the audit schema's owner."""
-    conn.execute("create role wf_villain nosuperuser")
-    try:
-        conn.execute("create schema lair authorization wf_villain")
-        conn.execute("set role wf_villain")
-        conn.execute("create type lair.mood as enum ('good', 'bad')")
-        conn.execute("create table lair.plan (id int primary key, moods lair.mood[])")
-        conn.execute(
-            "create function lair.as_json(lair.mood) returns json language sql"
-            " as $$ select to_json(current_user) $$"
-        )
-        conn.execute("reset role")
-        conn.execute("select pgaudit_wf.attach('lair.plan')")
-        conn.execute("set role wf_villain")
-        create_cast: LiteralString = (
-            "create cast (lair.mood as json) with function lair.as_json(lair.mood)"
-        )
-        fails(conn, "PA009", 'column "moods" of lair.plan has a type with a cast', create_cast)
-        conn.execute("alter table lair.plan drop column moods")
-        conn.execute(create_cast)
-        fails(
-            conn, "PA009", "would run with the rights of pgaudit_wf's owner",
-            "alter table lair.plan add column feeling lair.mood",
-        )  # fmt: skip
-        conn.execute("create table lair.other (id int primary key, feeling lair.mood)")
-        conn.execute("reset role")
-        fails(conn, "PA009", 'column "feeling" of lair.other',
-              "select pgaudit_wf.attach('lair.other')")  # fmt: skip
-        conn.execute("alter function lair.as_json(lair.mood) owner to current_user")
-        conn.execute("select pgaudit_wf.attach('lair.other')")
-    finally:
-        conn.execute("reset role")
-        conn.execute("drop schema if exists lair cascade")
-        conn.execute("drop role wf_villain")

@@ -223,11 +223,11 @@ def test_doctor_says_what_is_wrong(on: Callable[..., Result], app_conn: psycopg.
     warned = on("doctor")
     assert warned.code == 0
     assert warned.out.startswith("warning  pgaudit_wf.security_audit_log: there is no partition")
-    app_conn.execute("alter table api_key disable trigger pgaudit_wf_update")
+    app_conn.execute('alter table api_key disable trigger "!pgaudit_wf_update"')
     sick = on("doctor")
     assert sick.code == 1
-    assert "the trigger pgaudit_wf_update is disabled" in sick.out
-    assert "enable always trigger pgaudit_wf_update" in sick.out
+    assert "the trigger !pgaudit_wf_update is disabled" in sick.out
+    assert 'enable always trigger "!pgaudit_wf_update"' in sick.out
     findings = json.loads(on("doctor", "--json").out)
     assert [f["severity"] for f in findings] == ["error", "warning"]
 

@@ -309,33 +309,76 @@ def test_a_rule_over_a_renamed_column_does_not_fail_the_write(owner_dsn: str) ->
         assert owner.execute(
             "select subject, problem from pgaudit_wf.doctor() where severity = 'error'"
         ).fetchall() == [
-            ("public.bill", "its columns have changed since its trigger was made: +gross, -total")
+            (
+                "public.bill",
+                "action rule 1 (update of bill is bill.raised) does not compile for public.bill:"
+                " column new.total does not exist",
+            ),
+            ("public.bill", "its columns have changed since its trigger was made: +gross, -total"),
         ]
 
 
-def test_what_cannot_be_followed_is_refused(conn: Conn) -> None:
-    conn.execute("create table thing (id int primary key, ref int, v int)")
+def test_a_column_that_identifies_rows_cannot_be_dropped(conn: Conn) -> None:
+    conn.execute("create table thing (id int primary key, ref int)")
     conn.execute("select pgaudit_wf.attach('thing', id_columns => '{ref}')")
-    conn.execute(
-        "insert into pgaudit_wf.action_rule (resource_type, op, condition, action) "
-        "values ('thing', 'update', 'new.v > 5', 'thing.big')"
+    with pytest.raises(psycopg.Error, match=r"\(ref\) cannot be dropped") as caught:
+        conn.execute("alter table thing drop column ref")
+    assert caught.value.sqlstate == "PA002"
+    conn.execute("insert into thing values (1, 1)")
+
+
+def test_a_rule_that_no_longer_compiles_costs_its_meaning_only(db: Conn) -> None:
+    db.execute("create schema apart")
+    db.execute("create type apart.state as enum ('draft', 'live', 'archived')")
+    db.execute("create type apart.level as enum ('low', 'high')")
+    db.execute(
+        "create function apart.big(int) returns boolean immutable language sql return $1 > 5"
     )
-    refusals: list[tuple[str, LiteralString, str]] = [
-        ("PA002", "alter table thing drop column ref", "(ref) cannot be dropped"),
-        ("PA003", "alter table thing drop column v", "breaks a rule"),
-        ("PA003", "alter table thing alter column v type text", "breaks a rule"),
+    db.execute("grant usage on schema apart to public")
+    db.execute("create table doc (id int primary key, s apart.state, n int, v int, w int)")
+    rules: list[tuple[LiteralString, str]] = [
+        ("new.s = 'archived' and old.s <> 'archived'", "doc.archived"),
+        ("new.w::text::apart.level = 'high'", "doc.high"),
+        ("apart.big(new.v)", "doc.big"),
+        ("new.n > 5", "doc.many"),
     ]
-    for sqlstate, ddl, message in refusals:
-        with pytest.raises(psycopg.Error) as caught:
-            conn.execute(ddl)
-        assert caught.value.sqlstate == sqlstate
-        assert "public.thing is audited" in str(caught.value.diag.message_primary)
-        assert message in str(caught.value.diag.message_primary)
-    conn.execute("insert into thing values (1, 1, 1)")
-    conn.execute("update thing set v = 6")
-    assert conn.execute(
-        "select action from pgaudit_wf.security_audit_log order by id"
-    ).fetchall() == [("thing.created",), ("thing.big",)]
+    for position, (condition, action) in enumerate(rules):
+        db.execute(
+            "insert into pgaudit_wf.action_rule (resource_type, op, condition, action, position) "
+            "values ('doc', 'update', %s, %s, %s)",
+            [condition, action, position],
+        )
+    db.execute("select pgaudit_wf.attach('doc')")
+    db.execute("insert into doc values (1, 'draft', 1, 1)")
+    db.execute("update doc set s = 'archived'")
+    changes: list[tuple[LiteralString, LiteralString]] = [
+        ("alter type apart.state rename value 'archived' to 'closed'", "invalid input value"),
+        ("alter type apart.level rename to grade", 'type "apart.level" does not exist'),
+        ("drop function apart.big(int)", "function apart.big(integer) does not exist"),
+        ("alter table doc drop column n", "column new.n does not exist"),
+    ]
+    for number, (ddl, problem) in enumerate(changes):
+        with db.transaction(force_rollback=True):
+            db.execute(ddl)
+            # Another session has no plan from before.
+            db.execute("discard plans")
+            db.execute("update doc set id = id + 10")
+            db.execute("delete from doc")
+            assert db.execute(
+                "select action from pgaudit_wf.security_audit_log order by id desc limit 2"
+            ).fetchall() == [("doc.deleted",), ("doc.updated",)], ddl
+            [(rule_id, found)] = db.execute(
+                "select rule_id, problem from pgaudit_wf.broken_rules()"
+            ).fetchall()
+            assert problem in found
+            assert number == rule_id - min(
+                i for (i,) in db.execute("select id from pgaudit_wf.action_rule").fetchall()
+            )
+            assert db.execute(
+                "select count(*) from pgaudit_wf.doctor() where severity = 'error'"
+                " and subject = 'public.doc' and problem = %s",
+                [found],
+            ).fetchone() == (1,)
 
 
 def test_a_dropped_table_is_forgotten_with_its_function(conn: Conn) -> None:
@@ -354,7 +397,7 @@ def test_a_dropped_table_is_forgotten_with_its_function(conn: Conn) -> None:
 def test_disabled_triggers_stay_disabled_through_ddl(conn: Conn) -> None:
     conn.execute("create table thing (id int primary key)")
     conn.execute("select pgaudit_wf.attach('thing')")
-    conn.execute("alter table thing disable trigger pgaudit_wf_insert")
+    conn.execute('alter table thing disable trigger "!pgaudit_wf_insert"')
     conn.execute("alter table thing add v int")
     conn.execute("insert into thing values (1)")
     conn.execute("update thing set v = 1")

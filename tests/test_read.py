@@ -359,8 +359,8 @@ def test_attached_and_doctor(world: psycopg.Connection) -> None:
     assert tables["member"].id_columns == ("org_id", "user_id")
     assert tables["two_factor"].redact == ("secret", "backup_codes")
     assert doctor(world) == ()
-    world.execute("alter table member disable trigger pgaudit_wf_update")
-    world.execute("drop trigger pgaudit_wf_delete on session")
+    world.execute('alter table member disable trigger "!pgaudit_wf_update"')
+    world.execute('drop trigger "!pgaudit_wf_delete" on session')
     findings = doctor(world)
     subjects = [(f.severity, f.subject) for f in findings]
     assert subjects == [("error", "public.member"), ("error", "public.session")]

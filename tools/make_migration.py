@@ -72,6 +72,23 @@ begin
 end
 $$;
 
+-- What views and counters of ours may read of the application's tables.
+do $$
+declare
+  granted record;
+begin
+  for granted in
+    select distinct a.attrelid::regclass as relation, quote_ident(a.attname) as name, acl.grantee::regrole as reader
+    from pg_catalog.pg_attribute as a
+    cross join lateral aclexplode(a.attacl) as acl
+    where acl.grantee = (select nspowner from pg_catalog.pg_namespace where nspname = 'pgaudit_wf')
+      and acl.grantee = to_regrole('pgaudit_wf_owner')
+  loop
+    execute format('revoke all (%s) on %s from %s', granted.name, granted.relation, granted.reader);
+  end loop;
+end
+$$;
+
 -- Takes the triggers on audited tables along, whoever owns those tables.
 drop schema pgaudit_wf cascade;
 
@@ -80,7 +97,7 @@ do $$
 declare
   role_name name;
 begin
-  foreach role_name in array array['pgaudit_wf_app', 'pgaudit_wf_reader']::name[] loop
+  foreach role_name in array array['pgaudit_wf_app', 'pgaudit_wf_reader', 'pgaudit_wf_owner']::name[] loop
     begin
       execute format('drop role if exists %I', role_name);
     exception

@@ -597,6 +597,9 @@ select
     api_key.key_prefix as label
 from public.api_key;
 
+-- Where event triggers can be had, CREATE VIEW has done it already.
+select pgaudit_wf.grant_directory();
+
 -- sql/app/230_limit_condition.sql
 
 -- What takes a place under pgaudit_wf.org_limit, where not every row does.

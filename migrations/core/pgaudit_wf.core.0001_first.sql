@@ -2,19 +2,14 @@
 
 -- sql/core/010_schema.sql
 
--- The schema and the two group roles.
+-- The schema, the role it belongs to and the two group roles.
 --
 -- How it hangs together: attach() (080) compiles a trigger function for a table (070) from its settings (060) and rules (050);
 -- the trigger appends one row to security_audit_log (030), whose column defaults say who is asking (020). Everything after
 -- that only reads the log: the reader cursor (110), the trail (130), row_as_of (140).
 
-create schema pgaudit_wf;
-
-comment on schema pgaudit_wf is
-    'Security audit trail: attach(table) records every change of it in security_audit_log, in the same transaction. Start with the views attached and audit_trail_entry and the function doctor().';
-
 -- Roles are shared by all databases of a server, so another database may have made them already, or be making them now; and a
--- managed server may not let us. grant_roles() in 190_grants.sql does the granting and can be run again once they exist.
+-- managed server may not let us. grant_roles() in 900_grants.sql does the granting and can be run again once they exist.
 do $$
 declare
     role_name text;
@@ -34,6 +29,85 @@ begin
     end loop;
 end
 $$;
+
+-- Everything belongs to a role of its own that can do nothing else: whatever goes wrong in a function of ours goes wrong with the
+-- rights to this schema only. Where the installing role may not make roles, or may not act for that one, it owns the schema itself.
+do $$
+declare
+    surplus text;
+begin
+    if to_regrole('pgaudit_wf_owner') is null then
+        begin
+            create role pgaudit_wf_owner nologin;
+        exception
+            -- Roles are shared by all databases of a server: another one may be making it now.
+            when duplicate_object or unique_violation then
+                null;
+            when insufficient_privilege then
+                null;
+        end;
+    end if;
+    select concat_ws(', ', case when rolsuper then 'superuser' end, case when rolcanlogin then 'login' end, case when rolcreaterole then 'createrole' end,
+            case when rolcreatedb then 'createdb' end, case when rolreplication then 'replication' end, case when rolbypassrls then 'bypassrls' end,
+            (select string_agg(format('member of %I', g.rolname), ', ') from pg_auth_members as m join pg_roles as g on g.oid = m.roleid where m.member = r.oid))
+        into surplus
+    from pg_roles as r where r.rolname = 'pgaudit_wf_owner';
+    if surplus <> '' then
+        raise exception 'role pgaudit_wf_owner, which is to own schema pgaudit_wf, has more than it may: %', surplus
+            using errcode = 'PA009', hint = 'Take that from it (alter role … nologin nosuperuser …, revoke …), or drop the role if nothing needs it; then run this again.';
+    end if;
+    if to_regrole('pgaudit_wf_owner') is not null and not pg_has_role('pgaudit_wf_owner', 'member') then
+        begin
+            execute format('grant pgaudit_wf_owner to %I', current_user);
+        exception
+            when insufficient_privilege then
+                null;
+        end;
+    end if;
+    begin
+        create schema pgaudit_wf authorization pgaudit_wf_owner;
+    exception
+        when insufficient_privilege or undefined_object then
+            create schema pgaudit_wf;
+            raise notice 'schema pgaudit_wf belongs to %, which may not make or act for a role pgaudit_wf_owner', current_user
+                using hint = 'An administrator can have it belong to a role that does nothing else: create role pgaudit_wf_owner nologin; grant pgaudit_wf_owner to the installing role.';
+    end;
+    -- Until 990, which makes what only the installing role can make.
+    execute format('set role %s', (select nspowner::regrole from pg_namespace where nspname = 'pgaudit_wf'));
+end
+$$;
+
+comment on schema pgaudit_wf is
+    'Security audit trail: attach(table) records every change of it in security_audit_log, in the same transaction. Start with the views attached and audit_trail_entry and the function doctor().';
+
+create function pgaudit_wf.schema_owner() returns name
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$ select pg_get_userbyid(nspowner) from pg_namespace where nspname = 'pgaudit_wf' $$;
+comment on function pgaudit_wf.schema_owner() is 'The role to which the schema and all in it belongs: pgaudit_wf_owner, or who installed it where that role could not be had.';
+
+create function pgaudit_wf.revoke_defaults(relation regclass) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    grantee text;
+begin
+    for grantee in
+        select distinct case acl.grantee when 0 then 'public' else acl.grantee::regrole::text end
+        from pg_class as c, aclexplode(c.relacl) as acl
+        where c.oid = revoke_defaults.relation and acl.grantee <> c.relowner
+    loop
+        execute format('revoke all on table %s from %s', revoke_defaults.relation, grantee);
+    end loop;
+    -- A table's row type is everybody's to make columns of, and such a column keeps the table from being dropped.
+    if (select reltype <> 0 from pg_class where oid = revoke_defaults.relation) then
+        execute format('revoke usage on type %s from public', revoke_defaults.relation);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.revoke_defaults(regclass) is
+    'Takes from a new table, view or sequence of ours the rights that the database''s default privileges gave to others.';
 
 -- sql/core/020_context.sql
 
@@ -287,6 +361,7 @@ begin
     end if;
     execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', partition_name);
     execute format('comment on table pgaudit_wf.%I is %L', partition_name, format('Events of %s (UTC).', to_char(first_day, 'YYYY-MM')));
+    perform pgaudit_wf.revoke_defaults(format('pgaudit_wf.%I', partition_name)::regclass);
 
     -- Rows that came before their partition did wait in the default one, and would keep the new one out.
     lock table only pgaudit_wf.security_audit_log_default in access exclusive mode;
@@ -375,18 +450,21 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if (check_action_rule.rule).condition is null then
+    if (check_action_rule.rule).condition is null
+        -- Whoever may not see into the table's schema cannot check: the trigger then finds out.
+        or not has_schema_privilege((select relnamespace from pg_class where oid = check_action_rule.target), 'usage') then
         return;
     end if;
     -- It has to stand alone (in parentheses), and where the trigger puts it. The line break keeps a trailing comment in the
-    -- condition from hiding the rest; no row is read.
-    execute format('select case when %2$s%3$s then true end from %1$s where (%2$s%3$s) limit 0',
+    -- condition from hiding the rest. Prepared, not run: so nothing of it is evaluated, and no right to read the table is needed.
+    execute format('prepare pgaudit_wf_rule as select case when %2$s%3$s then true end from %1$s where (%2$s%3$s)',
         case (check_action_rule.rule).op
             when 'insert' then format('%s as new', check_action_rule.target)
             when 'update' then format('%1$s as old, %1$s as new', check_action_rule.target)
             when 'delete' then format('%s as old', check_action_rule.target)
         end,
         (check_action_rule.rule).condition, e'\n');
+    deallocate pgaudit_wf_rule;
 exception
     when others then
         raise exception 'action rule % (% of % is %) does not compile for %: %',
@@ -399,6 +477,33 @@ end
 $$;
 comment on function pgaudit_wf.check_action_rule(regclass, pgaudit_wf.action_rule) is
     'Raises PA003 with the rule''s text if its condition is no boolean expression over the table''s old and new row.';
+
+create function pgaudit_wf.broken_rules() returns table (target regclass, rule_id bigint, problem text)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    pair record;
+begin
+    for pair in
+        select a.target, r as rule from pgaudit_wf.attachment as a join pgaudit_wf.action_rule as r on r.resource_type = a.resource_type
+        where r.condition is not null and exists (select from pg_class where oid = a.target)
+        order by a.target::oid, r.position, r.id
+    loop
+        begin
+            perform pgaudit_wf.check_action_rule(pair.target, pair.rule);
+        exception
+            when sqlstate 'PA003' then
+                target := pair.target;
+                rule_id := (pair.rule).id;
+                problem := sqlerrm;
+                return next;
+        end;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.broken_rules() is
+    'Rules that compiled once and no longer do, because a type, a label, a function or a column that they name is gone: changes are recorded all the same, without that meaning.';
 
 -- sql/core/060_attachment.sql
 
@@ -416,6 +521,7 @@ create table pgaudit_wf.attachment (
     form text not null,
     function_name text not null unique,
     columns text[] not null,
+    usage_granted name,
     attached_at timestamptz not null default now(),
     attached_by text not null default session_user,
     constraint attachment_on_failure check (on_failure in ('abort', 'warn')),
@@ -434,6 +540,7 @@ comment on column pgaudit_wf.attachment.on_failure is 'abort: no change without 
 comment on column pgaudit_wf.attachment.form is 'compiled: native comparisons, kept up to date by the DDL event trigger. generic: by to_jsonb, for servers without that event trigger.';
 comment on column pgaudit_wf.attachment.function_name is 'Trigger function in schema pgaudit_wf; read it with \sf.';
 comment on column pgaudit_wf.attachment.columns is 'The table''s columns as compiled, in order: how a rename is recognised.';
+comment on column pgaudit_wf.attachment.usage_granted is 'Owner of a partitioned table who was given USAGE of our schema because of it.';
 comment on column pgaudit_wf.attachment.attached_at is 'When it was attached first.';
 comment on column pgaudit_wf.attachment.attached_by is 'Login role that attached it first.';
 
@@ -546,27 +653,42 @@ comment on function pgaudit_wf.column_names(regclass) is 'Names of the table''s 
 
 -- How a column has to be compared and read, by its type.
 
+create function pgaudit_wf.base_type(type oid) returns oid
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = base_type.type);
+begin
+    return case when info.typtype = 'd' then pgaudit_wf.base_type(info.typbasetype) else info.oid end;
+end
+$$;
+comment on function pgaudit_wf.base_type(oid) is 'The type itself, or what a domain is made of.';
+
+create function pgaudit_wf.is_built_in(type oid) returns boolean
+language sql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+    -- initdb gives out the numbers below 16,384 only (FirstNormalObjectId); nobody else can define a cast between two of those types.
+    select pgaudit_wf.base_type(is_built_in.type) < 16384
+$$;
+comment on function pgaudit_wf.is_built_in(oid) is 'Whether a type is PostgreSQL''s own, or a domain over one that is.';
+
 create function pgaudit_wf.compare_by_text(type oid) returns boolean
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    info pg_type := (select t from pg_type as t where t.oid = compare_by_text.type);
+    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf.base_type(compare_by_text.type));
 begin
     return case
-        when info.typtype = 'd' then pgaudit_wf.compare_by_text(info.typbasetype)
         when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.compare_by_text(info.typelem)
-        -- Whatever attributes ALTER TYPE gives it.
-        when info.typtype = 'c' then true
         -- 1.0 and 1.00 are equal; as bounds they read differently.
         when info.typtype in ('r', 'm') then (
             select rngsubtype = 'numeric'::regtype or pgaudit_wf.compare_by_text(rngsubtype)
             from pg_range where info.oid in (rngtypid, rngmultitypid))
-        when info.typtype = 'e' then false
         -- To "=", a month is 30 days.
         when info.oid = 'interval'::regtype then true
-        -- An extension's "=" is out of reach of a pinned search_path, and may call different values equal (citext).
-        when info.typnamespace <> 'pg_catalog'::regnamespace then true
         else not exists (
             select from pg_opclass as class
             join pg_am as method on method.oid = class.opcmethod and method.amname in ('btree', 'hash')
@@ -576,7 +698,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.compare_by_text(oid) is
-    'Whether values of a type must be compared as text, for want of an equality that tells apart what reads differently (json, xml, point, interval, and what contains them).';
+    'Whether values of a built-in type must be compared as text, for want of an equality that tells apart what reads differently (json, xml, point, interval, and what contains them).';
 
 create function pgaudit_wf.holds_json(type oid) returns boolean
 language plpgsql stable strict
@@ -613,48 +735,74 @@ $$;
 comment on function pgaudit_wf.json_value(json) is
     'json as jsonb; its text as a JSON string where jsonb cannot hold it (\u0000, a lone surrogate, a number beyond numeric).';
 
-create function pgaudit_wf.utc_row(record anyelement) returns jsonb
-language plpgsql stable strict
-set timezone = 'UTC'
-as $$
-begin
-    return pg_catalog.to_jsonb(record);
-end
-$$;
-comment on function pgaudit_wf.utc_row(anyelement) is
-    'A row as jsonb, its times in UTC. A function of its own, because the setting costs a trigger 5 µs that an update of other columns need not pay.';
-
-create function pgaudit_wf.utc_json(value anyelement) returns jsonb
-language plpgsql stable strict
-set timezone = 'UTC'
-as $$
-begin
-    return pg_catalog.to_jsonb(value);
-end
-$$;
-comment on function pgaudit_wf.utc_json(anyelement) is 'A value as jsonb, its times in UTC.';
-
-create function pgaudit_wf.json_row(record anyelement) returns jsonb
+create function pgaudit_wf.json_without_casts(type oid) returns boolean
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
 as $$
 declare
-    shown jsonb;
+    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf.base_type(json_without_casts.type));
 begin
-    return to_jsonb(json_row.record);
-exception
-    when data_exception or program_limit_exceeded then
-        execute (
-            select format('select jsonb_object_agg(name, value) from (values %s) as member (name, value)',
-                string_agg(format('(%1$L, pgaudit_wf.json_value(to_json(($1).%1$I)))', attname), ', '))
-            from pg_attribute
-            where attrelid = (select typrelid from pg_type where oid = pg_typeof(json_row.record)) and attnum > 0 and not attisdropped)
-            into shown using json_row.record;
-        return shown;
+    return case
+        when pgaudit_wf.is_built_in(info.oid) then true
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.json_without_casts(info.typelem)
+        when info.typtype = 'c' then not exists (
+            select from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and not pgaudit_wf.json_without_casts(atttypid))
+        -- Only the owner of a type can make a cast of it to json.
+        else (select rolsuper from pg_roles where oid = info.typowner)
+    end;
 end
 $$;
-comment on function pgaudit_wf.json_row(anyelement) is 'A row as jsonb; a column that jsonb cannot hold as by json_value().';
+comment on function pgaudit_wf.json_without_casts(oid) is
+    'Whether to_jsonb() turns values of a type into JSON without running a cast that somebody other than a superuser can define.';
+
+create function pgaudit_wf.text_expression(type oid, expression text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- format() asks the type's output function, where "::text" would look for a cast first.
+    select format(case when pgaudit_wf.is_built_in(type) then '%1$s::text' else 'case when %1$s is distinct from null then format(''%%s'', %1$s) end' end,
+        expression)
+$$;
+comment on function pgaudit_wf.text_expression(oid, text) is 'SQL expression for a value of a type as text, by which nobody''s cast is run.';
+
+create function pgaudit_wf.array_json(elements anyarray) returns jsonb
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when elements is null then null
+        when array_ndims(elements) > 1 then to_jsonb(format('%s', elements))
+        else to_jsonb(array(select case when element is distinct from null then format('%s', element) end
+            from unnest(elements) with ordinality as listed (element, position) order by position))
+    end
+$$;
+comment on function pgaudit_wf.array_json(anyarray) is
+    'An array as jsonb, its elements as text, by which nobody''s cast is run; one of several dimensions as the text that PostgreSQL writes.';
+
+create function pgaudit_wf.json_expression(type oid, expression text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf.base_type(json_expression.type));
+begin
+    return case
+        when pgaudit_wf.json_without_casts(info.oid) then
+            case when pgaudit_wf.holds_json(info.oid) then format('pgaudit_wf.json_value(to_json(%s))', expression) else expression end
+        when info.typcategory = 'A' and info.typelem <> 0 then format('pgaudit_wf.array_json(%s)', expression)
+        -- A function takes 100 arguments at most.
+        when info.typtype = 'c' and (select count(*) from pg_attribute where attrelid = info.typrelid and attnum > 0 and not attisdropped) between 1 and 50 then (
+            select format('case when %s is distinct from null then jsonb_build_object(%s) end', expression, string_agg(
+                format('%L, %s', attname, pgaudit_wf.json_expression(atttypid, format('(%s).%I', expression, attname))), ', ' order by attnum))
+            from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped)
+        else pgaudit_wf.text_expression(info.oid, expression)
+    end;
+end
+$$;
+comment on function pgaudit_wf.json_expression(oid, text) is
+    'SQL expression for a value of a type, fit to be an argument of jsonb_build_object(): as the server writes it in JSON, or as text where that would run somebody''s cast.';
 
 create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict
@@ -694,12 +842,6 @@ $$;
 comment on function pgaudit_wf.output_settings(oid, boolean) is
     'The settings a trigger must pin so that a value of the type, as JSON or as text, is written the same way in every session.';
 
-create function pgaudit_wf.follows_timezone(type oid) returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$ select pgaudit_wf.output_settings(type, false) = array['timezone = ''UTC'''] $$;
-comment on function pgaudit_wf.follows_timezone(oid) is 'Whether the time zone is all that a value of the type, as JSON, depends on.';
-
 create function pgaudit_wf.optional_column(template text, column_name text, otherwise text) returns text
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -729,7 +871,7 @@ as $$
     select case
         when (setting).form = 'generic' then format('(%s -> %L)', case record_name when 'old' then 'before' else 'after' end, column_name)
         when atttypid = 'json'::regtype then format('%I.%I::jsonb', record_name, column_name)
-        else format('%I.%I', record_name, column_name)
+        else pgaudit_wf.json_expression(atttypid, format('%I.%I', record_name, column_name))
     end
     from pg_attribute
     where attrelid = (setting).target and attname = column_name
@@ -858,7 +1000,7 @@ begin
     end if;
     organisation := case
         when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'
-        else format('left(coalesce(new.%1$I, old.%1$I)::text, 255)', (setting).org_column) end;
+        else pgaudit_wf.org_expression(setting) end;
 
     if op = 'delete' then
         return format(e'        event_hash := pgaudit_wf.latest_hash(%s);\n', key);
@@ -931,29 +1073,49 @@ as $$
 $$;
 comment on function pgaudit_wf.describe_column(pg_attribute, boolean) is 'A column with what its type asks for.';
 
+create function pgaudit_wf.hidden_columns(setting pgaudit_wf.attachment) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A virtual generated column is not in the row that a trigger sees.
+    select array(
+        select attname::text from pg_attribute
+        where attrelid = (setting).target and attnum > 0 and not attisdropped
+            and (attname = any ((setting).ignore || pgaudit_wf.definition_columns((setting).target)) or attgenerated = 'v')
+        order by attnum)
+$$;
+comment on function pgaudit_wf.hidden_columns(pgaudit_wf.attachment) is
+    'The columns of an attached table that its events leave out: ignored ones, a workflow''s graph, and those that are computed when read.';
+
 create function pgaudit_wf.capture_columns(setting pgaudit_wf.attachment) returns setof pgaudit_wf.capture_column
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select pgaudit_wf.describe_column(col, attname = any ((setting).redact))
     from pg_attribute as col
-    where attrelid = (setting).target and attnum > 0 and not attisdropped
-        and attname <> all ((setting).ignore || pgaudit_wf.definition_columns((setting).target))
-        -- A virtual generated column is not in the row that a trigger sees.
-        and attgenerated <> 'v'
+    where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all (pgaudit_wf.hidden_columns(setting))
     order by attnum
 $$;
 comment on function pgaudit_wf.capture_columns(pgaudit_wf.attachment) is 'The columns that the trigger of an attached table records, in their order.';
 
 create function pgaudit_wf.changed_expression(col pgaudit_wf.capture_column) returns text
-language sql immutable
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
-    select case when (col).toastable
-            then format('((pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true and ', (col).name) else '' end
-        || format(case when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C"' else 'old.%1$I is distinct from new.%1$I' end, (col).name)
-        || case when (col).toastable then ')' else '' end
+    select format(
+        case
+            -- Byte by byte, so that no operator of anybody's is looked for; what then reads the same has not changed.
+            when not pgaudit_wf.is_built_in((col).type) then
+                '(record_image_ne(row(old.%1$I), row(new.%1$I)) and (%2$s) collate "C" is distinct from (%3$s) collate "C")'
+            -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
+            when (col).toastable then '((pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true and '
+                || case when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C")' else 'old.%1$I is distinct from new.%1$I)' end
+            when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C"'
+            else 'old.%1$I is distinct from new.%1$I'
+        end,
+        (col).name,
+        pgaudit_wf.text_expression((col).type, format('old.%I', (col).name)),
+        pgaudit_wf.text_expression((col).type, format('new.%I', (col).name)))
 $$;
 comment on function pgaudit_wf.changed_expression(pgaudit_wf.capture_column) is 'SQL condition that is true when the column differs between old and new.';
 
@@ -961,15 +1123,9 @@ create function pgaudit_wf.shown_expression(col pgaudit_wf.capture_column, recor
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format(
-        case
-            -- A composite of nulls "is null", and yet is a value.
-            when (col).redacted then 'case when %1$I.%2$I is distinct from null then ''[redacted]'' end'
-            when pgaudit_wf.holds_json((col).type) then 'pgaudit_wf.json_value(to_json(%1$I.%2$I))'
-            when pgaudit_wf.follows_timezone((col).type) then 'pgaudit_wf.utc_json(%1$I.%2$I)'
-            else '%1$I.%2$I'
-        end,
-        record_name, (col).name)
+    -- A composite of nulls "is null", and yet is a value.
+    select case when (col).redacted then format('case when %1$I.%2$I is distinct from null then ''[redacted]'' end', record_name, (col).name)
+        else pgaudit_wf.json_expression((col).type, format('%I.%I', record_name, (col).name)) end
 $$;
 comment on function pgaudit_wf.shown_expression(pgaudit_wf.capture_column, text) is 'SQL expression for the column''s value as it may be shown.';
 
@@ -983,13 +1139,14 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case
-        when cardinality((setting).id_columns) > 1 then format('pgaudit_wf.bounded_key(jsonb_build_array(%s)::text)', listed)
-        when short then format('%s::text', listed)
-        else format('pgaudit_wf.bounded_key(%s::text)', listed)
+        when cardinality((setting).id_columns) > 1 then format('pgaudit_wf.bounded_key(jsonb_build_array(%s)::text)', as_json)
+        when short then as_text
+        else format('pgaudit_wf.bounded_key(%s)', as_text)
     end
     from (
         select
-            string_agg(format('%I.%I', record_name, key_column), ', ' order by position) as listed,
+            string_agg(pgaudit_wf.json_expression(atttypid, format('%I.%I', record_name, key_column)), ', ' order by position) as as_json,
+            min(pgaudit_wf.text_expression(atttypid, format('%I.%I', record_name, key_column))) as as_text,
             bool_and(attlen > 0) as short
         from unnest((setting).id_columns) with ordinality as k (key_column, position)
         join pg_attribute on attrelid = (setting).target and attname = key_column
@@ -1001,11 +1158,13 @@ create function pgaudit_wf.key_condition(setting pgaudit_wf.attachment, record_n
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- A single key is compared in its own type, so that its index is used.
-    select case when cardinality((setting).id_columns) = 1 then (
-            select format('%I.%I = $1::%s', record_name, attname, format_type(atttypid, atttypmod))
-            from pg_attribute where attrelid = (setting).target and attname = (setting).id_columns[1])
-        else format('%s = $1', pgaudit_wf.key_expression(setting, record_name)) end
+    -- A single key of a built-in type is compared in it, so that its index is used; never in a domain, whose checks are somebody's code.
+    select coalesce((
+            select format('%I.%I = $1::%s', record_name, attname, format_type(pgaudit_wf.base_type(atttypid), null))
+            from pg_attribute
+            where attrelid = (setting).target and attname = (setting).id_columns[1] and cardinality((setting).id_columns) = 1
+                and pgaudit_wf.is_built_in(atttypid)),
+        format('%s = $1', pgaudit_wf.key_expression(setting, record_name)))
 $$;
 comment on function pgaudit_wf.key_condition(pgaudit_wf.attachment, text) is 'SQL condition that picks the row of an attached table with resource_id $1.';
 
@@ -1017,7 +1176,7 @@ as $$
 $$;
 comment on function pgaudit_wf.bounded_key(text) is 'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
 
-create function pgaudit_wf.action_expression(setting pgaudit_wf.attachment, op text) returns text
+create function pgaudit_wf.action_statements(setting pgaudit_wf.attachment, op text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -1027,46 +1186,69 @@ as $$
     ), fallback as (
         select quote_literal((setting).resource_type || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
     )
-    select case when exists (select from rule) then
-        e'case\n' || (
-            select string_agg(format(e'            when %s then %L\n',
-                case when strpos(coalesce(condition, 'true'), '--') > 0 then condition || e'\n           ' else coalesce(condition, 'true') end,
-                rule.action), '' order by position, id)
-            from rule
-        ) || format(e'            else %s\n        end', fallback.action)
-        else fallback.action end
+    select case when exists (select from rule where condition is not null) then format($rules$
+        begin
+            event_action := case
+%1$s                else %2$s
+            end;
+        exception
+            -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
+            when others then
+                if sqlstate ~ '^(40|53|57)' then
+                    raise;
+                end if;
+                event_action := %2$s;
+                raise warning 'an action rule of %% failed (SQLSTATE %%), and the change is recorded as %%', %3$L, sqlstate, event_action
+                    using hint = 'pgaudit_wf.doctor() names the rule.';
+        end;$rules$,
+            (
+                select string_agg(format(e'                when %s then %L\n',
+                    case when strpos(coalesce(condition, 'true'), '--') > 0 then condition || e'\n               ' else coalesce(condition, 'true') end,
+                    rule.action), '' order by position, id)
+                from rule
+            ), fallback.action, (setting).resource_type)
+        else format(e'\n        event_action := %s;',
+            coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action)) end
     from fallback
 $$;
-comment on function pgaudit_wf.action_expression(pgaudit_wf.attachment, text) is 'SQL expression for the action of an insert, update or delete, from action_rule.';
+comment on function pgaudit_wf.action_statements(pgaudit_wf.attachment, text) is
+    'PL/pgSQL that names the action of an insert, update or delete, from action_rule.';
+
+create function pgaudit_wf.row_object(columns pgaudit_wf.capture_column[], record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A function takes 100 arguments at most.
+    select coalesce(string_agg(format(e'jsonb_build_object(\n                %s)', listed), e'\n            || ' order by chunk), '''{}''::jsonb')
+    from (
+        select (position - 1) / 50 as chunk,
+            string_agg(format('%L, %s', name,
+                pgaudit_wf.shown_expression(row(name, type, redacted, by_text, toastable)::pgaudit_wf.capture_column, record_name)),
+                e',\n                ' order by position) as listed
+        from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, position)
+        group by chunk
+    ) as chunks
+$$;
+comment on function pgaudit_wf.row_object(pgaudit_wf.capture_column[], text) is
+    'SQL expression for the given columns of a record as a jsonb object, redacted ones hidden; no other column is read.';
 
 create function pgaudit_wf.row_expression(setting pgaudit_wf.attachment, record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format((
-            select case
-                when bool_or(pgaudit_wf.holds_json(atttypid)) then 'pgaudit_wf.json_row(%s)'
-                when bool_or(pgaudit_wf.follows_timezone(atttypid)) then 'pgaudit_wf.utc_row(%s)'
-                else 'to_jsonb(%s)'
-            end
-            from pg_attribute
-            where attrelid = (setting).target and attnum > 0 and not attisdropped), record_name)
-        || coalesce((
-            select format(e'\n            - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
-            where attrelid = (setting).target and attnum > 0 and not attisdropped
-                and (attname = any ((setting).ignore || pgaudit_wf.definition_columns((setting).target)) or attgenerated = 'v')
-            having count(*) > 0), '')
-        || coalesce((
-            -- A function takes 100 arguments at most.
-            select string_agg(format(e'\n            || jsonb_build_object(%s)', listed), '' order by chunk)
-            from (
-                select chunk, string_agg(format('%L, %s', (col).name, pgaudit_wf.shown_expression(col, record_name)), e',\n                ') as listed
-                from (
-                    select col, (row_number() over () - 1) / 50 as chunk
-                    from pgaudit_wf.capture_columns(setting) as col where (col).redacted
-                ) as hidden
-                group by chunk
-            ) as chunks), '')
+    -- The row as a whole is quickest, but reads each column: not one that is to be hidden and may be long, nor one that it would turn
+    -- into JSON by somebody's cast or cannot turn into JSON.
+    select case when bool_and(pgaudit_wf.json_without_casts(atttypid) and not pgaudit_wf.holds_json(atttypid)
+                and (attlen > 0 or attgenerated = 'v' or (attname <> all (pgaudit_wf.hidden_columns(setting)) and attname <> all ((setting).redact))))
+        then format('to_jsonb(%I)', record_name)
+            || case when pgaudit_wf.hidden_columns(setting) = '{}' then '' else format(e'\n            - %L::text[]', pgaudit_wf.hidden_columns(setting)) end
+            || coalesce((
+                select e'\n            || ' || pgaudit_wf.row_object(array_agg(col), record_name)
+                from pgaudit_wf.capture_columns(setting) as col where (col).redacted
+                having count(*) > 0), '')
+        else pgaudit_wf.row_object(array(select pgaudit_wf.capture_columns(setting)), record_name) end
+    from pg_attribute
+    where attrelid = (setting).target and attnum > 0 and not attisdropped
 $$;
 comment on function pgaudit_wf.row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
 
@@ -1087,20 +1269,44 @@ as $$
 $$;
 comment on function pgaudit_wf.update_statements(pgaudit_wf.attachment) is 'PL/pgSQL that collects the changed columns of an update into event_diff.';
 
+create function pgaudit_wf.column_text(setting pgaudit_wf.attachment, column_name text, record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf.text_expression(atttypid, format('%I.%I', record_name, column_name))
+    from pg_attribute where attrelid = (setting).target and attname = column_name and attnum > 0
+$$;
+comment on function pgaudit_wf.column_text(pgaudit_wf.attachment, text, text) is
+    'SQL expression for a column of a record as text; null where the table has no such column (any more).';
+
+create function pgaudit_wf.org_expression(setting pgaudit_wf.attachment) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('left(coalesce(%s, %s), 255)',
+        pgaudit_wf.column_text(setting, (setting).org_column, 'new'), pgaudit_wf.column_text(setting, (setting).org_column, 'old'))
+$$;
+comment on function pgaudit_wf.org_expression(pgaudit_wf.attachment) is
+    'SQL expression for the organization of an updated row: the new one, or the old one of a row that has left it.';
+
 create function pgaudit_wf.assignments(setting pgaudit_wf.attachment, record_name text, on_update boolean) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case
-            when (setting).org_column is null then ''
-            when record_name = 'new' and on_update then format(
-                e'\n        event_org := left(coalesce(new.%1$I, old.%1$I)::text, 255);'
-                '\n        if old.%1$I is distinct from new.%1$I then'
-                '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', old.%1$I);'
-                '\n        end if;', (setting).org_column)
-            else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column)
+            when org is null then ''
+            when record_name = 'new' and on_update then (
+                select format(e'\n        event_org := %s;'
+                    '\n        if %s then'
+                    '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', %s);'
+                    '\n        end if;', pgaudit_wf.org_expression(setting), pgaudit_wf.changed_expression(pgaudit_wf.describe_column(col, false)),
+                    pgaudit_wf.json_expression(atttypid, format('old.%I', attname)))
+                from pg_attribute as col where attrelid = (setting).target and attname = (setting).org_column)
+            else format(e'\n        event_org := left(%s, 255);', org)
         end
-        || case when (setting).label_column is null then '' else format(e'\n        event_label := left(%I.%I::text, 255);', record_name, (setting).label_column) end
+        || case when label is null then '' else format(e'\n        event_label := left(%s, 255);', label) end
+    from (select pgaudit_wf.column_text(setting, (setting).org_column, record_name) as org,
+        pgaudit_wf.column_text(setting, (setting).label_column, record_name) as label) as taken
 $$;
 comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text, boolean) is 'PL/pgSQL that takes org and label from the given record.';
 
@@ -1122,16 +1328,13 @@ as $$
 %1$s%14$s        if event_diff is null then
             return null;
         end if;
-        event_id := %2$s;%3$s%13$s
-        event_action := %5$s;
+        event_id := %2$s;%3$s%13$s%5$s
     elsif tg_op = 'INSERT' then
         event_id := %2$s;%4$s
-%15$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s%17$s));
-        event_action := %7$s;
+%15$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s%17$s));%7$s
     elsif tg_op = 'DELETE' then
         event_id := %9$s;%10$s
-%16$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', %8$s%17$s));
-        event_action := %11$s;
+%16$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', %8$s%17$s));%11$s
     else
 %12$s
     end if;$body$,
@@ -1143,13 +1346,13 @@ as $$
             from pgaudit_wf.capture_columns(setting) as col where (col).name = any ((setting).id_columns)
         ),
         pgaudit_wf.assignments(setting, 'new', false),
-        pgaudit_wf.action_expression(setting, 'update'),
+        pgaudit_wf.action_statements(setting, 'update'),
         pgaudit_wf.row_expression(setting, 'new'),
-        pgaudit_wf.action_expression(setting, 'insert'),
+        pgaudit_wf.action_statements(setting, 'insert'),
         pgaudit_wf.row_expression(setting, 'old'),
         pgaudit_wf.key_expression(setting, 'old'),
         pgaudit_wf.assignments(setting, 'old', false),
-        pgaudit_wf.action_expression(setting, 'delete'),
+        pgaudit_wf.action_statements(setting, 'delete'),
         pgaudit_wf.truncate_statements(setting),
         pgaudit_wf.assignments(setting, 'new', true),
         pgaudit_wf.version_statements(setting, 'update'),
@@ -1159,29 +1362,93 @@ as $$
 $$;
 comment on function pgaudit_wf.compiled_body(pgaudit_wf.attachment) is 'The part of a compiled trigger function that works out what changed.';
 
-create function pgaudit_wf.generic_row(record jsonb, known text[], ignore text[], redact text[]) returns jsonb
-language sql immutable parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-    -- A redacted column that is gone may have been renamed: then no column that was not there before is shown.
-    select coalesce(jsonb_object_agg(key, case
-            when jsonb_typeof(value) <> 'null' and (key = any (redact) or (not record ?& redact and key <> all (known))) then '"[redacted]"'
-            else value
-        end), '{}')
-    from jsonb_each(record)
-    where key <> all (ignore)
-$$;
-comment on function pgaudit_wf.generic_row(jsonb, text[], text[], text[]) is 'A row as it may be shown, for triggers of the generic form.';
+create type pgaudit_wf.generic_setting as (
+    known text[],
+    ignore text[],
+    redact text[],
+    redact_numbers smallint[]
+);
+comment on type pgaudit_wf.generic_setting is
+    'What a trigger of the generic form knows of its table''s columns: those that were there, and which it hides, the redacted ones by number too (0: it was not there).';
 
-create function pgaudit_wf.generic_diff(before jsonb, after jsonb, shown_before jsonb, shown_after jsonb) returns jsonb
+create function pgaudit_wf.generic_columns(table_id oid, setting pgaudit_wf.generic_setting) returns pgaudit_wf.capture_column[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Nobody says when a column is renamed. A redacted one is known by its number then; and while one is gone without a trace (after a
+    -- restore the numbers may be others), no column is shown that was not there before.
+    select array(
+        select pgaudit_wf.describe_column(col, attname = any ((setting).redact)
+            or (attname <> all ((setting).known) and (attnum = any ((setting).redact_numbers) or exists (
+                select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
+                where secret.number > 0 and not exists (
+                    select from pg_attribute as other
+                    where other.attrelid = table_id and not other.attisdropped
+                        and (other.attname = secret.name or (other.attnum = secret.number and other.attname <> all ((setting).known))))))))
+        from pg_attribute as col
+        where attrelid = table_id and attnum > 0 and not attisdropped and attgenerated <> 'v' and attname <> all ((setting).ignore)
+        order by attnum)
+$$;
+comment on function pgaudit_wf.generic_columns(oid, pgaudit_wf.generic_setting) is 'The columns of a table as a trigger of the generic form shows them now.';
+
+create function pgaudit_wf.generic_row(record anyelement, setting pgaudit_wf.generic_setting) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    table_id constant oid := (select typrelid from pg_type where oid = pg_typeof(record));
+    shown jsonb;
+begin
+    if cardinality((setting).redact) = 0 and not exists (
+        select from pg_attribute
+        where attrelid = table_id and attnum > 0 and not attisdropped
+            and ((attname = any ((setting).ignore) and attlen < 0) or attgenerated = 'v' or (atttypid >= 16384 and not pgaudit_wf.json_without_casts(atttypid))))
+    then
+        begin
+            return to_jsonb(record) - (setting).ignore;
+        exception
+            -- json can hold what jsonb cannot.
+            when data_exception or program_limit_exceeded then
+                null;
+        end;
+    end if;
+    execute format('select %s from (select ($1).*) as r', pgaudit_wf.row_object(pgaudit_wf.generic_columns(table_id, setting), 'r')) into shown using record;
+    return shown;
+end
+$$;
+comment on function pgaudit_wf.generic_row(anyelement, pgaudit_wf.generic_setting) is
+    'A row as it may be shown, for triggers of the generic form: without ignored columns, redacted ones hidden; what is hidden is not read.';
+
+create function pgaudit_wf.generic_hidden_changes(before anyelement, after anyelement, setting pgaudit_wf.generic_setting) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    changed text[];
+begin
+    if cardinality((setting).redact) > 0 then
+        execute (
+            select format('select array_remove(array[%s]::text[], null) from (select ($1).*) as old, (select ($2).*) as new',
+                string_agg(format('case when record_image_ne(row(old.%1$I), row(new.%1$I)) then %1$L end', name), ', '))
+            from unnest(pgaudit_wf.generic_columns((select typrelid from pg_type where oid = pg_typeof(before)), setting)) as col
+            where redacted)
+            into changed using before, after;
+    end if;
+    return coalesce(changed, '{}');
+end
+$$;
+comment on function pgaudit_wf.generic_hidden_changes(anyelement, anyelement, pgaudit_wf.generic_setting) is
+    'The redacted columns that an update changed, for triggers of the generic form.';
+
+create function pgaudit_wf.generic_diff(before jsonb, after jsonb, hidden_changes text[]) returns jsonb
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select jsonb_agg(jsonb_build_object('op', 'replace', 'path', pgaudit_wf.pointer(key), 'old', shown_before -> key, 'value', value) order by key)
-    from jsonb_each(shown_after)
-    where before -> key is distinct from after -> key
+    select jsonb_agg(jsonb_build_object('op', 'replace', 'path', pgaudit_wf.pointer(key), 'old', before -> key, 'value', value) order by key)
+    from jsonb_each(after)
+    where before -> key is distinct from value or key = any (hidden_changes)
 $$;
-comment on function pgaudit_wf.generic_diff(jsonb, jsonb, jsonb, jsonb) is 'JSON Patch between two rows of one table, for triggers of the generic form.';
+comment on function pgaudit_wf.generic_diff(jsonb, jsonb, text[]) is 'JSON Patch between two rows of one table, for triggers of the generic form.';
 
 create function pgaudit_wf.generic_key(record jsonb, id_columns text[], table_id oid) returns text
 language sql stable
@@ -1204,104 +1471,118 @@ as $$
 $$;
 comment on function pgaudit_wf.generic_key(jsonb, text[], oid) is 'resource_id of a row, for triggers of the generic form.';
 
+create function pgaudit_wf.describe_generic(setting pgaudit_wf.attachment) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting',
+        (setting).columns, (setting).ignore, (setting).redact,
+        array(
+            select coalesce((select attnum from pg_attribute where attrelid = (setting).target and attname = name and not attisdropped), 0)
+            from unnest((setting).redact) with ordinality as secret (name, position) order by position))
+$$;
+comment on function pgaudit_wf.describe_generic(pgaudit_wf.attachment) is 'SQL expression for what a trigger of the generic form knows of its table''s columns.';
+
 create function pgaudit_wf.generic_body(setting pgaudit_wf.attachment) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
     if tg_op in ('UPDATE', 'DELETE') then
-        before := pgaudit_wf.json_row(old);%16$s
-        shown_before := pgaudit_wf.generic_row(before, %1$L, %2$L, %3$L);
+        before := pgaudit_wf.generic_row(old, setting);%1$s
+        shown_before := before - %5$L::text[];
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
-        after := pgaudit_wf.json_row(new);%17$s
-        shown_after := pgaudit_wf.generic_row(after, %1$L, %2$L, %3$L);
+        after := pgaudit_wf.generic_row(new, setting);%2$s
+        shown_after := after - %5$L::text[];
     end if;
     if tg_level = 'ROW' then
-        event_id := pgaudit_wf.generic_key(coalesce(after, before), %4$L, tg_relid);
-        %5$s
+        event_id := pgaudit_wf.generic_key(coalesce(after, before), %3$L, tg_relid);
+        event_label := left(coalesce(shown_after, shown_before) ->> %14$L, 255);
+        %4$s
     end if;
     if tg_op = 'UPDATE' then
-        event_diff := pgaudit_wf.generic_diff(before, after, shown_before, shown_after);
-%12$s        if event_diff is null then
+        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, pgaudit_wf.generic_hidden_changes(old, new, setting));
+%6$s        if event_diff is null then
             return null;
         end if;
-        if pgaudit_wf.generic_key(before, %4$L, tg_relid) is distinct from event_id then
-            event_previous_id := pgaudit_wf.generic_key(before, %4$L, tg_relid);
-        end if;
+        if pgaudit_wf.generic_key(before, %3$L, tg_relid) is distinct from event_id then
+            event_previous_id := pgaudit_wf.generic_key(before, %3$L, tg_relid);
+        end if;%7$s
     elsif tg_op = 'INSERT' then
-%13$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after%15$s));
+%8$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after%9$s));%10$s
     elsif tg_op = 'DELETE' then
-%14$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before%15$s));
-    end if;
-    if tg_level = 'ROW' then
-        event_label := left(coalesce(shown_after, shown_before) ->> %6$L, 255);
-        begin
-            if tg_op = 'UPDATE' then
-                event_action := %7$s;
-            elsif tg_op = 'INSERT' then
-                event_action := %8$s;
-            else
-                event_action := %9$s;
-            end if;
-        exception
-            -- A rule over a column that was renamed or dropped meanwhile must not fail the write.
-            when others then
-                event_action := %10$L || case tg_op when 'UPDATE' then '.updated' when 'INSERT' then '.created' else '.deleted' end;
-        end;
+%11$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before%9$s));%12$s
     else
-%11$s
+%13$s
     end if;$body$,
-        (setting).columns,
-        -- A virtual generated column is not in the row that a trigger sees.
-        (setting).ignore || pgaudit_wf.definition_columns((setting).target)
-            || array(select attname::text from pg_attribute where attrelid = (setting).target and attgenerated = 'v' and not attisdropped),
-        (setting).redact, (setting).id_columns,
+        pgaudit_wf.follow_names(setting, 'before'),
+        pgaudit_wf.follow_names(setting, 'after'),
+        (setting).id_columns,
         case when (setting).org_column is null then '-- no org column: app.org_id is taken'
             else format(
                 e'event_org := left(coalesce(after ->> %1$L, before ->> %1$L), 255);'
                 '\n        if tg_op = ''UPDATE'' and before -> %1$L is distinct from after -> %1$L then'
                 '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', before -> %1$L);'
                 '\n        end if;', (setting).org_column) end,
-        (setting).label_column,
-        pgaudit_wf.action_expression(setting, 'update'),
-        pgaudit_wf.action_expression(setting, 'insert'),
-        pgaudit_wf.action_expression(setting, 'delete'),
-        (setting).resource_type,
-        pgaudit_wf.truncate_statements(setting),
+        pgaudit_wf.definition_columns((setting).target),
         pgaudit_wf.version_statements(setting, 'update'),
+        pgaudit_wf.action_statements(setting, 'update'),
         pgaudit_wf.version_statements(setting, 'insert'),
-        pgaudit_wf.version_statements(setting, 'delete'),
         case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end,
-        pgaudit_wf.follow_names(setting, 'before'),
-        pgaudit_wf.follow_names(setting, 'after'))
+        pgaudit_wf.action_statements(setting, 'insert'),
+        pgaudit_wf.version_statements(setting, 'delete'),
+        pgaudit_wf.action_statements(setting, 'delete'),
+        pgaudit_wf.truncate_statements(setting),
+        (setting).label_column)
 $$;
 comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
 
-create function pgaudit_wf.compile_capture(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf.shape_of(relation oid) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    settings constant text := (
-        select string_agg(distinct format(e'\nset %s', pinned), '')
+begin
+    return (
+        select md5(string_agg(concat_ws(',', attnum, attname, atttypid, attcollation, attgenerated, (
+            select pgaudit_wf.shape_of(c.oid) from pg_class as c
+            join pg_type as t on t.typrelid = c.oid
+            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf.contains_type(atttypid, t.oid) and t.oid <> (select reltype from pg_class where oid = shape_of.relation)
+            order by c.oid limit 1)), ';' order by attnum))
+        from pg_attribute where attrelid = shape_of.relation and attnum > 0 and not attisdropped);
+end
+$$;
+comment on function pgaudit_wf.shape_of(oid) is 'A fingerprint of the names and types of a relation''s columns.';
+
+create function pgaudit_wf.capture_settings(setting pgaudit_wf.attachment) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select array(
+        select distinct pinned
         from (
             select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
             from pg_attribute
-            where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore)
-                -- utc_json() and utc_row() pin it where it is needed.
-                and (not pgaudit_wf.follows_timezone(atttypid) or pgaudit_wf.holds_json(atttypid)
-                    or attname = any ((setting).id_columns || (setting).org_column || (setting).label_column))
+            where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore || (setting).redact)
             -- The generic form does not know what columns will come.
             union all
             select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
                 'lc_monetary = ''C''', 'extra_float_digits = 1', 'quote_all_identifiers = off'])
             where (setting).form = 'generic'
-        ) as type_setting (pinned));
+        ) as type_setting (pinned)
+        order by pinned)
+$$;
+comment on function pgaudit_wf.capture_settings(pgaudit_wf.attachment) is
+    'The settings that an attached table''s trigger pins, so that what it records does not depend on the session.';
+
+create function pgaudit_wf.capture_body(setting pgaudit_wf.attachment) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
     one_line constant boolean := (setting)::text !~ '[\r\n]' and not exists (
         select from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type and concat(r.condition, r.action) ~ '[\r\n]');
     statements text;
-    body text;
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
         || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then format($restored$
@@ -1320,7 +1601,7 @@ begin
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
         insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
         select %1$L, event_previous_id, event_id, event_org where event_id is not null
-        on conflict do nothing;
+        on conflict on constraint key_change_pkey do nothing;
     end if;
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
@@ -1337,36 +1618,33 @@ begin
     end;$warn$, (setting).target);
     end if;
 
-    body := format($body$
--- Records every change of %1$s as %2$s; written by pgaudit_wf.attach().
--- To change it, attach the table again or edit pgaudit_wf.action_rule.
+    return format($body$
+-- Records every change of an attached table; written by pgaudit_wf.attach().
+-- To change it, attach the table again or edit pgaudit_wf.action_rule. Columns as of %s.
 declare
     event_id text;
     event_previous_id text;
-    event_org text%3$s;
+    event_org text%s;
     event_label text;
     event_action text;
     event_diff jsonb;
-    event_metadata jsonb;%4$s
-begin%5$s
+    event_metadata jsonb;%s%s
+begin%s
     return null;
 end
 $body$,
-        -- A line break in a name would end the comment.
-        translate((setting).target::text, e'\r\n', '  '),
-        translate((setting).resource_type, e'\r\n', '  '),
-        case when (setting).org_column is null then ' := pgaudit_wf.context_value(''app.org_id'')' else '' end,
-        case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end
-            || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then 
-                e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    definition_changed boolean := false;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
+        -- PL/pgSQL keeps plans by the types of a row's columns: another type must make it another function.
+        pgaudit_wf.shape_of((setting).target),
+        case when (setting).org_column = any ((setting).columns) then '' else ' := pgaudit_wf.context_value(''app.org_id'')' end,
+        case when (setting).form = 'generic' then format(
+            e'\n    setting constant pgaudit_wf.generic_setting := %s;\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;',
+            pgaudit_wf.describe_generic(setting)) else '' end,
+        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then
+            e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    definition_changed boolean := false;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
         statements);
-
-    return format(
-        e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp%s\nas %L',
-        (setting).function_name, settings, body);
 end
 $$;
-comment on function pgaudit_wf.compile_capture(pgaudit_wf.attachment) is 'The CREATE FUNCTION statement of an attached table''s trigger.';
+comment on function pgaudit_wf.capture_body(pgaudit_wf.attachment) is 'The body of an attached table''s trigger function.';
 
 -- sql/core/080_attach.sql
 
@@ -1376,7 +1654,8 @@ create function pgaudit_wf.can_follow_ddl() returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select count(*) = 2 from pg_event_trigger where evtname in ('pgaudit_wf_after_ddl', 'pgaudit_wf_after_drop') and evtenabled in ('O', 'A')
+    select count(*) = 3 from pg_event_trigger
+    where evtname in ('pgaudit_wf_after_ddl', 'pgaudit_wf_after_drop', 'pgaudit_wf_follow_as_author') and evtenabled in ('O', 'A')
 $$;
 comment on function pgaudit_wf.can_follow_ddl() is
     'Whether the event triggers that recompile triggers after DDL are there; without them attach() compiles the generic form.';
@@ -1435,7 +1714,7 @@ end
 $$;
 comment on function pgaudit_wf.check_attachable(regclass) is 'Raises PA004 if the table cannot be attached, saying why.';
 
-create function pgaudit_wf.check_columns(setting pgaudit_wf.attachment) returns void
+create function pgaudit_wf.check_columns(setting pgaudit_wf.attachment, mentioned text[] default null) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -1450,7 +1729,7 @@ begin
         union all select 'ignore', unnest((setting).ignore)
         union all select 'redact', unnest((setting).redact)
     ) as named
-    where name <> all ((setting).columns);
+    where name <> all ((setting).columns) and (role = 'id_columns' or mentioned is null or name = any (mentioned));
     if found then
         raise exception '% has no column "%", named in %', (setting).target, problem.name, problem.role
             using errcode = 'PA002',
@@ -1485,34 +1764,8 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.check_columns(pgaudit_wf.attachment) is 'Raises PA002 naming the column that the settings get wrong.';
-
-create function pgaudit_wf.check_casts(target regclass) returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    problem record;
-begin
-    -- A trigger that turns a value into JSON or text runs such a cast with its own rights, which are ours.
-    select attname as column_name, castfunc::regprocedure as function, proowner::regrole as owner into problem
-    from pg_attribute
-    join pg_cast on casttarget in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
-        and castfunc <> 0 and pgaudit_wf.contains_type(atttypid, castsource)
-    join pg_proc on pg_proc.oid = castfunc
-    where attrelid = check_casts.target and attnum > 0 and not attisdropped and atttypid >= 16384 and castsource >= 16384
-        and not (select rolsuper from pg_roles where pg_roles.oid = proowner)
-        and proowner <> (select nspowner from pg_namespace where nspname = 'pgaudit_wf')
-    limit 1;
-    if found then
-        raise exception 'column "%" of % has a type with a cast of its own, by %, which would run with the rights of pgaudit_wf''s owner',
-            problem.column_name, check_casts.target, problem.function
-            using errcode = 'PA009', hint = format('Drop the cast, or give the function to a superuser or to pgaudit_wf''s owner; it belongs to %s.', problem.owner);
-    end if;
-end
-$$;
-comment on function pgaudit_wf.check_casts(regclass) is
-    'Raises PA009 if recording the table would run somebody else''s code with our rights: a cast to json or text of a column''s type.';
+comment on function pgaudit_wf.check_columns(pgaudit_wf.attachment, text[]) is
+    'Raises PA002 naming the column that the settings get wrong. mentioned: those that must be there, besides id_columns; null: all.';
 
 create function pgaudit_wf.attach(
     target regclass,
@@ -1564,12 +1817,13 @@ begin
     setting.ignore := coalesce(attach.ignore, setting.ignore, array['updated_at']);
     setting.redact := coalesce(attach.redact, setting.redact, '{}');
     setting.on_failure := coalesce(attach.on_failure, setting.on_failure, 'abort');
-    if 'updated_at' <> all (setting.columns) then
+    if not known and 'updated_at' <> all (setting.columns) then
         setting.ignore := array_remove(setting.ignore, 'updated_at');
     end if;
 
-    perform pgaudit_wf.check_columns(setting);
-    perform pgaudit_wf.install_capture(setting, false);
+    -- What is named here must be there; what was named before may have been dropped meanwhile, and holds again if it comes back.
+    perform pgaudit_wf.check_columns(setting, case when known then coalesce(attach.ignore, '{}') || coalesce(attach.redact, '{}') || attach.org_column || attach.label_column end);
+    perform pgaudit_wf.check_action_rule(setting.target, r) from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
 
     setting.attached_at := coalesce(setting.attached_at, now());
     setting.attached_by := coalesce(setting.attached_by, session_user);
@@ -1580,8 +1834,11 @@ begin
     if before is distinct from to_jsonb(setting) then
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, case when known then 'changed' else 'attached' end,
-            to_jsonb(setting) - '{target,columns,attached_at,attached_by}'::text[]);
+            to_jsonb(setting) - '{target,columns,usage_granted,attached_at,attached_by}'::text[]);
     end if;
+    perform pgaudit_wf.write_functions(setting);
+    perform pgaudit_wf.place_triggers(setting);
+    perform pgaudit_wf.place_limit(setting);
     perform pgaudit_wf.ensure_log_partitions();
 end
 $$;
@@ -1589,47 +1846,101 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'Has every change of a table recorded in security_audit_log from now on. Called again it changes the named settings in place; one that is not named stays as it was, '''' or ''{}'' clears it. '
     'At first: resource_type is the table''s name; id_columns its primary key; org_column org_id or organization_id if there (else events take app.org_id); label_column none; '
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
-    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument), PA009 (a cast); the table then stays as it was.';
+    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
 
-create function pgaudit_wf.install_capture(setting pgaudit_wf.attachment, keep_disabled boolean) returns void
+create function pgaudit_wf.replace_function(function_name text, body text, settings text[], target regclass, description text) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    owner constant oid := (select relowner from pg_class where oid = replace_function.target);
+    function regprocedure := to_regprocedure(format('pgaudit_wf.%I()', replace_function.function_name));
+    grantee regrole;
+begin
+    -- Two sessions at once that follow DDL on partitions of one table must not both replace its function: the second would fail.
+    if function is null or not exists (
+        select from pg_proc
+        where oid = function and prosrc = replace_function.body and proowner = pgaudit_wf.schema_owner()::regrole
+            and array(select lower(config) from unnest(proconfig) as config where config !~ '^search_path=' order by 1)
+                = array(select replace(replace(lower(setting), ' = ', '='), '''', '') from unnest(replace_function.settings) as setting order by 1))
+    then
+        execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp%s\nas %L',
+            replace_function.function_name, (select string_agg(e'\nset ' || setting, '' order by setting) from unnest(replace_function.settings) as setting), replace_function.body);
+        function := format('pgaudit_wf.%I()', replace_function.function_name)::regprocedure;
+        execute format('comment on function %s is %L', function, replace_function.description);
+        execute format('revoke all on function %s from public', function);
+    end if;
+    for grantee in
+        select acl.grantee from pg_proc as p, aclexplode(p.proacl) as acl where p.oid = function and acl.grantee not in (p.proowner, owner, 0)
+    loop
+        execute format('revoke all on function %s from %s', function, grantee);
+    end loop;
+    -- Whoever makes a partition of a table puts its triggers on it, and so must be allowed to call their functions.
+    if (select relkind from pg_class where oid = replace_function.target) = 'p' and not has_function_privilege(owner, function, 'execute') then
+        execute format('grant execute on function %s to %s', function, owner::regrole);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.replace_function(text, text, text[], regclass, text) is
+    'Writes a trigger function of an attached table, unless it is there as it should be, and lets the table''s owner have it called.';
+
+create function pgaudit_wf.revoke_usage(setting pgaudit_wf.attachment) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if to_regrole(quote_ident((setting).usage_granted)) is not null
+        and not exists (select from pgaudit_wf.attachment as a where a.usage_granted = (setting).usage_granted and a.target <> (setting).target)
+    then
+        execute format('revoke usage on schema pgaudit_wf from %I', (setting).usage_granted);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.revoke_usage(pgaudit_wf.attachment) is
+    'Takes USAGE of our schema from the owner of a partitioned table that is no longer attached, if he was given it for that table alone.';
+
+create function pgaudit_wf.write_functions(setting pgaudit_wf.attachment) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgaudit_wf.replace_function((setting).function_name, pgaudit_wf.capture_body(setting), pgaudit_wf.capture_settings(setting),
+        (setting).target, format('Records the changes of %s.', (setting).target));
+    perform pgaudit_wf.replace_function(pgaudit_wf.guard_function_name(setting), pgaudit_wf.guard_body(setting), '{}',
+        (setting).target, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target))
+        where pgaudit_wf.guard_body(setting) is not null;
+    perform pgaudit_wf.replace_function(t.function_name, pgaudit_wf.limit_body(t), '{}',
+        t.target, format('Counts the rows of %s for pgaudit_wf.org_limit.', t.target))
+        from pgaudit_wf.limit_target as t where t.target = (setting).target;
+    -- follow_as_author() names them.
+    if (select relkind = 'p' and not has_schema_privilege(relowner, 'pgaudit_wf', 'usage') from pg_class where oid = (setting).target) then
+        update pgaudit_wf.attachment as a set usage_granted = (select pg_get_userbyid(relowner) from pg_class where oid = (setting).target)
+        where a.target = (setting).target;
+        execute format('grant usage on schema pgaudit_wf to %s', (select relowner::regrole from pg_class where oid = (setting).target));
+    end if;
+end
+$$;
+comment on function pgaudit_wf.write_functions(pgaudit_wf.attachment) is
+    'Writes the trigger functions of an attached table, as its owner of our schema: what follows DDL does no more than this.';
+
+create function pgaudit_wf.place_triggers(setting pgaudit_wf.attachment) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    rule pgaudit_wf.action_rule;
-    owner constant name := (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf');
+    op text;
     leaf regclass;
-    disabled record;
-    disabled_before constant jsonb := (
-        select jsonb_agg(jsonb_build_object('relation', tgrelid::regclass::text, 'name', tgname)) from pg_trigger
-        where tgenabled = 'D' and tgname like 'pgaudit\_wf\_%' and not tgisinternal
-            and (tgrelid = (setting).target or tgrelid in (select pgaudit_wf.leaf_tables((setting).target))));
 begin
-    for rule in select r.* from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type order by r.position, r.id loop
-        perform pgaudit_wf.check_action_rule((setting).target, rule);
-    end loop;
-    perform pgaudit_wf.check_casts((setting).target);
-    -- Our own DDL must not set off the event triggers that follow the application's.
-    perform set_config('pgaudit_wf.compiling', 'on', true);
-
-    execute pgaudit_wf.compile_capture(setting);
-    execute format('comment on function pgaudit_wf.%I() is %L', (setting).function_name, format('Records the changes of %s.', (setting).target));
-    execute format('revoke all on function pgaudit_wf.%I() from public', (setting).function_name);
-    if owner <> quote_ident(current_user) then
-        execute format('alter function pgaudit_wf.%I() owner to %s', (setting).function_name, owner);
-    end if;
-
-    execute format('create or replace trigger pgaudit_wf_insert after insert on %s for each row execute function pgaudit_wf.%I()',
-        (setting).target, (setting).function_name);
+    -- Triggers fire in the order of their names, and one that changes the row again must come after the first change was recorded:
+    -- "!" comes before whatever else a name begins with, PostgreSQL's own for foreign keys (RI_…) included.
     -- No WHEN clause: PostgreSQL parses and plans it anew for each statement, which costs more than to enter the function and
     -- leave it again (12 against 4 µs), and its columns could not be dropped or retyped.
-    execute format('create or replace trigger pgaudit_wf_update after update on %s for each row execute function pgaudit_wf.%I()',
-        (setting).target, (setting).function_name);
-    execute format('create or replace trigger pgaudit_wf_delete after delete on %s for each row execute function pgaudit_wf.%I()',
-        (setting).target, (setting).function_name);
-    -- "Always": also in a session that calls itself a replica.
-    execute format('alter table %s enable always trigger pgaudit_wf_insert, enable always trigger pgaudit_wf_update, enable always trigger pgaudit_wf_delete',
-        (setting).target);
+    foreach op in array array['insert', 'update', 'delete'] loop
+        execute format('create or replace trigger "!pgaudit_wf_%s" after %s on %s for each row execute function pgaudit_wf.%I()',
+            op, op, (setting).target, (setting).function_name);
+        -- "Always": also in a session that calls itself a replica.
+        execute format('alter table %s enable always trigger "!pgaudit_wf_%s"', (setting).target, op);
+    end loop;
     for leaf in select pgaudit_wf.leaf_tables((setting).target) loop
         execute format('create or replace trigger pgaudit_wf_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()',
             leaf, (setting).function_name);
@@ -1643,18 +1954,15 @@ begin
     loop
         execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
     end loop;
-    perform pgaudit_wf.install_guard(setting);
-    perform pgaudit_wf.install_limit(setting);
-    if keep_disabled then
-        for disabled in select relation, name from jsonb_to_recordset(disabled_before) as d (relation text, name text) loop
-            execute format('alter table %s disable trigger %I', disabled.relation, disabled.name);
-        end loop;
+    if pgaudit_wf.guard_body(setting) is not null then
+        execute format('create or replace trigger pgaudit_wf_guard before insert or update on %s for each row execute function pgaudit_wf.%I()',
+            (setting).target, pgaudit_wf.guard_function_name(setting));
+        execute format('alter table %s enable always trigger pgaudit_wf_guard', (setting).target);
     end if;
-
-    perform set_config('pgaudit_wf.compiling', 'off', true);
 end
 $$;
-comment on function pgaudit_wf.install_capture(pgaudit_wf.attachment, boolean) is 'Compiles the trigger function of an attached table and puts the triggers in place; those that somebody disabled stay so on request.';
+comment on function pgaudit_wf.place_triggers(pgaudit_wf.attachment) is
+    'Puts the triggers on an attached table, with the rights of the caller, who must own it.';
 
 create function pgaudit_wf.leaf_tables(target regclass) returns setof regclass
 language sql stable
@@ -1685,7 +1993,6 @@ begin
             using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
     end if;
     perform pgaudit_wf.uninstall_limit(detach.target);
-    perform set_config('pgaudit_wf.compiling', 'on', true);
     -- Also where the function was put long ago: on a partition that has been detached since.
     for installed in
         select tgname as name, tgrelid::regclass as relation from pg_trigger
@@ -1696,8 +2003,8 @@ begin
     end loop;
     execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
     execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
+    perform pgaudit_wf.revoke_usage(setting);
     delete from pgaudit_wf.workflow_attachment as w where w.target = detach.target;
-    perform set_config('pgaudit_wf.compiling', 'off', true);
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');
 end
 $$;
@@ -1715,7 +2022,8 @@ begin
         select a.* from pgaudit_wf.attachment as a
         where a.resource_type in (select touched.resource_type from touched) order by a.target::oid
     loop
-        perform pgaudit_wf.install_capture(setting, true);
+        perform pgaudit_wf.check_action_rule(setting.target, r) from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
+        perform pgaudit_wf.write_functions(setting);
     end loop;
     return null;
 end
@@ -1766,7 +2074,12 @@ comment on column pgaudit_wf.attached.attached_by is 'Login role that attached i
 
 -- sql/core/090_follow_ddl.sql
 
--- A table changes under its compiled trigger: event triggers recompile it in the transaction of the DDL.
+-- A table changes under its compiled trigger: event triggers write its functions anew in the transaction of the DDL.
+--
+-- Whoever runs the DDL need not have any right here, so after_ddl() and after_drop() run as the owner of our schema; that role owns
+-- no table of anybody's and can do nothing to one. What has to be done to a table (a new partition's own triggers) is done by
+-- follow_as_author(), as whoever runs the DDL. Nothing here evaluates a default, a cast, a domain or a condition. The event
+-- triggers themselves are made in 990, by the role that installs.
 
 create function pgaudit_wf.renamed(name text, renames jsonb) returns text
 language sql immutable parallel safe
@@ -1795,20 +2108,26 @@ comment on function pgaudit_wf.rename_in_rules(text, text, text) is 'Follows a r
 create function pgaudit_wf.column_default(target regclass, name text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+-- As the triggers write it.
+set timezone = 'UTC'
 as $$
 declare
     missing text;
-    type text;
+    type oid;
     value jsonb;
 begin
-    -- What PostgreSQL shows in the rows that were there before the column was added.
-    select (attmissingval::text::text[])[1], format_type(atttypid, atttypmod) into missing, type
+    -- What PostgreSQL shows in the rows that were there before the column was added, as it keeps it.
+    select (attmissingval::text::text[])[1], pgaudit_wf.base_type(atttypid) into missing, type
     from pg_attribute where attrelid = column_default.target and attname = column_default.name;
-    execute format('select to_jsonb($1::%s)', type) into value using missing;
-    return value;
+    if pgaudit_wf.is_built_in(type) then
+        execute format('select to_jsonb($1::%s)', format_type(type, null)) into value using missing;
+        return value;
+    end if;
+    return to_jsonb(missing);
 end
 $$;
-comment on function pgaudit_wf.column_default(regclass, text) is 'The constant default that an added column has in the rows that were there before.';
+comment on function pgaudit_wf.column_default(regclass, text) is
+    'The constant default that an added column has in the rows that were there before; as text unless its type is one of PostgreSQL''s own.';
 
 create function pgaudit_wf.recompile(target regclass, renamed_to text) returns void
 language plpgsql security definer
@@ -1822,8 +2141,8 @@ declare
 begin
     select * into strict setting from pgaudit_wf.attachment as a where a.target = recompile.target;
     if recompile.renamed_to = any (columns_now) and recompile.renamed_to <> all (setting.columns) then
-        select jsonb_build_object(name, recompile.renamed_to) into strict renames
-        from unnest(setting.columns) as name where name <> all (columns_now);
+        select coalesce(jsonb_object_agg(name, recompile.renamed_to) filter (where count = 1), '{}') into renames
+        from (select name, count(*) over () as count from unnest(setting.columns) as name where name <> all (columns_now)) as gone;
     end if;
     altered := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(jsonb_build_object(
         'renamed', nullif(renames, '{}'),
@@ -1834,50 +2153,50 @@ begin
             select jsonb_agg(name) from unnest(setting.columns) as name
             where name <> all (columns_now) and not renames ? name))) where value <> 'null');
 
-    setting.columns := columns_now;
-    setting.id_columns := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
-    setting.org_column := pgaudit_wf.renamed(setting.org_column, renames);
-    setting.label_column := pgaudit_wf.renamed(setting.label_column, renames);
-    setting.ignore := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.ignore) as name where pgaudit_wf.renamed(name, renames) = any (columns_now));
-    setting.redact := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.redact) as name where pgaudit_wf.renamed(name, renames) = any (columns_now));
-    if not columns_now @> setting.id_columns then
-        raise exception '% is audited, and a column that identifies its rows (%) cannot be dropped', recompile.target, array_to_string(setting.id_columns, ', ')
-            using errcode = 'PA002', hint = format('Attach it by other columns first: select pgaudit_wf.attach(%L, id_columns => …).', recompile.target);
-    end if;
-    setting.org_column := case when setting.org_column = any (columns_now) then setting.org_column end;
-    setting.label_column := case when setting.label_column = any (columns_now) then setting.label_column end;
-    update pgaudit_wf.attachment as a
-    set (id_columns, org_column, label_column, ignore, redact, columns)
-        = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.columns)
-    where a.target = recompile.target;
-
-    update pgaudit_wf.workflow_attachment as w
-    set nodes_column = pgaudit_wf.renamed(nodes_column, renames),
-        edges_column = pgaudit_wf.renamed(edges_column, renames),
-        name_column = pgaudit_wf.renamed(name_column, renames),
-        description_column = pgaudit_wf.renamed(description_column, renames),
-        visibility_column = pgaudit_wf.renamed(visibility_column, renames),
-        enabled_column = pgaudit_wf.renamed(enabled_column, renames),
-        listed_column = pgaudit_wf.renamed(listed_column, renames),
-        listing_columns = array(select pgaudit_wf.renamed(name, renames) from unnest(listing_columns) as name)
-    where w.target = recompile.target;
-    perform pgaudit_wf.check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
-
-    perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
-    perform pgaudit_wf.rename_in_limit_condition(setting.target, setting.resource_type, renames);
-    perform pgaudit_wf.install_capture(setting, true);
     if altered <> '{}' then
+        setting.columns := columns_now;
+        setting.id_columns := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
+        -- A setting names a column that was dropped, too: what replaces it under its name is what it was. And a secret's old name stays
+        -- one, for the column that is made under it next.
+        setting.org_column := pgaudit_wf.renamed(setting.org_column, renames);
+        setting.label_column := pgaudit_wf.renamed(setting.label_column, renames);
+        setting.ignore := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.ignore) as name);
+        setting.redact := setting.redact || array(select renames ->> name from unnest(setting.redact) as name where renames ? name);
+        if not columns_now @> setting.id_columns then
+            raise exception '% is audited, and a column that identifies its rows (%) cannot be dropped', recompile.target, array_to_string(setting.id_columns, ', ')
+                using errcode = 'PA002', hint = format('Attach it by other columns first: select pgaudit_wf.attach(%L, id_columns => …).', recompile.target);
+        end if;
+        update pgaudit_wf.attachment as a
+        set (id_columns, org_column, label_column, ignore, redact, columns)
+            = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.columns)
+        where a.target = recompile.target;
+
+        update pgaudit_wf.workflow_attachment as w
+        set nodes_column = pgaudit_wf.renamed(nodes_column, renames),
+            edges_column = pgaudit_wf.renamed(edges_column, renames),
+            name_column = pgaudit_wf.renamed(name_column, renames),
+            description_column = pgaudit_wf.renamed(description_column, renames),
+            visibility_column = pgaudit_wf.renamed(visibility_column, renames),
+            enabled_column = pgaudit_wf.renamed(enabled_column, renames),
+            listed_column = pgaudit_wf.renamed(listed_column, renames),
+            listing_columns = array(select pgaudit_wf.renamed(name, renames) from unnest(listing_columns) as name)
+        where w.target = recompile.target;
+        perform pgaudit_wf.check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
+        begin
+            perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
+        exception
+            when sqlstate 'PA003' then
+                raise warning '%', sqlerrm using hint = 'Changes are recorded without this meaning until pgaudit_wf.action_rule is mended; pgaudit_wf.doctor() names it.';
+        end;
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, 'altered', altered);
     end if;
-exception
-    when sqlstate 'PA003' then
-        raise exception '% is audited, and this change breaks a rule: %', recompile.target, sqlerrm
-            using errcode = 'PA003', hint = 'Change or delete it first, in pgaudit_wf.action_rule or pgaudit_wf.limit_condition.';
+    perform pgaudit_wf.follow_limit(setting, renames);
+    perform pgaudit_wf.write_functions(setting);
 end
 $$;
 comment on function pgaudit_wf.recompile(regclass, text) is
-    'Compiles an attached table''s trigger anew after DDL; its settings and rules follow a column that was renamed.';
+    'Writes an attached table''s trigger functions anew after DDL; its settings and rules follow a column that was renamed.';
 
 create function pgaudit_wf.descendants(target regclass) returns setof regclass
 language sql stable
@@ -1920,34 +2239,100 @@ declare
     command record;
     concerned regclass;
 begin
-    if current_setting('pgaudit_wf.compiling', true) = 'on' then
-        return;
-    end if;
-    if tg_tag = 'CREATE CAST' then
-        perform pgaudit_wf.check_casts(a.target) from pgaudit_wf.attachment as a;
-    end if;
     for command in
-        select done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done where done.classid = 'pg_class'::regclass
+        select done.classid, done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done
+        where done.classid in ('pg_class'::regclass, 'pg_type'::regclass)
     loop
         for concerned in
             select a.target from pgaudit_wf.attachment as a
             where a.form = 'compiled'
-                and (a.target = command.objid
-                    or a.target in (select pgaudit_wf.descendants(command.objid))
-                    or a.target in (select relid from pg_partition_ancestors(command.objid))
+                and (
+                    command.classid = 'pg_class'::regclass and (a.target = command.objid
+                        or a.target in (select pgaudit_wf.descendants(command.objid))
+                        or a.target in (select relid from pg_partition_ancestors(command.objid)))
                     or exists (
                         select from pg_attribute
                         where attrelid = a.target and attnum > 0 and not attisdropped and atttypid >= 16384
-                            and pgaudit_wf.contains_type(atttypid, (select reltype from pg_class where oid = command.objid))))
+                            and pgaudit_wf.contains_type(atttypid, case command.classid when 'pg_type'::regclass then command.objid
+                                else (select reltype from pg_class where oid = command.objid) end)))
             order by a.target::oid
         loop
             -- Only RENAME COLUMN reports a column; it says the new name.
-            perform pgaudit_wf.recompile(concerned, (select attname from pg_attribute where attrelid = command.objid and attnum = nullif(command.objsubid, 0)));
+            perform pgaudit_wf.recompile(concerned, (
+                select attname from pg_attribute
+                where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0)));
         end loop;
     end loop;
 end
 $$;
-comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: recompiles the attached tables concerned; after CREATE CAST: checks them.';
+comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: writes the functions of the attached tables concerned anew.';
+
+create function pgaudit_wf.follow_as_author() returns event_trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    wanted record;
+begin
+    -- Statement triggers are not handed down to partitions, as those for each row are. Only pg_catalog is asked before it is known that
+    -- the partition is of an attached table: its owner may call our trigger functions, others need no right of ours.
+    for wanted in
+        select distinct part.relid::regclass as relation, p.proname as function_name, own.name, own.event, own.transition
+        from pg_event_trigger_ddl_commands() as command
+        join pg_partition_tree(command.objid) as part on true
+        join pg_partition_ancestors(part.relid) as parent on parent.relid <> part.relid
+        join pg_trigger as t on t.tgrelid = parent.relid and not t.tgisinternal
+        join (values
+            ('!pgaudit_wf_insert', 'pgaudit_wf_truncate', 'truncate', ''),
+            ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_insert', 'insert', 'referencing new table as new_rows'),
+            ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_update', 'update', 'referencing old table as old_rows new table as new_rows'),
+            ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_delete', 'delete', 'referencing old table as old_rows'),
+            ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_truncate', 'truncate', '')
+        ) as own (parent_trigger, name, event, transition) on own.parent_trigger = t.tgname
+        join pg_proc as p on p.oid = t.tgfoid
+        join pg_namespace as n on n.oid = p.pronamespace and n.nspname = 'pgaudit_wf'
+        where command.classid = 'pg_class'::regclass and command.object_type = 'table'
+            and (own.event <> 'truncate' or part.isleaf)
+            and not exists (select from pg_trigger as present where present.tgrelid = part.relid and present.tgname = own.name)
+    loop
+        begin
+            execute format('create or replace trigger %I after %s on %s %s for each statement execute function pgaudit_wf.%I()',
+                wanted.name, wanted.event, wanted.relation, wanted.transition, wanted.function_name);
+            if wanted.name = 'pgaudit_wf_truncate' then
+                execute format('alter table %s enable always trigger pgaudit_wf_truncate', wanted.relation);
+            end if;
+        exception
+            when insufficient_privilege then
+                raise warning 'partition % of an audited table lacks the trigger % (%)', wanted.relation, wanted.name, sqlerrm
+                    using hint = 'Have the table attached again: pgaudit_wf.doctor() says how.';
+        end;
+    end loop;
+    -- A partition that was detached keeps its statement triggers, and is no longer ours.
+    for wanted in
+        select distinct stray.tgname as name, stray.tgrelid::regclass as relation
+        from pg_event_trigger_ddl_commands() as command
+        join pg_class as c on c.oid = command.objid and c.relkind = 'p'
+        join pg_trigger as own on own.tgrelid = c.oid and own.tgname in ('!pgaudit_wf_insert', 'pgaudit_wf_limit_insert')
+        join pg_trigger as stray on stray.tgfoid = own.tgfoid and stray.tgparentid = 0
+        where command.classid = 'pg_class'::regclass and command.command_tag = 'ALTER TABLE' and own.tgparentid = 0
+            and not exists (select from pg_partition_tree(c.oid) as tree where tree.relid = stray.tgrelid)
+    loop
+        begin
+            execute format('drop trigger %I on %s', wanted.name, wanted.relation);
+        exception
+            when insufficient_privilege then
+                raise warning 'the trigger % stays on %, which is no longer a partition of an audited table (%)', wanted.name, wanted.relation, sqlerrm;
+        end;
+    end loop;
+    if exists (
+        select from pg_event_trigger_ddl_commands() as command where command.object_type = 'view' and command.schema_name = 'pgaudit_wf')
+    then
+        perform pgaudit_wf.grant_directory();
+    end if;
+end
+$$;
+comment on function pgaudit_wf.follow_as_author() is
+    'Event trigger after CREATE TABLE, ALTER TABLE and CREATE VIEW, as whoever runs it: gives new partitions of an attached table their own statement triggers, and lets a view of ours read the columns that it names.';
 
 create function pgaudit_wf.after_drop() returns event_trigger
 language plpgsql security definer
@@ -1957,9 +2342,6 @@ declare
     setting pgaudit_wf.attachment;
     broken regclass;
 begin
-    if current_setting('pgaudit_wf.compiling', true) = 'on' then
-        return;
-    end if;
     for setting in
         delete from pgaudit_wf.attachment as a
         where a.target in (select dropped.objid from pg_event_trigger_dropped_objects() as dropped where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
@@ -1971,10 +2353,10 @@ begin
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
         delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
         perform pgaudit_wf.uninstall_limit(setting.target);
-        perform set_config('pgaudit_wf.compiling', 'on', true);
-        execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
-        execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
-        perform set_config('pgaudit_wf.compiling', 'off', true);
+        -- Cascade: partitions that were detached have kept its triggers.
+        execute format('drop function if exists pgaudit_wf.%I() cascade', pgaudit_wf.guard_function_name(setting));
+        execute format('drop function if exists pgaudit_wf.%I() cascade', setting.function_name);
+        perform pgaudit_wf.revoke_usage(setting);
     end loop;
     -- A partition that was dropped took its rows with it.
     for setting in
@@ -1984,7 +2366,7 @@ begin
             select from pg_event_trigger_dropped_objects() as dropped
             where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0 and t.basis -> 'relations' @> to_jsonb(dropped.objid::bigint))
     loop
-        perform pgaudit_wf.install_limit(setting);
+        perform pgaudit_wf.follow_limit(setting, '{}');
     end loop;
     -- A CASCADE (of a type, say) took columns of attached tables; ALTER TABLE is seen by after_ddl().
     if tg_tag <> 'ALTER TABLE' then
@@ -1999,21 +2381,7 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.after_drop() is 'Event trigger: forgets attached tables that were dropped, recompiles those that lost a column by CASCADE.';
-
-do $$
-begin
-    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE', 'CREATE CAST') execute function pgaudit_wf.after_ddl();
-    create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
-    alter event trigger pgaudit_wf_after_ddl enable always;
-    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE, ALTER TYPE and CREATE TABLE; refuses a cast that they would run with our rights.';
-    comment on event trigger pgaudit_wf_after_drop is 'Forgets attached tables that are dropped; recompiles those that lose a column by CASCADE.';
-    alter event trigger pgaudit_wf_after_drop enable always;
-exception
-    when insufficient_privilege then
-        raise notice '% may not create event triggers: attach() will compile the generic form, which is slower but needs none', current_user;
-end
-$$;
+comment on function pgaudit_wf.after_drop() is 'Event trigger: forgets attached tables that were dropped, writes the functions of those that lost a column by CASCADE.';
 
 -- sql/core/100_record_event.sql
 
@@ -2269,59 +2637,53 @@ $$;
 comment on function pgaudit_wf.describe_actors(text, text[], text) is
     'Name, e-mail and role of the organisation''s members and of actors in its trail, for its owners and admins only: those with the given ids, or whose name or e-mail matches an ILIKE pattern.';
 
-create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
-language plpgsql stable security definer
+create function pgaudit_wf.grant_directory() returns void
+language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
 declare
-    setting pgaudit_wf.attachment;
+    needed record;
 begin
-    if resource_names.org_id is distinct from pgaudit_wf.readable_org() then
-        return;
-    end if;
-    for setting in
-        select a.* from pgaudit_wf.attachment as a
-        where a.resource_type = any (resource_names.resource_types) and a.label_column is not null and a.org_column is not null
+    for needed in
+        select d.refobjid::regclass as relation, string_agg(distinct quote_ident(a.attname), ', ') as columns, pgaudit_wf.schema_owner() as reader
+        from pg_class as v
+        join pg_rewrite as r on r.ev_class = v.oid
+        join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
+        join pg_class as c on c.oid = d.refobjid and c.relnamespace not in ('pgaudit_wf'::regnamespace, 'pg_catalog'::regnamespace)
+        join pg_attribute as a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+        where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v'
+            and not has_column_privilege(v.relowner, d.refobjid, d.refobjsubid::smallint, 'select')
+        group by d.refobjid
     loop
-        return query execute pgaudit_wf.resource_names_query(setting) || format(' and %I::text = $3', setting.org_column)
-            using resource_names.resource_types, resource_names.resource_ids, resource_names.org_id;
+        begin
+            execute format('grant select (%s) on %s to %I', needed.columns, needed.relation, needed.reader);
+        exception
+            when insufficient_privilege then
+                raise warning 'views of pgaudit_wf read %, and % may not (%)', needed.relation, needed.reader, sqlerrm
+                    using hint = format('Have its owner run: grant select (%s) on %s to %I', needed.columns, needed.relation, needed.reader);
+        end;
     end loop;
 end
 $$;
-comment on function pgaudit_wf.resource_names(text[], text[], text) is
-    'Present names of resources of the organisation, for its owners and admins: from the label column of the attached tables.';
+comment on function pgaudit_wf.grant_directory() is
+    'Lets the owner of our schema, as which they are read, read the columns that actor_directory, org_member and credential_directory name, with the rights of the caller. Where event triggers can be had, CREATE VIEW does it by itself.';
 
-create function pgaudit_wf.resource_names_query(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- A single key is compared in its own type, so that its index is used. An application may tell of an id that no key can be:
-    -- it names nothing, and must not keep the rest of the page from being read.
-    select format(
-        'select %1$L::text, %2$s, left(r.%3$I::text, 255) from %4$s as r'
-        ' where %5$s = any (array(select distinct wanted.id%6$s from unnest($1, $2) as wanted (type, id) where wanted.type = %1$L%7$s))',
-        (setting).resource_type, pgaudit_wf.key_expression(setting, 'r'), (setting).label_column, (setting).target,
-        case when kind is null then pgaudit_wf.key_expression(setting, 'r') else format('r.%I', (setting).id_columns[1]) end,
-        case kind when 'uuid' then '::uuid' when 'integer' then '::bigint' else '' end,
-        case kind
-            when 'uuid' then ' and wanted.id ~ ''^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$'''
-            when 'integer' then ' and wanted.id ~ ''^-?[0-9]{1,18}$'''
-            else ''
-        end)
-    from (
-        select case
-            when cardinality((setting).id_columns) > 1 then null
-            when atttypid = 'uuid'::regtype then 'uuid'
-            when atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) then 'integer'
-            when atttypid in ('text'::regtype, 'varchar'::regtype) then 'text'
-        end as kind
-        from pg_attribute
-        where attrelid = (setting).target and attname = (setting).id_columns[1]
-    ) as key_type
+    -- From the log, not the table: so nobody's table, policy or type is touched, and what was deleted still has its name.
+    select wanted.type, wanted.id, named.label
+    from (select distinct u.type, u.id from unnest(resource_names.resource_types, resource_names.resource_ids) as u (type, id)) as wanted,
+    lateral (
+        select l.metadata ->> 'label' as label from pgaudit_wf.security_audit_log as l
+        where l.resource_type = wanted.type and l.resource_id = wanted.id and l.captured and l.metadata ? 'label'
+            and (resource_names.org_id is null or l.org_id = resource_names.org_id)
+        order by l.occurred_at desc, l.id desc limit 1
+    ) as named
 $$;
-comment on function pgaudit_wf.resource_names_query(pgaudit_wf.attachment) is
-    'Query for the names of resources of an attached table: $1 resource types, $2 resource ids, pairwise.';
+comment on function pgaudit_wf.resource_names(text[], text[], text) is
+    'Newest names of resources, by the label column of the attached tables, as far as the caller may read their events; of one organization, or (null) of all.';
 
 -- sql/core/130_audit_trail.sql
 
@@ -2415,31 +2777,6 @@ $$;
 comment on function pgaudit_wf.present_actors(text[], text[], boolean) is
     'Present names of the actors of a page of the trail, with their roles in the events'' organisations, as far as the caller may see them: $1 actors, $2 organisations, pairwise.';
 
-create function pgaudit_wf.present_names(resource_types text[], resource_ids text[], org_id text, restricted boolean)
-returns table (resource_type text, resource_id text, name text)
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_column
-declare
-    setting pgaudit_wf.attachment;
-begin
-    if present_names.restricted then
-        return query select n.* from pgaudit_wf.resource_names(present_names.resource_types, present_names.resource_ids, present_names.org_id) as n;
-        return;
-    end if;
-    for setting in
-        select a.* from pgaudit_wf.attachment as a
-        where a.resource_type = any (present_names.resource_types) and a.label_column is not null
-            and has_table_privilege(a.target, 'select')
-    loop
-        return query execute pgaudit_wf.resource_names_query(setting) using present_names.resource_types, present_names.resource_ids;
-    end loop;
-end
-$$;
-comment on function pgaudit_wf.present_names(text[], text[], text, boolean) is
-    'Present names of the resources of a page of the trail, as far as the caller may see them.';
-
 create function pgaudit_wf.audit_trail(
     org_id text default null,
     action text default null,
@@ -2509,8 +2846,8 @@ begin
             select d.* from pgaudit_wf.present_actors(
                 array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), restricted) as d
         ), resource as (
-            select n.* from pgaudit_wf.present_names(
-                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org, restricted) as n
+            select n.* from pgaudit_wf.resource_names(
+                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org) as n
         )
         select
             e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, coalesce(actor.name, e.actor_label), actor.email, actor.role,
@@ -2905,95 +3242,6 @@ comment on column pgaudit_wf.api_key_activity.revoked_by is 'Actor who revoked i
 comment on column pgaudit_wf.api_key_activity.deleted_at is 'When its row was deleted.';
 comment on column pgaudit_wf.api_key_activity.events is 'Number of events of the key.';
 comment on column pgaudit_wf.api_key_activity.last_event_at is 'Time of the last one.';
-
--- sql/core/160_doctor.sql
-
--- Is what should be recorded still being recorded?
-
-create function pgaudit_wf.doctor() returns table (severity text, subject text, problem text, remedy text)
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    with expected as (
-        select a.target, a.form, a.function_name, tree.relid, wanted.name, wanted.name = 'pgaudit_wf_truncate' as statement_level
-        from pgaudit_wf.attachment as a,
-        lateral (select a.target as relid union select leaf from pgaudit_wf.leaf_tables(a.target) as leaf) as tree,
-        lateral unnest(array['pgaudit_wf_insert', 'pgaudit_wf_update', 'pgaudit_wf_delete', 'pgaudit_wf_truncate']) as wanted (name)
-        where wanted.name <> 'pgaudit_wf_truncate' or tree.relid in (select pgaudit_wf.leaf_tables(a.target))
-    )
-    select 'error', e.relid::regclass::text, format('the trigger %s is missing', e.name), format('select pgaudit_wf.attach(%L);', e.target)
-    from expected as e
-    where not exists (select from pg_trigger where tgrelid = e.relid and tgname = e.name)
-    union all
-    select 'error', e.relid::regclass::text, format('the trigger %s is disabled', e.name), format('alter table %s enable always trigger %I;', e.relid::regclass, e.name)
-    from expected as e
-    join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled <> 'A'
-    union all
-    select 'error', a.target::text,
-        format('its columns have changed since its trigger was made: %s', array_to_string(array(
-            select '+' || name from unnest(pgaudit_wf.column_names(a.target)) as name where name <> all (a.columns)
-            union all
-            select '-' || name from unnest(a.columns) as name where name <> all (pgaudit_wf.column_names(a.target))), ', ')),
-        format('select pgaudit_wf.attach(%L);', a.target)
-    from pgaudit_wf.attachment as a
-    where not (a.columns @> pgaudit_wf.column_names(a.target) and a.columns <@ pgaudit_wf.column_names(a.target))
-    union all
-    select 'error', a.target::text, 'its trigger is compiled, but DDL is not being followed: the next ALTER TABLE can make writes fail',
-        format('alter event trigger … enable always; or, for the slower form that needs none: select pgaudit_wf.attach(%L);', a.target)
-    from pgaudit_wf.attachment as a
-    where a.form = 'compiled' and not pgaudit_wf.can_follow_ddl()
-    union all
-    select 'error', a.target::text, format('role %I can alter the table, and so switch its triggers off', member.rolname), format('revoke %I from %I;', owner.rolname, member.rolname)
-    from pgaudit_wf.attachment as a
-    join pg_class as c on c.oid = a.target
-    join pg_roles as owner on owner.oid = c.relowner
-    join pg_roles as member on pg_has_role(member.oid, owner.oid, 'member') and not member.rolsuper
-    where pg_has_role(member.oid, to_regrole('pgaudit_wf_app'), 'member') and member.rolname <> 'pgaudit_wf_app'
-        and to_regrole('pgaudit_wf_app') is not null
-    union all
-    select 'error', l.relation::text, format('role %I may %s the log directly', grantee.rolname, lower(l.privilege)),
-        format('revoke %s on %s from %I;', lower(l.privilege), l.relation, grantee.rolname)
-    from (
-        select c.oid::regclass as relation, acl.grantee, acl.privilege_type as privilege
-        from pg_class as c, aclexplode(c.relacl) as acl
-        where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind in ('r', 'p') and acl.grantee <> c.relowner
-            and acl.privilege_type in ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER')
-    ) as l
-    join pg_roles as grantee on grantee.oid = l.grantee
-    union all
-    select 'error', guard.relation::text, 'the log''s append-only trigger is missing or disabled', 'Find out who disabled it; then: alter table … enable always trigger append_only;'
-    from (
-        select relid::regclass as relation from pg_partition_tree('pgaudit_wf.security_audit_log')
-        union all values ('pgaudit_wf.attachment_history'::regclass)
-    ) as guard
-    where not exists (select from pg_trigger where tgrelid = guard.relation and tgname = 'append_only' and tgenabled = 'A')
-    union all
-    select 'warning', 'pgaudit_wf.security_audit_log', format('there is no partition for %s yet', to_char(month, 'YYYY-MM')), 'select pgaudit_wf.ensure_log_partitions();'
-    from generate_series(date_trunc('month', now() at time zone 'UTC'), date_trunc('month', now() at time zone 'UTC') + interval '1 month', interval '1 month') as month
-    where to_regclass(format('pgaudit_wf.security_audit_log_%s', to_char(month, '"y"YYYY"m"MM'))) is null
-    union all
-    select 'warning', 'pgaudit_wf.security_audit_log_default', 'events are waiting in the default partition', 'select pgaudit_wf.add_log_partition(''<their month>'');'
-    where exists (select from pgaudit_wf.security_audit_log_default)
-    union all
-    select 'warning', f.target, format('%s changes went through unrecorded, last at %s (SQLSTATE %s)', count(*), max(f.occurred_at), max(f.sqlstate)),
-        'Find the cause; delete the rows of pgaudit_wf.capture_failure when it is mended.'
-    from pgaudit_wf.capture_failure as f group by f.target
-    union all
-    select 'notice', a.target::text, 'its trigger is of the generic form, which is slower', 'Run pgaudit-wf migrate as a role that may create event triggers, then attach again.'
-    from pgaudit_wf.attachment as a
-    where a.form = 'generic' and not pgaudit_wf.can_follow_ddl()
-    union all
-    select 'notice', a.target::text, 'its trigger is of the generic form, and need not be', format('select pgaudit_wf.attach(%L);', a.target)
-    from pgaudit_wf.attachment as a
-    where a.form = 'generic' and pgaudit_wf.can_follow_ddl()
-    union all
-    select 'notice', name, 'the role does not exist', format('create role %I nologin; select pgaudit_wf.grant_roles();', name)
-    from unnest(array['pgaudit_wf_app', 'pgaudit_wf_reader']) as name
-    where to_regrole(name) is null
-    order by 1, 2, 3
-$$;
-comment on function pgaudit_wf.doctor() is
-    'What is wrong or has drifted, and the remedy: missing or disabled triggers, changed columns, rights that are too wide, missing partitions. No row: all is well.';
 
 -- sql/core/200_canonical_json.sql
 
@@ -4813,19 +5061,18 @@ set search_path = pg_catalog, pg_temp
 as $$ select 'guard_' || substr((setting).function_name, length('capture_') + 1) $$;
 comment on function pgaudit_wf.guard_function_name(pgaudit_wf.attachment) is 'Name of the guard''s trigger function, beside that of the capture.';
 
-create function pgaudit_wf.install_guard(setting pgaudit_wf.attachment) returns void
-language plpgsql
+create function pgaudit_wf.guard_body(setting pgaudit_wf.attachment) returns text
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = (setting).target);
-    function_name constant text := pgaudit_wf.guard_function_name(setting);
     generic constant boolean := (setting).form = 'generic';
     body text := '';
     switch record;
 begin
     if workflow.target is null or coalesce(workflow.enabled_column, workflow.listed_column) is null then
-        return;
+        return null;
     end if;
     for switch in
         select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
@@ -4841,21 +5088,16 @@ begin
                 pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing) end;
     end loop;
     if generic then
-        body := format(e'    after := pgaudit_wf.json_row(new);%s\n    if tg_op = ''UPDATE'' then\n        before := pgaudit_wf.json_row(old);%s\n    end if;\n',
+        body := format(e'    after := pgaudit_wf.generic_row(new, setting);%s\n    if tg_op = ''UPDATE'' then\n        before := pgaudit_wf.generic_row(old, setting);%s\n    end if;\n',
             pgaudit_wf.follow_names(setting, 'after'), pgaudit_wf.follow_names(setting, 'before')) || body;
     end if;
-    execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp\nas %L',
-        function_name, format(e'\n-- Keeps an invalid workflow of %s from going live; written by pgaudit_wf.attach_workflow().\n%sbegin\n%s    return new;\nend\n',
-            (setting).target, case when generic then e'declare\n    before jsonb;\n    after jsonb;\n' else '' end, body));
-    execute format('comment on function pgaudit_wf.%I() is %L', function_name, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target));
-    execute format('revoke all on function pgaudit_wf.%I() from public', function_name);
-    execute format('alter function pgaudit_wf.%I() owner to %s', function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
-    execute format('create or replace trigger pgaudit_wf_guard before insert or update on %s for each row execute function pgaudit_wf.%I()',
-        (setting).target, function_name);
-    execute format('alter table %s enable always trigger pgaudit_wf_guard', (setting).target);
+    return format(e'\n-- Keeps an invalid workflow from going live; written by pgaudit_wf.attach_workflow().\n%sbegin\n%s    return new;\nend\n',
+        case when generic then format(e'declare\n    setting constant pgaudit_wf.generic_setting := %s;\n    before jsonb;\n    after jsonb;\n',
+            pgaudit_wf.describe_generic(setting)) else '' end, body);
 end
 $$;
-comment on function pgaudit_wf.install_guard(pgaudit_wf.attachment) is 'Compiles the trigger that refuses to enable or list an invalid workflow; nothing for other tables.';
+comment on function pgaudit_wf.guard_body(pgaudit_wf.attachment) is
+    'The body of the trigger function that refuses to enable or list an invalid workflow; null for other tables.';
 
 -- sql/core/275_attach_execution.sql
 
@@ -6129,15 +6371,23 @@ create table pgaudit_wf.limit_target (
     target regclass primary key,
     resource_type text not null,
     org_column text not null,
+    condition text not null,
+    condition_columns text[] not null,
+    aliases jsonb not null,
     function_name text not null unique,
-    basis jsonb not null
+    basis jsonb not null,
+    stale_since timestamptz
 );
 comment on table pgaudit_wf.limit_target is 'Tables that are counted; written by install_limit() only.';
 comment on column pgaudit_wf.limit_target.target is 'The table.';
 comment on column pgaudit_wf.limit_target.resource_type is 'Its resource type.';
-comment on column pgaudit_wf.limit_target.org_column is 'Column with the organisation; rows without one take no place.';
+comment on column pgaudit_wf.limit_target.org_column is 'Column with the organisation, by its alias; rows without one take no place.';
+comment on column pgaudit_wf.limit_target.condition is 'Condition for a row to take a place, as PostgreSQL writes it, over the aliases of the columns.';
+comment on column pgaudit_wf.limit_target.condition_columns is 'Aliases of the columns that the condition names.';
+comment on column pgaudit_wf.limit_target.aliases is 'The columns'' names when the condition was compiled, by what they are called now ({name: alias}): so a renamed column is counted as before.';
 comment on column pgaudit_wf.limit_target.function_name is 'Trigger function in schema pgaudit_wf.';
-comment on column pgaudit_wf.limit_target.basis is 'What the count rests on: number of the org column, types of the columns by number, relations that hold the rows.';
+comment on column pgaudit_wf.limit_target.basis is 'What the count rests on: number of the org column, types of the columns by alias, relations that hold the rows.';
+comment on column pgaudit_wf.limit_target.stale_since is 'Since when DDL may have made the count wrong that could not be counted anew there and then; recount_usage() does.';
 
 alter table pgaudit_wf.org_limit enable row level security;
 create policy readable_org on pgaudit_wf.org_limit for select using (org_id is null or org_id = (select pgaudit_wf.readable_org()));
@@ -6174,60 +6424,77 @@ comment on column pgaudit_wf.limit_usage.used is 'Rows that take a place now.';
 comment on column pgaudit_wf.limit_usage.max_count is 'How many there may be; null: any number.';
 comment on column pgaudit_wf.limit_usage.is_default is 'True when the limit is the default for all organisations.';
 
-create function pgaudit_wf.compile_limit_condition(target regclass, condition text, renames jsonb default '{}') returns text
+create function pgaudit_wf.compile_limit_condition(target regclass, resource_type text, out condition text, out condition_columns text[])
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
-    compiled text;
-    old_name text;
-    new_name text;
+    written constant text := (select c.condition from pgaudit_wf.limit_condition as c where c.resource_type = compile_limit_condition.resource_type);
 begin
-    perform set_config('pgaudit_wf.compiling', 'on', true);
-    -- As the predicate of an index PostgreSQL itself checks the condition (boolean, immutable, no subquery), follows renamed
-    -- columns and writes it out unambiguously. The copy of the table has no rows.
+    condition := 'true';
+    condition_columns := '{}';
+    if written is null then
+        return;
+    end if;
+    -- As the predicate of an index PostgreSQL itself checks the condition (boolean, immutable, no subquery), writes it out unambiguously
+    -- and says what it depends on. The copy of the table has no rows.
     execute format('create temporary table pgaudit_wf_limit (like %s)', compile_limit_condition.target);
-    for old_name, new_name in select key, value from jsonb_each_text(compile_limit_condition.renames) loop
-        execute format('alter table pg_temp.pgaudit_wf_limit rename %I to %I', new_name, old_name);
-    end loop;
-    execute format(e'create index pgaudit_wf_limit_condition on pg_temp.pgaudit_wf_limit ((1)) where (%s\n)', compile_limit_condition.condition);
-    for old_name, new_name in select key, value from jsonb_each_text(compile_limit_condition.renames) loop
-        execute format('alter table pg_temp.pgaudit_wf_limit rename %I to %I', old_name, new_name);
-    end loop;
-    select pg_get_expr(indpred, indrelid) into strict compiled
+    execute format(e'create index pgaudit_wf_limit_condition on pg_temp.pgaudit_wf_limit ((1)) where (%s\n)', written);
+    select pg_get_expr(indpred, indrelid) into strict condition
     from pg_index where indexrelid = to_regclass('pg_temp.pgaudit_wf_limit_condition');
+    condition_columns := array(
+        select attname::text from pg_depend join pg_attribute on attrelid = refobjid and attnum = refobjsubid
+        where classid = 'pg_class'::regclass and objid = to_regclass('pg_temp.pgaudit_wf_limit_condition')
+            and refclassid = 'pg_class'::regclass and refobjid = to_regclass('pg_temp.pgaudit_wf_limit') order by attnum);
     drop table pg_temp.pgaudit_wf_limit;
-    perform set_config('pgaudit_wf.compiling', outer_state, true);
-    return compiled;
 exception
     when others then
         raise exception 'the limit condition of % does not compile for %: %',
-            coalesce((select c.resource_type from pgaudit_wf.limit_condition as c where c.condition = compile_limit_condition.condition limit 1), 'this type'),
-            compile_limit_condition.target, sqlerrm
+            compile_limit_condition.resource_type, compile_limit_condition.target, sqlerrm
             using errcode = 'PA003',
-                detail = format('The condition is: %s', compile_limit_condition.condition),
+                detail = format('The condition is: %s', written),
                 hint = 'It is a boolean expression over the columns of the row, without subqueries and without what changes by itself, such as now(); name functions and types outside pg_catalog with their schema.';
 end
 $$;
-comment on function pgaudit_wf.compile_limit_condition(regclass, text, jsonb) is
-    'The condition as PostgreSQL writes it, after renames of columns ({old: new}) that the table has already undergone; raises PA003 if it is no immutable boolean expression over a row of the table.';
+comment on function pgaudit_wf.compile_limit_condition(regclass, text) is
+    'The limit condition of a resource type as PostgreSQL writes it, and the columns that it names; raises PA003 if it is no immutable boolean expression over a row of the table.';
 
-create function pgaudit_wf.counting_condition(target regclass, resource_type text) returns text
-language sql
+create function pgaudit_wf.counted_alias(limited pgaudit_wf.limit_target) returns text
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(
-        (select pgaudit_wf.compile_limit_condition(counting_condition.target, c.condition)
-            from pgaudit_wf.limit_condition as c where c.resource_type = counting_condition.resource_type),
-        'true')
+    -- Where nobody says what became of a column, its name has to do. A column that came later could have the name by which another one
+    -- is known.
+    select case when (select a.form from pgaudit_wf.attachment as a where a.target = (limited).target) = 'generic' then 'r' else format('r (%s)', string_agg(quote_ident(coalesce((limited).aliases ->> attname,
+            case when exists (select from jsonb_each_text((limited).aliases) as taken where taken.value = attname) then '!' || attnum else attname end)),
+        ', ' order by attnum)) end
+    from pg_attribute where attrelid = (limited).target and attnum > 0 and not attisdropped
 $$;
-comment on function pgaudit_wf.counting_condition(regclass, text) is 'SQL condition that is true for the rows of a table that take a place.';
+comment on function pgaudit_wf.counted_alias(pgaudit_wf.limit_target) is 'Alias for the rows of a counted table, with its columns under the names that its condition knows them by.';
+
+create function pgaudit_wf.count_usage(limited pgaudit_wf.limit_target) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+-- Rather an error than somebody's policy, run by us, or a count of part of the rows.
+set row_security = off
+as $$
+begin
+    execute format(
+        'insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)'
+        ' select left(%1$s, 255), $1, count(*) from %2$s as %3$s where %4$I is not null and %5$s group by 1'
+        ' on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used',
+        pgaudit_wf.limit_org_expression(limited, 'r'),
+        -- Of an inheriting table, the rows are its own.
+        case when (select relkind from pg_class where oid = (limited).target) = 'p' then '' else 'only ' end || (limited).target::text,
+        pgaudit_wf.counted_alias(limited), (limited).org_column, (limited).condition) using (limited).resource_type;
+    update pgaudit_wf.limit_target as t set stale_since = null where t.target = (limited).target;
+end
+$$;
+comment on function pgaudit_wf.count_usage(pgaudit_wf.limit_target) is 'Adds the rows of a counted table that take a place to its organizations'' counters.';
 
 create function pgaudit_wf.recount_usage(resource_type text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set row_security = off
 as $$
 declare
     counted pgaudit_wf.limit_target;
@@ -6241,20 +6508,31 @@ begin
         execute format('lock table %s in share row exclusive mode', counted.target);
     end loop;
     delete from pgaudit_wf.org_usage as u where u.resource_type = recount_usage.resource_type;
-    for counted in select t.* from pgaudit_wf.limit_target as t where t.resource_type = recount_usage.resource_type loop
-        execute format(
-            'insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)'
-            ' select left(%1$I::text, 255), $1, count(*) from %2$s where %1$I is not null and %3$s group by 1'
-            ' on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used',
-            counted.org_column,
-            -- Of an inheriting table, the rows are its own.
-            case when (select relkind from pg_class where oid = counted.target) = 'p' then '' else 'only ' end || counted.target::text,
-            pgaudit_wf.counting_condition(counted.target, counted.resource_type)) using recount_usage.resource_type;
-    end loop;
+    perform pgaudit_wf.count_usage(t) from pgaudit_wf.limit_target as t where t.resource_type = recount_usage.resource_type;
 end
 $$;
 comment on function pgaudit_wf.recount_usage(text) is
     'Counts the rows of a resource type anew, while its tables are locked against writing. For when triggers were switched off or data was restored beside them. Raises PA008 unless read committed.';
+
+create function pgaudit_wf.recount_after_ddl(resource_type text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- Without a lock, which only the tables' owners may take: the DDL has its own. A counter that another transaction has raised and
+    -- not committed makes the delete wait for it, and one that it raises later is raised on top of ours.
+    delete from pgaudit_wf.org_usage as u where u.resource_type = recount_after_ddl.resource_type;
+    perform pgaudit_wf.count_usage(t) from pgaudit_wf.limit_target as t where t.resource_type = recount_after_ddl.resource_type;
+exception
+    -- Whatever stands in the way of counting does not stand in the way of the DDL.
+    when others then
+        update pgaudit_wf.limit_target as t set stale_since = coalesce(t.stale_since, now()) where t.resource_type = recount_after_ddl.resource_type;
+        raise warning 'the rows of % could not be counted after this change (%)', recount_after_ddl.resource_type, sqlerrm
+            using hint = format('Count them as the tables'' owner: select pgaudit_wf.recount_usage(%L);', recount_after_ddl.resource_type);
+end
+$$;
+comment on function pgaudit_wf.recount_after_ddl(text) is
+    'Counts the rows of a resource type anew after DDL that changed which rows there are; marks the count as stale where it cannot.';
 
 create function pgaudit_wf.count_truncated(resource_type text) returns void
 language plpgsql
@@ -6264,60 +6542,75 @@ begin
     if (select sum(jsonb_array_length(t.basis -> 'relations')) from pgaudit_wf.limit_target as t where t.resource_type = count_truncated.resource_type) = 1 then
         delete from pgaudit_wf.org_usage as u where u.resource_type = count_truncated.resource_type;
     else
-        perform pgaudit_wf.recount_usage(count_truncated.resource_type);
+        perform pgaudit_wf.recount_after_ddl(count_truncated.resource_type);
     end if;
 end
 $$;
 comment on function pgaudit_wf.count_truncated(text) is 'Counts what is left of a resource type after one of its tables was emptied.';
 
-create function pgaudit_wf.moved_rows(org_column text, condition text, op text) returns text
-language sql immutable
+create function pgaudit_wf.limit_org_expression(limited pgaudit_wf.limit_target, record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf.text_expression(atttypid, format('%I.%I', record_name, (limited).org_column))
+    from pg_attribute
+    where attrelid = (limited).target and attnum > 0 and not attisdropped and (limited).aliases ->> attname = (limited).org_column
+$$;
+comment on function pgaudit_wf.limit_org_expression(pgaudit_wf.limit_target, text) is
+    'SQL expression for the organization of a counted row; null where the column is gone.';
+
+create function pgaudit_wf.moved_rows(limited pgaudit_wf.limit_target, op text) returns text
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case op
-        when 'insert' then format('select left(%1$I::text, 255) as org_id, count(*) as change from new_rows where %1$I is not null and %2$s group by 1', org_column, condition)
-        when 'delete' then format('select left(%1$I::text, 255) as org_id, -count(*) as change from old_rows where %1$I is not null and %2$s group by 1', org_column, condition)
+        when 'insert' then format('select left(%1$s, 255) as org_id, count(*) as change from new_rows as %4$s where %2$I is not null and %3$s group by 1', org, (limited).org_column, (limited).condition, alias)
+        when 'delete' then format('select left(%1$s, 255) as org_id, -count(*) as change from old_rows as %4$s where %2$I is not null and %3$s group by 1', org, (limited).org_column, (limited).condition, alias)
         else format(
             e'select org_id, sum(change)::bigint as change from ('
-            '\n                select left(%1$I::text, 255) as org_id, -1 as change from old_rows where %1$I is not null and %2$s'
+            '\n                select left(%1$s, 255) as org_id, -1 as change from old_rows as %4$s where %2$I is not null and %3$s'
             '\n                union all'
-            '\n                select left(%1$I::text, 255), 1 from new_rows where %1$I is not null and %2$s'
-            '\n            ) as row_change group by org_id having sum(change) <> 0', org_column, condition)
+            '\n                select left(%1$s, 255), 1 from new_rows as %4$s where %2$I is not null and %3$s'
+            '\n            ) as row_change group by org_id having sum(change) <> 0', org, (limited).org_column, (limited).condition, alias)
     end
+    from (select pgaudit_wf.limit_org_expression(limited, 'r') as org, pgaudit_wf.counted_alias(limited) as alias) as names
 $$;
-comment on function pgaudit_wf.moved_rows(text, text, text) is 'Query for how many places each organisation takes (or frees) by a statement.';
+comment on function pgaudit_wf.moved_rows(pgaudit_wf.limit_target, text) is 'Query for how many places each organisation takes (or frees) by a statement.';
 
-create function pgaudit_wf.compile_limit(target regclass, resource_type text, org_column text, function_name text, generic boolean) returns text
-language plpgsql
+create function pgaudit_wf.limit_body(limited pgaudit_wf.limit_target) returns text
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    condition constant text := pgaudit_wf.counting_condition(compile_limit.target, compile_limit.resource_type);
     statements text := '';
     op text;
 begin
+    if pgaudit_wf.limit_org_expression(limited, 'r') is null then
+        return format(e'\nbegin\n    raise warning ''rows of %%s are not being counted: the column that says whose they are is gone'', %L\n'
+            '        using hint = ''Attach the table again with another org_column: pgaudit_wf.doctor() says how.'';\n    return null;\nend\n', (limited).resource_type);
+    end if;
     foreach op in array array['insert', 'update', 'delete'] loop
         statements := statements || format($branch$
-    %1$s tg_op = %2$L then
-        with moved as materialized (
-            %3$s
-        ), counted as (
-            insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)
-            select moved.org_id, %4$L, moved.change from moved order by moved.org_id
-            on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used
-            returning u.org_id, u.used
-        )
-        select counted.org_id, own.max_count into refused_org, maximum
-        from counted,
-        lateral (
-            select l.max_count from pgaudit_wf.org_limit as l
-            where l.resource_type = %4$L and (l.org_id = counted.org_id or l.org_id is null)
-            order by l.org_id nulls last limit 1
-        ) as own
-        where %5$s
-        order by 1 limit 1;$branch$,
+        %1$s tg_op = %2$L then
+            with moved as materialized (
+                %3$s
+            ), counted as (
+                insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)
+                select moved.org_id, %4$L, moved.change from moved order by moved.org_id
+                on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used
+                returning u.org_id, u.used
+            )
+            select counted.org_id, own.max_count into refused_org, maximum
+            from counted,
+            lateral (
+                select l.max_count from pgaudit_wf.org_limit as l
+                where l.resource_type = %4$L and (l.org_id = counted.org_id or l.org_id is null)
+                order by l.org_id nulls last limit 1
+            ) as own
+            where %5$s
+            order by 1 limit 1;$branch$,
             case op when 'insert' then 'if' else 'elsif' end, upper(op),
-            pgaudit_wf.moved_rows(compile_limit.org_column, condition, op), compile_limit.resource_type,
+            pgaudit_wf.moved_rows(limited, op), (limited).resource_type,
             case op
                 when 'insert' then 'counted.used > own.max_count'
                 -- Asked for those over the limit only: whose places became fewer is not to be refused.
@@ -6326,80 +6619,72 @@ begin
                 else 'false'
             end);
     end loop;
-    statements := statements || format($last$
-    else
-        perform pgaudit_wf.count_truncated(%L);
-    end if;$last$, compile_limit.resource_type);
-    if compile_limit.generic then
-        -- Nobody tells us of a renamed column here, and it must not fail the write.
-        statements := e'\n    begin' || statements || format($drift$
-    exception
-        when undefined_column then
-            raise warning 'rows of %% are not being counted: a column was renamed or dropped', %1$L
-                using hint = format('Mend pgaudit_wf.limit_condition if it names it, then: select pgaudit_wf.attach(%%L);', %1$L);
-            return null;
-    end;$drift$, compile_limit.target);
-    end if;
-    return format(
-        e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp\nas %L',
-        compile_limit.function_name, format($body$
--- Counts the rows of %1$s that take a place and refuses those over the limit; written because of pgaudit_wf.org_limit.
+    return format($body$
+-- Counts the rows of an attached table that take a place and refuses those over the limit; written because of pgaudit_wf.org_limit.
 -- The counters are locked in the order of their organisations, so that two statements never wait for each other.
 #variable_conflict use_column
 declare
     refused_org text;
     maximum bigint;
-begin%2$s
+begin
+    begin%1$s
+        else
+            perform pgaudit_wf.count_truncated(%2$L);
+        end if;
+    exception
+        -- What the condition names was renamed or dropped meanwhile, and that must not fail the write.
+        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name then
+            raise warning 'rows of %% are not being counted (SQLSTATE %%)', %2$L, sqlstate
+                using hint = 'Mend pgaudit_wf.limit_condition and attach the table again: pgaudit_wf.doctor() says how.';
+            return null;
+    end;
     if refused_org is not null then
-        raise exception 'organisation %% has reached its limit of %% for %%', refused_org, maximum, %3$L
+        raise exception 'organisation %% has reached its limit of %% for %%', refused_org, maximum, %2$L
             using errcode = 'PA330', schema = tg_table_schema, table = tg_table_name,
-                detail = jsonb_build_object('org_id', refused_org, 'resource_type', %3$L, 'max_count', maximum)::text,
+                detail = jsonb_build_object('org_id', refused_org, 'resource_type', %2$L, 'max_count', maximum)::text,
                 hint = 'Delete or revoke one first, or raise the limit in pgaudit_wf.org_limit.';
     end if;
     return null;
 end
-$body$, translate(compile_limit.target::text, e'\r\n', '  '), statements, compile_limit.resource_type));
+$body$, statements, (limited).resource_type);
 end
 $$;
-comment on function pgaudit_wf.compile_limit(regclass, text, text, text, boolean) is 'The CREATE FUNCTION statement of the trigger that counts the rows of a table.';
+comment on function pgaudit_wf.limit_body(pgaudit_wf.limit_target) is 'The body of the trigger function that counts the rows of a table.';
+
+create function pgaudit_wf.limit_basis(limited pgaudit_wf.limit_target) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_build_object(
+        'org', (limited).org_column,
+        'relations', (select jsonb_agg(leaf::oid::bigint order by leaf::oid) from pgaudit_wf.leaf_tables((limited).target) as leaf),
+        'types', (
+            select jsonb_object_agg(alias.value, format_type(atttypid, atttypmod))
+            from jsonb_each_text((limited).aliases) as alias join pg_attribute on attrelid = (limited).target and attname = alias.key and not attisdropped
+            where alias.value = (limited).org_column or alias.value = any ((limited).condition_columns)))
+$$;
+comment on function pgaudit_wf.limit_basis(pgaudit_wf.limit_target) is 'What the count of a table rests on now: limit_target.basis.';
 
 create function pgaudit_wf.must_recount(before jsonb, after jsonb) returns boolean
-language plpgsql
+language sql stable
 set search_path = pg_catalog, pg_temp
-set row_security = off
 as $$
-declare
-    relation regclass;
-    filled boolean;
-begin
-    if must_recount.before is null or before -> 'org' <> after -> 'org' or not before -> 'relations' <@ (after -> 'relations')
+    select before is null or before -> 'org' <> after -> 'org' or before -> 'types' is distinct from after -> 'types'
+        or not before -> 'relations' <@ (after -> 'relations')
+        -- A new partition is empty, as a rule, and an old table not worth reading for it.
         or exists (
-            select from jsonb_each(before -> 'types') as b join jsonb_each(after -> 'types') as a using (key) where a.value <> b.value) then
-        return true;
-    end if;
-    -- A new partition is empty, as a rule, and an old table not worth reading for it.
-    for relation in
-        select value::oid::regclass from jsonb_array_elements_text(after -> 'relations') where not before -> 'relations' @> to_jsonb(value::bigint)
-    loop
-        execute format('select exists (select from only %s)', relation) into filled;
-        if filled then
-            return true;
-        end if;
-    end loop;
-    return false;
-end
+            select from jsonb_array_elements(after -> 'relations') as relation
+            where not before -> 'relations' @> relation and pg_relation_size(relation::bigint::oid::regclass) > 0)
 $$;
 comment on function pgaudit_wf.must_recount(jsonb, jsonb) is 'Whether a count that rests on one basis does not hold on another: limit_target.basis before and after DDL.';
 
-create function pgaudit_wf.install_limit(setting pgaudit_wf.attachment, recount boolean default false) returns void
+create function pgaudit_wf.place_limit(setting pgaudit_wf.attachment, recount boolean default false) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
-    function_name constant text := 'limit_' || substr((setting).function_name, length('capture_') + 1);
     known pgaudit_wf.limit_target;
-    basis jsonb;
+    limited pgaudit_wf.limit_target;
     relation regclass;
 begin
     -- Limits of the type come and go in other transactions too.
@@ -6411,48 +6696,79 @@ begin
         end if;
         return;
     end if;
-    if (setting).org_column is null then
+    if (setting).org_column is null or (setting).org_column <> all ((setting).columns) then
         raise exception '% has a limit for each organisation, and % has no column that says whose a row is', (setting).resource_type, (setting).target
             using errcode = 'PA002', hint = format('Attach the table with its org_column, or delete the limits of %s from pgaudit_wf.org_limit.', (setting).resource_type);
     end if;
+    if not pg_has_role((select relowner from pg_class where oid = (setting).target), 'usage') then
+        raise exception 'the rows of % have not been counted so far, and % may not start it: it does not own the table', (setting).target, current_user
+            using errcode = 'PA331', hint = format('Have the table''s owner, who must be allowed to write pgaudit_wf.org_limit, or a superuser set the first limit of %s.', (setting).resource_type);
+    end if;
 
-    perform set_config('pgaudit_wf.compiling', 'on', true);
-    execute pgaudit_wf.compile_limit((setting).target, (setting).resource_type, (setting).org_column, function_name, (setting).form = 'generic');
-    execute format('comment on function pgaudit_wf.%I() is %L', function_name, format('Counts the rows of %s for pgaudit_wf.org_limit.', (setting).target));
-    execute format('revoke all on function pgaudit_wf.%I() from public', function_name);
-    execute format('alter function pgaudit_wf.%I() owner to %s', function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
-
-    -- A statement trigger fires for the table that the statement names, which may be any partition.
-    for relation in select (setting).target union select relid from pg_partition_tree((setting).target) order by 1 loop
-        execute format('create or replace trigger pgaudit_wf_limit_insert after insert on %s referencing new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, function_name);
-        execute format('create or replace trigger pgaudit_wf_limit_update after update on %s referencing old table as old_rows new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, function_name);
-        execute format('create or replace trigger pgaudit_wf_limit_delete after delete on %s referencing old table as old_rows for each statement execute function pgaudit_wf.%I()', relation, function_name);
-        execute format('alter table only %s enable always trigger pgaudit_wf_limit_insert, enable always trigger pgaudit_wf_limit_update, enable always trigger pgaudit_wf_limit_delete', relation);
-    end loop;
-    for relation in select pgaudit_wf.leaf_tables((setting).target) loop
-        execute format('create or replace trigger pgaudit_wf_limit_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()', relation, function_name);
-        execute format('alter table only %s enable always trigger pgaudit_wf_limit_truncate', relation);
-    end loop;
-    perform pgaudit_wf.drop_limit_triggers(function_name, (setting).target);
-    perform set_config('pgaudit_wf.compiling', outer_state, true);
-
-    basis := jsonb_build_object(
-        'org', (select attnum from pg_attribute where attrelid = (setting).target and attname = (setting).org_column),
-        'relations', (select jsonb_agg(leaf::oid::bigint order by leaf::oid) from pgaudit_wf.leaf_tables((setting).target) as leaf),
-        'types', (select jsonb_object_agg(attnum, format_type(atttypid, atttypmod)) from pg_attribute where attrelid = (setting).target and attnum > 0 and not attisdropped));
+    limited.target := (setting).target;
+    limited.resource_type := (setting).resource_type;
+    limited.org_column := (setting).org_column;
+    select c.condition, c.condition_columns into limited.condition, limited.condition_columns
+    from pgaudit_wf.compile_limit_condition((setting).target, (setting).resource_type) as c;
+    limited.aliases := (select jsonb_object_agg(name, name) from unnest((setting).columns) as name);
+    limited.function_name := 'limit_' || substr((setting).function_name, length('capture_') + 1);
+    limited.basis := pgaudit_wf.limit_basis(limited);
     delete from pgaudit_wf.limit_target as t where t.target = (setting).target;
-    insert into pgaudit_wf.limit_target (target, resource_type, org_column, function_name, basis)
-    values ((setting).target, (setting).resource_type, (setting).org_column, function_name, basis);
-    if known.resource_type <> (setting).resource_type then
+    insert into pgaudit_wf.limit_target select limited.*;
+    perform pgaudit_wf.write_functions(setting);
+
+    -- After DDL the owner of our schema counts anew: what the triggers see of each row, it may then read.
+    if not pg_has_role(pgaudit_wf.schema_owner(), (select relowner from pg_class where oid = limited.target), 'usage') then
+        execute format('grant select (%s) on %s to %I',
+            (select string_agg(distinct quote_ident(name), ', ') from unnest(limited.org_column || limited.condition_columns) as name), limited.target, pgaudit_wf.schema_owner());
+    end if;
+    -- A statement trigger fires for the table that the statement names, which may be any partition.
+    for relation in select limited.target union select relid from pg_partition_tree(limited.target) order by 1 loop
+        execute format('create or replace trigger pgaudit_wf_limit_insert after insert on %s referencing new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
+        execute format('create or replace trigger pgaudit_wf_limit_update after update on %s referencing old table as old_rows new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
+        execute format('create or replace trigger pgaudit_wf_limit_delete after delete on %s referencing old table as old_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
+    end loop;
+    for relation in select pgaudit_wf.leaf_tables(limited.target) loop
+        execute format('create or replace trigger pgaudit_wf_limit_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
+    end loop;
+    perform pgaudit_wf.drop_limit_triggers(limited.function_name, limited.target);
+    if known.resource_type <> limited.resource_type then
         perform pgaudit_wf.recount_usage(known.resource_type);
     end if;
-    if recount or known.resource_type <> (setting).resource_type or pgaudit_wf.must_recount(known.basis, basis) then
-        perform pgaudit_wf.recount_usage((setting).resource_type);
+    if recount or known.resource_type <> limited.resource_type or known.stale_since is not null or known.condition is distinct from limited.condition
+        or pgaudit_wf.must_recount(known.basis, limited.basis)
+    then
+        perform pgaudit_wf.recount_usage(limited.resource_type);
     end if;
 end
 $$;
-comment on function pgaudit_wf.install_limit(pgaudit_wf.attachment, boolean) is
-    'Has the rows of an attached table counted if its resource type has a limit, and not counted otherwise. Raises PA002 if it has no org column, PA003 if the condition does not compile.';
+comment on function pgaudit_wf.place_limit(pgaudit_wf.attachment, boolean) is
+    'Has the rows of an attached table counted if its resource type has a limit, and not counted otherwise, with the rights of the caller, who must own it. Raises PA002 if it has no org column, PA003 if the condition does not compile, PA331 if the caller does not own the table.';
+
+create function pgaudit_wf.follow_limit(setting pgaudit_wf.attachment, renames jsonb) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    limited pgaudit_wf.limit_target;
+    basis_now jsonb;
+begin
+    select * into limited from pgaudit_wf.limit_target as t where t.target = (setting).target;
+    if not found then
+        return;
+    end if;
+    limited.aliases := (
+        select coalesce(jsonb_object_agg(pgaudit_wf.renamed(alias.key, renames), alias.value), '{}') from jsonb_each(limited.aliases) as alias
+        where pgaudit_wf.renamed(alias.key, renames) = any (pgaudit_wf.column_names(limited.target)));
+    basis_now := pgaudit_wf.limit_basis(limited);
+    update pgaudit_wf.limit_target as t set aliases = limited.aliases, basis = basis_now where t.target = limited.target;
+    if pgaudit_wf.must_recount(limited.basis, basis_now) then
+        perform pgaudit_wf.recount_after_ddl(limited.resource_type);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.follow_limit(pgaudit_wf.attachment, jsonb) is
+    'After DDL: has a counted table''s columns known by their new names ({old: new}), and its rows counted anew where others are there now.';
 
 create function pgaudit_wf.drop_limit_triggers(function_name text, keep_for regclass default null) returns void
 language plpgsql
@@ -6478,52 +6794,22 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
     known pgaudit_wf.limit_target;
 begin
     delete from pgaudit_wf.limit_target as t where t.target = uninstall_limit.target returning t.* into known;
     if not found then
         return;
     end if;
-    perform set_config('pgaudit_wf.compiling', 'on', true);
     perform pgaudit_wf.drop_limit_triggers(known.function_name);
     execute format('drop function if exists pgaudit_wf.%I()', known.function_name);
-    perform set_config('pgaudit_wf.compiling', outer_state, true);
     if exists (select from pgaudit_wf.limit_target as t where t.resource_type = known.resource_type) then
-        perform pgaudit_wf.recount_usage(known.resource_type);
+        perform pgaudit_wf.recount_after_ddl(known.resource_type);
     else
         delete from pgaudit_wf.org_usage as u where u.resource_type = known.resource_type;
     end if;
 end
 $$;
 comment on function pgaudit_wf.uninstall_limit(regclass) is 'No longer counts the rows of a table.';
-
-create function pgaudit_wf.rename_in_limit_condition(target regclass, resource_type text, renames jsonb) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
-    other regclass;
-begin
-    perform set_config('pgaudit_wf.compiling', 'on', true);
-    update pgaudit_wf.limit_condition as c
-    set condition = pgaudit_wf.compile_limit_condition(rename_in_limit_condition.target, c.condition, renames)
-    where c.resource_type = rename_in_limit_condition.resource_type
-        and exists (select from jsonb_each_text(renames) where strpos(lower(c.condition), lower(key)) > 0);
-    if found then
-        for other in
-            select a.target from pgaudit_wf.attachment as a
-            where a.resource_type = rename_in_limit_condition.resource_type and a.target <> rename_in_limit_condition.target
-        loop
-            perform pgaudit_wf.counting_condition(other, rename_in_limit_condition.resource_type);
-        end loop;
-    end if;
-    perform set_config('pgaudit_wf.compiling', outer_state, true);
-end
-$$;
-comment on function pgaudit_wf.rename_in_limit_condition(regclass, text, jsonb) is
-    'Follows renamed columns ({old: new}) in the limit condition of a resource type. Raises PA003 if another table of the type cannot follow.';
 
 create function pgaudit_wf.apply_org_limit() returns trigger
 language plpgsql
@@ -6542,10 +6828,14 @@ begin
                 where a.resource_type = type and not exists (select from pgaudit_wf.limit_target as t where t.target = a.target)
                 order by a.target::oid
             loop
-                perform pgaudit_wf.install_limit(setting, true);
+                perform pgaudit_wf.place_limit(setting, true);
             end loop;
         else
-            for counted in select t.target from pgaudit_wf.limit_target as t where t.resource_type = type order by t.target::oid loop
+            -- Whoever may not drop the triggers leaves them: they then count what nobody asks for.
+            for counted in
+                select t.target from pgaudit_wf.limit_target as t join pg_class as c on c.oid = t.target
+                where t.resource_type = type and pg_has_role(c.relowner, 'usage') order by t.target::oid
+            loop
                 perform pgaudit_wf.uninstall_limit(counted);
             end loop;
         end if;
@@ -6571,16 +6861,12 @@ as $$
 declare
     setting pgaudit_wf.attachment;
 begin
-    -- A renamed column counts the same rows.
-    if current_setting('pgaudit_wf.compiling', true) = 'on' then
-        return null;
-    end if;
     for setting in
         select a.* from pgaudit_wf.attachment as a
         where a.resource_type in (select touched.resource_type from touched) order by a.target::oid
     loop
-        perform pgaudit_wf.counting_condition(setting.target, setting.resource_type);
-        perform pgaudit_wf.install_limit(setting, true);
+        perform pgaudit_wf.compile_limit_condition(setting.target, setting.resource_type);
+        perform pgaudit_wf.place_limit(setting, true);
     end loop;
     return null;
 end
@@ -6616,16 +6902,35 @@ comment on function pgaudit_wf.record_org_limit() is 'Trigger of org_limit: reco
 create trigger record after insert or update or delete on pgaudit_wf.org_limit
     for each row execute function pgaudit_wf.record_org_limit();
 
-create function pgaudit_wf.set_org_limit(org_id text, resource_type text, max_count bigint) returns void
+create function pgaudit_wf.write_org_limit(org_id text, resource_type text, max_count bigint) returns void
 language sql security definer
 set search_path = pg_catalog, pg_temp
 as $$
     insert into pgaudit_wf.org_limit (org_id, resource_type, max_count)
-    values (set_org_limit.org_id, set_org_limit.resource_type, set_org_limit.max_count)
+    values (write_org_limit.org_id, write_org_limit.resource_type, write_org_limit.max_count)
     on conflict on constraint org_limit_key do update set max_count = excluded.max_count
 $$;
+comment on function pgaudit_wf.write_org_limit(text, text, bigint) is
+    'set_org_limit() for whom the table org_limit is closed. Granted to nobody.';
+
+create function pgaudit_wf.set_org_limit(org_id text, resource_type text, max_count bigint) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+    -- The first limit of a type puts triggers on its tables, which takes the rights of whoever owns them: ours do not reach so far.
+    if has_table_privilege('pgaudit_wf.org_limit', 'insert') and has_table_privilege('pgaudit_wf.org_limit', 'update') then
+        insert into pgaudit_wf.org_limit (org_id, resource_type, max_count) values (org_id, resource_type, max_count)
+        on conflict on constraint org_limit_key do update set max_count = excluded.max_count;
+    else
+        perform pgaudit_wf.write_org_limit(org_id, resource_type, max_count);
+    end if;
+end
+$$;
 comment on function pgaudit_wf.set_org_limit(text, text, bigint) is
-    'Sets the limit of an organisation (null: of all that have none of their own) for a resource type, whether it had one or not; max_count null: no limit for this organisation. Granted to nobody: whoever may call it decides what is paid for.';
+    'Sets the limit of an organisation (null: of all that have none of their own) for a resource type, whether it had one or not; max_count null: no limit for this organisation. '
+    'Granted to nobody: whoever may call it decides what is paid for. A login that is to set limits and no more needs EXECUTE on it and on write_org_limit(); the first limit of a type must come from the owner of its tables or a superuser (else PA331).';
 
 -- sql/core/340_retention.sql
 
@@ -6954,7 +7259,8 @@ $$;
 comment on function pgaudit_wf.refuse_drop() is 'Event trigger: raises PA343 when a part of the audit trail is dropped by anything but prune().';
 
 create function pgaudit_wf.refuse_detach() returns event_trigger
-language plpgsql
+-- As the owner of our schema: whoever alters a table of his own need not be allowed to see into it.
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set datestyle = 'ISO, MDY'
@@ -6980,20 +7286,6 @@ begin
 end
 $$;
 comment on function pgaudit_wf.refuse_detach() is 'Event trigger: raises PA343 when a partition of the log is detached or renamed.';
-
-do $$
-begin
-    create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE') execute function pgaudit_wf.refuse_drop();
-    create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE') execute function pgaudit_wf.refuse_detach();
-    alter event trigger pgaudit_wf_refuse_drop enable always;
-    alter event trigger pgaudit_wf_refuse_detach enable always;
-    comment on event trigger pgaudit_wf_refuse_drop is 'Keeps the tables of the audit trail from being dropped by anything but prune().';
-    comment on event trigger pgaudit_wf_refuse_detach is 'Keeps partitions of the log from being detached or renamed.';
-exception
-    when insufficient_privilege then
-        raise notice '% may not create event triggers: nothing keeps the owner from dropping a partition of the log', current_user;
-end
-$$;
 
 -- sql/core/350_archive.sql
 
@@ -7798,6 +8090,152 @@ $$;
 comment on function pgaudit_wf.keep_commitments(pgaudit_wf.workflow_history, pgaudit_wf.workflow_history) is
     'The same for a version of a workflow.';
 
+-- sql/core/880_doctor.sql
+
+-- Is what should be recorded still being recorded?
+
+create function pgaudit_wf.doctor() returns table (severity text, subject text, problem text, remedy text)
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    with expected as (
+        select a.target, a.form, a.function_name, tree.relid, wanted.name, wanted.name = 'pgaudit_wf_truncate' as statement_level
+        from pgaudit_wf.attachment as a,
+        lateral (select a.target as relid union select leaf from pgaudit_wf.leaf_tables(a.target) as leaf) as tree,
+        lateral unnest(array['!pgaudit_wf_insert', '!pgaudit_wf_update', '!pgaudit_wf_delete', 'pgaudit_wf_truncate']) as wanted (name)
+        where wanted.name <> 'pgaudit_wf_truncate' or tree.relid in (select pgaudit_wf.leaf_tables(a.target))
+    )
+    select 'error', e.relid::regclass::text, format('the trigger %s is missing', e.name), format('select pgaudit_wf.attach(%L);', e.target)
+    from expected as e
+    where not exists (select from pg_trigger where tgrelid = e.relid and tgname = e.name)
+    union all
+    select 'error', e.relid::regclass::text, format('the trigger %s is disabled', e.name), format('alter table %s enable always trigger %I;', e.relid::regclass, e.name)
+    from expected as e
+    join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled <> 'A'
+    union all
+    select 'error', a.target::text,
+        format('its columns have changed since its trigger was made: %s', array_to_string(array(
+            select '+' || name from unnest(pgaudit_wf.column_names(a.target)) as name where name <> all (a.columns)
+            union all
+            select '-' || name from unnest(a.columns) as name where name <> all (pgaudit_wf.column_names(a.target))), ', ')),
+        format('select pgaudit_wf.attach(%L);', a.target)
+    from pgaudit_wf.attachment as a
+    where not (a.columns @> pgaudit_wf.column_names(a.target) and a.columns <@ pgaudit_wf.column_names(a.target))
+    union all
+    select 'error', a.target::text, 'its trigger is compiled, but DDL is not being followed: the next ALTER TABLE can make writes fail',
+        format('alter event trigger … enable always; or, for the slower form that needs none: select pgaudit_wf.attach(%L);', a.target)
+    from pgaudit_wf.attachment as a
+    where a.form = 'compiled' and not pgaudit_wf.can_follow_ddl()
+    union all
+    select 'error', a.target::text, format('role %I can alter the table, and so switch its triggers off', member.rolname), format('revoke %I from %I;', owner.rolname, member.rolname)
+    from pgaudit_wf.attachment as a
+    join pg_class as c on c.oid = a.target
+    join pg_roles as owner on owner.oid = c.relowner
+    join pg_roles as member on pg_has_role(member.oid, owner.oid, 'member') and not member.rolsuper
+    where pg_has_role(member.oid, to_regrole('pgaudit_wf_app'), 'member') and member.rolname <> 'pgaudit_wf_app'
+        and to_regrole('pgaudit_wf_app') is not null
+    union all
+    select 'error', l.relation::text,
+        case l.privilege
+            when 'SELECT' then format('role %s may read %s, past what is kept to each organization or from everybody', l.grantee, case when l.is_partition then 'a partition of the log' else 'the table' end)
+            else format('role %s may %s the log directly', l.grantee, lower(l.privilege))
+        end,
+        format('revoke %s on %s from %s;', lower(l.privilege), l.relation, l.grantee)
+    from (
+        select c.oid::regclass as relation, case acl.grantee when 0 then 'public' else acl.grantee::regrole::text end as grantee,
+            acl.privilege_type as privilege, c.relispartition as is_partition
+        from pg_class as c, aclexplode(c.relacl) as acl
+        where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind in ('r', 'p', 'm') and acl.grantee <> c.relowner
+            and (acl.privilege_type in ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER')
+                or (acl.privilege_type = 'SELECT' and (c.relispartition
+                    or c.relname = any ('{attestation_key,log_leaf,log_kept,canonical_cache,canonical_cache_node,erased_event,erasure}'))))
+    ) as l
+    union all
+    select 'error', p.oid::regprocedure::text, format('it runs with the rights of %I, a superuser', owner.rolname),
+        format('alter function %s owner to pgaudit_wf_owner;', p.oid::regprocedure)
+    from pg_proc as p join pg_roles as owner on owner.oid = p.proowner and owner.rolsuper
+    where p.pronamespace = 'pgaudit_wf'::regnamespace and p.prosecdef
+    union all
+    select 'error', 'pgaudit_wf', format('the schema belongs to %I, a superuser', owner.rolname), 'alter schema pgaudit_wf owner to pgaudit_wf_owner;'
+    from pg_namespace as n join pg_roles as owner on owner.oid = n.nspowner and owner.rolsuper
+    where n.nspname = 'pgaudit_wf'
+    union all
+    select 'error', 'pgaudit_wf_owner', format('the role that owns the audit schema is %s', surplus.what), format('alter role pgaudit_wf_owner %s;', surplus.remedy)
+    from pg_roles as r,
+    lateral (values (r.rolsuper, 'a superuser', 'nosuperuser'), (r.rolcanlogin, 'a login', 'nologin'), (r.rolcreaterole, 'allowed to make roles', 'nocreaterole'),
+        (r.rolcreatedb, 'allowed to make databases', 'nocreatedb'), (r.rolreplication, 'allowed to replicate', 'noreplication'),
+        (r.rolbypassrls, 'allowed to bypass row-level security', 'nobypassrls')) as surplus (has, what, remedy)
+    where r.rolname = 'pgaudit_wf_owner' and surplus.has
+    union all
+    select 'error', v.oid::regclass::text, format('%I may not read the columns of %s that it names', owner.rolname, d.refobjid::regclass), 'select pgaudit_wf.grant_directory();'
+    from pg_class as v
+    join pg_roles as owner on owner.oid = v.relowner
+    join pg_rewrite as r on r.ev_class = v.oid
+    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
+    where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v' and not has_column_privilege(v.relowner, d.refobjid, d.refobjsubid::smallint, 'select')
+    group by v.oid, owner.rolname, d.refobjid
+    union all
+    select 'error', b.target::text, b.problem, format('update pgaudit_wf.action_rule set condition = … where id = %s;', b.rule_id)
+    from pgaudit_wf.broken_rules() as b
+    union all
+    select 'error', a.target::text, format('its owner %I may not call %s: whoever makes a partition of it is refused', c.relowner::regrole, p.oid::regprocedure),
+        format('select pgaudit_wf.attach(%L);', a.target)
+    from pgaudit_wf.attachment as a
+    join pg_class as c on c.oid = a.target and c.relkind = 'p'
+    join pg_proc as p on p.pronamespace = 'pgaudit_wf'::regnamespace and p.proname = a.function_name
+    where not has_function_privilege(c.relowner, p.oid, 'execute')
+    union all
+    select 'warning', a.target::text, format('"%s", named in %s, is not there', named.name, named.role), format('select pgaudit_wf.attach(%L, %s => …);', a.target, named.role)
+    from pgaudit_wf.attachment as a,
+    lateral (
+        select 'org_column' as role, a.org_column as name
+        union all select 'label_column', a.label_column
+        union all select 'ignore', unnest(a.ignore)
+    ) as named
+    where named.name <> all (pgaudit_wf.column_names(a.target))
+    union all
+    select 'error', t.target::text, format('its rows may not be counted right since %s', t.stale_since), format('select pgaudit_wf.recount_usage(%L);', t.resource_type)
+    from pgaudit_wf.limit_target as t where t.stale_since is not null
+    union all
+    select 'error', t.target::text, format('its rows are not being counted: "%s", which its limit needs, is not there', needed.name),
+        format('Mend pgaudit_wf.limit_condition, or name another org_column: select pgaudit_wf.attach(%L, org_column => …);', t.target)
+    from pgaudit_wf.limit_target as t, unnest(t.org_column || t.condition_columns) as needed (name)
+    where not exists (select from jsonb_each_text(t.aliases) as alias where alias.value = needed.name and alias.key = any (pgaudit_wf.column_names(t.target)))
+    union all
+    select 'error', guard.relation::text, 'the log''s append-only trigger is missing or disabled', 'Find out who disabled it; then: alter table … enable always trigger append_only;'
+    from (
+        select relid::regclass as relation from pg_partition_tree('pgaudit_wf.security_audit_log')
+        union all values ('pgaudit_wf.attachment_history'::regclass)
+    ) as guard
+    where not exists (select from pg_trigger where tgrelid = guard.relation and tgname = 'append_only' and tgenabled = 'A')
+    union all
+    select 'warning', 'pgaudit_wf.security_audit_log', format('there is no partition for %s yet', to_char(month, 'YYYY-MM')), 'select pgaudit_wf.ensure_log_partitions();'
+    from generate_series(date_trunc('month', now() at time zone 'UTC'), date_trunc('month', now() at time zone 'UTC') + interval '1 month', interval '1 month') as month
+    where to_regclass(format('pgaudit_wf.security_audit_log_%s', to_char(month, '"y"YYYY"m"MM'))) is null
+    union all
+    select 'warning', 'pgaudit_wf.security_audit_log_default', 'events are waiting in the default partition', 'select pgaudit_wf.add_log_partition(''<their month>'');'
+    where exists (select from pgaudit_wf.security_audit_log_default)
+    union all
+    select 'warning', f.target, format('%s changes went through unrecorded, last at %s (SQLSTATE %s)', count(*), max(f.occurred_at), max(f.sqlstate)),
+        'Find the cause; delete the rows of pgaudit_wf.capture_failure when it is mended.'
+    from pgaudit_wf.capture_failure as f group by f.target
+    union all
+    select 'notice', a.target::text, 'its trigger is of the generic form, which is slower', 'Run pgaudit-wf migrate as a role that may create event triggers, then attach again.'
+    from pgaudit_wf.attachment as a
+    where a.form = 'generic' and not pgaudit_wf.can_follow_ddl()
+    union all
+    select 'notice', a.target::text, 'its trigger is of the generic form, and need not be', format('select pgaudit_wf.attach(%L);', a.target)
+    from pgaudit_wf.attachment as a
+    where a.form = 'generic' and pgaudit_wf.can_follow_ddl()
+    union all
+    select 'notice', name, 'the role does not exist', format('create role %I nologin; select pgaudit_wf.grant_roles();', name)
+    from unnest(array['pgaudit_wf_app', 'pgaudit_wf_reader']) as name
+    where to_regrole(name) is null
+    order by 1, 2, 3
+$$;
+comment on function pgaudit_wf.doctor() is
+    'What is wrong or has drifted, and the remedy: missing or disabled triggers, changed columns, rights that are too wide, missing partitions. No row: all is well.';
+
 -- sql/core/900_grants.sql
 
 -- Who may do what. Nobody but the owner writes the log; triggers and record_event() do it as the owner.
@@ -7838,7 +8276,7 @@ begin
             execute format('grant execute on function %s to pgaudit_wf_reader', invoker);
         end loop;
         grant execute on function pgaudit_wf.readable_org(), pgaudit_wf.describe_actors(text, text[], text),
-            pgaudit_wf.resource_names(text[], text[], text), pgaudit_wf.log_generations(),
+            pgaudit_wf.log_generations(),
             pgaudit_wf.pseudonyms(text[]), pgaudit_wf.record_export(text, jsonb, bigint, text) to pgaudit_wf_reader;
     end if;
 end
@@ -7846,6 +8284,55 @@ $$;
 comment on function pgaudit_wf.grant_roles() is
     'Gives pgaudit_wf_app and pgaudit_wf_reader their rights. Run it again after creating a role that was missing at installation.';
 
+-- What the database's default privileges gave to others while all this was made.
+select pgaudit_wf.revoke_defaults(oid)
+from pg_catalog.pg_class where relnamespace = 'pgaudit_wf'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'S');
+
+do $$
+declare
+    given record;
+begin
+    for given in
+        select p.oid::regprocedure as function, acl.grantee::regrole as grantee
+        from pg_proc as p, aclexplode(p.proacl) as acl
+        where p.pronamespace = 'pgaudit_wf'::regnamespace and acl.grantee not in (0, p.proowner)
+    loop
+        execute format('revoke all on function %s from %s', given.function, given.grantee);
+    end loop;
+end
+$$;
+
 select pgaudit_wf.grant_roles();
+
+-- sql/core/990_event_triggers.sql
+
+-- The event triggers, which only the installing role may be able to make: their functions belong to the owner of our schema all the
+-- same, and those that are security definer run as that role.
+
+reset role;
+
+do $$
+begin
+    -- Before the application's own, and in this order: a new partition's triggers call functions that after_ddl() has written.
+    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
+    create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
+    create event trigger pgaudit_wf_follow_as_author on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE VIEW') execute function pgaudit_wf.follow_as_author();
+    create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE') execute function pgaudit_wf.refuse_detach();
+    create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE') execute function pgaudit_wf.refuse_drop();
+    alter event trigger pgaudit_wf_after_ddl enable always;
+    alter event trigger pgaudit_wf_after_drop enable always;
+    alter event trigger pgaudit_wf_follow_as_author enable always;
+    alter event trigger pgaudit_wf_refuse_detach enable always;
+    alter event trigger pgaudit_wf_refuse_drop enable always;
+    comment on event trigger pgaudit_wf_after_ddl is 'Writes the trigger functions of attached tables anew after DDL that concerns them.';
+    comment on event trigger pgaudit_wf_after_drop is 'Forgets attached tables that are dropped; writes the functions of those that lose a column by CASCADE.';
+    comment on event trigger pgaudit_wf_follow_as_author is 'Gives new partitions of attached tables their triggers; lets our views read the columns that they name.';
+    comment on event trigger pgaudit_wf_refuse_detach is 'Keeps partitions of the log from being detached or renamed.';
+    comment on event trigger pgaudit_wf_refuse_drop is 'Keeps the tables of the audit trail from being dropped by anything but prune().';
+exception
+    when insufficient_privilege then
+        raise notice '% may not create event triggers: attach() compiles the generic form, which is slower but needs none, and nothing keeps the owner from dropping a partition of the log', current_user;
+end
+$$;
 
 -- end of what is generated

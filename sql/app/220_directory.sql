@@ -18,3 +18,6 @@ select
     case when api_key.org_id is null then 'webhook_key' else 'org_api_key' end as credential_type,
     api_key.key_prefix as label
 from public.api_key;
+
+-- Where event triggers can be had, CREATE VIEW has done it already.
+select pgaudit_wf.grant_directory();

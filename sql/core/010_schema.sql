@@ -1,16 +1,11 @@
--- The schema and the two group roles.
+-- The schema, the role it belongs to and the two group roles.
 --
 -- How it hangs together: attach() (080) compiles a trigger function for a table (070) from its settings (060) and rules (050);
 -- the trigger appends one row to security_audit_log (030), whose column defaults say who is asking (020). Everything after
 -- that only reads the log: the reader cursor (110), the trail (130), row_as_of (140).
 
-create schema pgaudit_wf;
-
-comment on schema pgaudit_wf is
-    'Security audit trail: attach(table) records every change of it in security_audit_log, in the same transaction. Start with the views attached and audit_trail_entry and the function doctor().';
-
 -- Roles are shared by all databases of a server, so another database may have made them already, or be making them now; and a
--- managed server may not let us. grant_roles() in 190_grants.sql does the granting and can be run again once they exist.
+-- managed server may not let us. grant_roles() in 900_grants.sql does the granting and can be run again once they exist.
 do $$
 declare
     role_name text;
@@ -30,3 +25,82 @@ begin
     end loop;
 end
 $$;
+
+-- Everything belongs to a role of its own that can do nothing else: whatever goes wrong in a function of ours goes wrong with the
+-- rights to this schema only. Where the installing role may not make roles, or may not act for that one, it owns the schema itself.
+do $$
+declare
+    surplus text;
+begin
+    if to_regrole('pgaudit_wf_owner') is null then
+        begin
+            create role pgaudit_wf_owner nologin;
+        exception
+            -- Roles are shared by all databases of a server: another one may be making it now.
+            when duplicate_object or unique_violation then
+                null;
+            when insufficient_privilege then
+                null;
+        end;
+    end if;
+    select concat_ws(', ', case when rolsuper then 'superuser' end, case when rolcanlogin then 'login' end, case when rolcreaterole then 'createrole' end,
+            case when rolcreatedb then 'createdb' end, case when rolreplication then 'replication' end, case when rolbypassrls then 'bypassrls' end,
+            (select string_agg(format('member of %I', g.rolname), ', ') from pg_auth_members as m join pg_roles as g on g.oid = m.roleid where m.member = r.oid))
+        into surplus
+    from pg_roles as r where r.rolname = 'pgaudit_wf_owner';
+    if surplus <> '' then
+        raise exception 'role pgaudit_wf_owner, which is to own schema pgaudit_wf, has more than it may: %', surplus
+            using errcode = 'PA009', hint = 'Take that from it (alter role … nologin nosuperuser …, revoke …), or drop the role if nothing needs it; then run this again.';
+    end if;
+    if to_regrole('pgaudit_wf_owner') is not null and not pg_has_role('pgaudit_wf_owner', 'member') then
+        begin
+            execute format('grant pgaudit_wf_owner to %I', current_user);
+        exception
+            when insufficient_privilege then
+                null;
+        end;
+    end if;
+    begin
+        create schema pgaudit_wf authorization pgaudit_wf_owner;
+    exception
+        when insufficient_privilege or undefined_object then
+            create schema pgaudit_wf;
+            raise notice 'schema pgaudit_wf belongs to %, which may not make or act for a role pgaudit_wf_owner', current_user
+                using hint = 'An administrator can have it belong to a role that does nothing else: create role pgaudit_wf_owner nologin; grant pgaudit_wf_owner to the installing role.';
+    end;
+    -- Until 990, which makes what only the installing role can make.
+    execute format('set role %s', (select nspowner::regrole from pg_namespace where nspname = 'pgaudit_wf'));
+end
+$$;
+
+comment on schema pgaudit_wf is
+    'Security audit trail: attach(table) records every change of it in security_audit_log, in the same transaction. Start with the views attached and audit_trail_entry and the function doctor().';
+
+create function pgaudit_wf.schema_owner() returns name
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$ select pg_get_userbyid(nspowner) from pg_namespace where nspname = 'pgaudit_wf' $$;
+comment on function pgaudit_wf.schema_owner() is 'The role to which the schema and all in it belongs: pgaudit_wf_owner, or who installed it where that role could not be had.';
+
+create function pgaudit_wf.revoke_defaults(relation regclass) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    grantee text;
+begin
+    for grantee in
+        select distinct case acl.grantee when 0 then 'public' else acl.grantee::regrole::text end
+        from pg_class as c, aclexplode(c.relacl) as acl
+        where c.oid = revoke_defaults.relation and acl.grantee <> c.relowner
+    loop
+        execute format('revoke all on table %s from %s', revoke_defaults.relation, grantee);
+    end loop;
+    -- A table's row type is everybody's to make columns of, and such a column keeps the table from being dropped.
+    if (select reltype <> 0 from pg_class where oid = revoke_defaults.relation) then
+        execute format('revoke usage on type %s from public', revoke_defaults.relation);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.revoke_defaults(regclass) is
+    'Takes from a new table, view or sequence of ours the rights that the database''s default privileges gave to others.';

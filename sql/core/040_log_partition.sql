@@ -18,6 +18,7 @@ begin
     end if;
     execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', partition_name);
     execute format('comment on table pgaudit_wf.%I is %L', partition_name, format('Events of %s (UTC).', to_char(first_day, 'YYYY-MM')));
+    perform pgaudit_wf.revoke_defaults(format('pgaudit_wf.%I', partition_name)::regclass);
 
     -- Rows that came before their partition did wait in the default one, and would keep the new one out.
     lock table only pgaudit_wf.security_audit_log_default in access exclusive mode;

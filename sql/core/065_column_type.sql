@@ -1,26 +1,41 @@
 -- How a column has to be compared and read, by its type.
 
+create function pgaudit_wf.base_type(type oid) returns oid
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = base_type.type);
+begin
+    return case when info.typtype = 'd' then pgaudit_wf.base_type(info.typbasetype) else info.oid end;
+end
+$$;
+comment on function pgaudit_wf.base_type(oid) is 'The type itself, or what a domain is made of.';
+
+create function pgaudit_wf.is_built_in(type oid) returns boolean
+language sql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+    -- initdb gives out the numbers below 16,384 only (FirstNormalObjectId); nobody else can define a cast between two of those types.
+    select pgaudit_wf.base_type(is_built_in.type) < 16384
+$$;
+comment on function pgaudit_wf.is_built_in(oid) is 'Whether a type is PostgreSQL''s own, or a domain over one that is.';
+
 create function pgaudit_wf.compare_by_text(type oid) returns boolean
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    info pg_type := (select t from pg_type as t where t.oid = compare_by_text.type);
+    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf.base_type(compare_by_text.type));
 begin
     return case
-        when info.typtype = 'd' then pgaudit_wf.compare_by_text(info.typbasetype)
         when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.compare_by_text(info.typelem)
-        -- Whatever attributes ALTER TYPE gives it.
-        when info.typtype = 'c' then true
         -- 1.0 and 1.00 are equal; as bounds they read differently.
         when info.typtype in ('r', 'm') then (
             select rngsubtype = 'numeric'::regtype or pgaudit_wf.compare_by_text(rngsubtype)
             from pg_range where info.oid in (rngtypid, rngmultitypid))
-        when info.typtype = 'e' then false
         -- To "=", a month is 30 days.
         when info.oid = 'interval'::regtype then true
-        -- An extension's "=" is out of reach of a pinned search_path, and may call different values equal (citext).
-        when info.typnamespace <> 'pg_catalog'::regnamespace then true
         else not exists (
             select from pg_opclass as class
             join pg_am as method on method.oid = class.opcmethod and method.amname in ('btree', 'hash')
@@ -30,7 +45,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.compare_by_text(oid) is
-    'Whether values of a type must be compared as text, for want of an equality that tells apart what reads differently (json, xml, point, interval, and what contains them).';
+    'Whether values of a built-in type must be compared as text, for want of an equality that tells apart what reads differently (json, xml, point, interval, and what contains them).';
 
 create function pgaudit_wf.holds_json(type oid) returns boolean
 language plpgsql stable strict
@@ -67,48 +82,74 @@ $$;
 comment on function pgaudit_wf.json_value(json) is
     'json as jsonb; its text as a JSON string where jsonb cannot hold it (\u0000, a lone surrogate, a number beyond numeric).';
 
-create function pgaudit_wf.utc_row(record anyelement) returns jsonb
-language plpgsql stable strict
-set timezone = 'UTC'
-as $$
-begin
-    return pg_catalog.to_jsonb(record);
-end
-$$;
-comment on function pgaudit_wf.utc_row(anyelement) is
-    'A row as jsonb, its times in UTC. A function of its own, because the setting costs a trigger 5 µs that an update of other columns need not pay.';
-
-create function pgaudit_wf.utc_json(value anyelement) returns jsonb
-language plpgsql stable strict
-set timezone = 'UTC'
-as $$
-begin
-    return pg_catalog.to_jsonb(value);
-end
-$$;
-comment on function pgaudit_wf.utc_json(anyelement) is 'A value as jsonb, its times in UTC.';
-
-create function pgaudit_wf.json_row(record anyelement) returns jsonb
+create function pgaudit_wf.json_without_casts(type oid) returns boolean
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
 as $$
 declare
-    shown jsonb;
+    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf.base_type(json_without_casts.type));
 begin
-    return to_jsonb(json_row.record);
-exception
-    when data_exception or program_limit_exceeded then
-        execute (
-            select format('select jsonb_object_agg(name, value) from (values %s) as member (name, value)',
-                string_agg(format('(%1$L, pgaudit_wf.json_value(to_json(($1).%1$I)))', attname), ', '))
-            from pg_attribute
-            where attrelid = (select typrelid from pg_type where oid = pg_typeof(json_row.record)) and attnum > 0 and not attisdropped)
-            into shown using json_row.record;
-        return shown;
+    return case
+        when pgaudit_wf.is_built_in(info.oid) then true
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.json_without_casts(info.typelem)
+        when info.typtype = 'c' then not exists (
+            select from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and not pgaudit_wf.json_without_casts(atttypid))
+        -- Only the owner of a type can make a cast of it to json.
+        else (select rolsuper from pg_roles where oid = info.typowner)
+    end;
 end
 $$;
-comment on function pgaudit_wf.json_row(anyelement) is 'A row as jsonb; a column that jsonb cannot hold as by json_value().';
+comment on function pgaudit_wf.json_without_casts(oid) is
+    'Whether to_jsonb() turns values of a type into JSON without running a cast that somebody other than a superuser can define.';
+
+create function pgaudit_wf.text_expression(type oid, expression text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- format() asks the type's output function, where "::text" would look for a cast first.
+    select format(case when pgaudit_wf.is_built_in(type) then '%1$s::text' else 'case when %1$s is distinct from null then format(''%%s'', %1$s) end' end,
+        expression)
+$$;
+comment on function pgaudit_wf.text_expression(oid, text) is 'SQL expression for a value of a type as text, by which nobody''s cast is run.';
+
+create function pgaudit_wf.array_json(elements anyarray) returns jsonb
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when elements is null then null
+        when array_ndims(elements) > 1 then to_jsonb(format('%s', elements))
+        else to_jsonb(array(select case when element is distinct from null then format('%s', element) end
+            from unnest(elements) with ordinality as listed (element, position) order by position))
+    end
+$$;
+comment on function pgaudit_wf.array_json(anyarray) is
+    'An array as jsonb, its elements as text, by which nobody''s cast is run; one of several dimensions as the text that PostgreSQL writes.';
+
+create function pgaudit_wf.json_expression(type oid, expression text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf.base_type(json_expression.type));
+begin
+    return case
+        when pgaudit_wf.json_without_casts(info.oid) then
+            case when pgaudit_wf.holds_json(info.oid) then format('pgaudit_wf.json_value(to_json(%s))', expression) else expression end
+        when info.typcategory = 'A' and info.typelem <> 0 then format('pgaudit_wf.array_json(%s)', expression)
+        -- A function takes 100 arguments at most.
+        when info.typtype = 'c' and (select count(*) from pg_attribute where attrelid = info.typrelid and attnum > 0 and not attisdropped) between 1 and 50 then (
+            select format('case when %s is distinct from null then jsonb_build_object(%s) end', expression, string_agg(
+                format('%L, %s', attname, pgaudit_wf.json_expression(atttypid, format('(%s).%I', expression, attname))), ', ' order by attnum))
+            from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped)
+        else pgaudit_wf.text_expression(info.oid, expression)
+    end;
+end
+$$;
+comment on function pgaudit_wf.json_expression(oid, text) is
+    'SQL expression for a value of a type, fit to be an argument of jsonb_build_object(): as the server writes it in JSON, or as text where that would run somebody''s cast.';
 
 create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict
@@ -147,12 +188,6 @@ end
 $$;
 comment on function pgaudit_wf.output_settings(oid, boolean) is
     'The settings a trigger must pin so that a value of the type, as JSON or as text, is written the same way in every session.';
-
-create function pgaudit_wf.follows_timezone(type oid) returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$ select pgaudit_wf.output_settings(type, false) = array['timezone = ''UTC'''] $$;
-comment on function pgaudit_wf.follows_timezone(oid) is 'Whether the time zone is all that a value of the type, as JSON, depends on.';
 
 create function pgaudit_wf.optional_column(template text, column_name text, otherwise text) returns text
 language sql immutable parallel safe

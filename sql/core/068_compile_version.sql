@@ -16,7 +16,7 @@ as $$
     select case
         when (setting).form = 'generic' then format('(%s -> %L)', case record_name when 'old' then 'before' else 'after' end, column_name)
         when atttypid = 'json'::regtype then format('%I.%I::jsonb', record_name, column_name)
-        else format('%I.%I', record_name, column_name)
+        else pgaudit_wf.json_expression(atttypid, format('%I.%I', record_name, column_name))
     end
     from pg_attribute
     where attrelid = (setting).target and attname = column_name
@@ -145,7 +145,7 @@ begin
     end if;
     organisation := case
         when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'
-        else format('left(coalesce(new.%1$I, old.%1$I)::text, 255)', (setting).org_column) end;
+        else pgaudit_wf.org_expression(setting) end;
 
     if op = 'delete' then
         return format(e'        event_hash := pgaudit_wf.latest_hash(%s);\n', key);

@@ -26,29 +26,49 @@ as $$
 $$;
 comment on function pgaudit_wf.describe_column(pg_attribute, boolean) is 'A column with what its type asks for.';
 
+create function pgaudit_wf.hidden_columns(setting pgaudit_wf.attachment) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A virtual generated column is not in the row that a trigger sees.
+    select array(
+        select attname::text from pg_attribute
+        where attrelid = (setting).target and attnum > 0 and not attisdropped
+            and (attname = any ((setting).ignore || pgaudit_wf.definition_columns((setting).target)) or attgenerated = 'v')
+        order by attnum)
+$$;
+comment on function pgaudit_wf.hidden_columns(pgaudit_wf.attachment) is
+    'The columns of an attached table that its events leave out: ignored ones, a workflow''s graph, and those that are computed when read.';
+
 create function pgaudit_wf.capture_columns(setting pgaudit_wf.attachment) returns setof pgaudit_wf.capture_column
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select pgaudit_wf.describe_column(col, attname = any ((setting).redact))
     from pg_attribute as col
-    where attrelid = (setting).target and attnum > 0 and not attisdropped
-        and attname <> all ((setting).ignore || pgaudit_wf.definition_columns((setting).target))
-        -- A virtual generated column is not in the row that a trigger sees.
-        and attgenerated <> 'v'
+    where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all (pgaudit_wf.hidden_columns(setting))
     order by attnum
 $$;
 comment on function pgaudit_wf.capture_columns(pgaudit_wf.attachment) is 'The columns that the trigger of an attached table records, in their order.';
 
 create function pgaudit_wf.changed_expression(col pgaudit_wf.capture_column) returns text
-language sql immutable
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
-    select case when (col).toastable
-            then format('((pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true and ', (col).name) else '' end
-        || format(case when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C"' else 'old.%1$I is distinct from new.%1$I' end, (col).name)
-        || case when (col).toastable then ')' else '' end
+    select format(
+        case
+            -- Byte by byte, so that no operator of anybody's is looked for; what then reads the same has not changed.
+            when not pgaudit_wf.is_built_in((col).type) then
+                '(record_image_ne(row(old.%1$I), row(new.%1$I)) and (%2$s) collate "C" is distinct from (%3$s) collate "C")'
+            -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
+            when (col).toastable then '((pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true and '
+                || case when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C")' else 'old.%1$I is distinct from new.%1$I)' end
+            when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C"'
+            else 'old.%1$I is distinct from new.%1$I'
+        end,
+        (col).name,
+        pgaudit_wf.text_expression((col).type, format('old.%I', (col).name)),
+        pgaudit_wf.text_expression((col).type, format('new.%I', (col).name)))
 $$;
 comment on function pgaudit_wf.changed_expression(pgaudit_wf.capture_column) is 'SQL condition that is true when the column differs between old and new.';
 
@@ -56,15 +76,9 @@ create function pgaudit_wf.shown_expression(col pgaudit_wf.capture_column, recor
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format(
-        case
-            -- A composite of nulls "is null", and yet is a value.
-            when (col).redacted then 'case when %1$I.%2$I is distinct from null then ''[redacted]'' end'
-            when pgaudit_wf.holds_json((col).type) then 'pgaudit_wf.json_value(to_json(%1$I.%2$I))'
-            when pgaudit_wf.follows_timezone((col).type) then 'pgaudit_wf.utc_json(%1$I.%2$I)'
-            else '%1$I.%2$I'
-        end,
-        record_name, (col).name)
+    -- A composite of nulls "is null", and yet is a value.
+    select case when (col).redacted then format('case when %1$I.%2$I is distinct from null then ''[redacted]'' end', record_name, (col).name)
+        else pgaudit_wf.json_expression((col).type, format('%I.%I', record_name, (col).name)) end
 $$;
 comment on function pgaudit_wf.shown_expression(pgaudit_wf.capture_column, text) is 'SQL expression for the column''s value as it may be shown.';
 
@@ -78,13 +92,14 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case
-        when cardinality((setting).id_columns) > 1 then format('pgaudit_wf.bounded_key(jsonb_build_array(%s)::text)', listed)
-        when short then format('%s::text', listed)
-        else format('pgaudit_wf.bounded_key(%s::text)', listed)
+        when cardinality((setting).id_columns) > 1 then format('pgaudit_wf.bounded_key(jsonb_build_array(%s)::text)', as_json)
+        when short then as_text
+        else format('pgaudit_wf.bounded_key(%s)', as_text)
     end
     from (
         select
-            string_agg(format('%I.%I', record_name, key_column), ', ' order by position) as listed,
+            string_agg(pgaudit_wf.json_expression(atttypid, format('%I.%I', record_name, key_column)), ', ' order by position) as as_json,
+            min(pgaudit_wf.text_expression(atttypid, format('%I.%I', record_name, key_column))) as as_text,
             bool_and(attlen > 0) as short
         from unnest((setting).id_columns) with ordinality as k (key_column, position)
         join pg_attribute on attrelid = (setting).target and attname = key_column
@@ -96,11 +111,13 @@ create function pgaudit_wf.key_condition(setting pgaudit_wf.attachment, record_n
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- A single key is compared in its own type, so that its index is used.
-    select case when cardinality((setting).id_columns) = 1 then (
-            select format('%I.%I = $1::%s', record_name, attname, format_type(atttypid, atttypmod))
-            from pg_attribute where attrelid = (setting).target and attname = (setting).id_columns[1])
-        else format('%s = $1', pgaudit_wf.key_expression(setting, record_name)) end
+    -- A single key of a built-in type is compared in it, so that its index is used; never in a domain, whose checks are somebody's code.
+    select coalesce((
+            select format('%I.%I = $1::%s', record_name, attname, format_type(pgaudit_wf.base_type(atttypid), null))
+            from pg_attribute
+            where attrelid = (setting).target and attname = (setting).id_columns[1] and cardinality((setting).id_columns) = 1
+                and pgaudit_wf.is_built_in(atttypid)),
+        format('%s = $1', pgaudit_wf.key_expression(setting, record_name)))
 $$;
 comment on function pgaudit_wf.key_condition(pgaudit_wf.attachment, text) is 'SQL condition that picks the row of an attached table with resource_id $1.';
 
@@ -112,7 +129,7 @@ as $$
 $$;
 comment on function pgaudit_wf.bounded_key(text) is 'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
 
-create function pgaudit_wf.action_expression(setting pgaudit_wf.attachment, op text) returns text
+create function pgaudit_wf.action_statements(setting pgaudit_wf.attachment, op text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -122,46 +139,69 @@ as $$
     ), fallback as (
         select quote_literal((setting).resource_type || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
     )
-    select case when exists (select from rule) then
-        e'case\n' || (
-            select string_agg(format(e'            when %s then %L\n',
-                case when strpos(coalesce(condition, 'true'), '--') > 0 then condition || e'\n           ' else coalesce(condition, 'true') end,
-                rule.action), '' order by position, id)
-            from rule
-        ) || format(e'            else %s\n        end', fallback.action)
-        else fallback.action end
+    select case when exists (select from rule where condition is not null) then format($rules$
+        begin
+            event_action := case
+%1$s                else %2$s
+            end;
+        exception
+            -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
+            when others then
+                if sqlstate ~ '^(40|53|57)' then
+                    raise;
+                end if;
+                event_action := %2$s;
+                raise warning 'an action rule of %% failed (SQLSTATE %%), and the change is recorded as %%', %3$L, sqlstate, event_action
+                    using hint = 'pgaudit_wf.doctor() names the rule.';
+        end;$rules$,
+            (
+                select string_agg(format(e'                when %s then %L\n',
+                    case when strpos(coalesce(condition, 'true'), '--') > 0 then condition || e'\n               ' else coalesce(condition, 'true') end,
+                    rule.action), '' order by position, id)
+                from rule
+            ), fallback.action, (setting).resource_type)
+        else format(e'\n        event_action := %s;',
+            coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action)) end
     from fallback
 $$;
-comment on function pgaudit_wf.action_expression(pgaudit_wf.attachment, text) is 'SQL expression for the action of an insert, update or delete, from action_rule.';
+comment on function pgaudit_wf.action_statements(pgaudit_wf.attachment, text) is
+    'PL/pgSQL that names the action of an insert, update or delete, from action_rule.';
+
+create function pgaudit_wf.row_object(columns pgaudit_wf.capture_column[], record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A function takes 100 arguments at most.
+    select coalesce(string_agg(format(e'jsonb_build_object(\n                %s)', listed), e'\n            || ' order by chunk), '''{}''::jsonb')
+    from (
+        select (position - 1) / 50 as chunk,
+            string_agg(format('%L, %s', name,
+                pgaudit_wf.shown_expression(row(name, type, redacted, by_text, toastable)::pgaudit_wf.capture_column, record_name)),
+                e',\n                ' order by position) as listed
+        from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, position)
+        group by chunk
+    ) as chunks
+$$;
+comment on function pgaudit_wf.row_object(pgaudit_wf.capture_column[], text) is
+    'SQL expression for the given columns of a record as a jsonb object, redacted ones hidden; no other column is read.';
 
 create function pgaudit_wf.row_expression(setting pgaudit_wf.attachment, record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format((
-            select case
-                when bool_or(pgaudit_wf.holds_json(atttypid)) then 'pgaudit_wf.json_row(%s)'
-                when bool_or(pgaudit_wf.follows_timezone(atttypid)) then 'pgaudit_wf.utc_row(%s)'
-                else 'to_jsonb(%s)'
-            end
-            from pg_attribute
-            where attrelid = (setting).target and attnum > 0 and not attisdropped), record_name)
-        || coalesce((
-            select format(e'\n            - %L::text[]', array_agg(attname order by attnum)) from pg_attribute
-            where attrelid = (setting).target and attnum > 0 and not attisdropped
-                and (attname = any ((setting).ignore || pgaudit_wf.definition_columns((setting).target)) or attgenerated = 'v')
-            having count(*) > 0), '')
-        || coalesce((
-            -- A function takes 100 arguments at most.
-            select string_agg(format(e'\n            || jsonb_build_object(%s)', listed), '' order by chunk)
-            from (
-                select chunk, string_agg(format('%L, %s', (col).name, pgaudit_wf.shown_expression(col, record_name)), e',\n                ') as listed
-                from (
-                    select col, (row_number() over () - 1) / 50 as chunk
-                    from pgaudit_wf.capture_columns(setting) as col where (col).redacted
-                ) as hidden
-                group by chunk
-            ) as chunks), '')
+    -- The row as a whole is quickest, but reads each column: not one that is to be hidden and may be long, nor one that it would turn
+    -- into JSON by somebody's cast or cannot turn into JSON.
+    select case when bool_and(pgaudit_wf.json_without_casts(atttypid) and not pgaudit_wf.holds_json(atttypid)
+                and (attlen > 0 or attgenerated = 'v' or (attname <> all (pgaudit_wf.hidden_columns(setting)) and attname <> all ((setting).redact))))
+        then format('to_jsonb(%I)', record_name)
+            || case when pgaudit_wf.hidden_columns(setting) = '{}' then '' else format(e'\n            - %L::text[]', pgaudit_wf.hidden_columns(setting)) end
+            || coalesce((
+                select e'\n            || ' || pgaudit_wf.row_object(array_agg(col), record_name)
+                from pgaudit_wf.capture_columns(setting) as col where (col).redacted
+                having count(*) > 0), '')
+        else pgaudit_wf.row_object(array(select pgaudit_wf.capture_columns(setting)), record_name) end
+    from pg_attribute
+    where attrelid = (setting).target and attnum > 0 and not attisdropped
 $$;
 comment on function pgaudit_wf.row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
 
@@ -182,20 +222,44 @@ as $$
 $$;
 comment on function pgaudit_wf.update_statements(pgaudit_wf.attachment) is 'PL/pgSQL that collects the changed columns of an update into event_diff.';
 
+create function pgaudit_wf.column_text(setting pgaudit_wf.attachment, column_name text, record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf.text_expression(atttypid, format('%I.%I', record_name, column_name))
+    from pg_attribute where attrelid = (setting).target and attname = column_name and attnum > 0
+$$;
+comment on function pgaudit_wf.column_text(pgaudit_wf.attachment, text, text) is
+    'SQL expression for a column of a record as text; null where the table has no such column (any more).';
+
+create function pgaudit_wf.org_expression(setting pgaudit_wf.attachment) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('left(coalesce(%s, %s), 255)',
+        pgaudit_wf.column_text(setting, (setting).org_column, 'new'), pgaudit_wf.column_text(setting, (setting).org_column, 'old'))
+$$;
+comment on function pgaudit_wf.org_expression(pgaudit_wf.attachment) is
+    'SQL expression for the organization of an updated row: the new one, or the old one of a row that has left it.';
+
 create function pgaudit_wf.assignments(setting pgaudit_wf.attachment, record_name text, on_update boolean) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case
-            when (setting).org_column is null then ''
-            when record_name = 'new' and on_update then format(
-                e'\n        event_org := left(coalesce(new.%1$I, old.%1$I)::text, 255);'
-                '\n        if old.%1$I is distinct from new.%1$I then'
-                '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', old.%1$I);'
-                '\n        end if;', (setting).org_column)
-            else format(e'\n        event_org := left(%I.%I::text, 255);', record_name, (setting).org_column)
+            when org is null then ''
+            when record_name = 'new' and on_update then (
+                select format(e'\n        event_org := %s;'
+                    '\n        if %s then'
+                    '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', %s);'
+                    '\n        end if;', pgaudit_wf.org_expression(setting), pgaudit_wf.changed_expression(pgaudit_wf.describe_column(col, false)),
+                    pgaudit_wf.json_expression(atttypid, format('old.%I', attname)))
+                from pg_attribute as col where attrelid = (setting).target and attname = (setting).org_column)
+            else format(e'\n        event_org := left(%s, 255);', org)
         end
-        || case when (setting).label_column is null then '' else format(e'\n        event_label := left(%I.%I::text, 255);', record_name, (setting).label_column) end
+        || case when label is null then '' else format(e'\n        event_label := left(%s, 255);', label) end
+    from (select pgaudit_wf.column_text(setting, (setting).org_column, record_name) as org,
+        pgaudit_wf.column_text(setting, (setting).label_column, record_name) as label) as taken
 $$;
 comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text, boolean) is 'PL/pgSQL that takes org and label from the given record.';
 
@@ -217,16 +281,13 @@ as $$
 %1$s%14$s        if event_diff is null then
             return null;
         end if;
-        event_id := %2$s;%3$s%13$s
-        event_action := %5$s;
+        event_id := %2$s;%3$s%13$s%5$s
     elsif tg_op = 'INSERT' then
         event_id := %2$s;%4$s
-%15$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s%17$s));
-        event_action := %7$s;
+%15$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s%17$s));%7$s
     elsif tg_op = 'DELETE' then
         event_id := %9$s;%10$s
-%16$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', %8$s%17$s));
-        event_action := %11$s;
+%16$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', %8$s%17$s));%11$s
     else
 %12$s
     end if;$body$,
@@ -238,13 +299,13 @@ as $$
             from pgaudit_wf.capture_columns(setting) as col where (col).name = any ((setting).id_columns)
         ),
         pgaudit_wf.assignments(setting, 'new', false),
-        pgaudit_wf.action_expression(setting, 'update'),
+        pgaudit_wf.action_statements(setting, 'update'),
         pgaudit_wf.row_expression(setting, 'new'),
-        pgaudit_wf.action_expression(setting, 'insert'),
+        pgaudit_wf.action_statements(setting, 'insert'),
         pgaudit_wf.row_expression(setting, 'old'),
         pgaudit_wf.key_expression(setting, 'old'),
         pgaudit_wf.assignments(setting, 'old', false),
-        pgaudit_wf.action_expression(setting, 'delete'),
+        pgaudit_wf.action_statements(setting, 'delete'),
         pgaudit_wf.truncate_statements(setting),
         pgaudit_wf.assignments(setting, 'new', true),
         pgaudit_wf.version_statements(setting, 'update'),
@@ -254,29 +315,93 @@ as $$
 $$;
 comment on function pgaudit_wf.compiled_body(pgaudit_wf.attachment) is 'The part of a compiled trigger function that works out what changed.';
 
-create function pgaudit_wf.generic_row(record jsonb, known text[], ignore text[], redact text[]) returns jsonb
-language sql immutable parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-    -- A redacted column that is gone may have been renamed: then no column that was not there before is shown.
-    select coalesce(jsonb_object_agg(key, case
-            when jsonb_typeof(value) <> 'null' and (key = any (redact) or (not record ?& redact and key <> all (known))) then '"[redacted]"'
-            else value
-        end), '{}')
-    from jsonb_each(record)
-    where key <> all (ignore)
-$$;
-comment on function pgaudit_wf.generic_row(jsonb, text[], text[], text[]) is 'A row as it may be shown, for triggers of the generic form.';
+create type pgaudit_wf.generic_setting as (
+    known text[],
+    ignore text[],
+    redact text[],
+    redact_numbers smallint[]
+);
+comment on type pgaudit_wf.generic_setting is
+    'What a trigger of the generic form knows of its table''s columns: those that were there, and which it hides, the redacted ones by number too (0: it was not there).';
 
-create function pgaudit_wf.generic_diff(before jsonb, after jsonb, shown_before jsonb, shown_after jsonb) returns jsonb
+create function pgaudit_wf.generic_columns(table_id oid, setting pgaudit_wf.generic_setting) returns pgaudit_wf.capture_column[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Nobody says when a column is renamed. A redacted one is known by its number then; and while one is gone without a trace (after a
+    -- restore the numbers may be others), no column is shown that was not there before.
+    select array(
+        select pgaudit_wf.describe_column(col, attname = any ((setting).redact)
+            or (attname <> all ((setting).known) and (attnum = any ((setting).redact_numbers) or exists (
+                select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
+                where secret.number > 0 and not exists (
+                    select from pg_attribute as other
+                    where other.attrelid = table_id and not other.attisdropped
+                        and (other.attname = secret.name or (other.attnum = secret.number and other.attname <> all ((setting).known))))))))
+        from pg_attribute as col
+        where attrelid = table_id and attnum > 0 and not attisdropped and attgenerated <> 'v' and attname <> all ((setting).ignore)
+        order by attnum)
+$$;
+comment on function pgaudit_wf.generic_columns(oid, pgaudit_wf.generic_setting) is 'The columns of a table as a trigger of the generic form shows them now.';
+
+create function pgaudit_wf.generic_row(record anyelement, setting pgaudit_wf.generic_setting) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    table_id constant oid := (select typrelid from pg_type where oid = pg_typeof(record));
+    shown jsonb;
+begin
+    if cardinality((setting).redact) = 0 and not exists (
+        select from pg_attribute
+        where attrelid = table_id and attnum > 0 and not attisdropped
+            and ((attname = any ((setting).ignore) and attlen < 0) or attgenerated = 'v' or (atttypid >= 16384 and not pgaudit_wf.json_without_casts(atttypid))))
+    then
+        begin
+            return to_jsonb(record) - (setting).ignore;
+        exception
+            -- json can hold what jsonb cannot.
+            when data_exception or program_limit_exceeded then
+                null;
+        end;
+    end if;
+    execute format('select %s from (select ($1).*) as r', pgaudit_wf.row_object(pgaudit_wf.generic_columns(table_id, setting), 'r')) into shown using record;
+    return shown;
+end
+$$;
+comment on function pgaudit_wf.generic_row(anyelement, pgaudit_wf.generic_setting) is
+    'A row as it may be shown, for triggers of the generic form: without ignored columns, redacted ones hidden; what is hidden is not read.';
+
+create function pgaudit_wf.generic_hidden_changes(before anyelement, after anyelement, setting pgaudit_wf.generic_setting) returns text[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    changed text[];
+begin
+    if cardinality((setting).redact) > 0 then
+        execute (
+            select format('select array_remove(array[%s]::text[], null) from (select ($1).*) as old, (select ($2).*) as new',
+                string_agg(format('case when record_image_ne(row(old.%1$I), row(new.%1$I)) then %1$L end', name), ', '))
+            from unnest(pgaudit_wf.generic_columns((select typrelid from pg_type where oid = pg_typeof(before)), setting)) as col
+            where redacted)
+            into changed using before, after;
+    end if;
+    return coalesce(changed, '{}');
+end
+$$;
+comment on function pgaudit_wf.generic_hidden_changes(anyelement, anyelement, pgaudit_wf.generic_setting) is
+    'The redacted columns that an update changed, for triggers of the generic form.';
+
+create function pgaudit_wf.generic_diff(before jsonb, after jsonb, hidden_changes text[]) returns jsonb
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select jsonb_agg(jsonb_build_object('op', 'replace', 'path', pgaudit_wf.pointer(key), 'old', shown_before -> key, 'value', value) order by key)
-    from jsonb_each(shown_after)
-    where before -> key is distinct from after -> key
+    select jsonb_agg(jsonb_build_object('op', 'replace', 'path', pgaudit_wf.pointer(key), 'old', before -> key, 'value', value) order by key)
+    from jsonb_each(after)
+    where before -> key is distinct from value or key = any (hidden_changes)
 $$;
-comment on function pgaudit_wf.generic_diff(jsonb, jsonb, jsonb, jsonb) is 'JSON Patch between two rows of one table, for triggers of the generic form.';
+comment on function pgaudit_wf.generic_diff(jsonb, jsonb, text[]) is 'JSON Patch between two rows of one table, for triggers of the generic form.';
 
 create function pgaudit_wf.generic_key(record jsonb, id_columns text[], table_id oid) returns text
 language sql stable
@@ -299,104 +424,118 @@ as $$
 $$;
 comment on function pgaudit_wf.generic_key(jsonb, text[], oid) is 'resource_id of a row, for triggers of the generic form.';
 
+create function pgaudit_wf.describe_generic(setting pgaudit_wf.attachment) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting',
+        (setting).columns, (setting).ignore, (setting).redact,
+        array(
+            select coalesce((select attnum from pg_attribute where attrelid = (setting).target and attname = name and not attisdropped), 0)
+            from unnest((setting).redact) with ordinality as secret (name, position) order by position))
+$$;
+comment on function pgaudit_wf.describe_generic(pgaudit_wf.attachment) is 'SQL expression for what a trigger of the generic form knows of its table''s columns.';
+
 create function pgaudit_wf.generic_body(setting pgaudit_wf.attachment) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
     if tg_op in ('UPDATE', 'DELETE') then
-        before := pgaudit_wf.json_row(old);%16$s
-        shown_before := pgaudit_wf.generic_row(before, %1$L, %2$L, %3$L);
+        before := pgaudit_wf.generic_row(old, setting);%1$s
+        shown_before := before - %5$L::text[];
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
-        after := pgaudit_wf.json_row(new);%17$s
-        shown_after := pgaudit_wf.generic_row(after, %1$L, %2$L, %3$L);
+        after := pgaudit_wf.generic_row(new, setting);%2$s
+        shown_after := after - %5$L::text[];
     end if;
     if tg_level = 'ROW' then
-        event_id := pgaudit_wf.generic_key(coalesce(after, before), %4$L, tg_relid);
-        %5$s
+        event_id := pgaudit_wf.generic_key(coalesce(after, before), %3$L, tg_relid);
+        event_label := left(coalesce(shown_after, shown_before) ->> %14$L, 255);
+        %4$s
     end if;
     if tg_op = 'UPDATE' then
-        event_diff := pgaudit_wf.generic_diff(before, after, shown_before, shown_after);
-%12$s        if event_diff is null then
+        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, pgaudit_wf.generic_hidden_changes(old, new, setting));
+%6$s        if event_diff is null then
             return null;
         end if;
-        if pgaudit_wf.generic_key(before, %4$L, tg_relid) is distinct from event_id then
-            event_previous_id := pgaudit_wf.generic_key(before, %4$L, tg_relid);
-        end if;
+        if pgaudit_wf.generic_key(before, %3$L, tg_relid) is distinct from event_id then
+            event_previous_id := pgaudit_wf.generic_key(before, %3$L, tg_relid);
+        end if;%7$s
     elsif tg_op = 'INSERT' then
-%13$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after%15$s));
+%8$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after%9$s));%10$s
     elsif tg_op = 'DELETE' then
-%14$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before%15$s));
-    end if;
-    if tg_level = 'ROW' then
-        event_label := left(coalesce(shown_after, shown_before) ->> %6$L, 255);
-        begin
-            if tg_op = 'UPDATE' then
-                event_action := %7$s;
-            elsif tg_op = 'INSERT' then
-                event_action := %8$s;
-            else
-                event_action := %9$s;
-            end if;
-        exception
-            -- A rule over a column that was renamed or dropped meanwhile must not fail the write.
-            when others then
-                event_action := %10$L || case tg_op when 'UPDATE' then '.updated' when 'INSERT' then '.created' else '.deleted' end;
-        end;
+%11$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before%9$s));%12$s
     else
-%11$s
+%13$s
     end if;$body$,
-        (setting).columns,
-        -- A virtual generated column is not in the row that a trigger sees.
-        (setting).ignore || pgaudit_wf.definition_columns((setting).target)
-            || array(select attname::text from pg_attribute where attrelid = (setting).target and attgenerated = 'v' and not attisdropped),
-        (setting).redact, (setting).id_columns,
+        pgaudit_wf.follow_names(setting, 'before'),
+        pgaudit_wf.follow_names(setting, 'after'),
+        (setting).id_columns,
         case when (setting).org_column is null then '-- no org column: app.org_id is taken'
             else format(
                 e'event_org := left(coalesce(after ->> %1$L, before ->> %1$L), 255);'
                 '\n        if tg_op = ''UPDATE'' and before -> %1$L is distinct from after -> %1$L then'
                 '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', before -> %1$L);'
                 '\n        end if;', (setting).org_column) end,
-        (setting).label_column,
-        pgaudit_wf.action_expression(setting, 'update'),
-        pgaudit_wf.action_expression(setting, 'insert'),
-        pgaudit_wf.action_expression(setting, 'delete'),
-        (setting).resource_type,
-        pgaudit_wf.truncate_statements(setting),
+        pgaudit_wf.definition_columns((setting).target),
         pgaudit_wf.version_statements(setting, 'update'),
+        pgaudit_wf.action_statements(setting, 'update'),
         pgaudit_wf.version_statements(setting, 'insert'),
-        pgaudit_wf.version_statements(setting, 'delete'),
         case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end,
-        pgaudit_wf.follow_names(setting, 'before'),
-        pgaudit_wf.follow_names(setting, 'after'))
+        pgaudit_wf.action_statements(setting, 'insert'),
+        pgaudit_wf.version_statements(setting, 'delete'),
+        pgaudit_wf.action_statements(setting, 'delete'),
+        pgaudit_wf.truncate_statements(setting),
+        (setting).label_column)
 $$;
 comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
 
-create function pgaudit_wf.compile_capture(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf.shape_of(relation oid) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    settings constant text := (
-        select string_agg(distinct format(e'\nset %s', pinned), '')
+begin
+    return (
+        select md5(string_agg(concat_ws(',', attnum, attname, atttypid, attcollation, attgenerated, (
+            select pgaudit_wf.shape_of(c.oid) from pg_class as c
+            join pg_type as t on t.typrelid = c.oid
+            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf.contains_type(atttypid, t.oid) and t.oid <> (select reltype from pg_class where oid = shape_of.relation)
+            order by c.oid limit 1)), ';' order by attnum))
+        from pg_attribute where attrelid = shape_of.relation and attnum > 0 and not attisdropped);
+end
+$$;
+comment on function pgaudit_wf.shape_of(oid) is 'A fingerprint of the names and types of a relation''s columns.';
+
+create function pgaudit_wf.capture_settings(setting pgaudit_wf.attachment) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select array(
+        select distinct pinned
         from (
             select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
             from pg_attribute
-            where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore)
-                -- utc_json() and utc_row() pin it where it is needed.
-                and (not pgaudit_wf.follows_timezone(atttypid) or pgaudit_wf.holds_json(atttypid)
-                    or attname = any ((setting).id_columns || (setting).org_column || (setting).label_column))
+            where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore || (setting).redact)
             -- The generic form does not know what columns will come.
             union all
             select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
                 'lc_monetary = ''C''', 'extra_float_digits = 1', 'quote_all_identifiers = off'])
             where (setting).form = 'generic'
-        ) as type_setting (pinned));
+        ) as type_setting (pinned)
+        order by pinned)
+$$;
+comment on function pgaudit_wf.capture_settings(pgaudit_wf.attachment) is
+    'The settings that an attached table''s trigger pins, so that what it records does not depend on the session.';
+
+create function pgaudit_wf.capture_body(setting pgaudit_wf.attachment) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
     one_line constant boolean := (setting)::text !~ '[\r\n]' and not exists (
         select from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type and concat(r.condition, r.action) ~ '[\r\n]');
     statements text;
-    body text;
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
         || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then format($restored$
@@ -415,7 +554,7 @@ begin
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
         insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
         select %1$L, event_previous_id, event_id, event_org where event_id is not null
-        on conflict do nothing;
+        on conflict on constraint key_change_pkey do nothing;
     end if;
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
@@ -432,33 +571,30 @@ begin
     end;$warn$, (setting).target);
     end if;
 
-    body := format($body$
--- Records every change of %1$s as %2$s; written by pgaudit_wf.attach().
--- To change it, attach the table again or edit pgaudit_wf.action_rule.
+    return format($body$
+-- Records every change of an attached table; written by pgaudit_wf.attach().
+-- To change it, attach the table again or edit pgaudit_wf.action_rule. Columns as of %s.
 declare
     event_id text;
     event_previous_id text;
-    event_org text%3$s;
+    event_org text%s;
     event_label text;
     event_action text;
     event_diff jsonb;
-    event_metadata jsonb;%4$s
-begin%5$s
+    event_metadata jsonb;%s%s
+begin%s
     return null;
 end
 $body$,
-        -- A line break in a name would end the comment.
-        translate((setting).target::text, e'\r\n', '  '),
-        translate((setting).resource_type, e'\r\n', '  '),
-        case when (setting).org_column is null then ' := pgaudit_wf.context_value(''app.org_id'')' else '' end,
-        case when (setting).form = 'generic' then e'\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;' else '' end
-            || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then 
-                e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    definition_changed boolean := false;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
+        -- PL/pgSQL keeps plans by the types of a row's columns: another type must make it another function.
+        pgaudit_wf.shape_of((setting).target),
+        case when (setting).org_column = any ((setting).columns) then '' else ' := pgaudit_wf.context_value(''app.org_id'')' end,
+        case when (setting).form = 'generic' then format(
+            e'\n    setting constant pgaudit_wf.generic_setting := %s;\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;',
+            pgaudit_wf.describe_generic(setting)) else '' end,
+        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then
+            e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    definition_changed boolean := false;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
         statements);
-
-    return format(
-        e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp%s\nas %L',
-        (setting).function_name, settings, body);
 end
 $$;
-comment on function pgaudit_wf.compile_capture(pgaudit_wf.attachment) is 'The CREATE FUNCTION statement of an attached table''s trigger.';
+comment on function pgaudit_wf.capture_body(pgaudit_wf.attachment) is 'The body of an attached table''s trigger function.';

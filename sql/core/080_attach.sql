@@ -4,7 +4,8 @@ create function pgaudit_wf.can_follow_ddl() returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select count(*) = 2 from pg_event_trigger where evtname in ('pgaudit_wf_after_ddl', 'pgaudit_wf_after_drop') and evtenabled in ('O', 'A')
+    select count(*) = 3 from pg_event_trigger
+    where evtname in ('pgaudit_wf_after_ddl', 'pgaudit_wf_after_drop', 'pgaudit_wf_follow_as_author') and evtenabled in ('O', 'A')
 $$;
 comment on function pgaudit_wf.can_follow_ddl() is
     'Whether the event triggers that recompile triggers after DDL are there; without them attach() compiles the generic form.';
@@ -63,7 +64,7 @@ end
 $$;
 comment on function pgaudit_wf.check_attachable(regclass) is 'Raises PA004 if the table cannot be attached, saying why.';
 
-create function pgaudit_wf.check_columns(setting pgaudit_wf.attachment) returns void
+create function pgaudit_wf.check_columns(setting pgaudit_wf.attachment, mentioned text[] default null) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -78,7 +79,7 @@ begin
         union all select 'ignore', unnest((setting).ignore)
         union all select 'redact', unnest((setting).redact)
     ) as named
-    where name <> all ((setting).columns);
+    where name <> all ((setting).columns) and (role = 'id_columns' or mentioned is null or name = any (mentioned));
     if found then
         raise exception '% has no column "%", named in %', (setting).target, problem.name, problem.role
             using errcode = 'PA002',
@@ -113,34 +114,8 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.check_columns(pgaudit_wf.attachment) is 'Raises PA002 naming the column that the settings get wrong.';
-
-create function pgaudit_wf.check_casts(target regclass) returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    problem record;
-begin
-    -- A trigger that turns a value into JSON or text runs such a cast with its own rights, which are ours.
-    select attname as column_name, castfunc::regprocedure as function, proowner::regrole as owner into problem
-    from pg_attribute
-    join pg_cast on casttarget in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype)
-        and castfunc <> 0 and pgaudit_wf.contains_type(atttypid, castsource)
-    join pg_proc on pg_proc.oid = castfunc
-    where attrelid = check_casts.target and attnum > 0 and not attisdropped and atttypid >= 16384 and castsource >= 16384
-        and not (select rolsuper from pg_roles where pg_roles.oid = proowner)
-        and proowner <> (select nspowner from pg_namespace where nspname = 'pgaudit_wf')
-    limit 1;
-    if found then
-        raise exception 'column "%" of % has a type with a cast of its own, by %, which would run with the rights of pgaudit_wf''s owner',
-            problem.column_name, check_casts.target, problem.function
-            using errcode = 'PA009', hint = format('Drop the cast, or give the function to a superuser or to pgaudit_wf''s owner; it belongs to %s.', problem.owner);
-    end if;
-end
-$$;
-comment on function pgaudit_wf.check_casts(regclass) is
-    'Raises PA009 if recording the table would run somebody else''s code with our rights: a cast to json or text of a column''s type.';
+comment on function pgaudit_wf.check_columns(pgaudit_wf.attachment, text[]) is
+    'Raises PA002 naming the column that the settings get wrong. mentioned: those that must be there, besides id_columns; null: all.';
 
 create function pgaudit_wf.attach(
     target regclass,
@@ -192,12 +167,13 @@ begin
     setting.ignore := coalesce(attach.ignore, setting.ignore, array['updated_at']);
     setting.redact := coalesce(attach.redact, setting.redact, '{}');
     setting.on_failure := coalesce(attach.on_failure, setting.on_failure, 'abort');
-    if 'updated_at' <> all (setting.columns) then
+    if not known and 'updated_at' <> all (setting.columns) then
         setting.ignore := array_remove(setting.ignore, 'updated_at');
     end if;
 
-    perform pgaudit_wf.check_columns(setting);
-    perform pgaudit_wf.install_capture(setting, false);
+    -- What is named here must be there; what was named before may have been dropped meanwhile, and holds again if it comes back.
+    perform pgaudit_wf.check_columns(setting, case when known then coalesce(attach.ignore, '{}') || coalesce(attach.redact, '{}') || attach.org_column || attach.label_column end);
+    perform pgaudit_wf.check_action_rule(setting.target, r) from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
 
     setting.attached_at := coalesce(setting.attached_at, now());
     setting.attached_by := coalesce(setting.attached_by, session_user);
@@ -208,8 +184,11 @@ begin
     if before is distinct from to_jsonb(setting) then
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, case when known then 'changed' else 'attached' end,
-            to_jsonb(setting) - '{target,columns,attached_at,attached_by}'::text[]);
+            to_jsonb(setting) - '{target,columns,usage_granted,attached_at,attached_by}'::text[]);
     end if;
+    perform pgaudit_wf.write_functions(setting);
+    perform pgaudit_wf.place_triggers(setting);
+    perform pgaudit_wf.place_limit(setting);
     perform pgaudit_wf.ensure_log_partitions();
 end
 $$;
@@ -217,47 +196,101 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'Has every change of a table recorded in security_audit_log from now on. Called again it changes the named settings in place; one that is not named stays as it was, '''' or ''{}'' clears it. '
     'At first: resource_type is the table''s name; id_columns its primary key; org_column org_id or organization_id if there (else events take app.org_id); label_column none; '
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
-    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument), PA009 (a cast); the table then stays as it was.';
+    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
 
-create function pgaudit_wf.install_capture(setting pgaudit_wf.attachment, keep_disabled boolean) returns void
+create function pgaudit_wf.replace_function(function_name text, body text, settings text[], target regclass, description text) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    owner constant oid := (select relowner from pg_class where oid = replace_function.target);
+    function regprocedure := to_regprocedure(format('pgaudit_wf.%I()', replace_function.function_name));
+    grantee regrole;
+begin
+    -- Two sessions at once that follow DDL on partitions of one table must not both replace its function: the second would fail.
+    if function is null or not exists (
+        select from pg_proc
+        where oid = function and prosrc = replace_function.body and proowner = pgaudit_wf.schema_owner()::regrole
+            and array(select lower(config) from unnest(proconfig) as config where config !~ '^search_path=' order by 1)
+                = array(select replace(replace(lower(setting), ' = ', '='), '''', '') from unnest(replace_function.settings) as setting order by 1))
+    then
+        execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp%s\nas %L',
+            replace_function.function_name, (select string_agg(e'\nset ' || setting, '' order by setting) from unnest(replace_function.settings) as setting), replace_function.body);
+        function := format('pgaudit_wf.%I()', replace_function.function_name)::regprocedure;
+        execute format('comment on function %s is %L', function, replace_function.description);
+        execute format('revoke all on function %s from public', function);
+    end if;
+    for grantee in
+        select acl.grantee from pg_proc as p, aclexplode(p.proacl) as acl where p.oid = function and acl.grantee not in (p.proowner, owner, 0)
+    loop
+        execute format('revoke all on function %s from %s', function, grantee);
+    end loop;
+    -- Whoever makes a partition of a table puts its triggers on it, and so must be allowed to call their functions.
+    if (select relkind from pg_class where oid = replace_function.target) = 'p' and not has_function_privilege(owner, function, 'execute') then
+        execute format('grant execute on function %s to %s', function, owner::regrole);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.replace_function(text, text, text[], regclass, text) is
+    'Writes a trigger function of an attached table, unless it is there as it should be, and lets the table''s owner have it called.';
+
+create function pgaudit_wf.revoke_usage(setting pgaudit_wf.attachment) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if to_regrole(quote_ident((setting).usage_granted)) is not null
+        and not exists (select from pgaudit_wf.attachment as a where a.usage_granted = (setting).usage_granted and a.target <> (setting).target)
+    then
+        execute format('revoke usage on schema pgaudit_wf from %I', (setting).usage_granted);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.revoke_usage(pgaudit_wf.attachment) is
+    'Takes USAGE of our schema from the owner of a partitioned table that is no longer attached, if he was given it for that table alone.';
+
+create function pgaudit_wf.write_functions(setting pgaudit_wf.attachment) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgaudit_wf.replace_function((setting).function_name, pgaudit_wf.capture_body(setting), pgaudit_wf.capture_settings(setting),
+        (setting).target, format('Records the changes of %s.', (setting).target));
+    perform pgaudit_wf.replace_function(pgaudit_wf.guard_function_name(setting), pgaudit_wf.guard_body(setting), '{}',
+        (setting).target, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target))
+        where pgaudit_wf.guard_body(setting) is not null;
+    perform pgaudit_wf.replace_function(t.function_name, pgaudit_wf.limit_body(t), '{}',
+        t.target, format('Counts the rows of %s for pgaudit_wf.org_limit.', t.target))
+        from pgaudit_wf.limit_target as t where t.target = (setting).target;
+    -- follow_as_author() names them.
+    if (select relkind = 'p' and not has_schema_privilege(relowner, 'pgaudit_wf', 'usage') from pg_class where oid = (setting).target) then
+        update pgaudit_wf.attachment as a set usage_granted = (select pg_get_userbyid(relowner) from pg_class where oid = (setting).target)
+        where a.target = (setting).target;
+        execute format('grant usage on schema pgaudit_wf to %s', (select relowner::regrole from pg_class where oid = (setting).target));
+    end if;
+end
+$$;
+comment on function pgaudit_wf.write_functions(pgaudit_wf.attachment) is
+    'Writes the trigger functions of an attached table, as its owner of our schema: what follows DDL does no more than this.';
+
+create function pgaudit_wf.place_triggers(setting pgaudit_wf.attachment) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    rule pgaudit_wf.action_rule;
-    owner constant name := (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf');
+    op text;
     leaf regclass;
-    disabled record;
-    disabled_before constant jsonb := (
-        select jsonb_agg(jsonb_build_object('relation', tgrelid::regclass::text, 'name', tgname)) from pg_trigger
-        where tgenabled = 'D' and tgname like 'pgaudit\_wf\_%' and not tgisinternal
-            and (tgrelid = (setting).target or tgrelid in (select pgaudit_wf.leaf_tables((setting).target))));
 begin
-    for rule in select r.* from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type order by r.position, r.id loop
-        perform pgaudit_wf.check_action_rule((setting).target, rule);
-    end loop;
-    perform pgaudit_wf.check_casts((setting).target);
-    -- Our own DDL must not set off the event triggers that follow the application's.
-    perform set_config('pgaudit_wf.compiling', 'on', true);
-
-    execute pgaudit_wf.compile_capture(setting);
-    execute format('comment on function pgaudit_wf.%I() is %L', (setting).function_name, format('Records the changes of %s.', (setting).target));
-    execute format('revoke all on function pgaudit_wf.%I() from public', (setting).function_name);
-    if owner <> quote_ident(current_user) then
-        execute format('alter function pgaudit_wf.%I() owner to %s', (setting).function_name, owner);
-    end if;
-
-    execute format('create or replace trigger pgaudit_wf_insert after insert on %s for each row execute function pgaudit_wf.%I()',
-        (setting).target, (setting).function_name);
+    -- Triggers fire in the order of their names, and one that changes the row again must come after the first change was recorded:
+    -- "!" comes before whatever else a name begins with, PostgreSQL's own for foreign keys (RI_…) included.
     -- No WHEN clause: PostgreSQL parses and plans it anew for each statement, which costs more than to enter the function and
     -- leave it again (12 against 4 µs), and its columns could not be dropped or retyped.
-    execute format('create or replace trigger pgaudit_wf_update after update on %s for each row execute function pgaudit_wf.%I()',
-        (setting).target, (setting).function_name);
-    execute format('create or replace trigger pgaudit_wf_delete after delete on %s for each row execute function pgaudit_wf.%I()',
-        (setting).target, (setting).function_name);
-    -- "Always": also in a session that calls itself a replica.
-    execute format('alter table %s enable always trigger pgaudit_wf_insert, enable always trigger pgaudit_wf_update, enable always trigger pgaudit_wf_delete',
-        (setting).target);
+    foreach op in array array['insert', 'update', 'delete'] loop
+        execute format('create or replace trigger "!pgaudit_wf_%s" after %s on %s for each row execute function pgaudit_wf.%I()',
+            op, op, (setting).target, (setting).function_name);
+        -- "Always": also in a session that calls itself a replica.
+        execute format('alter table %s enable always trigger "!pgaudit_wf_%s"', (setting).target, op);
+    end loop;
     for leaf in select pgaudit_wf.leaf_tables((setting).target) loop
         execute format('create or replace trigger pgaudit_wf_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()',
             leaf, (setting).function_name);
@@ -271,18 +304,15 @@ begin
     loop
         execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
     end loop;
-    perform pgaudit_wf.install_guard(setting);
-    perform pgaudit_wf.install_limit(setting);
-    if keep_disabled then
-        for disabled in select relation, name from jsonb_to_recordset(disabled_before) as d (relation text, name text) loop
-            execute format('alter table %s disable trigger %I', disabled.relation, disabled.name);
-        end loop;
+    if pgaudit_wf.guard_body(setting) is not null then
+        execute format('create or replace trigger pgaudit_wf_guard before insert or update on %s for each row execute function pgaudit_wf.%I()',
+            (setting).target, pgaudit_wf.guard_function_name(setting));
+        execute format('alter table %s enable always trigger pgaudit_wf_guard', (setting).target);
     end if;
-
-    perform set_config('pgaudit_wf.compiling', 'off', true);
 end
 $$;
-comment on function pgaudit_wf.install_capture(pgaudit_wf.attachment, boolean) is 'Compiles the trigger function of an attached table and puts the triggers in place; those that somebody disabled stay so on request.';
+comment on function pgaudit_wf.place_triggers(pgaudit_wf.attachment) is
+    'Puts the triggers on an attached table, with the rights of the caller, who must own it.';
 
 create function pgaudit_wf.leaf_tables(target regclass) returns setof regclass
 language sql stable
@@ -313,7 +343,6 @@ begin
             using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
     end if;
     perform pgaudit_wf.uninstall_limit(detach.target);
-    perform set_config('pgaudit_wf.compiling', 'on', true);
     -- Also where the function was put long ago: on a partition that has been detached since.
     for installed in
         select tgname as name, tgrelid::regclass as relation from pg_trigger
@@ -324,8 +353,8 @@ begin
     end loop;
     execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
     execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
+    perform pgaudit_wf.revoke_usage(setting);
     delete from pgaudit_wf.workflow_attachment as w where w.target = detach.target;
-    perform set_config('pgaudit_wf.compiling', 'off', true);
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');
 end
 $$;
@@ -343,7 +372,8 @@ begin
         select a.* from pgaudit_wf.attachment as a
         where a.resource_type in (select touched.resource_type from touched) order by a.target::oid
     loop
-        perform pgaudit_wf.install_capture(setting, true);
+        perform pgaudit_wf.check_action_rule(setting.target, r) from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
+        perform pgaudit_wf.write_functions(setting);
     end loop;
     return null;
 end

@@ -1,4 +1,9 @@
--- A table changes under its compiled trigger: event triggers recompile it in the transaction of the DDL.
+-- A table changes under its compiled trigger: event triggers write its functions anew in the transaction of the DDL.
+--
+-- Whoever runs the DDL need not have any right here, so after_ddl() and after_drop() run as the owner of our schema; that role owns
+-- no table of anybody's and can do nothing to one. What has to be done to a table (a new partition's own triggers) is done by
+-- follow_as_author(), as whoever runs the DDL. Nothing here evaluates a default, a cast, a domain or a condition. The event
+-- triggers themselves are made in 990, by the role that installs.
 
 create function pgaudit_wf.renamed(name text, renames jsonb) returns text
 language sql immutable parallel safe
@@ -27,20 +32,26 @@ comment on function pgaudit_wf.rename_in_rules(text, text, text) is 'Follows a r
 create function pgaudit_wf.column_default(target regclass, name text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+-- As the triggers write it.
+set timezone = 'UTC'
 as $$
 declare
     missing text;
-    type text;
+    type oid;
     value jsonb;
 begin
-    -- What PostgreSQL shows in the rows that were there before the column was added.
-    select (attmissingval::text::text[])[1], format_type(atttypid, atttypmod) into missing, type
+    -- What PostgreSQL shows in the rows that were there before the column was added, as it keeps it.
+    select (attmissingval::text::text[])[1], pgaudit_wf.base_type(atttypid) into missing, type
     from pg_attribute where attrelid = column_default.target and attname = column_default.name;
-    execute format('select to_jsonb($1::%s)', type) into value using missing;
-    return value;
+    if pgaudit_wf.is_built_in(type) then
+        execute format('select to_jsonb($1::%s)', format_type(type, null)) into value using missing;
+        return value;
+    end if;
+    return to_jsonb(missing);
 end
 $$;
-comment on function pgaudit_wf.column_default(regclass, text) is 'The constant default that an added column has in the rows that were there before.';
+comment on function pgaudit_wf.column_default(regclass, text) is
+    'The constant default that an added column has in the rows that were there before; as text unless its type is one of PostgreSQL''s own.';
 
 create function pgaudit_wf.recompile(target regclass, renamed_to text) returns void
 language plpgsql security definer
@@ -54,8 +65,8 @@ declare
 begin
     select * into strict setting from pgaudit_wf.attachment as a where a.target = recompile.target;
     if recompile.renamed_to = any (columns_now) and recompile.renamed_to <> all (setting.columns) then
-        select jsonb_build_object(name, recompile.renamed_to) into strict renames
-        from unnest(setting.columns) as name where name <> all (columns_now);
+        select coalesce(jsonb_object_agg(name, recompile.renamed_to) filter (where count = 1), '{}') into renames
+        from (select name, count(*) over () as count from unnest(setting.columns) as name where name <> all (columns_now)) as gone;
     end if;
     altered := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(jsonb_build_object(
         'renamed', nullif(renames, '{}'),
@@ -66,50 +77,50 @@ begin
             select jsonb_agg(name) from unnest(setting.columns) as name
             where name <> all (columns_now) and not renames ? name))) where value <> 'null');
 
-    setting.columns := columns_now;
-    setting.id_columns := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
-    setting.org_column := pgaudit_wf.renamed(setting.org_column, renames);
-    setting.label_column := pgaudit_wf.renamed(setting.label_column, renames);
-    setting.ignore := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.ignore) as name where pgaudit_wf.renamed(name, renames) = any (columns_now));
-    setting.redact := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.redact) as name where pgaudit_wf.renamed(name, renames) = any (columns_now));
-    if not columns_now @> setting.id_columns then
-        raise exception '% is audited, and a column that identifies its rows (%) cannot be dropped', recompile.target, array_to_string(setting.id_columns, ', ')
-            using errcode = 'PA002', hint = format('Attach it by other columns first: select pgaudit_wf.attach(%L, id_columns => …).', recompile.target);
-    end if;
-    setting.org_column := case when setting.org_column = any (columns_now) then setting.org_column end;
-    setting.label_column := case when setting.label_column = any (columns_now) then setting.label_column end;
-    update pgaudit_wf.attachment as a
-    set (id_columns, org_column, label_column, ignore, redact, columns)
-        = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.columns)
-    where a.target = recompile.target;
-
-    update pgaudit_wf.workflow_attachment as w
-    set nodes_column = pgaudit_wf.renamed(nodes_column, renames),
-        edges_column = pgaudit_wf.renamed(edges_column, renames),
-        name_column = pgaudit_wf.renamed(name_column, renames),
-        description_column = pgaudit_wf.renamed(description_column, renames),
-        visibility_column = pgaudit_wf.renamed(visibility_column, renames),
-        enabled_column = pgaudit_wf.renamed(enabled_column, renames),
-        listed_column = pgaudit_wf.renamed(listed_column, renames),
-        listing_columns = array(select pgaudit_wf.renamed(name, renames) from unnest(listing_columns) as name)
-    where w.target = recompile.target;
-    perform pgaudit_wf.check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
-
-    perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
-    perform pgaudit_wf.rename_in_limit_condition(setting.target, setting.resource_type, renames);
-    perform pgaudit_wf.install_capture(setting, true);
     if altered <> '{}' then
+        setting.columns := columns_now;
+        setting.id_columns := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
+        -- A setting names a column that was dropped, too: what replaces it under its name is what it was. And a secret's old name stays
+        -- one, for the column that is made under it next.
+        setting.org_column := pgaudit_wf.renamed(setting.org_column, renames);
+        setting.label_column := pgaudit_wf.renamed(setting.label_column, renames);
+        setting.ignore := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.ignore) as name);
+        setting.redact := setting.redact || array(select renames ->> name from unnest(setting.redact) as name where renames ? name);
+        if not columns_now @> setting.id_columns then
+            raise exception '% is audited, and a column that identifies its rows (%) cannot be dropped', recompile.target, array_to_string(setting.id_columns, ', ')
+                using errcode = 'PA002', hint = format('Attach it by other columns first: select pgaudit_wf.attach(%L, id_columns => …).', recompile.target);
+        end if;
+        update pgaudit_wf.attachment as a
+        set (id_columns, org_column, label_column, ignore, redact, columns)
+            = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.columns)
+        where a.target = recompile.target;
+
+        update pgaudit_wf.workflow_attachment as w
+        set nodes_column = pgaudit_wf.renamed(nodes_column, renames),
+            edges_column = pgaudit_wf.renamed(edges_column, renames),
+            name_column = pgaudit_wf.renamed(name_column, renames),
+            description_column = pgaudit_wf.renamed(description_column, renames),
+            visibility_column = pgaudit_wf.renamed(visibility_column, renames),
+            enabled_column = pgaudit_wf.renamed(enabled_column, renames),
+            listed_column = pgaudit_wf.renamed(listed_column, renames),
+            listing_columns = array(select pgaudit_wf.renamed(name, renames) from unnest(listing_columns) as name)
+        where w.target = recompile.target;
+        perform pgaudit_wf.check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
+        begin
+            perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
+        exception
+            when sqlstate 'PA003' then
+                raise warning '%', sqlerrm using hint = 'Changes are recorded without this meaning until pgaudit_wf.action_rule is mended; pgaudit_wf.doctor() names it.';
+        end;
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, 'altered', altered);
     end if;
-exception
-    when sqlstate 'PA003' then
-        raise exception '% is audited, and this change breaks a rule: %', recompile.target, sqlerrm
-            using errcode = 'PA003', hint = 'Change or delete it first, in pgaudit_wf.action_rule or pgaudit_wf.limit_condition.';
+    perform pgaudit_wf.follow_limit(setting, renames);
+    perform pgaudit_wf.write_functions(setting);
 end
 $$;
 comment on function pgaudit_wf.recompile(regclass, text) is
-    'Compiles an attached table''s trigger anew after DDL; its settings and rules follow a column that was renamed.';
+    'Writes an attached table''s trigger functions anew after DDL; its settings and rules follow a column that was renamed.';
 
 create function pgaudit_wf.descendants(target regclass) returns setof regclass
 language sql stable
@@ -152,34 +163,100 @@ declare
     command record;
     concerned regclass;
 begin
-    if current_setting('pgaudit_wf.compiling', true) = 'on' then
-        return;
-    end if;
-    if tg_tag = 'CREATE CAST' then
-        perform pgaudit_wf.check_casts(a.target) from pgaudit_wf.attachment as a;
-    end if;
     for command in
-        select done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done where done.classid = 'pg_class'::regclass
+        select done.classid, done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done
+        where done.classid in ('pg_class'::regclass, 'pg_type'::regclass)
     loop
         for concerned in
             select a.target from pgaudit_wf.attachment as a
             where a.form = 'compiled'
-                and (a.target = command.objid
-                    or a.target in (select pgaudit_wf.descendants(command.objid))
-                    or a.target in (select relid from pg_partition_ancestors(command.objid))
+                and (
+                    command.classid = 'pg_class'::regclass and (a.target = command.objid
+                        or a.target in (select pgaudit_wf.descendants(command.objid))
+                        or a.target in (select relid from pg_partition_ancestors(command.objid)))
                     or exists (
                         select from pg_attribute
                         where attrelid = a.target and attnum > 0 and not attisdropped and atttypid >= 16384
-                            and pgaudit_wf.contains_type(atttypid, (select reltype from pg_class where oid = command.objid))))
+                            and pgaudit_wf.contains_type(atttypid, case command.classid when 'pg_type'::regclass then command.objid
+                                else (select reltype from pg_class where oid = command.objid) end)))
             order by a.target::oid
         loop
             -- Only RENAME COLUMN reports a column; it says the new name.
-            perform pgaudit_wf.recompile(concerned, (select attname from pg_attribute where attrelid = command.objid and attnum = nullif(command.objsubid, 0)));
+            perform pgaudit_wf.recompile(concerned, (
+                select attname from pg_attribute
+                where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0)));
         end loop;
     end loop;
 end
 $$;
-comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: recompiles the attached tables concerned; after CREATE CAST: checks them.';
+comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: writes the functions of the attached tables concerned anew.';
+
+create function pgaudit_wf.follow_as_author() returns event_trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    wanted record;
+begin
+    -- Statement triggers are not handed down to partitions, as those for each row are. Only pg_catalog is asked before it is known that
+    -- the partition is of an attached table: its owner may call our trigger functions, others need no right of ours.
+    for wanted in
+        select distinct part.relid::regclass as relation, p.proname as function_name, own.name, own.event, own.transition
+        from pg_event_trigger_ddl_commands() as command
+        join pg_partition_tree(command.objid) as part on true
+        join pg_partition_ancestors(part.relid) as parent on parent.relid <> part.relid
+        join pg_trigger as t on t.tgrelid = parent.relid and not t.tgisinternal
+        join (values
+            ('!pgaudit_wf_insert', 'pgaudit_wf_truncate', 'truncate', ''),
+            ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_insert', 'insert', 'referencing new table as new_rows'),
+            ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_update', 'update', 'referencing old table as old_rows new table as new_rows'),
+            ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_delete', 'delete', 'referencing old table as old_rows'),
+            ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_truncate', 'truncate', '')
+        ) as own (parent_trigger, name, event, transition) on own.parent_trigger = t.tgname
+        join pg_proc as p on p.oid = t.tgfoid
+        join pg_namespace as n on n.oid = p.pronamespace and n.nspname = 'pgaudit_wf'
+        where command.classid = 'pg_class'::regclass and command.object_type = 'table'
+            and (own.event <> 'truncate' or part.isleaf)
+            and not exists (select from pg_trigger as present where present.tgrelid = part.relid and present.tgname = own.name)
+    loop
+        begin
+            execute format('create or replace trigger %I after %s on %s %s for each statement execute function pgaudit_wf.%I()',
+                wanted.name, wanted.event, wanted.relation, wanted.transition, wanted.function_name);
+            if wanted.name = 'pgaudit_wf_truncate' then
+                execute format('alter table %s enable always trigger pgaudit_wf_truncate', wanted.relation);
+            end if;
+        exception
+            when insufficient_privilege then
+                raise warning 'partition % of an audited table lacks the trigger % (%)', wanted.relation, wanted.name, sqlerrm
+                    using hint = 'Have the table attached again: pgaudit_wf.doctor() says how.';
+        end;
+    end loop;
+    -- A partition that was detached keeps its statement triggers, and is no longer ours.
+    for wanted in
+        select distinct stray.tgname as name, stray.tgrelid::regclass as relation
+        from pg_event_trigger_ddl_commands() as command
+        join pg_class as c on c.oid = command.objid and c.relkind = 'p'
+        join pg_trigger as own on own.tgrelid = c.oid and own.tgname in ('!pgaudit_wf_insert', 'pgaudit_wf_limit_insert')
+        join pg_trigger as stray on stray.tgfoid = own.tgfoid and stray.tgparentid = 0
+        where command.classid = 'pg_class'::regclass and command.command_tag = 'ALTER TABLE' and own.tgparentid = 0
+            and not exists (select from pg_partition_tree(c.oid) as tree where tree.relid = stray.tgrelid)
+    loop
+        begin
+            execute format('drop trigger %I on %s', wanted.name, wanted.relation);
+        exception
+            when insufficient_privilege then
+                raise warning 'the trigger % stays on %, which is no longer a partition of an audited table (%)', wanted.name, wanted.relation, sqlerrm;
+        end;
+    end loop;
+    if exists (
+        select from pg_event_trigger_ddl_commands() as command where command.object_type = 'view' and command.schema_name = 'pgaudit_wf')
+    then
+        perform pgaudit_wf.grant_directory();
+    end if;
+end
+$$;
+comment on function pgaudit_wf.follow_as_author() is
+    'Event trigger after CREATE TABLE, ALTER TABLE and CREATE VIEW, as whoever runs it: gives new partitions of an attached table their own statement triggers, and lets a view of ours read the columns that it names.';
 
 create function pgaudit_wf.after_drop() returns event_trigger
 language plpgsql security definer
@@ -189,9 +266,6 @@ declare
     setting pgaudit_wf.attachment;
     broken regclass;
 begin
-    if current_setting('pgaudit_wf.compiling', true) = 'on' then
-        return;
-    end if;
     for setting in
         delete from pgaudit_wf.attachment as a
         where a.target in (select dropped.objid from pg_event_trigger_dropped_objects() as dropped where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
@@ -203,10 +277,10 @@ begin
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
         delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
         perform pgaudit_wf.uninstall_limit(setting.target);
-        perform set_config('pgaudit_wf.compiling', 'on', true);
-        execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
-        execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
-        perform set_config('pgaudit_wf.compiling', 'off', true);
+        -- Cascade: partitions that were detached have kept its triggers.
+        execute format('drop function if exists pgaudit_wf.%I() cascade', pgaudit_wf.guard_function_name(setting));
+        execute format('drop function if exists pgaudit_wf.%I() cascade', setting.function_name);
+        perform pgaudit_wf.revoke_usage(setting);
     end loop;
     -- A partition that was dropped took its rows with it.
     for setting in
@@ -216,7 +290,7 @@ begin
             select from pg_event_trigger_dropped_objects() as dropped
             where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0 and t.basis -> 'relations' @> to_jsonb(dropped.objid::bigint))
     loop
-        perform pgaudit_wf.install_limit(setting);
+        perform pgaudit_wf.follow_limit(setting, '{}');
     end loop;
     -- A CASCADE (of a type, say) took columns of attached tables; ALTER TABLE is seen by after_ddl().
     if tg_tag <> 'ALTER TABLE' then
@@ -231,18 +305,4 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.after_drop() is 'Event trigger: forgets attached tables that were dropped, recompiles those that lost a column by CASCADE.';
-
-do $$
-begin
-    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE', 'CREATE CAST') execute function pgaudit_wf.after_ddl();
-    create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
-    alter event trigger pgaudit_wf_after_ddl enable always;
-    comment on event trigger pgaudit_wf_after_ddl is 'Recompiles the triggers of attached tables after ALTER TABLE, ALTER TYPE and CREATE TABLE; refuses a cast that they would run with our rights.';
-    comment on event trigger pgaudit_wf_after_drop is 'Forgets attached tables that are dropped; recompiles those that lose a column by CASCADE.';
-    alter event trigger pgaudit_wf_after_drop enable always;
-exception
-    when insufficient_privilege then
-        raise notice '% may not create event triggers: attach() will compile the generic form, which is slower but needs none', current_user;
-end
-$$;
+comment on function pgaudit_wf.after_drop() is 'Event trigger: forgets attached tables that were dropped, writes the functions of those that lost a column by CASCADE.';

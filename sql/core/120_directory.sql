@@ -61,56 +61,50 @@ $$;
 comment on function pgaudit_wf.describe_actors(text, text[], text) is
     'Name, e-mail and role of the organisation''s members and of actors in its trail, for its owners and admins only: those with the given ids, or whose name or e-mail matches an ILIKE pattern.';
 
-create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
-language plpgsql stable security definer
+create function pgaudit_wf.grant_directory() returns void
+language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
 declare
-    setting pgaudit_wf.attachment;
+    needed record;
 begin
-    if resource_names.org_id is distinct from pgaudit_wf.readable_org() then
-        return;
-    end if;
-    for setting in
-        select a.* from pgaudit_wf.attachment as a
-        where a.resource_type = any (resource_names.resource_types) and a.label_column is not null and a.org_column is not null
+    for needed in
+        select d.refobjid::regclass as relation, string_agg(distinct quote_ident(a.attname), ', ') as columns, pgaudit_wf.schema_owner() as reader
+        from pg_class as v
+        join pg_rewrite as r on r.ev_class = v.oid
+        join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
+        join pg_class as c on c.oid = d.refobjid and c.relnamespace not in ('pgaudit_wf'::regnamespace, 'pg_catalog'::regnamespace)
+        join pg_attribute as a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+        where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v'
+            and not has_column_privilege(v.relowner, d.refobjid, d.refobjsubid::smallint, 'select')
+        group by d.refobjid
     loop
-        return query execute pgaudit_wf.resource_names_query(setting) || format(' and %I::text = $3', setting.org_column)
-            using resource_names.resource_types, resource_names.resource_ids, resource_names.org_id;
+        begin
+            execute format('grant select (%s) on %s to %I', needed.columns, needed.relation, needed.reader);
+        exception
+            when insufficient_privilege then
+                raise warning 'views of pgaudit_wf read %, and % may not (%)', needed.relation, needed.reader, sqlerrm
+                    using hint = format('Have its owner run: grant select (%s) on %s to %I', needed.columns, needed.relation, needed.reader);
+        end;
     end loop;
 end
 $$;
-comment on function pgaudit_wf.resource_names(text[], text[], text) is
-    'Present names of resources of the organisation, for its owners and admins: from the label column of the attached tables.';
+comment on function pgaudit_wf.grant_directory() is
+    'Lets the owner of our schema, as which they are read, read the columns that actor_directory, org_member and credential_directory name, with the rights of the caller. Where event triggers can be had, CREATE VIEW does it by itself.';
 
-create function pgaudit_wf.resource_names_query(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- A single key is compared in its own type, so that its index is used. An application may tell of an id that no key can be:
-    -- it names nothing, and must not keep the rest of the page from being read.
-    select format(
-        'select %1$L::text, %2$s, left(r.%3$I::text, 255) from %4$s as r'
-        ' where %5$s = any (array(select distinct wanted.id%6$s from unnest($1, $2) as wanted (type, id) where wanted.type = %1$L%7$s))',
-        (setting).resource_type, pgaudit_wf.key_expression(setting, 'r'), (setting).label_column, (setting).target,
-        case when kind is null then pgaudit_wf.key_expression(setting, 'r') else format('r.%I', (setting).id_columns[1]) end,
-        case kind when 'uuid' then '::uuid' when 'integer' then '::bigint' else '' end,
-        case kind
-            when 'uuid' then ' and wanted.id ~ ''^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$'''
-            when 'integer' then ' and wanted.id ~ ''^-?[0-9]{1,18}$'''
-            else ''
-        end)
-    from (
-        select case
-            when cardinality((setting).id_columns) > 1 then null
-            when atttypid = 'uuid'::regtype then 'uuid'
-            when atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) then 'integer'
-            when atttypid in ('text'::regtype, 'varchar'::regtype) then 'text'
-        end as kind
-        from pg_attribute
-        where attrelid = (setting).target and attname = (setting).id_columns[1]
-    ) as key_type
+    -- From the log, not the table: so nobody's table, policy or type is touched, and what was deleted still has its name.
+    select wanted.type, wanted.id, named.label
+    from (select distinct u.type, u.id from unnest(resource_names.resource_types, resource_names.resource_ids) as u (type, id)) as wanted,
+    lateral (
+        select l.metadata ->> 'label' as label from pgaudit_wf.security_audit_log as l
+        where l.resource_type = wanted.type and l.resource_id = wanted.id and l.captured and l.metadata ? 'label'
+            and (resource_names.org_id is null or l.org_id = resource_names.org_id)
+        order by l.occurred_at desc, l.id desc limit 1
+    ) as named
 $$;
-comment on function pgaudit_wf.resource_names_query(pgaudit_wf.attachment) is
-    'Query for the names of resources of an attached table: $1 resource types, $2 resource ids, pairwise.';
+comment on function pgaudit_wf.resource_names(text[], text[], text) is
+    'Newest names of resources, by the label column of the attached tables, as far as the caller may read their events; of one organization, or (null) of all.';

@@ -88,31 +88,6 @@ $$;
 comment on function pgaudit_wf.present_actors(text[], text[], boolean) is
     'Present names of the actors of a page of the trail, with their roles in the events'' organisations, as far as the caller may see them: $1 actors, $2 organisations, pairwise.';
 
-create function pgaudit_wf.present_names(resource_types text[], resource_ids text[], org_id text, restricted boolean)
-returns table (resource_type text, resource_id text, name text)
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_column
-declare
-    setting pgaudit_wf.attachment;
-begin
-    if present_names.restricted then
-        return query select n.* from pgaudit_wf.resource_names(present_names.resource_types, present_names.resource_ids, present_names.org_id) as n;
-        return;
-    end if;
-    for setting in
-        select a.* from pgaudit_wf.attachment as a
-        where a.resource_type = any (present_names.resource_types) and a.label_column is not null
-            and has_table_privilege(a.target, 'select')
-    loop
-        return query execute pgaudit_wf.resource_names_query(setting) using present_names.resource_types, present_names.resource_ids;
-    end loop;
-end
-$$;
-comment on function pgaudit_wf.present_names(text[], text[], text, boolean) is
-    'Present names of the resources of a page of the trail, as far as the caller may see them.';
-
 create function pgaudit_wf.audit_trail(
     org_id text default null,
     action text default null,
@@ -182,8 +157,8 @@ begin
             select d.* from pgaudit_wf.present_actors(
                 array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), restricted) as d
         ), resource as (
-            select n.* from pgaudit_wf.present_names(
-                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org, restricted) as n
+            select n.* from pgaudit_wf.resource_names(
+                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org) as n
         )
         select
             e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, coalesce(actor.name, e.actor_label), actor.email, actor.role,

@@ -136,19 +136,18 @@ set search_path = pg_catalog, pg_temp
 as $$ select 'guard_' || substr((setting).function_name, length('capture_') + 1) $$;
 comment on function pgaudit_wf.guard_function_name(pgaudit_wf.attachment) is 'Name of the guard''s trigger function, beside that of the capture.';
 
-create function pgaudit_wf.install_guard(setting pgaudit_wf.attachment) returns void
-language plpgsql
+create function pgaudit_wf.guard_body(setting pgaudit_wf.attachment) returns text
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = (setting).target);
-    function_name constant text := pgaudit_wf.guard_function_name(setting);
     generic constant boolean := (setting).form = 'generic';
     body text := '';
     switch record;
 begin
     if workflow.target is null or coalesce(workflow.enabled_column, workflow.listed_column) is null then
-        return;
+        return null;
     end if;
     for switch in
         select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
@@ -164,18 +163,13 @@ begin
                 pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing) end;
     end loop;
     if generic then
-        body := format(e'    after := pgaudit_wf.json_row(new);%s\n    if tg_op = ''UPDATE'' then\n        before := pgaudit_wf.json_row(old);%s\n    end if;\n',
+        body := format(e'    after := pgaudit_wf.generic_row(new, setting);%s\n    if tg_op = ''UPDATE'' then\n        before := pgaudit_wf.generic_row(old, setting);%s\n    end if;\n',
             pgaudit_wf.follow_names(setting, 'after'), pgaudit_wf.follow_names(setting, 'before')) || body;
     end if;
-    execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp\nas %L',
-        function_name, format(e'\n-- Keeps an invalid workflow of %s from going live; written by pgaudit_wf.attach_workflow().\n%sbegin\n%s    return new;\nend\n',
-            (setting).target, case when generic then e'declare\n    before jsonb;\n    after jsonb;\n' else '' end, body));
-    execute format('comment on function pgaudit_wf.%I() is %L', function_name, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target));
-    execute format('revoke all on function pgaudit_wf.%I() from public', function_name);
-    execute format('alter function pgaudit_wf.%I() owner to %s', function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
-    execute format('create or replace trigger pgaudit_wf_guard before insert or update on %s for each row execute function pgaudit_wf.%I()',
-        (setting).target, function_name);
-    execute format('alter table %s enable always trigger pgaudit_wf_guard', (setting).target);
+    return format(e'\n-- Keeps an invalid workflow from going live; written by pgaudit_wf.attach_workflow().\n%sbegin\n%s    return new;\nend\n',
+        case when generic then format(e'declare\n    setting constant pgaudit_wf.generic_setting := %s;\n    before jsonb;\n    after jsonb;\n',
+            pgaudit_wf.describe_generic(setting)) else '' end, body);
 end
 $$;
-comment on function pgaudit_wf.install_guard(pgaudit_wf.attachment) is 'Compiles the trigger that refuses to enable or list an invalid workflow; nothing for other tables.';
+comment on function pgaudit_wf.guard_body(pgaudit_wf.attachment) is
+    'The body of the trigger function that refuses to enable or list an invalid workflow; null for other tables.';

@@ -47,15 +47,23 @@ create table pgaudit_wf.limit_target (
     target regclass primary key,
     resource_type text not null,
     org_column text not null,
+    condition text not null,
+    condition_columns text[] not null,
+    aliases jsonb not null,
     function_name text not null unique,
-    basis jsonb not null
+    basis jsonb not null,
+    stale_since timestamptz
 );
 comment on table pgaudit_wf.limit_target is 'Tables that are counted; written by install_limit() only.';
 comment on column pgaudit_wf.limit_target.target is 'The table.';
 comment on column pgaudit_wf.limit_target.resource_type is 'Its resource type.';
-comment on column pgaudit_wf.limit_target.org_column is 'Column with the organisation; rows without one take no place.';
+comment on column pgaudit_wf.limit_target.org_column is 'Column with the organisation, by its alias; rows without one take no place.';
+comment on column pgaudit_wf.limit_target.condition is 'Condition for a row to take a place, as PostgreSQL writes it, over the aliases of the columns.';
+comment on column pgaudit_wf.limit_target.condition_columns is 'Aliases of the columns that the condition names.';
+comment on column pgaudit_wf.limit_target.aliases is 'The columns'' names when the condition was compiled, by what they are called now ({name: alias}): so a renamed column is counted as before.';
 comment on column pgaudit_wf.limit_target.function_name is 'Trigger function in schema pgaudit_wf.';
-comment on column pgaudit_wf.limit_target.basis is 'What the count rests on: number of the org column, types of the columns by number, relations that hold the rows.';
+comment on column pgaudit_wf.limit_target.basis is 'What the count rests on: number of the org column, types of the columns by alias, relations that hold the rows.';
+comment on column pgaudit_wf.limit_target.stale_since is 'Since when DDL may have made the count wrong that could not be counted anew there and then; recount_usage() does.';
 
 alter table pgaudit_wf.org_limit enable row level security;
 create policy readable_org on pgaudit_wf.org_limit for select using (org_id is null or org_id = (select pgaudit_wf.readable_org()));
@@ -92,60 +100,77 @@ comment on column pgaudit_wf.limit_usage.used is 'Rows that take a place now.';
 comment on column pgaudit_wf.limit_usage.max_count is 'How many there may be; null: any number.';
 comment on column pgaudit_wf.limit_usage.is_default is 'True when the limit is the default for all organisations.';
 
-create function pgaudit_wf.compile_limit_condition(target regclass, condition text, renames jsonb default '{}') returns text
+create function pgaudit_wf.compile_limit_condition(target regclass, resource_type text, out condition text, out condition_columns text[])
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
-    compiled text;
-    old_name text;
-    new_name text;
+    written constant text := (select c.condition from pgaudit_wf.limit_condition as c where c.resource_type = compile_limit_condition.resource_type);
 begin
-    perform set_config('pgaudit_wf.compiling', 'on', true);
-    -- As the predicate of an index PostgreSQL itself checks the condition (boolean, immutable, no subquery), follows renamed
-    -- columns and writes it out unambiguously. The copy of the table has no rows.
+    condition := 'true';
+    condition_columns := '{}';
+    if written is null then
+        return;
+    end if;
+    -- As the predicate of an index PostgreSQL itself checks the condition (boolean, immutable, no subquery), writes it out unambiguously
+    -- and says what it depends on. The copy of the table has no rows.
     execute format('create temporary table pgaudit_wf_limit (like %s)', compile_limit_condition.target);
-    for old_name, new_name in select key, value from jsonb_each_text(compile_limit_condition.renames) loop
-        execute format('alter table pg_temp.pgaudit_wf_limit rename %I to %I', new_name, old_name);
-    end loop;
-    execute format(e'create index pgaudit_wf_limit_condition on pg_temp.pgaudit_wf_limit ((1)) where (%s\n)', compile_limit_condition.condition);
-    for old_name, new_name in select key, value from jsonb_each_text(compile_limit_condition.renames) loop
-        execute format('alter table pg_temp.pgaudit_wf_limit rename %I to %I', old_name, new_name);
-    end loop;
-    select pg_get_expr(indpred, indrelid) into strict compiled
+    execute format(e'create index pgaudit_wf_limit_condition on pg_temp.pgaudit_wf_limit ((1)) where (%s\n)', written);
+    select pg_get_expr(indpred, indrelid) into strict condition
     from pg_index where indexrelid = to_regclass('pg_temp.pgaudit_wf_limit_condition');
+    condition_columns := array(
+        select attname::text from pg_depend join pg_attribute on attrelid = refobjid and attnum = refobjsubid
+        where classid = 'pg_class'::regclass and objid = to_regclass('pg_temp.pgaudit_wf_limit_condition')
+            and refclassid = 'pg_class'::regclass and refobjid = to_regclass('pg_temp.pgaudit_wf_limit') order by attnum);
     drop table pg_temp.pgaudit_wf_limit;
-    perform set_config('pgaudit_wf.compiling', outer_state, true);
-    return compiled;
 exception
     when others then
         raise exception 'the limit condition of % does not compile for %: %',
-            coalesce((select c.resource_type from pgaudit_wf.limit_condition as c where c.condition = compile_limit_condition.condition limit 1), 'this type'),
-            compile_limit_condition.target, sqlerrm
+            compile_limit_condition.resource_type, compile_limit_condition.target, sqlerrm
             using errcode = 'PA003',
-                detail = format('The condition is: %s', compile_limit_condition.condition),
+                detail = format('The condition is: %s', written),
                 hint = 'It is a boolean expression over the columns of the row, without subqueries and without what changes by itself, such as now(); name functions and types outside pg_catalog with their schema.';
 end
 $$;
-comment on function pgaudit_wf.compile_limit_condition(regclass, text, jsonb) is
-    'The condition as PostgreSQL writes it, after renames of columns ({old: new}) that the table has already undergone; raises PA003 if it is no immutable boolean expression over a row of the table.';
+comment on function pgaudit_wf.compile_limit_condition(regclass, text) is
+    'The limit condition of a resource type as PostgreSQL writes it, and the columns that it names; raises PA003 if it is no immutable boolean expression over a row of the table.';
 
-create function pgaudit_wf.counting_condition(target regclass, resource_type text) returns text
-language sql
+create function pgaudit_wf.counted_alias(limited pgaudit_wf.limit_target) returns text
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(
-        (select pgaudit_wf.compile_limit_condition(counting_condition.target, c.condition)
-            from pgaudit_wf.limit_condition as c where c.resource_type = counting_condition.resource_type),
-        'true')
+    -- Where nobody says what became of a column, its name has to do. A column that came later could have the name by which another one
+    -- is known.
+    select case when (select a.form from pgaudit_wf.attachment as a where a.target = (limited).target) = 'generic' then 'r' else format('r (%s)', string_agg(quote_ident(coalesce((limited).aliases ->> attname,
+            case when exists (select from jsonb_each_text((limited).aliases) as taken where taken.value = attname) then '!' || attnum else attname end)),
+        ', ' order by attnum)) end
+    from pg_attribute where attrelid = (limited).target and attnum > 0 and not attisdropped
 $$;
-comment on function pgaudit_wf.counting_condition(regclass, text) is 'SQL condition that is true for the rows of a table that take a place.';
+comment on function pgaudit_wf.counted_alias(pgaudit_wf.limit_target) is 'Alias for the rows of a counted table, with its columns under the names that its condition knows them by.';
+
+create function pgaudit_wf.count_usage(limited pgaudit_wf.limit_target) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+-- Rather an error than somebody's policy, run by us, or a count of part of the rows.
+set row_security = off
+as $$
+begin
+    execute format(
+        'insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)'
+        ' select left(%1$s, 255), $1, count(*) from %2$s as %3$s where %4$I is not null and %5$s group by 1'
+        ' on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used',
+        pgaudit_wf.limit_org_expression(limited, 'r'),
+        -- Of an inheriting table, the rows are its own.
+        case when (select relkind from pg_class where oid = (limited).target) = 'p' then '' else 'only ' end || (limited).target::text,
+        pgaudit_wf.counted_alias(limited), (limited).org_column, (limited).condition) using (limited).resource_type;
+    update pgaudit_wf.limit_target as t set stale_since = null where t.target = (limited).target;
+end
+$$;
+comment on function pgaudit_wf.count_usage(pgaudit_wf.limit_target) is 'Adds the rows of a counted table that take a place to its organizations'' counters.';
 
 create function pgaudit_wf.recount_usage(resource_type text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set row_security = off
 as $$
 declare
     counted pgaudit_wf.limit_target;
@@ -159,20 +184,31 @@ begin
         execute format('lock table %s in share row exclusive mode', counted.target);
     end loop;
     delete from pgaudit_wf.org_usage as u where u.resource_type = recount_usage.resource_type;
-    for counted in select t.* from pgaudit_wf.limit_target as t where t.resource_type = recount_usage.resource_type loop
-        execute format(
-            'insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)'
-            ' select left(%1$I::text, 255), $1, count(*) from %2$s where %1$I is not null and %3$s group by 1'
-            ' on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used',
-            counted.org_column,
-            -- Of an inheriting table, the rows are its own.
-            case when (select relkind from pg_class where oid = counted.target) = 'p' then '' else 'only ' end || counted.target::text,
-            pgaudit_wf.counting_condition(counted.target, counted.resource_type)) using recount_usage.resource_type;
-    end loop;
+    perform pgaudit_wf.count_usage(t) from pgaudit_wf.limit_target as t where t.resource_type = recount_usage.resource_type;
 end
 $$;
 comment on function pgaudit_wf.recount_usage(text) is
     'Counts the rows of a resource type anew, while its tables are locked against writing. For when triggers were switched off or data was restored beside them. Raises PA008 unless read committed.';
+
+create function pgaudit_wf.recount_after_ddl(resource_type text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- Without a lock, which only the tables' owners may take: the DDL has its own. A counter that another transaction has raised and
+    -- not committed makes the delete wait for it, and one that it raises later is raised on top of ours.
+    delete from pgaudit_wf.org_usage as u where u.resource_type = recount_after_ddl.resource_type;
+    perform pgaudit_wf.count_usage(t) from pgaudit_wf.limit_target as t where t.resource_type = recount_after_ddl.resource_type;
+exception
+    -- Whatever stands in the way of counting does not stand in the way of the DDL.
+    when others then
+        update pgaudit_wf.limit_target as t set stale_since = coalesce(t.stale_since, now()) where t.resource_type = recount_after_ddl.resource_type;
+        raise warning 'the rows of % could not be counted after this change (%)', recount_after_ddl.resource_type, sqlerrm
+            using hint = format('Count them as the tables'' owner: select pgaudit_wf.recount_usage(%L);', recount_after_ddl.resource_type);
+end
+$$;
+comment on function pgaudit_wf.recount_after_ddl(text) is
+    'Counts the rows of a resource type anew after DDL that changed which rows there are; marks the count as stale where it cannot.';
 
 create function pgaudit_wf.count_truncated(resource_type text) returns void
 language plpgsql
@@ -182,60 +218,75 @@ begin
     if (select sum(jsonb_array_length(t.basis -> 'relations')) from pgaudit_wf.limit_target as t where t.resource_type = count_truncated.resource_type) = 1 then
         delete from pgaudit_wf.org_usage as u where u.resource_type = count_truncated.resource_type;
     else
-        perform pgaudit_wf.recount_usage(count_truncated.resource_type);
+        perform pgaudit_wf.recount_after_ddl(count_truncated.resource_type);
     end if;
 end
 $$;
 comment on function pgaudit_wf.count_truncated(text) is 'Counts what is left of a resource type after one of its tables was emptied.';
 
-create function pgaudit_wf.moved_rows(org_column text, condition text, op text) returns text
-language sql immutable
+create function pgaudit_wf.limit_org_expression(limited pgaudit_wf.limit_target, record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf.text_expression(atttypid, format('%I.%I', record_name, (limited).org_column))
+    from pg_attribute
+    where attrelid = (limited).target and attnum > 0 and not attisdropped and (limited).aliases ->> attname = (limited).org_column
+$$;
+comment on function pgaudit_wf.limit_org_expression(pgaudit_wf.limit_target, text) is
+    'SQL expression for the organization of a counted row; null where the column is gone.';
+
+create function pgaudit_wf.moved_rows(limited pgaudit_wf.limit_target, op text) returns text
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case op
-        when 'insert' then format('select left(%1$I::text, 255) as org_id, count(*) as change from new_rows where %1$I is not null and %2$s group by 1', org_column, condition)
-        when 'delete' then format('select left(%1$I::text, 255) as org_id, -count(*) as change from old_rows where %1$I is not null and %2$s group by 1', org_column, condition)
+        when 'insert' then format('select left(%1$s, 255) as org_id, count(*) as change from new_rows as %4$s where %2$I is not null and %3$s group by 1', org, (limited).org_column, (limited).condition, alias)
+        when 'delete' then format('select left(%1$s, 255) as org_id, -count(*) as change from old_rows as %4$s where %2$I is not null and %3$s group by 1', org, (limited).org_column, (limited).condition, alias)
         else format(
             e'select org_id, sum(change)::bigint as change from ('
-            '\n                select left(%1$I::text, 255) as org_id, -1 as change from old_rows where %1$I is not null and %2$s'
+            '\n                select left(%1$s, 255) as org_id, -1 as change from old_rows as %4$s where %2$I is not null and %3$s'
             '\n                union all'
-            '\n                select left(%1$I::text, 255), 1 from new_rows where %1$I is not null and %2$s'
-            '\n            ) as row_change group by org_id having sum(change) <> 0', org_column, condition)
+            '\n                select left(%1$s, 255), 1 from new_rows as %4$s where %2$I is not null and %3$s'
+            '\n            ) as row_change group by org_id having sum(change) <> 0', org, (limited).org_column, (limited).condition, alias)
     end
+    from (select pgaudit_wf.limit_org_expression(limited, 'r') as org, pgaudit_wf.counted_alias(limited) as alias) as names
 $$;
-comment on function pgaudit_wf.moved_rows(text, text, text) is 'Query for how many places each organisation takes (or frees) by a statement.';
+comment on function pgaudit_wf.moved_rows(pgaudit_wf.limit_target, text) is 'Query for how many places each organisation takes (or frees) by a statement.';
 
-create function pgaudit_wf.compile_limit(target regclass, resource_type text, org_column text, function_name text, generic boolean) returns text
-language plpgsql
+create function pgaudit_wf.limit_body(limited pgaudit_wf.limit_target) returns text
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    condition constant text := pgaudit_wf.counting_condition(compile_limit.target, compile_limit.resource_type);
     statements text := '';
     op text;
 begin
+    if pgaudit_wf.limit_org_expression(limited, 'r') is null then
+        return format(e'\nbegin\n    raise warning ''rows of %%s are not being counted: the column that says whose they are is gone'', %L\n'
+            '        using hint = ''Attach the table again with another org_column: pgaudit_wf.doctor() says how.'';\n    return null;\nend\n', (limited).resource_type);
+    end if;
     foreach op in array array['insert', 'update', 'delete'] loop
         statements := statements || format($branch$
-    %1$s tg_op = %2$L then
-        with moved as materialized (
-            %3$s
-        ), counted as (
-            insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)
-            select moved.org_id, %4$L, moved.change from moved order by moved.org_id
-            on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used
-            returning u.org_id, u.used
-        )
-        select counted.org_id, own.max_count into refused_org, maximum
-        from counted,
-        lateral (
-            select l.max_count from pgaudit_wf.org_limit as l
-            where l.resource_type = %4$L and (l.org_id = counted.org_id or l.org_id is null)
-            order by l.org_id nulls last limit 1
-        ) as own
-        where %5$s
-        order by 1 limit 1;$branch$,
+        %1$s tg_op = %2$L then
+            with moved as materialized (
+                %3$s
+            ), counted as (
+                insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)
+                select moved.org_id, %4$L, moved.change from moved order by moved.org_id
+                on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used
+                returning u.org_id, u.used
+            )
+            select counted.org_id, own.max_count into refused_org, maximum
+            from counted,
+            lateral (
+                select l.max_count from pgaudit_wf.org_limit as l
+                where l.resource_type = %4$L and (l.org_id = counted.org_id or l.org_id is null)
+                order by l.org_id nulls last limit 1
+            ) as own
+            where %5$s
+            order by 1 limit 1;$branch$,
             case op when 'insert' then 'if' else 'elsif' end, upper(op),
-            pgaudit_wf.moved_rows(compile_limit.org_column, condition, op), compile_limit.resource_type,
+            pgaudit_wf.moved_rows(limited, op), (limited).resource_type,
             case op
                 when 'insert' then 'counted.used > own.max_count'
                 -- Asked for those over the limit only: whose places became fewer is not to be refused.
@@ -244,80 +295,72 @@ begin
                 else 'false'
             end);
     end loop;
-    statements := statements || format($last$
-    else
-        perform pgaudit_wf.count_truncated(%L);
-    end if;$last$, compile_limit.resource_type);
-    if compile_limit.generic then
-        -- Nobody tells us of a renamed column here, and it must not fail the write.
-        statements := e'\n    begin' || statements || format($drift$
-    exception
-        when undefined_column then
-            raise warning 'rows of %% are not being counted: a column was renamed or dropped', %1$L
-                using hint = format('Mend pgaudit_wf.limit_condition if it names it, then: select pgaudit_wf.attach(%%L);', %1$L);
-            return null;
-    end;$drift$, compile_limit.target);
-    end if;
-    return format(
-        e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp\nas %L',
-        compile_limit.function_name, format($body$
--- Counts the rows of %1$s that take a place and refuses those over the limit; written because of pgaudit_wf.org_limit.
+    return format($body$
+-- Counts the rows of an attached table that take a place and refuses those over the limit; written because of pgaudit_wf.org_limit.
 -- The counters are locked in the order of their organisations, so that two statements never wait for each other.
 #variable_conflict use_column
 declare
     refused_org text;
     maximum bigint;
-begin%2$s
+begin
+    begin%1$s
+        else
+            perform pgaudit_wf.count_truncated(%2$L);
+        end if;
+    exception
+        -- What the condition names was renamed or dropped meanwhile, and that must not fail the write.
+        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name then
+            raise warning 'rows of %% are not being counted (SQLSTATE %%)', %2$L, sqlstate
+                using hint = 'Mend pgaudit_wf.limit_condition and attach the table again: pgaudit_wf.doctor() says how.';
+            return null;
+    end;
     if refused_org is not null then
-        raise exception 'organisation %% has reached its limit of %% for %%', refused_org, maximum, %3$L
+        raise exception 'organisation %% has reached its limit of %% for %%', refused_org, maximum, %2$L
             using errcode = 'PA330', schema = tg_table_schema, table = tg_table_name,
-                detail = jsonb_build_object('org_id', refused_org, 'resource_type', %3$L, 'max_count', maximum)::text,
+                detail = jsonb_build_object('org_id', refused_org, 'resource_type', %2$L, 'max_count', maximum)::text,
                 hint = 'Delete or revoke one first, or raise the limit in pgaudit_wf.org_limit.';
     end if;
     return null;
 end
-$body$, translate(compile_limit.target::text, e'\r\n', '  '), statements, compile_limit.resource_type));
+$body$, statements, (limited).resource_type);
 end
 $$;
-comment on function pgaudit_wf.compile_limit(regclass, text, text, text, boolean) is 'The CREATE FUNCTION statement of the trigger that counts the rows of a table.';
+comment on function pgaudit_wf.limit_body(pgaudit_wf.limit_target) is 'The body of the trigger function that counts the rows of a table.';
+
+create function pgaudit_wf.limit_basis(limited pgaudit_wf.limit_target) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_build_object(
+        'org', (limited).org_column,
+        'relations', (select jsonb_agg(leaf::oid::bigint order by leaf::oid) from pgaudit_wf.leaf_tables((limited).target) as leaf),
+        'types', (
+            select jsonb_object_agg(alias.value, format_type(atttypid, atttypmod))
+            from jsonb_each_text((limited).aliases) as alias join pg_attribute on attrelid = (limited).target and attname = alias.key and not attisdropped
+            where alias.value = (limited).org_column or alias.value = any ((limited).condition_columns)))
+$$;
+comment on function pgaudit_wf.limit_basis(pgaudit_wf.limit_target) is 'What the count of a table rests on now: limit_target.basis.';
 
 create function pgaudit_wf.must_recount(before jsonb, after jsonb) returns boolean
-language plpgsql
+language sql stable
 set search_path = pg_catalog, pg_temp
-set row_security = off
 as $$
-declare
-    relation regclass;
-    filled boolean;
-begin
-    if must_recount.before is null or before -> 'org' <> after -> 'org' or not before -> 'relations' <@ (after -> 'relations')
+    select before is null or before -> 'org' <> after -> 'org' or before -> 'types' is distinct from after -> 'types'
+        or not before -> 'relations' <@ (after -> 'relations')
+        -- A new partition is empty, as a rule, and an old table not worth reading for it.
         or exists (
-            select from jsonb_each(before -> 'types') as b join jsonb_each(after -> 'types') as a using (key) where a.value <> b.value) then
-        return true;
-    end if;
-    -- A new partition is empty, as a rule, and an old table not worth reading for it.
-    for relation in
-        select value::oid::regclass from jsonb_array_elements_text(after -> 'relations') where not before -> 'relations' @> to_jsonb(value::bigint)
-    loop
-        execute format('select exists (select from only %s)', relation) into filled;
-        if filled then
-            return true;
-        end if;
-    end loop;
-    return false;
-end
+            select from jsonb_array_elements(after -> 'relations') as relation
+            where not before -> 'relations' @> relation and pg_relation_size(relation::bigint::oid::regclass) > 0)
 $$;
 comment on function pgaudit_wf.must_recount(jsonb, jsonb) is 'Whether a count that rests on one basis does not hold on another: limit_target.basis before and after DDL.';
 
-create function pgaudit_wf.install_limit(setting pgaudit_wf.attachment, recount boolean default false) returns void
+create function pgaudit_wf.place_limit(setting pgaudit_wf.attachment, recount boolean default false) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
-    function_name constant text := 'limit_' || substr((setting).function_name, length('capture_') + 1);
     known pgaudit_wf.limit_target;
-    basis jsonb;
+    limited pgaudit_wf.limit_target;
     relation regclass;
 begin
     -- Limits of the type come and go in other transactions too.
@@ -329,48 +372,79 @@ begin
         end if;
         return;
     end if;
-    if (setting).org_column is null then
+    if (setting).org_column is null or (setting).org_column <> all ((setting).columns) then
         raise exception '% has a limit for each organisation, and % has no column that says whose a row is', (setting).resource_type, (setting).target
             using errcode = 'PA002', hint = format('Attach the table with its org_column, or delete the limits of %s from pgaudit_wf.org_limit.', (setting).resource_type);
     end if;
+    if not pg_has_role((select relowner from pg_class where oid = (setting).target), 'usage') then
+        raise exception 'the rows of % have not been counted so far, and % may not start it: it does not own the table', (setting).target, current_user
+            using errcode = 'PA331', hint = format('Have the table''s owner, who must be allowed to write pgaudit_wf.org_limit, or a superuser set the first limit of %s.', (setting).resource_type);
+    end if;
 
-    perform set_config('pgaudit_wf.compiling', 'on', true);
-    execute pgaudit_wf.compile_limit((setting).target, (setting).resource_type, (setting).org_column, function_name, (setting).form = 'generic');
-    execute format('comment on function pgaudit_wf.%I() is %L', function_name, format('Counts the rows of %s for pgaudit_wf.org_limit.', (setting).target));
-    execute format('revoke all on function pgaudit_wf.%I() from public', function_name);
-    execute format('alter function pgaudit_wf.%I() owner to %s', function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
-
-    -- A statement trigger fires for the table that the statement names, which may be any partition.
-    for relation in select (setting).target union select relid from pg_partition_tree((setting).target) order by 1 loop
-        execute format('create or replace trigger pgaudit_wf_limit_insert after insert on %s referencing new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, function_name);
-        execute format('create or replace trigger pgaudit_wf_limit_update after update on %s referencing old table as old_rows new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, function_name);
-        execute format('create or replace trigger pgaudit_wf_limit_delete after delete on %s referencing old table as old_rows for each statement execute function pgaudit_wf.%I()', relation, function_name);
-        execute format('alter table only %s enable always trigger pgaudit_wf_limit_insert, enable always trigger pgaudit_wf_limit_update, enable always trigger pgaudit_wf_limit_delete', relation);
-    end loop;
-    for relation in select pgaudit_wf.leaf_tables((setting).target) loop
-        execute format('create or replace trigger pgaudit_wf_limit_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()', relation, function_name);
-        execute format('alter table only %s enable always trigger pgaudit_wf_limit_truncate', relation);
-    end loop;
-    perform pgaudit_wf.drop_limit_triggers(function_name, (setting).target);
-    perform set_config('pgaudit_wf.compiling', outer_state, true);
-
-    basis := jsonb_build_object(
-        'org', (select attnum from pg_attribute where attrelid = (setting).target and attname = (setting).org_column),
-        'relations', (select jsonb_agg(leaf::oid::bigint order by leaf::oid) from pgaudit_wf.leaf_tables((setting).target) as leaf),
-        'types', (select jsonb_object_agg(attnum, format_type(atttypid, atttypmod)) from pg_attribute where attrelid = (setting).target and attnum > 0 and not attisdropped));
+    limited.target := (setting).target;
+    limited.resource_type := (setting).resource_type;
+    limited.org_column := (setting).org_column;
+    select c.condition, c.condition_columns into limited.condition, limited.condition_columns
+    from pgaudit_wf.compile_limit_condition((setting).target, (setting).resource_type) as c;
+    limited.aliases := (select jsonb_object_agg(name, name) from unnest((setting).columns) as name);
+    limited.function_name := 'limit_' || substr((setting).function_name, length('capture_') + 1);
+    limited.basis := pgaudit_wf.limit_basis(limited);
     delete from pgaudit_wf.limit_target as t where t.target = (setting).target;
-    insert into pgaudit_wf.limit_target (target, resource_type, org_column, function_name, basis)
-    values ((setting).target, (setting).resource_type, (setting).org_column, function_name, basis);
-    if known.resource_type <> (setting).resource_type then
+    insert into pgaudit_wf.limit_target select limited.*;
+    perform pgaudit_wf.write_functions(setting);
+
+    -- After DDL the owner of our schema counts anew: what the triggers see of each row, it may then read.
+    if not pg_has_role(pgaudit_wf.schema_owner(), (select relowner from pg_class where oid = limited.target), 'usage') then
+        execute format('grant select (%s) on %s to %I',
+            (select string_agg(distinct quote_ident(name), ', ') from unnest(limited.org_column || limited.condition_columns) as name), limited.target, pgaudit_wf.schema_owner());
+    end if;
+    -- A statement trigger fires for the table that the statement names, which may be any partition.
+    for relation in select limited.target union select relid from pg_partition_tree(limited.target) order by 1 loop
+        execute format('create or replace trigger pgaudit_wf_limit_insert after insert on %s referencing new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
+        execute format('create or replace trigger pgaudit_wf_limit_update after update on %s referencing old table as old_rows new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
+        execute format('create or replace trigger pgaudit_wf_limit_delete after delete on %s referencing old table as old_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
+    end loop;
+    for relation in select pgaudit_wf.leaf_tables(limited.target) loop
+        execute format('create or replace trigger pgaudit_wf_limit_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
+    end loop;
+    perform pgaudit_wf.drop_limit_triggers(limited.function_name, limited.target);
+    if known.resource_type <> limited.resource_type then
         perform pgaudit_wf.recount_usage(known.resource_type);
     end if;
-    if recount or known.resource_type <> (setting).resource_type or pgaudit_wf.must_recount(known.basis, basis) then
-        perform pgaudit_wf.recount_usage((setting).resource_type);
+    if recount or known.resource_type <> limited.resource_type or known.stale_since is not null or known.condition is distinct from limited.condition
+        or pgaudit_wf.must_recount(known.basis, limited.basis)
+    then
+        perform pgaudit_wf.recount_usage(limited.resource_type);
     end if;
 end
 $$;
-comment on function pgaudit_wf.install_limit(pgaudit_wf.attachment, boolean) is
-    'Has the rows of an attached table counted if its resource type has a limit, and not counted otherwise. Raises PA002 if it has no org column, PA003 if the condition does not compile.';
+comment on function pgaudit_wf.place_limit(pgaudit_wf.attachment, boolean) is
+    'Has the rows of an attached table counted if its resource type has a limit, and not counted otherwise, with the rights of the caller, who must own it. Raises PA002 if it has no org column, PA003 if the condition does not compile, PA331 if the caller does not own the table.';
+
+create function pgaudit_wf.follow_limit(setting pgaudit_wf.attachment, renames jsonb) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    limited pgaudit_wf.limit_target;
+    basis_now jsonb;
+begin
+    select * into limited from pgaudit_wf.limit_target as t where t.target = (setting).target;
+    if not found then
+        return;
+    end if;
+    limited.aliases := (
+        select coalesce(jsonb_object_agg(pgaudit_wf.renamed(alias.key, renames), alias.value), '{}') from jsonb_each(limited.aliases) as alias
+        where pgaudit_wf.renamed(alias.key, renames) = any (pgaudit_wf.column_names(limited.target)));
+    basis_now := pgaudit_wf.limit_basis(limited);
+    update pgaudit_wf.limit_target as t set aliases = limited.aliases, basis = basis_now where t.target = limited.target;
+    if pgaudit_wf.must_recount(limited.basis, basis_now) then
+        perform pgaudit_wf.recount_after_ddl(limited.resource_type);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.follow_limit(pgaudit_wf.attachment, jsonb) is
+    'After DDL: has a counted table''s columns known by their new names ({old: new}), and its rows counted anew where others are there now.';
 
 create function pgaudit_wf.drop_limit_triggers(function_name text, keep_for regclass default null) returns void
 language plpgsql
@@ -396,52 +470,22 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
     known pgaudit_wf.limit_target;
 begin
     delete from pgaudit_wf.limit_target as t where t.target = uninstall_limit.target returning t.* into known;
     if not found then
         return;
     end if;
-    perform set_config('pgaudit_wf.compiling', 'on', true);
     perform pgaudit_wf.drop_limit_triggers(known.function_name);
     execute format('drop function if exists pgaudit_wf.%I()', known.function_name);
-    perform set_config('pgaudit_wf.compiling', outer_state, true);
     if exists (select from pgaudit_wf.limit_target as t where t.resource_type = known.resource_type) then
-        perform pgaudit_wf.recount_usage(known.resource_type);
+        perform pgaudit_wf.recount_after_ddl(known.resource_type);
     else
         delete from pgaudit_wf.org_usage as u where u.resource_type = known.resource_type;
     end if;
 end
 $$;
 comment on function pgaudit_wf.uninstall_limit(regclass) is 'No longer counts the rows of a table.';
-
-create function pgaudit_wf.rename_in_limit_condition(target regclass, resource_type text, renames jsonb) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    outer_state constant text := coalesce(current_setting('pgaudit_wf.compiling', true), 'off');
-    other regclass;
-begin
-    perform set_config('pgaudit_wf.compiling', 'on', true);
-    update pgaudit_wf.limit_condition as c
-    set condition = pgaudit_wf.compile_limit_condition(rename_in_limit_condition.target, c.condition, renames)
-    where c.resource_type = rename_in_limit_condition.resource_type
-        and exists (select from jsonb_each_text(renames) where strpos(lower(c.condition), lower(key)) > 0);
-    if found then
-        for other in
-            select a.target from pgaudit_wf.attachment as a
-            where a.resource_type = rename_in_limit_condition.resource_type and a.target <> rename_in_limit_condition.target
-        loop
-            perform pgaudit_wf.counting_condition(other, rename_in_limit_condition.resource_type);
-        end loop;
-    end if;
-    perform set_config('pgaudit_wf.compiling', outer_state, true);
-end
-$$;
-comment on function pgaudit_wf.rename_in_limit_condition(regclass, text, jsonb) is
-    'Follows renamed columns ({old: new}) in the limit condition of a resource type. Raises PA003 if another table of the type cannot follow.';
 
 create function pgaudit_wf.apply_org_limit() returns trigger
 language plpgsql
@@ -460,10 +504,14 @@ begin
                 where a.resource_type = type and not exists (select from pgaudit_wf.limit_target as t where t.target = a.target)
                 order by a.target::oid
             loop
-                perform pgaudit_wf.install_limit(setting, true);
+                perform pgaudit_wf.place_limit(setting, true);
             end loop;
         else
-            for counted in select t.target from pgaudit_wf.limit_target as t where t.resource_type = type order by t.target::oid loop
+            -- Whoever may not drop the triggers leaves them: they then count what nobody asks for.
+            for counted in
+                select t.target from pgaudit_wf.limit_target as t join pg_class as c on c.oid = t.target
+                where t.resource_type = type and pg_has_role(c.relowner, 'usage') order by t.target::oid
+            loop
                 perform pgaudit_wf.uninstall_limit(counted);
             end loop;
         end if;
@@ -489,16 +537,12 @@ as $$
 declare
     setting pgaudit_wf.attachment;
 begin
-    -- A renamed column counts the same rows.
-    if current_setting('pgaudit_wf.compiling', true) = 'on' then
-        return null;
-    end if;
     for setting in
         select a.* from pgaudit_wf.attachment as a
         where a.resource_type in (select touched.resource_type from touched) order by a.target::oid
     loop
-        perform pgaudit_wf.counting_condition(setting.target, setting.resource_type);
-        perform pgaudit_wf.install_limit(setting, true);
+        perform pgaudit_wf.compile_limit_condition(setting.target, setting.resource_type);
+        perform pgaudit_wf.place_limit(setting, true);
     end loop;
     return null;
 end
@@ -534,13 +578,32 @@ comment on function pgaudit_wf.record_org_limit() is 'Trigger of org_limit: reco
 create trigger record after insert or update or delete on pgaudit_wf.org_limit
     for each row execute function pgaudit_wf.record_org_limit();
 
-create function pgaudit_wf.set_org_limit(org_id text, resource_type text, max_count bigint) returns void
+create function pgaudit_wf.write_org_limit(org_id text, resource_type text, max_count bigint) returns void
 language sql security definer
 set search_path = pg_catalog, pg_temp
 as $$
     insert into pgaudit_wf.org_limit (org_id, resource_type, max_count)
-    values (set_org_limit.org_id, set_org_limit.resource_type, set_org_limit.max_count)
+    values (write_org_limit.org_id, write_org_limit.resource_type, write_org_limit.max_count)
     on conflict on constraint org_limit_key do update set max_count = excluded.max_count
 $$;
+comment on function pgaudit_wf.write_org_limit(text, text, bigint) is
+    'set_org_limit() for whom the table org_limit is closed. Granted to nobody.';
+
+create function pgaudit_wf.set_org_limit(org_id text, resource_type text, max_count bigint) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+    -- The first limit of a type puts triggers on its tables, which takes the rights of whoever owns them: ours do not reach so far.
+    if has_table_privilege('pgaudit_wf.org_limit', 'insert') and has_table_privilege('pgaudit_wf.org_limit', 'update') then
+        insert into pgaudit_wf.org_limit (org_id, resource_type, max_count) values (org_id, resource_type, max_count)
+        on conflict on constraint org_limit_key do update set max_count = excluded.max_count;
+    else
+        perform pgaudit_wf.write_org_limit(org_id, resource_type, max_count);
+    end if;
+end
+$$;
 comment on function pgaudit_wf.set_org_limit(text, text, bigint) is
-    'Sets the limit of an organisation (null: of all that have none of their own) for a resource type, whether it had one or not; max_count null: no limit for this organisation. Granted to nobody: whoever may call it decides what is paid for.';
+    'Sets the limit of an organisation (null: of all that have none of their own) for a resource type, whether it had one or not; max_count null: no limit for this organisation. '
+    'Granted to nobody: whoever may call it decides what is paid for. A login that is to set limits and no more needs EXECUTE on it and on write_org_limit(); the first limit of a type must come from the owner of its tables or a superuser (else PA331).';

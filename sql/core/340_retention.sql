@@ -323,7 +323,8 @@ $$;
 comment on function pgaudit_wf.refuse_drop() is 'Event trigger: raises PA343 when a part of the audit trail is dropped by anything but prune().';
 
 create function pgaudit_wf.refuse_detach() returns event_trigger
-language plpgsql
+-- As the owner of our schema: whoever alters a table of his own need not be allowed to see into it.
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set datestyle = 'ISO, MDY'
@@ -349,17 +350,3 @@ begin
 end
 $$;
 comment on function pgaudit_wf.refuse_detach() is 'Event trigger: raises PA343 when a partition of the log is detached or renamed.';
-
-do $$
-begin
-    create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE') execute function pgaudit_wf.refuse_drop();
-    create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE') execute function pgaudit_wf.refuse_detach();
-    alter event trigger pgaudit_wf_refuse_drop enable always;
-    alter event trigger pgaudit_wf_refuse_detach enable always;
-    comment on event trigger pgaudit_wf_refuse_drop is 'Keeps the tables of the audit trail from being dropped by anything but prune().';
-    comment on event trigger pgaudit_wf_refuse_detach is 'Keeps partitions of the log from being detached or renamed.';
-exception
-    when insufficient_privilege then
-        raise notice '% may not create event triggers: nothing keeps the owner from dropping a partition of the log', current_user;
-end
-$$;

@@ -36,12 +36,30 @@ begin
             execute format('grant execute on function %s to pgaudit_wf_reader', invoker);
         end loop;
         grant execute on function pgaudit_wf.readable_org(), pgaudit_wf.describe_actors(text, text[], text),
-            pgaudit_wf.resource_names(text[], text[], text), pgaudit_wf.log_generations(),
+            pgaudit_wf.log_generations(),
             pgaudit_wf.pseudonyms(text[]), pgaudit_wf.record_export(text, jsonb, bigint, text) to pgaudit_wf_reader;
     end if;
 end
 $$;
 comment on function pgaudit_wf.grant_roles() is
     'Gives pgaudit_wf_app and pgaudit_wf_reader their rights. Run it again after creating a role that was missing at installation.';
+
+-- What the database's default privileges gave to others while all this was made.
+select pgaudit_wf.revoke_defaults(oid)
+from pg_catalog.pg_class where relnamespace = 'pgaudit_wf'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'S');
+
+do $$
+declare
+    given record;
+begin
+    for given in
+        select p.oid::regprocedure as function, acl.grantee::regrole as grantee
+        from pg_proc as p, aclexplode(p.proacl) as acl
+        where p.pronamespace = 'pgaudit_wf'::regnamespace and acl.grantee not in (0, p.proowner)
+    loop
+        execute format('revoke all on function %s from %s', given.function, given.grantee);
+    end loop;
+end
+$$;
 
 select pgaudit_wf.grant_roles();

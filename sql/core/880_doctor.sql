@@ -1,14 +1,14 @@
 -- Is what should be recorded still being recorded?
 
 create function pgaudit_wf.doctor() returns table (severity text, subject text, problem text, remedy text)
-language sql stable
+language sql
 set search_path = pg_catalog, pg_temp
 as $$
     with expected as (
         select a.target, a.form, a.function_name, tree.relid, wanted.name, wanted.name = 'pgaudit_wf_truncate' as statement_level
         from pgaudit_wf.attachment as a,
         lateral (select a.target as relid union select leaf from pgaudit_wf.leaf_tables(a.target) as leaf) as tree,
-        lateral unnest(array['pgaudit_wf_insert', 'pgaudit_wf_update', 'pgaudit_wf_delete', 'pgaudit_wf_truncate']) as wanted (name)
+        lateral unnest(array['!pgaudit_wf_insert', '!pgaudit_wf_update', '!pgaudit_wf_delete', 'pgaudit_wf_truncate']) as wanted (name)
         where wanted.name <> 'pgaudit_wf_truncate' or tree.relid in (select pgaudit_wf.leaf_tables(a.target))
     )
     select 'error', e.relid::regclass::text, format('the trigger %s is missing', e.name), format('select pgaudit_wf.attach(%L);', e.target)
@@ -41,15 +41,72 @@ as $$
     where pg_has_role(member.oid, to_regrole('pgaudit_wf_app'), 'member') and member.rolname <> 'pgaudit_wf_app'
         and to_regrole('pgaudit_wf_app') is not null
     union all
-    select 'error', l.relation::text, format('role %I may %s the log directly', grantee.rolname, lower(l.privilege)),
-        format('revoke %s on %s from %I;', lower(l.privilege), l.relation, grantee.rolname)
+    select 'error', l.relation::text,
+        case l.privilege
+            when 'SELECT' then format('role %s may read %s, past what is kept to each organization or from everybody', l.grantee, case when l.is_partition then 'a partition of the log' else 'the table' end)
+            else format('role %s may %s the log directly', l.grantee, lower(l.privilege))
+        end,
+        format('revoke %s on %s from %s;', lower(l.privilege), l.relation, l.grantee)
     from (
-        select c.oid::regclass as relation, acl.grantee, acl.privilege_type as privilege
+        select c.oid::regclass as relation, case acl.grantee when 0 then 'public' else acl.grantee::regrole::text end as grantee,
+            acl.privilege_type as privilege, c.relispartition as is_partition
         from pg_class as c, aclexplode(c.relacl) as acl
-        where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind in ('r', 'p') and acl.grantee <> c.relowner
-            and acl.privilege_type in ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER')
+        where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind in ('r', 'p', 'm') and acl.grantee <> c.relowner
+            and (acl.privilege_type in ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER')
+                or (acl.privilege_type = 'SELECT' and (c.relispartition
+                    or c.relname = any ('{attestation_key,log_leaf,log_kept,canonical_cache,canonical_cache_node,erased_event,erasure}'))))
     ) as l
-    join pg_roles as grantee on grantee.oid = l.grantee
+    union all
+    select 'error', p.oid::regprocedure::text, format('it runs with the rights of %I, a superuser', owner.rolname),
+        format('alter function %s owner to pgaudit_wf_owner;', p.oid::regprocedure)
+    from pg_proc as p join pg_roles as owner on owner.oid = p.proowner and owner.rolsuper
+    where p.pronamespace = 'pgaudit_wf'::regnamespace and p.prosecdef
+    union all
+    select 'error', 'pgaudit_wf', format('the schema belongs to %I, a superuser', owner.rolname), 'alter schema pgaudit_wf owner to pgaudit_wf_owner;'
+    from pg_namespace as n join pg_roles as owner on owner.oid = n.nspowner and owner.rolsuper
+    where n.nspname = 'pgaudit_wf'
+    union all
+    select 'error', 'pgaudit_wf_owner', format('the role that owns the audit schema is %s', surplus.what), format('alter role pgaudit_wf_owner %s;', surplus.remedy)
+    from pg_roles as r,
+    lateral (values (r.rolsuper, 'a superuser', 'nosuperuser'), (r.rolcanlogin, 'a login', 'nologin'), (r.rolcreaterole, 'allowed to make roles', 'nocreaterole'),
+        (r.rolcreatedb, 'allowed to make databases', 'nocreatedb'), (r.rolreplication, 'allowed to replicate', 'noreplication'),
+        (r.rolbypassrls, 'allowed to bypass row-level security', 'nobypassrls')) as surplus (has, what, remedy)
+    where r.rolname = 'pgaudit_wf_owner' and surplus.has
+    union all
+    select 'error', v.oid::regclass::text, format('%I may not read the columns of %s that it names', owner.rolname, d.refobjid::regclass), 'select pgaudit_wf.grant_directory();'
+    from pg_class as v
+    join pg_roles as owner on owner.oid = v.relowner
+    join pg_rewrite as r on r.ev_class = v.oid
+    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
+    where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v' and not has_column_privilege(v.relowner, d.refobjid, d.refobjsubid::smallint, 'select')
+    group by v.oid, owner.rolname, d.refobjid
+    union all
+    select 'error', b.target::text, b.problem, format('update pgaudit_wf.action_rule set condition = … where id = %s;', b.rule_id)
+    from pgaudit_wf.broken_rules() as b
+    union all
+    select 'error', a.target::text, format('its owner %I may not call %s: whoever makes a partition of it is refused', c.relowner::regrole, p.oid::regprocedure),
+        format('select pgaudit_wf.attach(%L);', a.target)
+    from pgaudit_wf.attachment as a
+    join pg_class as c on c.oid = a.target and c.relkind = 'p'
+    join pg_proc as p on p.pronamespace = 'pgaudit_wf'::regnamespace and p.proname = a.function_name
+    where not has_function_privilege(c.relowner, p.oid, 'execute')
+    union all
+    select 'warning', a.target::text, format('"%s", named in %s, is not there', named.name, named.role), format('select pgaudit_wf.attach(%L, %s => …);', a.target, named.role)
+    from pgaudit_wf.attachment as a,
+    lateral (
+        select 'org_column' as role, a.org_column as name
+        union all select 'label_column', a.label_column
+        union all select 'ignore', unnest(a.ignore)
+    ) as named
+    where named.name <> all (pgaudit_wf.column_names(a.target))
+    union all
+    select 'error', t.target::text, format('its rows may not be counted right since %s', t.stale_since), format('select pgaudit_wf.recount_usage(%L);', t.resource_type)
+    from pgaudit_wf.limit_target as t where t.stale_since is not null
+    union all
+    select 'error', t.target::text, format('its rows are not being counted: "%s", which its limit needs, is not there', needed.name),
+        format('Mend pgaudit_wf.limit_condition, or name another org_column: select pgaudit_wf.attach(%L, org_column => …);', t.target)
+    from pgaudit_wf.limit_target as t, unnest(t.org_column || t.condition_columns) as needed (name)
+    where not exists (select from jsonb_each_text(t.aliases) as alias where alias.value = needed.name and alias.key = any (pgaudit_wf.column_names(t.target)))
     union all
     select 'error', guard.relation::text, 'the log''s append-only trigger is missing or disabled', 'Find out who disabled it; then: alter table … enable always trigger append_only;'
     from (
