@@ -1,12 +1,16 @@
 """Runs say which credential started them and which definition ran, for good."""
 
+from collections.abc import Iterator
 from typing import Any, LiteralString
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
 from pgaudit_wf.definition import content_hash
+from pgaudit_wf.devserver import DevServer
 
 Conn = psycopg.Connection[Any]
 
@@ -17,6 +21,10 @@ OTHER = [{"id": "a", "type": "action", "data": {"label": "B"}}]
 STAMP: LiteralString = (
     "select triggered_by_credential_type, triggered_by_credential_label, executed_workflow_hash "
     "from workflow_execution"
+)
+RUN_TABLE: LiteralString = (
+    "create table run (id int primary key, workflow_id text, executed_workflow_hash text, "
+    "triggered_by_credential_type text, triggered_by_credential_label text)"
 )
 
 
@@ -43,6 +51,11 @@ def run(conn: Conn, **context: str) -> None:
         for key, value in context.items():
             conn.execute("select set_config(%s, %s, true)", [f"app.{key}", value])
         conn.execute("insert into workflow_execution (id, workflow_id) values (%s, %s)", [RUN, ID])
+
+
+def hashes(conn: Conn) -> list[str | None]:
+    rows = conn.execute("select executed_workflow_hash from run order by id").fetchall()
+    return [value for (value,) in rows]
 
 
 @pytest.mark.parametrize(
@@ -154,10 +167,7 @@ def test_what_attach_execution_refuses(conn: Conn) -> None:
             conn.execute(query.encode())
         return caught.value.sqlstate
 
-    conn.execute(
-        "create table run (id int primary key, workflow_id text, executed_workflow_hash text, "
-        "triggered_by_credential_type text, triggered_by_credential_label text)"
-    )
+    conn.execute(RUN_TABLE)
     assert refused("select pgaudit_wf.attach_execution('run')") == "PA005"
     conn.execute("create table flow (id text primary key, nodes jsonb, edges jsonb)")
     conn.execute("select pgaudit_wf.attach_workflow('flow')")
@@ -171,3 +181,200 @@ def test_what_attach_execution_refuses(conn: Conn) -> None:
     conn.execute("select pgaudit_wf.detach_execution('run')")
     conn.execute("update run set executed_workflow_hash = null")
     assert refused("select pgaudit_wf.detach_execution('run')") == "PA005"
+
+
+def test_a_run_of_a_workflow_without_a_version_has_no_hash_until_backfill(conn: Conn) -> None:
+    conn.execute(RUN_TABLE)
+    conn.execute("create table flow (id text primary key, nodes jsonb, edges jsonb)")
+    conn.execute("insert into flow values ('w', '[]', '[]')")
+    conn.execute("select pgaudit_wf.attach_workflow('flow')")
+    conn.execute("select pgaudit_wf.attach_execution('run')")
+    conn.execute("insert into run (id, workflow_id) values (1, 'w')")
+    conn.execute("select pgaudit_wf.backfill_workflows('flow')")
+    conn.execute("insert into run (id, workflow_id) values (2, 'w')")
+    assert hashes(conn) == [None, content_hash([], [])]
+
+
+def test_a_run_of_a_deleted_workflow_names_its_last_version(db: Conn) -> None:
+    db.execute("update workflow set nodes = %s", [Jsonb(OTHER)])
+    db.execute("delete from workflow")
+    run(db)
+    assert db.execute(STAMP).fetchone() == ("internal", "postgres", content_hash(OTHER, []))
+
+
+@pytest.fixture(params=["compiled", "generic"])
+def attached(request: pytest.FixtureRequest) -> Iterator[Conn]:
+    """A database with attached tables, by its superuser or its owner."""
+    dsn: str = request.getfixturevalue("dsn" if request.param == "compiled" else "owner_dsn")
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(RUN_TABLE)
+        conn.execute(
+            "create table flow (id text primary key, nodes jsonb, edges jsonb, enabled boolean)"
+        )
+        conn.execute("select pgaudit_wf.attach_workflow('flow')")
+        conn.execute("select pgaudit_wf.attach_execution('run')")
+        conn.execute("insert into flow values ('w', '[]', '[]')")
+        yield conn
+
+
+def test_stamps_follow_renamed_tables(attached: Conn) -> None:
+    attached.execute("create schema elsewhere")
+    for number, change in enumerate(
+        (
+            "alter table flow rename to graph",
+            "alter table graph set schema elsewhere",
+            "alter table run rename to job",
+            "alter table job set schema elsewhere",
+            "create table flow (id int)",
+            "alter schema elsewhere rename to there",
+        )
+    ):
+        attached.execute(change.encode())
+        attached.execute("set search_path = public, elsewhere, there")
+        table: LiteralString = "run" if number < 2 else "job"
+        attached.execute("insert into " + table + " (id, workflow_id) values (%s, 'w')", [number])
+    assert attached.execute(
+        "select distinct executed_workflow_hash, triggered_by_credential_type from job"
+    ).fetchall() == [(content_hash([], []), "internal")]
+    assert attached.execute(
+        "select version from pgaudit_wf.execution_attribution('job', '0')"
+    ).fetchone() == (1,)
+
+
+def test_a_table_may_have_the_name_of_one_that_was_renamed_or_dropped(attached: Conn) -> None:
+    attached.execute("alter table run rename to old_run")
+    attached.execute(RUN_TABLE)
+    for _ in range(2):
+        attached.execute("select pgaudit_wf.attach_execution('run')")
+    for table in ("run", "old_run"):
+        attached.execute(f"insert into {table} (id, workflow_id) values (1, 'w')".encode())
+        attached.execute(f"select pgaudit_wf.detach_execution('{table}')".encode())
+    assert hashes(attached) == [content_hash([], [])]
+    assert attached.execute(
+        "select count(*) from pg_proc where proname like 'stamp\\_%'"
+    ).fetchone() == (0,)
+    attached.execute("select pgaudit_wf.attach_execution('run')")
+    attached.execute("drop table run")
+    attached.execute(RUN_TABLE)
+    attached.execute("select pgaudit_wf.attach_execution('run')")
+    attached.execute("insert into run (id, workflow_id) values (1, 'w')")
+    assert hashes(attached) == [content_hash([], [])]
+
+
+def test_runs_in_partitions_are_stamped(attached: Conn) -> None:
+    attached.execute("alter table run rename to first")
+    attached.execute(RUN_TABLE + " partition by range (id)")
+    attached.execute("create table run_1 partition of run for values from (1) to (2)")
+    attached.execute("select pgaudit_wf.attach_execution('run')")
+    attached.execute("create table run_2 partition of run for values from (2) to (3)")
+    for number in (1, 2):
+        attached.execute("insert into run (id, workflow_id) values (%s, 'w')", [number])
+        with pytest.raises(psycopg.Error) as caught:
+            attached.execute("update run set executed_workflow_hash = null")
+        assert caught.value.sqlstate == "PA303"
+    assert hashes(attached) == [content_hash([], [])] * 2
+
+
+NAMES = [
+    "t\ndeclare y text := public.injected();--",
+    "t*/ declare y text := public.injected(); /*",
+    "t'||public.injected()||'",
+    '"$function$; select public.injected(); --',
+    "t$body$; %s %1$s %I %",
+    "pgaudit_wf\\.\r\n-- x",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("as_schema", [False, True], ids=["table", "schema"])
+def test_a_name_is_never_code(attached: Conn, name: str, as_schema: bool) -> None:
+    attached.execute(
+        "create table public.called (at timestamptz default now()); "
+        "create function public.injected() returns text language sql as "
+        "'insert into public.called default values returning ''''::text'"
+    )
+    if as_schema:
+        attached.execute(sql.SQL("create schema {}").format(sql.Identifier(name)))
+        for table in ("run", "flow"):
+            attached.execute(
+                sql.SQL("alter table {} set schema {}").format(
+                    sql.Identifier(table), sql.Identifier(name)
+                )
+            )
+        runs, flows = sql.Identifier(name, "run"), sql.Identifier(name, "flow")
+    else:
+        runs, flows = sql.Identifier(name), sql.Identifier(f"flow {name}"[:60])
+        attached.execute(sql.SQL("alter table run rename to {}").format(runs))
+        attached.execute(sql.SQL("alter table flow rename to {}").format(flows))
+    for again in range(2):
+        attached.execute(sql.SQL("insert into {} (id, workflow_id) values ({}, 'w')").format(
+            runs, again))  # fmt: skip
+        attached.execute(sql.SQL("update {} set enabled = not coalesce(enabled, false)").format(
+            flows))  # fmt: skip
+        # Compiled anew under the new name, and for a table that had it from the beginning.
+        attached.execute(
+            "select pgaudit_wf.detach_execution(%s), pgaudit_wf.detach_workflow(%s)",
+            [runs.as_string(attached), flows.as_string(attached)],
+        )
+        attached.execute("select pgaudit_wf.attach_workflow(%s)", [flows.as_string(attached)])
+        attached.execute("select pgaudit_wf.attach_execution(%s)", [runs.as_string(attached)])
+    attached.execute(sql.SQL("insert into {} (id, workflow_id) values (9, 'w')").format(runs))
+    assert attached.execute(
+        sql.SQL("select array_agg(distinct executed_workflow_hash) from {}").format(runs)
+    ).fetchone() == ([content_hash([], [])],)
+    assert attached.execute(
+        "select count(*) from pgaudit_wf.definition_usage(%s) where kind = 'run'",
+        [content_hash([], [])],
+    ).fetchone() == (3,)
+    assert attached.execute("select count(*) from public.called").fetchone() == (0,)
+
+
+@pytest.fixture
+def writer(attached: Conn, server: DevServer) -> Iterator[Conn]:
+    """A login that writes runs, and owns nothing."""
+    superuser = server.dsn(attached.info.dbname)
+    with psycopg.connect(superuser, autocommit=True) as admin:
+        admin.execute("create role writer login; grant insert on run to writer")
+        try:
+            with psycopg.connect(make_conninfo(superuser, user="writer"), autocommit=True) as conn:
+                yield conn
+        finally:
+            admin.execute("drop owned by writer; drop role writer")
+
+
+def test_types_of_others_run_nothing_with_our_rights(attached: Conn, writer: Conn) -> None:
+    attached.execute(
+        "create table called (db_user text); grant all on called to public;"
+        "create function spy(text) returns boolean language plpgsql as "
+        "$$begin insert into public.called values (current_user); return true; end$$;"
+        "create domain spying as text check (spy(value));"
+        "create type kind as enum ('w');"
+        "create function spy_text(kind) returns text language plpgsql as "
+        "$$begin insert into public.called values (current_user); return 'w'; end$$;"
+        "create cast (kind as text) with function spy_text(kind)"
+    )
+    warnings: list[str | None] = []
+    writer.add_notice_handler(lambda notice: warnings.append(notice.message_primary))
+    for number, column in enumerate(
+        (
+            "executed_workflow_hash",
+            "triggered_by_credential_type",
+            "triggered_by_credential_label",
+        )
+    ):
+        attached.execute("drop trigger pgaudit_wf_restamp on run")
+        attached.execute(f"alter table run alter {column} type spying".encode())
+        attached.execute("truncate called")
+        writer.execute("insert into run (id, workflow_id) values (1, 'w')")
+        assert len(warnings) == number + 1
+        with pytest.raises(psycopg.Error) as caught:
+            attached.execute("select pgaudit_wf.attach_execution('run')")
+        assert caught.value.sqlstate == "PA002"
+        attached.execute("delete from run")
+        attached.execute(f"alter table run alter {column} type varchar(64)".encode())
+        attached.execute("select pgaudit_wf.attach_execution('run')")
+    attached.execute("alter table run alter workflow_id type kind using workflow_id::kind")
+    writer.execute("insert into run (id, workflow_id) values (2, 'w')")
+    assert hashes(attached) == [content_hash([], [])]
+    # It is the INSERT itself that has a domain checked.
+    assert attached.execute("select distinct db_user from called").fetchall() == [("writer",)]

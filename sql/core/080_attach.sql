@@ -305,9 +305,9 @@ begin
         execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
     end loop;
     if pgaudit_wf.guard_body(setting) is not null then
+        -- Not "always": what a subscriber applies went live where it was written, and refusing it here would stop the subscription for good.
         execute format('create or replace trigger pgaudit_wf_guard before insert or update on %s for each row execute function pgaudit_wf.%I()',
             (setting).target, pgaudit_wf.guard_function_name(setting));
-        execute format('alter table %s enable always trigger pgaudit_wf_guard', (setting).target);
     end if;
 end
 $$;

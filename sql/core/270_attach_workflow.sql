@@ -130,6 +130,36 @@ $$;
 comment on function pgaudit_wf.check_definition(jsonb, jsonb, text) is
     'Raises PA301 with the problems (as JSON in the detail) of a definition that is about to be enabled, listed or run.';
 
+create function pgaudit_wf.is_restored(target regclass, stamped boolean) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Every script of pg_dump and pg_restore sets it, whatever its options; applications have no use for it.
+    restoring constant boolean := current_setting('check_function_bodies') = 'off';
+begin
+    -- Also where the trigger was made to fire always, as some do with all of them when a subscriber takes over.
+    if current_setting('session_replication_role') = 'replica' then
+        return true;
+    end if;
+    if not restoring and not (stamped and current_query() ~* '^\s*copy\M') then
+        return false;
+    end if;
+    -- Anybody can claim to restore. It counts for those only who may disable the trigger; by their login, as the trigger is a definer.
+    if pg_has_role(session_user, (select relowner from pg_class where oid = is_restored.target), 'member') then
+        return true;
+    end if;
+    if restoring and stamped then
+        raise exception '% does not own %, so the runs that it restores would be stamped anew', session_user, is_restored.target
+            using errcode = 'PA303', hint = 'Restore them as the owner of the table or as a superuser.';
+    end if;
+    return false;
+end
+$$;
+comment on function pgaudit_wf.is_restored(regclass, boolean) is
+    'Whether a row being inserted is one from elsewhere, which is neither judged nor stamped: a replica applies it; or the owner of the table, a member or a superuser restores it from a dump, or loads it by COPY with a stamp. '
+    'Raises PA303 when anybody else restores a row that has a stamp.';
+
 create function pgaudit_wf.guard_function_name(setting pgaudit_wf.attachment) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
@@ -153,11 +183,11 @@ begin
         select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
     loop
         body := body || case when generic then format(
-                e'    if (after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true then\n'
+                e'    if (after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true and not pgaudit_wf.is_restored(tg_relid, false) then\n'
                 '        perform pgaudit_wf.check_definition(after -> %2$L, after -> %3$L, %4$L);\n    end if;\n',
                 switch.name, workflow.nodes_column, workflow.edges_column, switch.doing)
             else format(
-                e'    if new.%1$I and (tg_op = ''INSERT'' or old.%1$I is not true) then\n'
+                e'    if new.%1$I and (tg_op = ''INSERT'' or old.%1$I is not true) and not pgaudit_wf.is_restored(tg_relid, false) then\n'
                 '        perform pgaudit_wf.check_definition(%2$s, %3$s, %4$L);\n    end if;\n',
                 switch.name, pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
                 pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing) end;

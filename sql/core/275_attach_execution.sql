@@ -70,43 +70,41 @@ comment on column pgaudit_wf.execution_attachment.time_column is 'Column that sa
 comment on column pgaudit_wf.execution_attachment.function_name is 'Trigger function in schema pgaudit_wf.';
 
 create function pgaudit_wf.runnable_hash(workflow_target regclass, id text) returns text
-language plpgsql stable security definer
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = runnable_hash.workflow_target);
-    workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = runnable_hash.workflow_target);
-    nodes jsonb;
-    edges jsonb;
-    found_rows integer;
+    prefix constant text := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = runnable_hash.workflow_target);
+    newest record;
 begin
-    if workflow.target is null then
-        return null;
+    -- The history, not the table: reading that would run its owner's policies, casts and domains with our rights.
+    select h.content_hash, h.snapshot #> '{}' as snapshot into newest
+    from pgaudit_wf.workflow_history as h
+    where h.workflow_id = prefix || pgaudit_wf.bounded_key(runnable_hash.id)
+    order by h.version desc limit 1;
+    if found then
+        perform pgaudit_wf.check_definition(newest.snapshot -> 'nodes', newest.snapshot -> 'edges', 'run');
     end if;
-    execute format('select w.%I::jsonb as nodes, w.%I::jsonb as edges from %s as w where %s', workflow.nodes_column, workflow.edges_column, setting.target,
-            pgaudit_wf.key_condition(setting, 'w'))
-        into nodes, edges using runnable_hash.id;
-    get diagnostics found_rows = row_count;
-    if found_rows = 0 then
-        return null;
-    end if;
-    perform pgaudit_wf.check_definition(nodes, edges, 'run');
-    return coalesce(pgaudit_wf.latest_hash(workflow.id_prefix || runnable_hash.id), pgaudit_wf.hash_definition(nodes, edges));
+    return newest.content_hash;
 end
 $$;
 comment on function pgaudit_wf.runnable_hash(regclass, text) is
-    'Hash of the definition that a run of the workflow executes now; null for an unknown workflow; raises PA301 if it is invalid.';
+    'Hash of a workflow''s newest version, which is what a run of it executes now; null for a workflow without versions; raises PA301 if the definition is invalid.';
 
 create function pgaudit_wf.refuse_restamp() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    -- What a subscription applies was decided where it was written; refused here, it would stop the subscription for good.
+    if exists (select from pg_stat_subscription where pid = pg_backend_pid()) then
+        return new;
+    end if;
     raise exception 'the stamp of a run in %.% cannot be altered', tg_table_schema, tg_table_name
         using errcode = 'PA303', hint = 'Credential and definition hash are written once, when the run is inserted; leave them out of the update.';
 end
 $$;
-comment on function pgaudit_wf.refuse_restamp() is 'Trigger that keeps the stamp of a run as it is: raises PA303.';
+comment on function pgaudit_wf.refuse_restamp() is 'Trigger that keeps the stamp of a run as it is: raises PA303, except for what a logical subscription applies.';
 
 create function pgaudit_wf.attach_execution(
     target regclass,
@@ -125,6 +123,7 @@ declare
     columns_now constant text[] := pgaudit_wf.column_names(attach_execution.target);
     run pgaudit_wf.execution_attachment;
     missing text;
+    foreign_type text;
 begin
     perform pgaudit_wf.check_attachable(attach_execution.target);
     run.target := attach_execution.target;
@@ -141,7 +140,13 @@ begin
     run.time_column := coalesce(attach_execution.time_column, (
         select name from unnest(array['started_at', 'created_at']) with ordinality as usual (name, position)
         where name = any (columns_now) order by position limit 1));
+    -- Nobody told us of a table that was dropped; and one that was renamed keeps the function of its old name.
+    delete from pgaudit_wf.execution_attachment as e where not exists (select from pg_class where oid = e.target);
     run.function_name := 'stamp_' || substr(pgaudit_wf.capture_function_name(attach_execution.target), 9);
+    run.function_name := coalesce(
+        (select e.function_name from pgaudit_wf.execution_attachment as e where e.target = run.target),
+        (select run.function_name || '_' || run.target::oid from pgaudit_wf.execution_attachment as e where e.function_name = run.function_name),
+        run.function_name);
     select name into missing
     from unnest(array_remove(array[run.workflow_column, run.hash_column, run.type_column, run.label_column, run.org_column, run.time_column], null)) as name
     where name <> all (columns_now) limit 1;
@@ -156,31 +161,47 @@ begin
         raise exception '% has no primary key of one column', run.target using errcode = 'PA002', hint = 'A run is named by it.';
     end if;
 
-    perform set_config('pgaudit_wf.compiling', 'on', true);
-    execute format($function$create or replace function pgaudit_wf.%1$I() returns trigger
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-as %2$L$function$, run.function_name, format($body$
--- Stamps each run in %1$s with credential and definition; written by pgaudit_wf.attach_execution().
+    select name into foreign_type
+    from unnest(array[run.hash_column, run.type_column, run.label_column]) as name
+    join pg_attribute on attrelid = run.target and attname = name and atttypid >= 16384 limit 1;
+    if found then
+        raise exception 'column "%" of % cannot be stamped, as its type is not one of PostgreSQL''s own', foreign_type, run.target
+            using errcode = 'PA002', hint = 'Make it text or varchar: values of other types can run code of others, with our rights.';
+    end if;
+
+    perform pgaudit_wf.replace_function(run.function_name, format($body$
+-- Stamps each run with credential and definition; written by pgaudit_wf.attach_execution().
 declare
     credential record;
 begin
+    if greatest(pg_typeof(new.%2$I)::oid, pg_typeof(new.%3$I)::oid, pg_typeof(new.%4$I)::oid) >= 16384 then
+        raise warning 'this run has no stamp: a column for it was given a type that is not PostgreSQL''s own';
+        return new;
+    end if;
+    if pgaudit_wf.is_restored(tg_relid, new.%2$I is not null) then
+        return new;
+    end if;
     select * into credential from pgaudit_wf.current_credential();
     new.%2$I := credential.credential_type;
     new.%3$I := credential.label;
-    new.%4$I := pgaudit_wf.runnable_hash(%5$L, new.%6$I::text);
+    -- The workflow table is looked up, as it can be renamed. A type of others is not cast, as the cast can be theirs too.
+    new.%4$I := pgaudit_wf.runnable_hash(
+        (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = %1$L),
+        case when pg_typeof(new.%5$I)::oid < 16384 then new.%5$I::text else concat(new.%5$I) end);
     return new;
 end
-$body$, run.target, run.type_column, run.label_column, run.hash_column, run.workflow_target, run.workflow_column));
-    execute format('comment on function pgaudit_wf.%I() is %L', run.function_name, format('Stamps the runs of %s.', run.target));
-    execute format('revoke all on function pgaudit_wf.%I() from public', run.function_name);
-    execute format('alter function pgaudit_wf.%I() owner to %s', run.function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
+$body$, run.function_name, run.type_column, run.label_column, run.hash_column, run.workflow_column),
+        '{}', run.target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
+    -- prune_history() asks, as the owner of our schema, which versions have run.
+    if not has_column_privilege(pgaudit_wf.schema_owner(), run.target, run.hash_column, 'select') then
+        execute format('grant select (%I) on %s to %I', run.hash_column, run.target, pgaudit_wf.schema_owner());
+    end if;
+    -- Not "always": what a subscriber applies was stamped where it ran. Who makes a replica of his own session could disable it too.
     execute format('create or replace trigger pgaudit_wf_stamp before insert on %s for each row execute function pgaudit_wf.%I()', run.target, run.function_name);
     execute format('create or replace trigger pgaudit_wf_restamp before update on %1$s for each row'
         ' when (old.%2$I is distinct from new.%2$I or old.%3$I is distinct from new.%3$I or old.%4$I is distinct from new.%4$I)'
         ' execute function pgaudit_wf.refuse_restamp()', run.target, run.type_column, run.label_column, run.hash_column);
-    execute format('alter table %s enable always trigger pgaudit_wf_stamp, enable always trigger pgaudit_wf_restamp', run.target);
-    perform set_config('pgaudit_wf.compiling', 'off', true);
+    execute format('alter table %s enable always trigger pgaudit_wf_restamp', run.target);
 
     delete from pgaudit_wf.execution_attachment as e where e.target = run.target;
     insert into pgaudit_wf.execution_attachment select run.*;
@@ -188,7 +209,7 @@ end
 $$;
 comment on function pgaudit_wf.attach_execution(regclass, regclass, text, text, text, text, text, text) is
     'Has every run inserted into the table stamped with the credential that started it and the hash of the definition that runs, whatever the application writes there; refuses runs of an invalid definition (PA301) and later changes of the stamp (PA303). '
-    'workflow is the attached workflow table (default: the first). Raises PA002 on a missing column, PA005 without a workflow table. Call it again after renaming one of the columns.';
+    'Runs that a subscription applies or the table''s owner restores keep the stamp that they come with. workflow is the attached workflow table (default: the first); back-fill it first, as a run of a workflow without a version gets no hash. Raises PA002 on a missing column, PA005 without a workflow table. Call it again after renaming one of the columns.';
 
 create function pgaudit_wf.detach_execution(target regclass) returns void
 language plpgsql
@@ -201,11 +222,9 @@ begin
     if not found then
         raise exception '% is not attached', detach_execution.target using errcode = 'PA005';
     end if;
-    perform set_config('pgaudit_wf.compiling', 'on', true);
     execute format('drop trigger if exists pgaudit_wf_stamp on %s', run.target);
     execute format('drop trigger if exists pgaudit_wf_restamp on %s', run.target);
     execute format('drop function pgaudit_wf.%I()', run.function_name);
-    perform set_config('pgaudit_wf.compiling', 'off', true);
 end
 $$;
 comment on function pgaudit_wf.detach_execution(regclass) is 'Stops stamping runs; the stamps stay. Raises PA005 if the table is not attached.';
