@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -9,6 +10,7 @@ import pytest
 from psycopg import sql
 
 from pgaudit_wf import request_context, workflow
+from pgaudit_wf.cli import app
 from pgaudit_wf.errors import VersionPrunedError
 
 Conn = psycopg.Connection[Any]
@@ -103,9 +105,81 @@ def test_the_most_specific_policy_wins(conn: Conn) -> None:
         ).fetchone() == (days,), (action, org)
 
 
-def test_a_deleted_default_shortens_nothing(conn: Conn) -> None:
-    conn.execute("delete from pgaudit_wf.retention_policy")
-    assert conn.execute("select pgaudit_wf.retention_days('x.y')").fetchone() == (730,)
+OWN, ORG, KEY = ("thing.created", None), ("thing.created", "o_1"), ("api_key.created", None)
+DEFAULT = "action_pattern = '*' and org_id is null"
+SET = f"update pgaudit_wf.retention_policy set keep_days = {{}} where {DEFAULT}"
+DELETE = f"delete from pgaudit_wf.retention_policy where {DEFAULT}"
+ADD = "insert into pgaudit_wf.retention_policy (action_pattern, org_id, keep_days) values ({})"
+# What is changed, then how long each of the three is kept after that.
+POLICIES = [
+    ([], (730, 730, 730)),
+    ([SET.format(30)], (30, 30, 30)),
+    ([SET.format(365)], (365, 365, 365)),
+    ([SET.format(3650)], (3650, 3650, 3650)),
+    ([SET.format("null")], (None, None, None)),
+    # Nothing goes unless a policy says so.
+    ([DELETE], (None, None, None)),
+    ([SET.format(30), DELETE], (None, None, None)),
+    (["delete from pgaudit_wf.retention_policy"], (None, None, None)),
+    ([SET.format(30), ADD.format("'*', 'o_1', null")], (30, None, 30)),
+    ([SET.format(30), ADD.format("'api_key.*', null, null")], (30, 30, None)),
+    ([SET.format(30), ADD.format("'api_key.*', null, 3650")], (30, 30, 3650)),
+    ([SET.format("null"), ADD.format("'*', 'o_1', 30")], (None, 30, None)),
+    ([SET.format(3650), ADD.format("'*.created', null, 365")], (365, 365, 365)),
+    ([SET.format(3650), ADD.format("'thing.created', null, 30")], (30, 30, 3650)),
+    ([SET.format(1000000)], (1000000, 1000000, 1000000)),
+    ([DELETE, ADD.format("'*', 'o_1', 365")], (None, 365, None)),
+    ([DELETE, ADD.format("'api_key.created', null, 30")], (None, None, 30)),
+    ([DELETE, ADD.format("'**', null, 365")], (365, 365, 365)),
+]
+
+
+@pytest.mark.parametrize("job", ["prune", "maintain"])
+@pytest.mark.parametrize(("changes", "kept"), POLICIES)
+def test_what_the_policies_say_is_what_is_done(
+    conn: Conn, dsn: str, tmp_path: Path, job: str, changes: list[str],
+    kept: tuple[int | None, ...], capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    events = (OWN, ORG, KEY)
+    months = {fill(conn, age, *events): age for age in (3, 14, 40)}
+    empty = partition_of(months_ago(41))
+    conn.execute("select pgaudit_wf.add_log_partition(%s)", [months_ago(41).date()])
+    for change in changes:
+        conn.execute(change.encode())
+    for event, days in zip(events, kept, strict=True):
+        assert conn.execute("select pgaudit_wf.retention_days(%s, %s)", event).fetchone() == (
+            days,
+        ), event
+    stays: dict[str, list[tuple[str, str | None]]] = {}
+    for partition, age in months.items():
+        end = months_ago(age - 1).replace(day=1, hour=0)
+        left = [event for event, days in zip(events, kept, strict=True)
+                if days is None or end + timedelta(days=days) > datetime.now(UTC)]  # fmt: skip
+        stays[partition] = left
+    expired = conn.execute(
+        "select partition_name, expired_events from pgaudit_wf.log_retention()"
+        " where expired_events > 0"
+    ).fetchall()
+    assert dict(expired) == {name: 3 - len(left) for name, left in stays.items() if len(left) < 3}
+    default = conn.execute("select pgaudit_wf.retention_days('', null)").fetchone()
+    assert default
+    if job == "prune":
+        for partition, left in stays.items():
+            note_archive(conn, partition)
+            if len(left) == 3:
+                refused(conn, "PA341", "select pgaudit_wf.prune(%s)", partition)
+            else:
+                assert prune(conn, partition) == 3 - len(left)
+        if default[0] in (30, 365, 730):
+            assert prune(conn, empty) == 0
+        else:
+            refused(conn, "PA341", "select pgaudit_wf.prune(%s)", empty)
+    else:
+        with pytest.raises(SystemExit) as caught:
+            app(["maintain", "-d", dsn, "--archive", str(tmp_path), "--json"])
+        assert caught.value.code == 0, capsys.readouterr()
+    assert {name: actions(conn, name) if exists(conn, name) else [] for name in months} == stays
+    assert exists(conn, empty) == (default[0] not in (30, 365, 730))
 
 
 def test_a_change_of_policy_is_in_the_log(conn: Conn) -> None:
@@ -122,8 +196,11 @@ def test_a_change_of_policy_is_in_the_log(conn: Conn) -> None:
 
 
 @pytest.mark.parametrize("table", ["retention_policy", "version_policy"])
-def test_no_policy_is_shorter_than_thirty_days(conn: Conn, table: str) -> None:
-    refused(conn, "23514", f"update pgaudit_wf.{table} set keep_days = 29")
+@pytest.mark.parametrize("days", [-1, 0, 29, 1000001, 2147483647])
+def test_no_policy_is_shorter_than_thirty_days_or_beyond_the_calendar(
+    conn: Conn, table: str, days: int
+) -> None:
+    refused(conn, "23514", f"update pgaudit_wf.{table} set keep_days = {days}")
 
 
 def test_an_expired_and_archived_month_goes(conn: Conn) -> None:

@@ -11,14 +11,14 @@ create table pgaudit_wf.retention_policy (
     keep_days integer,
     constraint retention_policy_scope unique nulls not distinct (action_pattern, org_id),
     constraint retention_policy_action_pattern check (action_pattern <> ''),
-    constraint retention_policy_keep_days check (keep_days >= 30)
+    constraint retention_policy_keep_days check (keep_days between 30 and 1000000)
 );
 comment on table pgaudit_wf.retention_policy is
-    'How long events are kept. Of the policies that fit an event the most specific one holds: for its organisation before for all, then the longer pattern.';
+    'How long events are kept. Of the policies that fit an event the most specific one holds: for its organisation before for all, then the longer pattern. An event that none fits stays for good.';
 comment on column pgaudit_wf.retention_policy.id is 'Number of the policy.';
 comment on column pgaudit_wf.retention_policy.action_pattern is 'Actions it is for; * stands for any characters: api_key.*.';
 comment on column pgaudit_wf.retention_policy.org_id is 'Organisation it is for; null: all, and events without one.';
-comment on column pgaudit_wf.retention_policy.keep_days is 'Days, at least 30, that an event stays after the end of its month (UTC); null: for good.';
+comment on column pgaudit_wf.retention_policy.keep_days is 'Days, from 30 to 1,000,000, that an event stays after the end of its month (UTC); null: for good.';
 insert into pgaudit_wf.retention_policy (keep_days) values (730);
 
 create table pgaudit_wf.version_policy (
@@ -26,13 +26,13 @@ create table pgaudit_wf.version_policy (
     keep_versions integer,
     keep_days integer not null default 90,
     constraint version_policy_keep_versions check (keep_versions >= 1),
-    constraint version_policy_keep_days check (keep_days >= 30)
+    constraint version_policy_keep_days check (keep_days between 30 and 1000000)
 );
 comment on table pgaudit_wf.version_policy is
     'Which versions of workflows keep their snapshot: the newest ones, the young ones, and any that a run points at. Of the others the chain stays: number, hash, change, who and when.';
 comment on column pgaudit_wf.version_policy.org_id is 'Organisation it is for; null: all that have no policy of their own.';
 comment on column pgaudit_wf.version_policy.keep_versions is 'How many of a workflow''s newest versions keep it; null: all.';
-comment on column pgaudit_wf.version_policy.keep_days is 'Days, at least 30, for which every version keeps it.';
+comment on column pgaudit_wf.version_policy.keep_days is 'Days, from 30 to 1,000,000, for which every version keeps it.';
 insert into pgaudit_wf.version_policy (keep_versions) values (100);
 
 create function pgaudit_wf.record_policy_change() returns trigger
@@ -65,17 +65,13 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select p.keep_days
-    from (
-        select p.keep_days, p.org_id, p.action_pattern from pgaudit_wf.retention_policy as p
-        where pgaudit_wf.matches_pattern(retention_days.action, p.action_pattern) and (p.org_id is null or p.org_id = retention_days.org_id)
-        -- Whoever deletes the default does not shorten anything.
-        union all values (730, null, '')
-    ) as p (keep_days, org_id, action_pattern)
+    from pgaudit_wf.retention_policy as p
+    where pgaudit_wf.matches_pattern(retention_days.action, p.action_pattern) and (p.org_id is null or p.org_id = retention_days.org_id)
     order by p.org_id is null, length(replace(p.action_pattern, '*', '')) desc, strpos(p.action_pattern, '*') > 0, p.action_pattern desc
     limit 1
 $$;
 comment on function pgaudit_wf.retention_days(text, text) is
-    'Days for which an event of that action and organisation is kept after the end of its month; null: for good.';
+    'Days for which an event of that action and organisation is kept after the end of its month; null: for good, as when no policy fits.';
 
 create function pgaudit_wf.keeps_until(to_time timestamptz, keep_days integer) returns timestamptz
 language sql immutable parallel safe
@@ -142,7 +138,7 @@ begin
     for month in
         select m.* from pgaudit_wf.log_months() as m
         -- Counting takes a scan: only where a policy is short enough to let something go.
-        where pgaudit_wf.keeps_until(m.to_time, (select least(730, min(p.keep_days)) from pgaudit_wf.retention_policy as p)) <= log_retention.at
+        where pgaudit_wf.keeps_until(m.to_time, (select min(p.keep_days) from pgaudit_wf.retention_policy as p)) <= log_retention.at
     loop
         return query
             select month.partition_name, month.from_time, month.to_time, coalesce(sum(g.events), 0)::bigint,
@@ -164,6 +160,7 @@ declare
     month record;
     total bigint;
     expired bigint;
+    keep_until timestamptz;
     covered bigint;
     carried bigint := 0;
     fresh constant text := 'carried_over_' || prune.partition_name;
@@ -172,9 +169,11 @@ begin
     select * into month from pgaudit_wf.month_of(prune.partition_name);
     -- Nothing can be added to it from here on; reading goes on.
     execute format('lock table only %s in share mode', month.relation);
-    select coalesce(sum(g.events), 0), coalesce(sum(g.events) filter (where g.keep_until <= now()), 0) into total, expired
+    select coalesce(sum(g.events), 0), coalesce(sum(g.events) filter (where g.keep_until <= now()), 0),
+        coalesce(min(g.keep_until), pgaudit_wf.keeps_until(month.to_time, pgaudit_wf.retention_days('', null)))
+    into total, expired, keep_until
     from pgaudit_wf.retention_groups(month.relation, month.to_time) as g;
-    if pgaudit_wf.keeps_until(month.to_time, 30) > now() or (total > 0 and expired = 0) then
+    if pgaudit_wf.keeps_until(month.to_time, 30) > now() or keep_until > now() then
         raise exception '% is inside the retention window', prune.partition_name
             using errcode = 'PA341', hint = 'pgaudit_wf.retention_policy says how long events are kept; nothing leaves before 30 days after the end of its month.';
     end if;
