@@ -285,6 +285,69 @@ def test_a_rule_that_finds_nobody_is_seen_and_can_be_queued_again(
     assert states(org) == {"sent": 1}
 
 
+ENQUEUE = "select deliveries from pgaudit_wf.enqueue_alerts()"
+PLACE = "select cursor, events from pgaudit_wf.reader where name = 'alerts'"
+
+
+def test_no_alert_is_lost_when_numbers_lag_behind(org: Conn) -> None:
+    """As where logical replication brought the rows and not the sequences."""
+    sequence = "pg_get_serial_sequence('pgaudit_wf.alert_delivery', 'id')"
+    no_rules(org)
+    rule(org, "api_key.*", address="a@b.example")
+    for label in ("kh_1", "kh_2"):
+        event(org, label=label)
+    assert org.execute(ENQUEUE).fetchone() == (2,)
+    place = org.execute(PLACE).fetchone()
+    event(org, label="kh_3")
+    org.execute(f"select setval({sequence}, 1, false)".encode())
+    for _ in range(2):
+        with pytest.raises(psycopg.Error, match="alert_delivery_pkey") as caught:
+            org.execute(ENQUEUE)
+        assert caught.value.sqlstate == "PA402"
+        assert "setval" in str(caught.value.diag.message_hint)
+        assert org.execute(PLACE).fetchone() == place
+        assert states(org) == {"pending": 2}
+    remedy = f"select setval({sequence}, (select max(id) from pgaudit_wf.alert_delivery))"
+    org.execute(remedy.encode())
+    assert org.execute(ENQUEUE).fetchone() == (1,)
+    assert states(org) == {"pending": 3}
+
+
+def test_requeueing_does_not_swallow_a_number_in_use(org: Conn) -> None:
+    event(org, org_id="o_2")
+    org.execute(ENQUEUE)
+    assert states(org) == {"unaddressed": 1}
+    org.execute("insert into app_user (id, email) values ('eve', 'eve@x.example')")
+    org.execute("insert into member values ('o_2', 'eve', 'owner')")
+    org.execute(
+        "select setval(pg_get_serial_sequence('pgaudit_wf.alert_delivery', 'id'), 1, false)"
+    )
+    with pytest.raises(psycopg.errors.UniqueViolation, match="alert_delivery_pkey"):
+        org.execute("select pgaudit_wf.requeue_alert()")
+    assert states(org) == {"unaddressed": 1}
+    assert org.execute("select pgaudit_wf.requeue_alert()").fetchone() == (1,)
+
+
+def test_an_event_whose_number_was_given_before_is_told_of_too(org: Conn) -> None:
+    no_rules(org)
+    rule(org, "api_key.*", address="a@b.example")
+    event(org)
+    assert org.execute(ENQUEUE).fetchone() == (1,)
+    org.execute(
+        "select setval(pg_get_serial_sequence('pgaudit_wf.security_audit_log', 'id'), max(id),"
+        " false) from pgaudit_wf.security_audit_log"
+    )
+    event(org)
+    assert org.execute(ENQUEUE).fetchone() == (1,)
+    keys = [org.execute("select message_key from pgaudit_wf.claim_alert()").fetchone()
+            for _ in range(2)]  # fmt: skip
+    assert len(set(keys)) == 2
+    counted = org.execute(
+        "select count(*), count(distinct event_id) from pgaudit_wf.alert_delivery"
+    ).fetchone()
+    assert counted == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("channel", "audience", "address"),
     [

@@ -22,7 +22,7 @@ as $$
 declare
     place pgaudit_wf.reader;
 begin
-    insert into pgaudit_wf.reader (name) values (read_as.reader_name) on conflict do nothing;
+    insert into pgaudit_wf.reader (name) values (read_as.reader_name) on conflict on constraint reader_pkey do nothing;
     -- Whoever holds the row has the turn: a second worker of the same name waits here until the first has committed.
     select r.* into place from pgaudit_wf.reader as r where r.name = read_as.reader_name for update;
     return query select l.cursor, l.event from pgaudit_wf.read_log(place.cursor, read_as.max_events) as l;

@@ -88,7 +88,7 @@ create table pgaudit_wf.alert_delivery (
     lease_until timestamptz,
     settled_at timestamptz,
     last_error text,
-    constraint alert_delivery_once unique (event_id, channel, recipient)
+    constraint alert_delivery_once unique (event_tx_id, event_id, channel, recipient)
 );
 comment on table pgaudit_wf.alert_delivery is 'One event for one recipient over one channel, and what became of it.';
 comment on column pgaudit_wf.alert_delivery.id is 'Number of the delivery.';
@@ -218,7 +218,7 @@ begin
         from matched as m, pgaudit_wf.alert_recipients(m.rule, m.event) as told (recipient)
         where (m.event).occurred_at >= oldest
         order by (m.event).tx_id, (m.event).id, (m.rule).id
-        on conflict do nothing
+        on conflict on constraint alert_delivery_once do nothing
         returning state
     )
     select
@@ -230,10 +230,18 @@ begin
         perform pgaudit_wf.advance_reader('alerts', place, events);
     end if;
     return next;
+exception
+    -- The only one that is left: the sequence of the deliveries lags behind the table.
+    when unique_violation then
+        raise exception 'no alert can be written down: %', sqlerrm
+            using errcode = 'PA402',
+                hint = 'The numbers of pgaudit_wf.alert_delivery lag behind, as after logical replication: '
+                    'select setval(pg_get_serial_sequence(''pgaudit_wf.alert_delivery'', ''id''), (select max(id) from pgaudit_wf.alert_delivery));';
 end
 $$;
 comment on function pgaudit_wf.enqueue_alerts(integer) is
-    'Follows the log as the reader "alerts" and writes down who is to be told of the next events, at most max_events. Returns how many events it went through, how many deliveries came of them, for how many a rule found nobody, and how many matching events were older than max_age.';
+    'Follows the log as the reader "alerts" and writes down who is to be told of the next events, at most max_events. Returns how many events it went through, how many deliveries came of them, for how many a rule found nobody, and how many matching events were older than max_age. '
+    'Raises PA402, and moves on by no event, when the numbers of deliveries lag behind those in use.';
 
 create function pgaudit_wf.alert_event(event pgaudit_wf.security_audit_log) returns jsonb
 language sql stable
@@ -342,7 +350,7 @@ begin
     where d.message = chosen and d.state in ('pending', 'sending');
     return query
         select chosen, max(d.attempts), min(d.channel), min(d.recipient),
-            left(encode(sha256(convert_to(concat_ws('/', policy.log_id, min(d.channel), min(d.recipient), string_agg(d.event_id::text, ',' order by d.event_id)), 'UTF8')), 'hex'), 32),
+            left(encode(sha256(convert_to(concat_ws('/', policy.log_id, min(d.channel), min(d.recipient), string_agg(concat_ws(':', d.event_tx_id, d.event_id), ',' order by d.event_tx_id, d.event_id)), 'UTF8')), 'hex'), 32),
             (select coalesce(jsonb_agg(shown.event order by shown.id), '[]') from (
                 select s.id, pgaudit_wf.alert_event(l) as event
                 from pgaudit_wf.alert_delivery as s
@@ -406,7 +414,7 @@ begin
             select delivery.event_tx_id, delivery.event_id, delivery.action, delivery.rule_id, delivery.channel, told.recipient
             from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule, pgaudit_wf.alert_recipients(rule, l) as told (recipient)
             where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and rule.id = delivery.rule_id and told.recipient <> ''
-            on conflict do nothing;
+            on conflict on constraint alert_delivery_once do nothing;
             continue when not found;
             delete from pgaudit_wf.alert_delivery as d where d.id = delivery.id;
         end if;

@@ -39,7 +39,7 @@ begin
         raise exception 'an attempt needs an id, a UUID, by which it is recorded once' using errcode = 'PA008';
     end if;
     -- Waits for another transaction that is recording the same attempt right now.
-    insert into pgaudit_wf.attempt (id) values ((entry ->> 'id')::uuid) on conflict do nothing;
+    insert into pgaudit_wf.attempt (id) values ((entry ->> 'id')::uuid) on conflict on constraint attempt_pkey do nothing;
     if not found then
         return null;
     end if;

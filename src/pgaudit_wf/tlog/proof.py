@@ -379,7 +379,7 @@ def add_cosignatures(conn: Connection, note: str, witnesses: Sequence[VerifierKe
             if (signature.name, signature.key_id) in known:
                 added += conn.execute(
                     "insert into pgaudit_wf.log_cosignature (size, line) values (%s, %s)"
-                    " on conflict do nothing",
+                    " on conflict (size, line) do nothing",
                     [size, str(signature).rstrip("\n")],
                 ).rowcount
     return added
