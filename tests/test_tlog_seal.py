@@ -714,6 +714,31 @@ def test_the_tree_is_written_as_static_files(conn: Connection, tmp_path: Path) -
         "tile/1/000.p/2": 64,
     }  # fmt: skip
     assert (tmp_path / "checkpoint").read_text() == newest_checkpoint(conn)
+    assert export_tiles(conn, tmp_path, newest_checkpoint(conn)) == 0
+    conn.execute("insert into t values (0)")
+    seal_all(conn)
+    assert export_tiles(conn, tmp_path, newest_checkpoint(conn)) == 1
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_another_logs_tree_is_not_overwritten(
+    conn: Connection, app_dsn: str, tmp_path: Path, checkpoint: bool
+) -> None:
+    with psycopg.connect(app_dsn, autocommit=True) as other:
+        record(other)
+        size = seal_all(other)
+    record(conn, size)
+    assert seal_all(conn) == size, "so that tiles have the same names"
+    export_tiles(conn, tmp_path, newest_checkpoint(conn))
+    if not checkpoint:
+        (tmp_path / "checkpoint").unlink()
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with (
+        psycopg.connect(app_dsn, autocommit=True) as other,
+        pytest.raises(PushError, match="not overwritten"),
+    ):
+        export_tiles(other, tmp_path, newest_checkpoint(other))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
 # Commands

@@ -49,18 +49,20 @@ def write_file(path: Path, text: str | bytes) -> None:
         raise PushError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _continue_file(conn: Connection, path: Path, note: str) -> None:
+def _check_continues(conn: Connection, path: Path, note: str) -> None:
     if path.exists():
         try:
             old = path.read_text()
             older, newer = (Checkpoint.parse(Note.parse(n).text) for n in (old, note))
-            if older == newer:
-                write_file(path, note)
-                return
-            prove_consistency(conn, old, note)
+            if older != newer:
+                prove_consistency(conn, old, note)
         except (NoteError, ProofError, UnicodeDecodeError) as error:
             # What is there may be the only evidence left.
             raise PushError(f"{path} is not overwritten: {error}") from error
+
+
+def _continue_file(conn: Connection, path: Path, note: str) -> None:
+    _check_continues(conn, path, note)
     write_file(path, note)
 
 
@@ -137,7 +139,7 @@ def push(conn: Connection, note: str, target: str) -> str:
 def export_tiles(conn: Connection, directory: Path, note: str) -> int:
     """Write the tree as static files, as C2SP tlog-tiles serves it; return how many were written.
 
-    Full tiles that are there already are not written again.
+    Tiles that are there already are not written again.
 
     Args:
         conn: The owner's connection, in autocommit mode.
@@ -149,6 +151,8 @@ def export_tiles(conn: Connection, directory: Path, note: str) -> int:
     """
     size = Checkpoint.parse(Note.parse(note).text).size
     written = 0
+    checkpoint = directory / "checkpoint"
+    _check_continues(conn, checkpoint, note)
     with translated(), conn.transaction():
         levels = range(-(-size.bit_length() // 8))
         for level in levels:
@@ -162,8 +166,11 @@ def export_tiles(conn: Connection, directory: Path, note: str) -> int:
                 for number, tile in cursor:
                     width = min(TILE_WIDTH, hashes - number * TILE_WIDTH)
                     path = directory / tile_path(level, number, width)
-                    if width < TILE_WIDTH or not path.exists():
-                        write_file(path, bytes(tile[: width * HASH_SIZE]))
+                    hashes_there = bytes(tile[: width * HASH_SIZE])
+                    if not path.exists():
+                        write_file(path, hashes_there)
                         written += 1
-    _continue_file(conn, directory / "checkpoint", note)
+                    elif path.read_bytes() != hashes_there:
+                        raise PushError(f"{path} is not overwritten: it is another log's")
+    _continue_file(conn, checkpoint, note)
     return written
