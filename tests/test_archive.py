@@ -93,11 +93,20 @@ def test_a_month_is_archived_with_a_manifest_that_tells_the_truth(
     archive = archive_partition(
         old, PARTITIONS[1], str(tmp_path), lambda done, total: seen.append((done, total))
     )
+    where = old.execute(
+        "select system_identifier::text, oid::text, datname, log_id::text"
+        " from pg_control_system(), pg_database, pgaudit_wf.alert_policy"
+        " where datname = current_database()"
+    ).fetchone()
+    assert where
+    name = f"{PARTITIONS[1]}.{where[0]}-{where[1]}"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"{PARTITIONS[1]}.manifest.json", f"{PARTITIONS[1]}.parquet"
+        f"{name}.manifest.json", f"{name}.parquet"
     ]  # fmt: skip
-    manifest = json.loads((tmp_path / f"{PARTITIONS[1]}.manifest.json").read_text())
-    data = (tmp_path / f"{PARTITIONS[1]}.parquet").read_bytes()
+    manifest = json.loads((tmp_path / f"{name}.manifest.json").read_text())
+    told = ("system_identifier", "database_oid", "database", "log_id")
+    assert tuple(manifest[key] for key in told) == where
+    data = (tmp_path / f"{name}.parquet").read_bytes()
     assert manifest == archive.manifest
     assert manifest["sha256"] == hashlib.sha256(data).hexdigest()
     assert manifest["bytes"] == len(data)
@@ -118,7 +127,7 @@ def test_a_month_is_archived_with_a_manifest_that_tells_the_truth(
         (PARTITIONS[1], 100, 100, counted[1], counted[2], archive.url, manifest["sha256"], manifest)
     ]
     # Any Parquet reader gives back what the log holds.
-    rows = pq.read_table(tmp_path / f"{PARTITIONS[1]}.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / f"{name}.parquet").to_pylist()
     columns = list(rows[0])
     live = old.execute(
         sql.SQL("select {} from pgaudit_wf.security_audit_log_y2021m03 order by tx_id, id").format(
@@ -207,7 +216,7 @@ def test_readers_see_their_organization_only(old: Conn, tmp_path: Path) -> None:
 
 
 def test_a_late_event_is_archived_in_a_second_file(old: Conn, tmp_path: Path) -> None:
-    archive_partition(old, PARTITIONS[0], str(tmp_path))
+    first = archive_partition(old, PARTITIONS[0], str(tmp_path))
     old.execute(
         "insert into pgaudit_wf.security_audit_log (action, occurred_at) values ('late', %s)",
         [OLDER],
@@ -216,7 +225,7 @@ def test_a_late_event_is_archived_in_a_second_file(old: Conn, tmp_path: Path) ->
         prune(old, PARTITIONS[0])
     before = list(whole_trail(old))
     second = archive_partition(old, PARTITIONS[0], str(tmp_path))
-    assert Path(second.manifest["file"]).name == f"{PARTITIONS[0]}.2.parquet"
+    assert second.manifest["file"] == first.manifest["file"].replace(".parquet", ".2.parquet")
     assert prune(old, PARTITIONS[0]) == 101
     assert list(whole_trail(old, list_archives(str(tmp_path)))) == before
 
@@ -230,7 +239,7 @@ def damage(path: Path, change: bytes) -> None:
 
 def test_damage_is_found(old: Conn, tmp_path: Path) -> None:
     archive = archive_partition(old, PARTITIONS[0], str(tmp_path))
-    path = tmp_path / f"{PARTITIONS[0]}.parquet"
+    [path] = tmp_path.glob("*.parquet")
     good = path.read_bytes()
     verify_archive(archive)
     damage(path, b"x")

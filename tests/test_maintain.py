@@ -1,5 +1,6 @@
 """Maintenance does what its plan says, once, however often and wherever it is interrupted."""
 
+import hashlib
 import json
 import os
 import signal
@@ -9,17 +10,21 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pgaudit_wf.archive import list_archives, verify_archive
+from pgaudit_wf.archive import archive_partition, list_archives, verify_archive
 from pgaudit_wf.archive_read import whole_trail
 from pgaudit_wf.cli import app
-from pgaudit_wf.errors import MaintenanceRunningError
+from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.errors import ArchiveConflictError, MaintenanceRunningError
 from pgaudit_wf.maintain import Hook, Step, maintain, plan
 
 Conn = psycopg.Connection[Any]
@@ -27,9 +32,7 @@ PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
 MONTHS = ("security_audit_log_y2021m02", "security_audit_log_y2021m03")
 
 
-@pytest.fixture
-def due(conn: Conn) -> Conn:
-    """Two expired months, events in the default partition, and a partition missing."""
+def make_due(conn: Conn) -> Conn:
     conn.execute(
         "insert into pgaudit_wf.security_audit_log (action, occurred_at)"
         " select 'thing.seen', timestamptz '2021-02-01' + g * interval '1 day'"
@@ -42,6 +45,12 @@ def due(conn: Conn) -> Conn:
         " values ('thing.seen', '2021-07-03'), ('thing.seen', '2021-07-04')"
     )
     return conn
+
+
+@pytest.fixture
+def due(conn: Conn) -> Conn:
+    """Two expired months, events in the default partition, and a partition missing."""
+    return make_due(conn)
 
 
 def coming(months: int) -> str:
@@ -209,6 +218,209 @@ def test_it_stops_between_steps_when_asked(due: Conn, tmp_path: Path) -> None:
         done.append(step)  # noqa: PERF402
     assert len(done) == 2
     assert list(maintain(due, archive_url=str(tmp_path)))
+
+
+# What lies in the place for archives and is not this database's own.
+
+
+def files(place: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+def live(conn: Conn, partition: str) -> int:
+    row = conn.execute(
+        "select count(*) from pgaudit_wf.security_audit_log where tableoid"
+        " = to_regclass('pgaudit_wf.' || %s)",
+        [partition],
+    ).fetchone()
+    assert row
+    return int(row[0])
+
+
+def stopped(conn: Conn, place: Path, kind: str, problem: str) -> None:
+    """The run ends at the step of that kind; nothing has been removed and no file changed."""
+    before = files(place)
+    events = [live(conn, name) for name in MONTHS]
+    done = list(maintain(conn, archive_url=str(place)))
+    assert done[-1].kind == kind
+    assert problem in (done[-1].problem or "")
+    assert [step.kind for step in done[:-1] if step.kind in ("archive", "prune")] == []
+    assert [live(conn, name) for name in MONTHS] == events
+    assert files(place) == before
+
+
+def test_two_databases_in_one_place_lose_nothing(
+    due: Conn, app_conn: Conn, app_dsn: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Same months, same numbers of events, and the same ids."""
+    other = make_due(app_conn)
+    before = [list(whole_trail(each)) for each in (due, other)]
+    place = tmp_path / "one"
+    list(maintain(due, archive_url=str(place)))
+    first = files(place)
+    stopped(other, place, "archive", "is not this database's own")
+    with pytest.raises(SystemExit) as caught:
+        app(["maintain", "-d", app_dsn, "--archive", str(place)])
+    assert caught.value.code == 1
+    assert "give each database a place of its own" in capfd.readouterr().out
+    assert files(place) == first
+    list(maintain(other, archive_url=str(tmp_path / "another")))
+    assert live(due, MONTHS[0]) == live(other, MONTHS[0]) == 0
+    for each, where, trail in ((due, "one", before[0]), (other, "another", before[1])):
+        archives = list_archives(str(tmp_path / where))
+        assert list(whole_trail(each, archives)) == trail
+    for path in (tmp_path / "another").iterdir():
+        path.rename(place / path.name)
+    with pytest.raises(ArchiveConflictError, match="several logs"):
+        list_archives(str(place))
+
+
+@pytest.mark.parametrize("archived_before", [False, True])
+def test_a_copy_of_the_database_leaves_the_originals_archives_alone(
+    server: DevServer, due: Conn, dsn: str, tmp_path: Path, archived_before: bool
+) -> None:
+    """Same log id, same cluster, same name, some of the files recorded in both."""
+    place = tmp_path / "place"
+    if archived_before:
+        archive_partition(due, MONTHS[0], str(place))
+    name = due.info.dbname
+    due.close()
+    with closing(psycopg.connect(server.dsn(), autocommit=True)) as admin:
+        admin.execute(f"create database {name}_copy template {name}".encode())
+        try:
+            with psycopg.connect(dsn, autocommit=True) as original:
+                list(maintain(original, archive_url=str(place)))
+                assert [live(original, month) for month in MONTHS] == [0, 0]
+            with psycopg.connect(server.dsn(f"{name}_copy"), autocommit=True) as copy:
+                kind = "prune" if archived_before else "archive"
+                stopped(copy, place, kind, "is not this database's own")
+                assert [live(copy, month) for month in MONTHS] == [28, 31]
+        finally:
+            admin.execute(f"drop database {name}_copy with (force)".encode())
+
+
+def forget(conn: Conn) -> None:
+    """Bring the database back to before it noted an archive, as a superuser can."""
+    conn.execute("alter table pgaudit_wf.archive disable trigger user")
+    conn.execute("delete from pgaudit_wf.archive")
+    conn.execute("alter table pgaudit_wf.archive enable always trigger append_only")
+
+
+def rewrite(path: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (lambda data, _: data.unlink(), "is missing"),
+        (lambda data, _: data.write_bytes(b""), "SHA-256 differs"),
+        (lambda data, _: data.write_bytes(data.read_bytes()[:-1]), "SHA-256 differs"),
+        (lambda data, _: rewrite(data, lambda rows: rows[3].update(action="x")), "SHA-256"),
+        (lambda data, _: rewrite(data, lambda rows: rows.pop()), "SHA-256 differs"),
+        (lambda _, manifest: manifest.write_text("{}"), "is no manifest of an archive"),
+        (
+            lambda _, manifest: manifest.write_text(
+                json.dumps({**json.loads(manifest.read_text()), "sha256": "0" * 64})
+            ),
+            "is not this database's own",
+        ),
+        (
+            lambda _, manifest: manifest.with_name("x.manifest.json").write_text(
+                json.dumps({**json.loads(manifest.read_text()), "file": "x.parquet"})
+            ),
+            "is not this database's own",
+        ),
+    ],
+)
+def test_a_month_stays_if_its_archive_is_not_what_was_written(
+    due: Conn, tmp_path: Path, harm: Callable[[Path, Path], object], problem: str
+) -> None:
+    """Archived by a run that ended before it came to removing anything."""
+    due.execute("select pgaudit_wf.add_log_partition('2021-07-01')")
+    archive_partition(due, MONTHS[0], str(tmp_path))
+    [data], [manifest] = tmp_path.glob("*.parquet"), tmp_path.glob("*.json")
+    harm(data, manifest)
+    stopped(due, tmp_path, "prune", problem)
+
+
+def test_what_was_recorded_is_compared_with_the_log(due: Conn, tmp_path: Path) -> None:
+    """A file that is what was recorded, but does not hold what the log does."""
+    for change, problem in (
+        (lambda rows: rows[3].update(action="x"), "holds another event"),
+        (lambda rows: rows[3].update(diff="[]"), "holds another event"),
+        (lambda rows: rows[27].update(id=10**6), "does not hold event"),
+        (lambda rows: rows.pop(), "does not hold event"),
+    ):
+        archive = archive_partition(due, MONTHS[0], str(tmp_path))
+        [data], [manifest] = tmp_path.glob("*.parquet"), tmp_path.glob("*.json")
+        rewrite(data, change)
+        told = {**archive.manifest, "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}
+        manifest.write_text(json.dumps(told))
+        due.execute(
+            "select pgaudit_wf.replace_archive(id, %s, %s) from pgaudit_wf.archive",
+            [told["sha256"], json.dumps(told)],
+        )
+        stopped(due, tmp_path, "prune", problem)
+        forget(due)
+        data.unlink()
+        manifest.unlink()
+
+
+def test_a_lost_manifest_is_written_again_before_anything_leaves(due: Conn, tmp_path: Path) -> None:
+    before = list(whole_trail(due))
+    archive = archive_partition(due, MONTHS[0], str(tmp_path))
+    [manifest] = tmp_path.glob("*.json")
+    manifest.unlink()
+    list(maintain(due, archive_url=str(tmp_path)))
+    assert json.loads(manifest.read_text()) == archive.manifest
+    assert list(whole_trail(due, list_archives(str(tmp_path)))) == before
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_file_that_nobody_recorded_is_never_overwritten(
+    due: Conn, tmp_path: Path, same: bool
+) -> None:
+    """Left by a run that was killed, it is taken as it is if it holds the month."""
+    archive_partition(due, MONTHS[0], str(tmp_path))
+    forget(due)
+    [data], [manifest] = tmp_path.glob("*.parquet"), tmp_path.glob("*.json")
+    manifest.unlink()
+    if not same:
+        rewrite(data, lambda rows: rows[0].update(action="thing.lost"))
+        stopped(due, tmp_path, "archive", "holds another event")
+        return
+    left = data.read_bytes()
+    list(maintain(due, archive_url=str(tmp_path)))
+    assert data.read_bytes() == left
+    assert live(due, MONTHS[0]) == 0
+
+
+def test_a_name_that_was_only_taken_is_used(due: Conn, tmp_path: Path) -> None:
+    archive_partition(due, MONTHS[0], str(tmp_path))
+    forget(due)
+    [data], [manifest] = tmp_path.glob("*.parquet"), tmp_path.glob("*.json")
+    manifest.unlink()
+    data.write_bytes(b"")
+    before = list(whole_trail(due))
+    list(maintain(due, archive_url=str(tmp_path)))
+    assert list(whole_trail(due, list_archives(str(tmp_path)))) == before
+    assert live(due, MONTHS[0]) == 0
+
+
+def test_an_erasure_in_between_does_not_keep_a_month(due: Conn, tmp_path: Path) -> None:
+    due.execute(
+        "insert into pgaudit_wf.security_audit_log (action, occurred_at, actor_id, actor_label, ip)"
+        " values ('thing.seen', '2021-02-03', 'u_1', 'Ada', '192.0.2.1')"
+    )
+    archive_partition(due, MONTHS[0], str(tmp_path))
+    due.execute("select pgaudit_wf.pseudonymise('u_1')")
+    done = list(maintain(due, archive_url=str(tmp_path)))
+    assert [step.problem for step in done if step.problem] == []
+    assert live(due, MONTHS[0]) == 0
 
 
 # The command.

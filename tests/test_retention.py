@@ -365,6 +365,20 @@ def test_the_note_of_an_archive_stays(conn: Conn) -> None:
         refused(conn, "PA001", statement)
 
 
+def test_a_rewritten_archive_is_read_back_before_its_month_goes(conn: Conn) -> None:
+    old = fill(conn, 40)
+    note_archive(conn, old)
+    conn.execute(
+        "select pgaudit_wf.replace_archive(id, %s, manifest) from pgaudit_wf.archive", ["1" * 64]
+    )
+    error = refused(conn, "PA342", "select pgaudit_wf.prune(%s)", old)
+    assert "rewritten since it was last read back" in str(error)
+    confirm = "select pgaudit_wf.confirm_archive(id, %s) from pgaudit_wf.archive"
+    refused(conn, "PA350", confirm, SHA)
+    conn.execute(confirm, ["1" * 64])
+    assert prune(conn, old) == 1
+
+
 @pytest.mark.parametrize("manifest", ['{"events": 2}', "{}", '{"events": 1, "first_id": 0}'])
 def test_an_archive_whose_counts_differ_is_not_noted(conn: Conn, manifest: str) -> None:
     old = fill(conn, 40)

@@ -182,6 +182,11 @@ begin
         raise exception '% has % events, and % of them are archived', prune.partition_name, total, coalesce(covered, 0)
             using errcode = 'PA342', hint = 'Archive it first: pgaudit-wf maintain --archive URL does both.';
     end if;
+    if total > 0 and (
+        select a.read_back_at is null from pgaudit_wf.archive as a where a.partition_name = prune.partition_name order by a.id desc limit 1) then
+        raise exception 'the archive of % has been rewritten since it was last read back', prune.partition_name
+            using errcode = 'PA342', hint = 'pgaudit-wf maintain reads it and compares it with the log first.';
+    end if;
 
     if expired < total then
         execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', fresh);
@@ -212,7 +217,7 @@ end
 $$;
 comment on function pgaudit_wf.prune(text) is
     'Removes a month of the log that is archived and out of the retention window, and returns how many events that were; those under a longer policy stay, in a fresh partition of that month. '
-    'Raises PA340 if it is no month of the log, PA341 inside the window or less than 30 days after its end, PA342 if it holds an event that is not archived.';
+    'Raises PA340 if it is no month of the log, PA341 inside the window or less than 30 days after its end, PA342 if it holds an event that is not archived, or the archive has yet to be read back.';
 
 create function pgaudit_wf.prunable_versions_query() returns text
 language sql stable

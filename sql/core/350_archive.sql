@@ -13,13 +13,14 @@ create table pgaudit_wf.archive (
     sha256 text,
     manifest jsonb,
     archived_at timestamptz not null default now(),
+    read_back_at timestamptz,
     pruned_at timestamptz,
     constraint archive_file check ((events > 0) = (url is not null and sha256 is not null and manifest is not null)),
     constraint archive_sha256 check (sha256 ~ '^[0-9a-f]{64}$'),
     constraint archive_live_events check (live_events between 0 and events),
     constraint archive_window check (pruned_at >= pgaudit_wf.keeps_until(to_time, 30))
 );
-comment on table pgaudit_wf.archive is 'Months of the log that were written to files: written by record_archive(), prune() and replace_archive() only.';
+comment on table pgaudit_wf.archive is 'Months of the log that were written to files: written by record_archive(), confirm_archive(), prune() and replace_archive() only.';
 comment on column pgaudit_wf.archive.id is 'Number of the archive; the newest of a month is the one that covers it.';
 comment on column pgaudit_wf.archive.partition_name is 'The partition.';
 comment on column pgaudit_wf.archive.from_time is 'Start of its month.';
@@ -32,6 +33,8 @@ comment on column pgaudit_wf.archive.url is 'Where the Parquet file is: a path, 
 comment on column pgaudit_wf.archive.sha256 is 'SHA-256 of the file, in hex.';
 comment on column pgaudit_wf.archive.manifest is 'The manifest, as it lies beside the file.';
 comment on column pgaudit_wf.archive.archived_at is 'When it was archived.';
+comment on column pgaudit_wf.archive.read_back_at is
+    'When the file was last read back from where it lies and found to hold the live events of its month; null: not since an erasure rewrote it, so prune() refuses.';
 comment on column pgaudit_wf.archive.pruned_at is 'When its month was last pruned.';
 create index archive_partition on pgaudit_wf.archive (partition_name, id);
 
@@ -74,22 +77,38 @@ begin
             found_events, lowest, highest
             using errcode = 'PA350', hint = 'Archive the partition again.';
     end if;
-    insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, first_id, last_id, url, sha256, manifest)
+    insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, first_id, last_id, url, sha256, manifest, read_back_at)
     values (record_archive.partition_name, month.from_time, month.to_time, found_events, found_events, lowest, highest,
-        record_archive.url, record_archive.sha256, record_archive.manifest)
+        record_archive.url, record_archive.sha256, record_archive.manifest, now())
     returning id into archive_id;
     return archive_id;
 end
 $$;
 comment on function pgaudit_wf.record_archive(text, text, text, jsonb) is
-    'Notes that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. Raises PA340 if it is no month of the log, PA350 if the manifest''s counts are not the partition''s.';
+    'Notes that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. To be called only once the file was read back from its URL and compared with the partition, as prune() relies on it. '
+    'Raises PA340 if it is no month of the log, PA350 if the manifest''s counts are not the partition''s.';
+
+create function pgaudit_wf.confirm_archive(id bigint, sha256 text) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update pgaudit_wf.archive as a set read_back_at = now() where a.id = confirm_archive.id and a.sha256 = confirm_archive.sha256;
+    if not found then
+        raise exception 'there is no archive % with that SHA-256', confirm_archive.id
+            using errcode = 'PA350', hint = 'It was rewritten meanwhile: read it again.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.confirm_archive(bigint, text) is
+    'Notes that an archive''s file, of that SHA-256, was read back from its URL and compared with the live events of its month once more. Raises PA350 if the archive has another SHA-256 by now.';
 
 create function pgaudit_wf.replace_archive(id bigint, sha256 text, manifest jsonb) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    update pgaudit_wf.archive as a set sha256 = replace_archive.sha256, manifest = replace_archive.manifest
+    update pgaudit_wf.archive as a set sha256 = replace_archive.sha256, manifest = replace_archive.manifest, read_back_at = null
     where a.id = replace_archive.id
         and (a.events, a.first_id, a.last_id) = (
             (replace_archive.manifest ->> 'events')::bigint, (replace_archive.manifest ->> 'first_id')::bigint, (replace_archive.manifest ->> 'last_id')::bigint);
@@ -100,4 +119,4 @@ begin
 end
 $$;
 comment on function pgaudit_wf.replace_archive(bigint, text, jsonb) is
-    'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. Raises PA350 if the counts changed.';
+    'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. Before its month is pruned it is to be read back again. Raises PA350 if the counts changed.';

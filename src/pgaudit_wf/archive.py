@@ -1,9 +1,11 @@
 """Months of the log in Parquet files: written before they leave the database, and read with it.
 
-An archive is a file `security_audit_log_yYYYYmMM.parquet` with a manifest beside it, in a directory
-or under any URL that fsspec understands. It is written under a temporary name, read back, renamed,
-given its manifest, and only then noted in the database: whatever interrupts it, a run later starts
-over and nothing is lost or half there. Memory does not grow with the number of events.
+An archive is a file `security_audit_log_yYYYYmMM.<cluster>-<database>.parquet` with a manifest
+beside it, in a directory or under any URL that fsspec understands. It is written under a temporary
+name, given a name that nothing has, read back from there and compared with the log, noted in the
+database and then given its manifest: whatever interrupts it, a run later goes on and nothing is
+lost or half there. Only what the database has noted is its own; beside anything else nothing is
+written or removed. Memory does not grow with the number of events.
 
 Needs the extra `archive`: pip install 'pgaudit-wf[archive]'.
 """
@@ -23,9 +25,22 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from pgaudit_wf._query import Connection, Json
-from pgaudit_wf.errors import ArchiveError, MissingExtraError, translated
+from pgaudit_wf.errors import (
+    ArchiveConflictError,
+    ArchiveError,
+    DatabaseError,
+    MissingExtraError,
+    translated,
+)
 
-__all__ = ["Archive", "Progress", "archive_partition", "list_archives", "verify_archive"]
+__all__ = [
+    "Archive",
+    "Progress",
+    "archive_partition",
+    "confirm_archive",
+    "list_archives",
+    "verify_archive",
+]
 
 SCHEMA_VERSION = 1
 # Rows in a row group, and at a time in memory.
@@ -36,6 +51,8 @@ COLUMNS = (
     "metadata", "ip", "country", "user_agent", "correlation_id", "db_user", "application_name",
     "attested",
 )  # fmt: skip
+# What an erasure may change of an event.
+_ERASABLE = ("actor_label", "ip", "user_agent", "diff", "metadata")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Progress = Callable[[int, int], None]
@@ -80,6 +97,8 @@ def open_filesystem(url: str) -> tuple[FileSystem, str]:
         filesystem, path = url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise ArchiveError(f"{_without_secrets(url)} cannot be opened: {error}") from error
+    # It is shared within the process, and what others have written since must be seen.
+    filesystem.invalidate_cache()
     return filesystem, path
 
 
@@ -198,7 +217,9 @@ def read_rows(filesystem: FileSystem, path: str) -> Iterator[list[Row]]:
         try:
             parquet = pa.parquet.ParquetFile(file)
             if parquet.schema_arrow.names != list(COLUMNS):
-                raise ArchiveError(f"{path} is no archive of the log: its columns are others")
+                raise ArchiveConflictError(
+                    f"{path} is no archive of the log: its columns are others"
+                )
             for batch in parquet.iter_batches(batch_size=_BATCH):
                 # Through UTC's own object: pyarrow would want pytz for one of its zones.
                 plain = batch.set_column(1, "at", batch.column(1).cast(pa.int64()))
@@ -207,7 +228,7 @@ def read_rows(filesystem: FileSystem, path: str) -> Iterator[list[Row]]:
                     for row in zip(*(column.to_pylist() for column in plain), strict=True)
                 ]
         except pa.ArrowInvalid as error:
-            raise ArchiveError(f"{path} cannot be read as Parquet: {error}") from error
+            raise ArchiveConflictError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def sha256_of(filesystem: FileSystem, path: str) -> str:
@@ -263,12 +284,99 @@ def _events(conn: Connection, partition: str) -> Iterator[list[Row]]:
             ]
 
 
+def _read_back(
+    conn: Connection,
+    partition: str,
+    filesystem: FileSystem,
+    path: str,
+    moved: Callable[[int], None] = lambda _: None,
+) -> tuple[dict[str, Json], int]:
+    """Read a file from where it lies and look up every live event of a month in it.
+
+    Returns:
+        The counts and hashes for its manifest, and how many of its events are live.
+
+    Raises:
+        ArchiveConflictError: An event is not in it, or is another there.
+    """
+    if not filesystem.exists(path):
+        raise ArchiveConflictError(f"{path} is missing")
+    sha256 = sha256_of(filesystem, path)
+    digest = _Digest()
+    place = (COLUMNS.index("tx_id"), COLUMNS.index("id"))
+
+    def rows() -> Iterator[Row]:
+        for batch in read_rows(filesystem, path):
+            for row in batch:
+                digest.add(row)
+                yield row
+
+    archived = rows()
+    live_events = 0
+    for batch in _events(conn, partition):
+        for live in batch:
+            key = [live[column] for column in place]
+            # Both are in the order of tx_id and id.
+            found = next((row for row in archived if [row[c] for c in place] >= key), None)
+            if found is None or [found[column] for column in place] != key:
+                raise ArchiveConflictError(f"{path} does not hold event {live[0]}, which is live")
+            if found != live and not _is_erased(conn, found, live):
+                raise ArchiveConflictError(f"{path} holds another event {live[0]} than the log")
+        live_events += len(batch)
+        moved(digest.events)
+    for _ in archived:
+        pass
+    size = filesystem.size(path)
+    return {**digest.summary(), "bytes": size, "sha256": sha256}, live_events
+
+
+def _is_erased(conn: Connection, archived: Row, live: Row) -> bool:
+    """Whether an erasure, which need not have come to the archive yet, explains the difference."""
+    event = dict(zip(COLUMNS, live, strict=True))
+    differing = {
+        name for name, old, new in zip(COLUMNS, archived, live, strict=True) if old != new
+    }  # fmt: skip
+    return (
+        differing.issubset(_ERASABLE)
+        and conn.execute(
+            "select from pgaudit_wf.erased_event where tx_id = %s and event_id = %s",
+            [event["tx_id"], event["id"]],
+        ).fetchone()
+        is not None
+    )
+
+
+def _check_place(conn: Connection, url: str) -> None:
+    """Make sure that all archives in a place are this database's own.
+
+    Raises:
+        ArchiveConflictError: A manifest there is not of a file that this database has recorded.
+    """
+    own = dict(
+        conn.execute(
+            "select a.manifest ->> 'file', a.sha256 from pgaudit_wf.archive as a"
+            " where a.url is not null"
+        ).fetchall()
+    )
+    for path, manifest in _manifests(*open_filesystem(url)):
+        # An erasure that was interrupted has left a manifest that the database does not have yet.
+        hashes = [manifest["sha256"], *(e["previous_sha256"] for e in manifest["erasures"])]
+        if own.get(manifest["file"]) not in hashes:
+            raise ArchiveConflictError(
+                f"{path} is not this database's own: it was written by database"
+                f" {manifest['database']} of cluster {manifest['system_identifier']},"
+                " and this database has not recorded it; give each database a place of its own"
+            )
+
+
 def archive_partition(
     conn: Connection, partition: str, url: str, progress: Progress | None = None
 ) -> Archive:
     """Write a month of the log to a Parquet file, read it back, and note it in the database.
 
-    Nothing is removed: `pgaudit_wf.prune(partition)` does that, and only what is noted so.
+    Nothing is removed: `pgaudit_wf.prune(partition)` does that, and only what is noted so. Nothing
+    is overwritten either: a file that a run has left that was interrupted is noted as it is, if it
+    holds the month.
 
     Args:
         conn: A connection of the schema's owner, in autocommit mode.
@@ -277,7 +385,9 @@ def archive_partition(
         progress: Called with the number of events written so far and in all.
 
     Raises:
-        ArchiveError: What was read back is not what was written.
+        ArchiveConflictError: Archives of another database lie there, or what was read back is not
+            what the log holds.
+        ArchiveError: The month has no events, or the file was damaged while it was written.
         DatabaseError: PA340, if it is no month of the log; PA350, if events came meanwhile.
         MissingExtraError: pyarrow or fsspec is not installed.
         OSError: The file cannot be written.
@@ -286,17 +396,25 @@ def archive_partition(
     with translated():
         row = conn.execute(
             sql.SQL(
-                "select m.from_time, m.to_time,"
-                " (select count(*) from only {}), (select count(*) from pgaudit_wf.archive as a"
-                " where a.partition_name = %(name)s and a.url is not null),"
-                " (select o.system_identifier from pgaudit_wf.log_origin as o), current_database()"
-                " from pgaudit_wf.month_of(%(name)s) as m"
+                "select m.from_time, m.to_time, (select count(*) from only {}),"
+                " (select count(*) from pgaudit_wf.archive as a"
+                " where a.manifest ->> 'file' like %(name)s || '.' || i.place || '.%%'),"
+                " i.place, i.about"
+                " from pgaudit_wf.month_of(%(name)s) as m,"
+                " (select o.system_identifier || '-' || d.oid as place, jsonb_build_object("
+                "'log_id', p.log_id, 'system_identifier', o.system_identifier::text,"
+                " 'database_oid', d.oid::text, 'database', d.datname) as about"
+                " from pgaudit_wf.log_origin as o, pgaudit_wf.alert_policy as p, pg_database as d"
+                " where d.datname = current_database()) as i"
             ).format(sql.Identifier("pgaudit_wf", _checked(conn, partition))),
             {"name": partition},
         ).fetchone()
-    assert row is not None  # noqa: S101 - month_of raises instead
-    from_time, to_time, expected, earlier, system_identifier, database = row
-    name = f"{partition}.parquet" if not earlier else f"{partition}.{earlier + 1}.parquet"
+        assert row is not None  # noqa: S101 - month_of raises instead
+        from_time, to_time, expected, earlier, place, about = row
+        if not expected:
+            raise ArchiveError(f"{partition} has no events to archive")
+        _check_place(conn, url)
+    name = f"{partition}.{place}{f'.{earlier + 1}' if earlier else ''}.parquet"
     path = f"{root.rstrip('/')}/{name}"
     temporary = f"{root.rstrip('/')}/.{name}.tmp"
     filesystem.makedirs(root, exist_ok=True)
@@ -309,11 +427,20 @@ def archive_partition(
             if progress:
                 progress(written, expected)
 
-    with translated():
-        summary = write_rows(filesystem, temporary, counted())
-    if not summary["events"]:
-        filesystem.rm(temporary)
-        raise ArchiveError(f"{partition} has no events to archive")
+    is_new = not filesystem.exists(path) or not filesystem.size(path)
+    with translated(), conn.transaction():
+        # What is compared is what was written, whatever comes meanwhile.
+        conn.execute("set transaction isolation level repeatable read read only")
+        if is_new:
+            written = write_rows(filesystem, temporary, counted())
+            if sha256_of(filesystem, temporary) != written["sha256"]:
+                raise ArchiveError(f"{temporary} was damaged while it was written: SHA-256 differs")
+            _place(filesystem, temporary, path)
+        summary, live_events = _read_back(conn, partition, filesystem, path)
+    if summary["events"] != live_events:
+        raise ArchiveConflictError(
+            f"{path} is not this database's own: it holds events that {partition} does not"
+        )
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "file": name,
@@ -321,21 +448,80 @@ def archive_partition(
         "from_time": from_time.astimezone(UTC).isoformat(),
         "to_time": to_time.astimezone(UTC).isoformat(),
         **summary,
-        "database": database,
-        "system_identifier": str(system_identifier),
+        **about,
         "archived_at": datetime.now(UTC).isoformat(),
         "erasures": [],
     }
-    check_file(filesystem, temporary, manifest)
-    filesystem.mv(temporary, path)
-    write_manifest(filesystem, path, manifest)
     full = filesystem.unstrip_protocol(path)
-    with translated():
-        conn.execute(
-            "select pgaudit_wf.record_archive(%s, %s, %s, %s)",
-            [partition, full, manifest["sha256"], json.dumps(manifest)],
-        )
+    try:
+        with translated():
+            conn.execute(
+                "select pgaudit_wf.record_archive(%s, %s, %s, %s)",
+                [partition, full, manifest["sha256"], json.dumps(manifest)],
+            )
+    except DatabaseError:
+        # Made by this run and recorded by none, it would be in the next one's way.
+        if is_new:
+            filesystem.rm(path)
+        raise
+    write_manifest(filesystem, path, manifest)
     return Archive(full, manifest)
+
+
+def _place(filesystem: FileSystem, temporary: str, path: str) -> None:
+    """Give a file a name that nothing has; an empty file there is a name that was only taken."""
+    if not filesystem.exists(path):
+        try:
+            with filesystem.open(path, "xb"):
+                pass
+        except FileExistsError as error:
+            raise ArchiveConflictError(f"{path} has just been written by another run") from error
+        except (NotImplementedError, ValueError):
+            # Not every filesystem can; no other database gives a file that name.
+            pass
+    filesystem.mv(temporary, path)
+
+
+def confirm_archive(conn: Connection, partition: str, progress: Progress | None = None) -> None:
+    """Read the archive of a month back and compare it with the log, as is due before it is pruned.
+
+    A month without an archive is left to `pgaudit_wf.prune`, which lets go of empty ones only.
+
+    Args:
+        conn: A connection of the schema's owner, in autocommit mode.
+        partition: The partition's name, without its schema.
+        progress: Called with the number of events read so far and in all.
+
+    Raises:
+        ArchiveConflictError: The file is missing, is not the one that was archived, does not hold
+            an event that is live, or archives of another database lie beside it.
+        DatabaseError: PA340, if it is no month of the log; PA350, if an erasure came meanwhile.
+        MissingExtraError: pyarrow or fsspec is not installed.
+        OSError: The file cannot be read.
+    """
+    with translated():
+        row = conn.execute(
+            "select a.id, a.url, a.sha256, a.events, a.manifest::text"
+            " from pgaudit_wf.archive as a"
+            " where a.partition_name = %s order by a.id desc limit 1",
+            [_checked(conn, partition)],
+        ).fetchone()
+        if row is None or row[1] is None:
+            return
+        number, url, sha256, events, manifest = row
+
+        def moved(done: int) -> None:
+            if progress:
+                progress(done, events)
+
+        filesystem, path = open_filesystem(url)
+        _check_place(conn, url.rsplit("/", 1)[0])
+        if filesystem.exists(path) and sha256_of(filesystem, path) != sha256:
+            raise ArchiveConflictError(f"{path} is not the file that was archived: SHA-256 differs")
+        _read_back(conn, partition, filesystem, path, moved)
+        if not filesystem.exists(manifest_path(path)):
+            write_manifest(filesystem, path, json.loads(manifest))
+        conn.execute("select pgaudit_wf.confirm_archive(%s, %s)", [number, sha256])
 
 
 def _checked(conn: Connection, partition: str) -> str:
@@ -361,32 +547,47 @@ def write_manifest(filesystem: FileSystem, path: str, manifest: Mapping[str, Jso
     filesystem.mv(temporary, final)
 
 
-def list_archives(url: str) -> list[Archive]:
-    """Return the archives under a path or URL, oldest month first.
-
-    Raises:
-        ArchiveError: There is none, or a manifest cannot be read.
-        MissingExtraError: fsspec is not installed.
-    """
-    filesystem, root = open_filesystem(url)
+def _manifests(filesystem: FileSystem, root: str) -> Iterator[tuple[str, dict[str, Json]]]:
+    """Yield the manifests in a directory with their paths, oldest month first."""
     try:
-        paths = sorted(filesystem.glob(f"{root.rstrip('/')}/*.manifest.json"))
-    except OSError as error:
-        raise ArchiveError(f"{_without_secrets(url)} cannot be read: {error}") from error
-    found = []
-    for path in paths:
+        names = filesystem.ls(root, detail=False)
+    except FileNotFoundError:
+        return
+    for path in sorted(name for name in names if name.endswith(".manifest.json")):
         with filesystem.open(path, "rb") as file:
             try:
                 manifest = json.load(file)
                 if manifest["schema_version"] != SCHEMA_VERSION:
-                    raise ArchiveError(
+                    raise ArchiveConflictError(
                         f"{path} is of version {manifest['schema_version']}, which this release"
                         " of pgaudit-wf does not read"
                     )
-                data = filesystem.unstrip_protocol(f"{root.rstrip('/')}/{manifest['file']}")
+                for name in ("file", "sha256", "log_id", "database", "system_identifier"):
+                    str(manifest[name])
+                [e["previous_sha256"] for e in manifest["erasures"]]
             except (ValueError, KeyError, TypeError) as error:
-                raise ArchiveError(f"{path} is no manifest of an archive") from error
-        found.append(Archive(data, manifest))
+                raise ArchiveConflictError(f"{path} is no manifest of an archive") from error
+        yield path, manifest
+
+
+def list_archives(url: str) -> list[Archive]:
+    """Return the archives under a path or URL, oldest month first.
+
+    Raises:
+        ArchiveError: There is none, a manifest cannot be read, or they are of several logs.
+        MissingExtraError: fsspec is not installed.
+    """
+    filesystem, root = open_filesystem(url)
+    try:
+        found = [
+            Archive(filesystem.unstrip_protocol(f"{root.rstrip('/')}/{manifest['file']}"), manifest)
+            for _, manifest in _manifests(filesystem, root)
+        ]
+    except OSError as error:
+        raise ArchiveError(f"{_without_secrets(url)} cannot be read: {error}") from error
     if not found:
         raise ArchiveError(f"there is no archive in {_without_secrets(url)}")
+    # Their events have the same numbers, so that some would pass for others.
+    if len({archive.manifest["log_id"] for archive in found}) > 1:
+        raise ArchiveConflictError(f"archives of several logs lie in {_without_secrets(url)}")
     return found

@@ -34,7 +34,7 @@ from pgaudit_wf.archive import (
     write_manifest,
     write_rows,
 )
-from pgaudit_wf.errors import ArchiveError, translated
+from pgaudit_wf.errors import ArchiveConflictError, translated
 from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail
 
 __all__ = [
@@ -473,7 +473,7 @@ def erase_from_archive(
         progress: Called with the number of events read so far and in all.
 
     Raises:
-        ArchiveError: The file is not the one that was archived.
+        ArchiveConflictError: The file, or the manifest beside it, is not the one that was archived.
         OSError: It cannot be read or written.
     """
     filesystem, path = open_filesystem(archive.url)
@@ -532,10 +532,13 @@ def _check_untouched(filesystem: FileSystem, path: str, archive: Archive) -> Non
         # An erasure that was interrupted has left a manifest that the database does not have yet.
         with filesystem.open(beside, "rb") as file:
             left = json.load(file)
-        if any(e["previous_sha256"] in known for e in left["erasures"]):
-            known.add(left["sha256"])
+        if known.isdisjoint({left["sha256"], *(e["previous_sha256"] for e in left["erasures"])}):
+            raise ArchiveConflictError(f"{beside} is not the manifest of what was archived")
+        known.add(left["sha256"])
     if sha256_of(filesystem, path) not in known:
-        raise ArchiveError(f"{archive.url} is not the file that was archived: SHA-256 differs")
+        raise ArchiveConflictError(
+            f"{archive.url} is not the file that was archived: SHA-256 differs"
+        )
 
 
 def _mentions(event: Mapping[str, Any], actor_id: str, known: Sequence[tuple[str, str]]) -> bool:

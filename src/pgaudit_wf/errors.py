@@ -63,6 +63,14 @@ class ArchiveError(PgauditError):
     """An archive could not be written, or is not what its manifest says; nothing was removed."""
 
 
+class ArchiveConflictError(ArchiveError):
+    """What lies in the place for archives is not what this database has recorded.
+
+    A file or manifest of another database, one that was changed, or one that is missing. Nothing
+    was overwritten and nothing removed.
+    """
+
+
 class MissingExtraError(PgauditError):
     """A feature needs packages that are not installed; the message names the extra."""
 

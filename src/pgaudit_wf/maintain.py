@@ -19,8 +19,9 @@ from prometheus_client import Counter, Gauge
 from psycopg.rows import tuple_row
 
 from pgaudit_wf._query import Connection
-from pgaudit_wf.archive import archive_partition
+from pgaudit_wf.archive import archive_partition, confirm_archive
 from pgaudit_wf.errors import (
+    ArchiveConflictError,
     ArchiveError,
     DatabaseError,
     MaintenanceRunningError,
@@ -160,7 +161,8 @@ def maintain(
     """Do what is due, and yield each step once it is done, or could not be.
 
     Nothing is done that `plan` would not have said at the start. A step with a `problem` was left
-    for the next run.
+    for the next run. No month is pruned before its archive was read back in this run and compared
+    with the log; what lies there and is not this database's own, or is missing, ends the run.
 
     Args:
         conn: A connection of the schema's owner, in autocommit mode. Not through a pooler that
@@ -181,16 +183,22 @@ def maintain(
             if stopping():
                 return
             yield Step("hook", hook.name, hook.run(conn, False))
+        archived: set[str] = set()
         unarchived: set[str] = set()
         for step in steps:
             if stopping():
                 return
             if step.problem is None and step.kind == "prune" and step.subject in unarchived:
                 step = replace(step, problem="it is not archived")
-            if step.problem is None:
-                step = _do(conn, step, archive_url, progress)
-            if step.problem is not None and step.kind == "archive":
-                unarchived.add(step.subject)
+            try:
+                if step.problem is None:
+                    step = _do(conn, step, archive_url, archived, progress)
+            except ArchiveConflictError as error:
+                # Whose files those are, somebody has to find out before anything is removed.
+                yield replace(step, problem=str(error))
+                return
+            if step.kind == "archive":
+                (archived if step.problem is None else unarchived).add(step.subject)
             yield step
 
 
@@ -207,7 +215,13 @@ def _alone(conn: Connection) -> Iterator[None]:
             conn.execute("select pg_advisory_unlock(hashtext(%s))", [_LOCK])
 
 
-def _do(conn: Connection, step: Step, archive_url: str | None, progress: Progress | None) -> Step:
+def _do(
+    conn: Connection,
+    step: Step,
+    archive_url: str | None,
+    archived: set[str],
+    progress: Progress | None,
+) -> Step:
     def report(done: int, total: int) -> None:
         if progress:
             progress(step, done, total)
@@ -223,11 +237,15 @@ def _do(conn: Connection, step: Step, archive_url: str | None, progress: Progres
             statement: LiteralString = "select pgaudit_wf.prune_canonical_cache(%s::interval)"
             return replace(step, events=_locking(conn, statement, _CACHE_KEPT))
         if step.kind == "prune":
+            if step.subject not in archived:
+                confirm_archive(conn, step.subject, report)
             return replace(step, events=_locking(conn, "select pgaudit_wf.prune(%s)", step.subject))
         # The same for a month that is missing and for one whose events wait in the default one.
         month = step.subject.removeprefix("security_audit_log_y").replace("m", "-") + "-01"
         _locking(conn, "select pgaudit_wf.add_log_partition(%s)", month)
         return step
+    except ArchiveConflictError:
+        raise
     except (ArchiveError, MissingExtraError, DatabaseError, OSError) as error:
         return replace(step, problem=str(error))
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):

@@ -86,7 +86,8 @@ def maintain(
     Run it daily: from cron, a systemd timer or a CronJob; or let it run with --watch. It can be
     interrupted at any point and run again, and two at once do no harm: the second ends with 0 at
     once. It needs a session of its own, not a pooler's. Exit code 1: something could not be done,
-    and the next run tries again.
+    and the next run tries again. An archive that is missing, changed or another database's ends the
+    run, with 1 too, and nothing of the month is removed.
 
         pgaudit-wf maintain --dry-run
         pgaudit-wf maintain --archive /srv/audit-archive
