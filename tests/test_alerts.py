@@ -226,8 +226,24 @@ def test_the_person_of_a_key_that_is_older_than_the_audit(
     )
     with request_context(org, actor_id="cy"):
         org.execute("update api_key set revoked_at = now()")
+    # The log does not say whose it is, and the table is not ours to read.
+    work(app_dsn, smtp=smtp(mail))
+    assert PERSON not in recipients(mail)
+    mail.taken.clear()
+    org.execute("grant select on api_key to pgaudit_wf_owner")
+    with request_context(org, actor_id="cy"):
+        org.execute("update api_key set revoked_at = null")
+        org.execute("update api_key set revoked_at = now()")
     work(app_dsn, smtp=smtp(mail))
     assert sorted(recipients(mail)) == sorted([PERSON, OWNER, OTHER_OWNER])
+    # Nor would we run its owner's policies to read it.
+    mail.taken.clear()
+    org.execute("alter table api_key enable row level security")
+    with request_context(org, actor_id="cy"):
+        org.execute("update api_key set revoked_at = null")
+        org.execute("update api_key set revoked_at = now()")
+    work(app_dsn, smtp=smtp(mail))
+    assert PERSON not in recipients(mail)
 
 
 def test_audiences(org: Conn, app_dsn: str, mail: MailServer) -> None:

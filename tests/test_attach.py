@@ -867,3 +867,104 @@ def test_rows_written_while_attaching_are_recorded_or_come_before(db: Conn, form
             attacher.execute("select pgaudit_wf.attach('thing')")
         writer.execute("insert into thing values (2)")
     assert events(db, "resource_id") == [("2",)]
+
+
+@pytest.mark.parametrize("hidden", ["ignore", "redact"])
+def test_what_is_hidden_is_not_read(db: Conn, hidden: str) -> None:
+    """A file of 140 MB is too long for jsonb as text, and no reason to refuse the write."""
+    db.execute("create table upload (id int primary key, name text, body bytea)")
+    db.execute(f"select pgaudit_wf.attach('upload', {hidden} => '{{body}}')")
+    db.execute("insert into upload select 1, 'a', decode(repeat('00ff', 70000000), 'hex')")
+    db.execute("update upload set name = 'b'")
+    db.execute("update upload set body = body || '\\x00'")
+    db.execute("update upload set body = null")
+    db.execute("delete from upload")
+    recorded = events(db, "diff")
+    if hidden == "ignore":
+        assert [len(str(diff)) < 200 for (diff,) in recorded] == [True] * 3
+        assert changes(recorded[1][0]) == {"/name": ("a", "b")}
+    else:
+        assert [changes(diff) for (diff,) in recorded[1:4]] == [
+            {"/name": ("a", "b")},
+            {"/body": ("[redacted]", "[redacted]")},
+            {"/body": ("[redacted]", None)},
+        ]
+        assert recorded[0][0][0]["value"]["body"] == "[redacted]"
+        assert recorded[4][0][0]["old"]["body"] is None
+
+
+def as_it_is(db: Conn, table: LiteralString, key: str) -> tuple[Any, Any]:
+    row = db.execute(
+        sql.SQL(
+            "select (select to_jsonb(t) from {} as t where id::text = %s),"
+            " pgaudit_wf.row_as_of({}, %s)"
+        ).format(sql.Identifier(table), sql.Literal(table)),
+        [key, key],
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+@pytest.mark.parametrize("name", ["fill_slug", "AAA", "0_first", "_a", "zzz", "#x"])
+def test_a_trigger_that_changes_the_row_again_comes_second(db: Conn, name: str) -> None:
+    db.execute("create table page (id int primary key, title text, slug text)")
+    db.execute(
+        "create function page_slug() returns trigger language plpgsql as $$ begin"
+        " if tg_op = 'INSERT' or new.title is distinct from old.title then"
+        " update public.page set slug = new.id || '-' || new.title where id = new.id; end if;"
+        " return null; end $$"
+    )
+    db.execute(
+        sql.SQL(
+            "create trigger {} after insert or update on page"
+            " for each row execute function page_slug()"
+        ).format(sql.Identifier(name))
+    )
+    db.execute("select pgaudit_wf.attach('page')")
+    db.execute("insert into page (id, title) values (1, 'hello')")
+    db.execute("update page set title = 'bye'")
+    assert [
+        (action, [op["path"] for op in diff]) for action, diff in events(db, "action, diff")
+    ] == [
+        ("page.created", [""]),
+        ("page.updated", ["/slug"]),
+        ("page.updated", ["/title"]),
+        ("page.updated", ["/slug"]),
+    ]
+    now, told = as_it_is(db, "page", "1")
+    assert now == told == {"id": 1, "title": "bye", "slug": "1-bye"}
+
+
+def test_a_trigger_that_deletes_what_it_saw_inserted_comes_second(db: Conn) -> None:
+    db.execute("create table job (id int primary key, done boolean)")
+    db.execute(
+        "create function job_gone() returns trigger language plpgsql as $$ begin"
+        " delete from public.job where id = new.id and new.done; return null; end $$"
+    )
+    db.execute(
+        "create trigger drop_done after insert or update on job"
+        " for each row execute function job_gone()"
+    )
+    db.execute("select pgaudit_wf.attach('job')")
+    db.execute("insert into job values (1, true)")
+    db.execute("insert into job values (2, false)")
+    db.execute("update job set done = true")
+    assert events(db, "action, resource_id") == [
+        ("job.created", "1"), ("job.deleted", "1"), ("job.created", "2"),
+        ("job.updated", "2"), ("job.deleted", "2"),
+    ]  # fmt: skip
+    for key in ("1", "2"):
+        assert as_it_is(db, "job", key) == (None, None)
+
+
+def test_a_cascade_to_the_same_table_comes_second(db: Conn) -> None:
+    db.execute(
+        "create table emp ("
+        "id int primary key, boss int references emp on update cascade, name text)"
+    )
+    db.execute("select pgaudit_wf.attach('emp')")
+    db.execute("insert into emp values (1, 1, 'founder'), (2, 1, 'second')")
+    db.execute("update emp set id = 10 where id = 1")
+    for key in ("10", "2"):
+        now, told = as_it_is(db, "emp", key)
+        assert now == told is not None

@@ -404,3 +404,113 @@ def test_disabled_triggers_stay_disabled_through_ddl(conn: Conn) -> None:
     assert conn.execute("select action from pgaudit_wf.security_audit_log").fetchall() == [
         ("thing.updated",)
     ]
+
+
+def shown(conn: Conn, resource_type: str) -> str:
+    row = conn.execute(
+        "select coalesce(string_agg(diff::text, ' '), '') from pgaudit_wf.security_audit_log"
+        " where resource_type = %s",
+        [resource_type],
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+REPLACED: dict[str, list[LiteralString]] = {
+    "expand and contract": [
+        "alter table api add column secret_new text",
+        "alter table api drop column secret",
+        "alter table api rename column secret_new to secret",
+        "update api set secret = 'IN-THE-CLEAR'",
+    ],
+    "dropped and made again": [
+        "alter table api drop column secret",
+        "alter table api add column secret text",
+        "update api set secret = 'IN-THE-CLEAR'",
+        "alter table api drop column secret, add column secret bytea",
+        "update api set secret = 'IN-THE-CLEAR'",
+    ],
+    "renamed away": [
+        "update api set secret = 'IN-THE-CLEAR'",
+        "alter table api rename column secret to secret_old",
+        "alter table api add column secret text",
+        "update api set secret = 'IN-THE-CLEAR', title = 'u'",
+        "alter table api rename column secret to third",
+        "update api set third = 'IN-THE-CLEAR', title = 'v'",
+        "alter table api add column secret text",
+        "update api set secret = 'IN-THE-CLEAR', title = 'w'",
+    ],
+}
+
+
+@pytest.mark.parametrize("way", REPLACED)
+def test_a_column_of_a_redacted_name_is_never_in_the_clear(db: Conn, way: str) -> None:
+    db.execute("create table api (id int primary key, org_id text, secret text, title text)")
+    db.execute("select pgaudit_wf.attach('api', redact => '{secret}')")
+    db.execute("insert into api values (1, 'o', 's', 't')")
+    for statement in REPLACED[way]:
+        db.execute(statement)
+    db.execute("delete from api")
+    assert "IN-THE-CLEAR" not in shown(db, "api")
+    assert bytes("IN-THE-CLEAR", "ascii").hex() not in shown(db, "api")
+    # Attached again without a word about it, it stays so.
+    db.execute("select pgaudit_wf.attach('api', on_failure => 'abort')")
+    db.execute("insert into api (id, secret) values (2, 'IN-THE-CLEAR')")
+    assert "IN-THE-CLEAR" not in shown(db, "api")
+
+
+def test_settings_hold_again_when_a_column_comes_back(db: Conn, form: str) -> None:
+    db.execute("create table api (id int primary key, org_id text, seen int, title text)")
+    db.execute("select pgaudit_wf.attach('api', ignore => '{seen}', label_column => 'title')")
+    for column in ("org_id", "seen", "title"):
+        db.execute(sql.SQL("alter table api drop column {}").format(sql.Identifier(column)))
+    db.execute("insert into api values (1)")
+    if form == "compiled":
+        found = db.execute(
+            "select problem from pgaudit_wf.doctor() where severity = 'warning' order by 1"
+        ).fetchall()
+        assert found == [
+            ('"org_id", named in org_column, is not there',),
+            ('"seen", named in ignore, is not there',),
+            ('"title", named in label_column, is not there',),
+        ]
+    db.execute("alter table api add column org_id text, add column seen int, add column title text")
+    db.execute("update api set org_id = 'o', seen = 1, title = 't'")
+    db.execute("update api set seen = 2")
+    assert db.execute(
+        "select action, org_id, metadata ->> 'label' from pgaudit_wf.security_audit_log order by id"
+    ).fetchall() == [("api.created", None, None), ("api.updated", "o", "t")]
+
+
+def test_ddl_that_changes_nothing_for_the_trigger_leaves_it_alone(conn: Conn) -> None:
+    conn.execute("create table t (id int primary key, v int)")
+    conn.execute("select pgaudit_wf.attach('t')")
+    written = "select xmin, ctid from pg_proc where proname = 'capture_t'"
+    before = conn.execute(written).fetchone()
+    conn.execute("alter table t add constraint positive check (v > 0)")
+    conn.execute("alter table t alter column v set not null")
+    conn.execute("alter table t rename to u")
+    assert conn.execute(written).fetchone() == before
+    conn.execute("alter table u alter column v type bigint")
+    assert conn.execute(written).fetchone() != before
+
+
+def test_partitions_are_made_at_once_by_many(conn: Conn) -> None:
+    conn.execute("create table p (id int primary key) partition by list (id)")
+    conn.execute("select pgaudit_wf.attach('p')")
+
+    def make(number: int) -> None:
+        with psycopg.connect(conn.info.dsn, autocommit=True) as own:
+            own.execute(
+                sql.SQL("create table {} partition of p for values in ({})").format(
+                    sql.Identifier(f"p{number}"), number
+                )
+            )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(make, range(24)))
+    conn.execute("insert into p select n from generate_series(0, 23) as n")
+    conn.execute("truncate p")
+    assert conn.execute(
+        "select action, count(*) from pgaudit_wf.security_audit_log group by 1 order by 1"
+    ).fetchall() == [("p.created", 24), ("p.truncated", 24)]

@@ -160,7 +160,7 @@ def test_its_place_survives_dump_and_restore_into_a_new_cluster(
     ).stdout
     with DevServer(server.binaries) as new:
         with psycopg.connect(new.dsn(), autocommit=True) as admin:
-            for role in ("pgaudit_wf_app", "pgaudit_wf_reader"):
+            for role in ("pgaudit_wf_owner", "pgaudit_wf_app", "pgaudit_wf_reader"):
                 admin.execute(f"create role {role} nologin".encode())
             admin.execute(f"create database {name}".encode())
         subprocess.run(

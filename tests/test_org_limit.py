@@ -557,3 +557,29 @@ def test_readers_see_their_own_organisation_only(app_conn: Conn) -> None:
         ).fetchall() == [("o1", 0, 5)]
         with pytest.raises(errors.InsufficientPrivilege), app_conn.transaction():
             limit(app_conn, 500, "o1", "api_key")
+
+
+def test_the_first_limit_takes_the_rights_of_the_tables_owner(key: Conn) -> None:
+    """The triggers that count are put on a table with the rights of whoever sets the limit."""
+    key.execute(
+        "do $$ begin create role wf_billing; exception when duplicate_object then null; end $$"
+    )
+    key.execute("grant usage on schema pgaudit_wf to wf_billing")
+    key.execute(
+        "grant execute on function pgaudit_wf.set_org_limit(text, text, bigint),"
+        " pgaudit_wf.write_org_limit(text, text, bigint) to wf_billing"
+    )
+    key.execute("set role wf_billing")
+    with pytest.raises(psycopg.Error, match="does not own the table") as caught:
+        limit(key, 1)
+    assert caught.value.sqlstate == "PA331"
+    key.execute("reset role")
+    limit(key, 5)
+    key.execute("set role wf_billing")
+    limit(key, 1, org="o1")
+    limit(key, 9, kind="no such type yet")
+    key.execute("reset role")
+    insert(key, 1, 1)
+    with pytest.raises(psycopg.Error, match="limit of 1"):
+        insert(key, 2, 2)
+    key.execute("drop owned by wf_billing; drop role wf_billing")

@@ -89,7 +89,8 @@ def test_a_compiled_trigger_is_pleasant_to_read(app_conn: Conn, psql: Psql) -> N
     assert len(attached) > 5
     for function, target, resource_type in attached:
         text = subprocess_text(psql, function)
-        assert f"Records every change of public.{target} as {resource_type}" in text
+        assert "-- Records every change of an attached table" in text
+        assert f"'{resource_type}', event_id, true, event_diff" in text, target
         assert "\\n" not in text
         # A rule is as long as whoever wrote it made it, and a workflow's settings are many.
         if resource_type != "workflow":

@@ -187,7 +187,7 @@ def move(source: DevServer, source_dsn: str, target: DevServer) -> str:
     """Dump a database and restore it in another cluster; return its address there."""
     name = str(conninfo_to_dict(source_dsn)["dbname"])
     with psycopg.connect(target.dsn(), autocommit=True) as admin:
-        for role in ("pgaudit_wf_app", "pgaudit_wf_reader"):
+        for role in ("pgaudit_wf_owner", "pgaudit_wf_app", "pgaudit_wf_reader"):
             admin.execute(f"create role {role} nologin".encode())
         admin.execute(f"create database {name}".encode())
     dump = subprocess.run(

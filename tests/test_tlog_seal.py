@@ -347,6 +347,7 @@ def test_the_tree_goes_on_after_dump_and_restore_into_a_new_cluster(
     ).stdout
     with DevServer(server.binaries) as other:
         with psycopg.connect(other.dsn(), autocommit=True) as admin:
+            admin.execute("create role pgaudit_wf_owner nologin")
             admin.execute("create role pgaudit_wf_app nologin")
             admin.execute("create role pgaudit_wf_reader nologin")
             admin.execute("create database moved")

@@ -22,7 +22,9 @@ declare
   granted record;
 begin
   for granted in
-    select distinct a.attrelid::regclass as relation, quote_ident(a.attname) as name, acl.grantee::regrole as reader
+    select distinct
+      a.attrelid::regclass as relation, quote_ident(a.attname) as name,
+      acl.grantee::regrole as reader
     from pg_catalog.pg_attribute as a
     cross join lateral aclexplode(a.attacl) as acl
     where acl.grantee = (select nspowner from pg_catalog.pg_namespace where nspname = 'pgaudit_wf')
@@ -41,7 +43,9 @@ do $$
 declare
   role_name name;
 begin
-  foreach role_name in array array['pgaudit_wf_app', 'pgaudit_wf_reader', 'pgaudit_wf_owner']::name[] loop
+  foreach role_name in array
+    array['pgaudit_wf_app', 'pgaudit_wf_reader', 'pgaudit_wf_owner']::name[]
+  loop
     begin
       execute format('drop role if exists %I', role_name);
     exception

@@ -1375,21 +1375,22 @@ create function pgaudit_wf.generic_columns(table_id oid, setting pgaudit_wf.gene
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Nobody says when a column is renamed. A redacted one is known by its number then; and while one is gone without a trace (after a
-    -- restore the numbers may be others), no column is shown that was not there before.
+    -- Nobody says when a column is renamed. Once a redacted one is no longer where it was, under its name, any that was not there at the
+    -- time of attach() may be it; the key is shown all the same, as it cannot be redacted.
     select array(
         select pgaudit_wf.describe_column(col, attname = any ((setting).redact)
-            or (attname <> all ((setting).known) and (attnum = any ((setting).redact_numbers) or exists (
-                select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
-                where secret.number > 0 and not exists (
-                    select from pg_attribute as other
-                    where other.attrelid = table_id and not other.attisdropped
-                        and (other.attname = secret.name or (other.attnum = secret.number and other.attname <> all ((setting).known))))))))
+            or (attname <> all ((setting).known)
+                and exists (
+                    select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
+                    where secret.number > 0 and not exists (
+                        select from pg_attribute as other
+                        where other.attrelid = table_id and other.attnum = secret.number and other.attname = secret.name and not other.attisdropped))
+                and not exists (select from pg_index where indrelid = table_id and indisprimary and attnum = any (indkey))))
         from pg_attribute as col
         where attrelid = table_id and attnum > 0 and not attisdropped and attgenerated <> 'v' and attname <> all ((setting).ignore)
         order by attnum)
 $$;
-comment on function pgaudit_wf.generic_columns(oid, pgaudit_wf.generic_setting) is 'The columns of a table as a trigger of the generic form shows them now.';
+comment on function pgaudit_wf.generic_columns(oid, pgaudit_wf.generic_setting) is 'The columns of a table as a trigger of the generic form shows them now. After a redacted column was renamed, dropped or restored elsewhere, new columns are hidden too until attach() is called again.';
 
 create function pgaudit_wf.generic_row(record anyelement, setting pgaudit_wf.generic_setting) returns jsonb
 language plpgsql stable
@@ -1955,9 +1956,9 @@ begin
         execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
     end loop;
     if pgaudit_wf.guard_body(setting) is not null then
+        -- Not "always": what a subscriber applies went live where it was written, and refusing it here would stop the subscription for good.
         execute format('create or replace trigger pgaudit_wf_guard before insert or update on %s for each row execute function pgaudit_wf.%I()',
             (setting).target, pgaudit_wf.guard_function_name(setting));
-        execute format('alter table %s enable always trigger pgaudit_wf_guard', (setting).target);
     end if;
 end
 $$;
@@ -1974,6 +1975,23 @@ as $$
     select leaf_tables.target where not exists (select from pg_partition_tree(leaf_tables.target))
 $$;
 comment on function pgaudit_wf.leaf_tables(regclass) is 'The tables that hold a table''s rows: itself, or its partitions.';
+
+create function pgaudit_wf.drop_functions(names text[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    function regprocedure;
+begin
+    for function in
+        select p.oid from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace and p.pronargs = 0 and p.proname = any (names)
+    loop
+        -- Cascade: partitions that were detached while nobody watched have kept its triggers.
+        execute format('drop function %s cascade', function);
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.drop_functions(text[]) is 'Drops trigger functions that were written for a table, as far as they are there, and what is left of their triggers.';
 
 create function pgaudit_wf.detach(target regclass) returns void
 language plpgsql
@@ -2001,8 +2019,7 @@ begin
     loop
         execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
-    execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
-    execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
+    perform pgaudit_wf.drop_functions(array[setting.function_name, pgaudit_wf.guard_function_name(setting)]);
     perform pgaudit_wf.revoke_usage(setting);
     delete from pgaudit_wf.workflow_attachment as w where w.target = detach.target;
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');
@@ -2262,6 +2279,9 @@ begin
                 select attname from pg_attribute
                 where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0)));
         end loop;
+        perform pgaudit_wf.write_stamp(e) from pgaudit_wf.execution_attachment as e
+        where command.classid = 'pg_class'::regclass
+            and (e.target = command.objid or e.target in (select pgaudit_wf.descendants(command.objid)) or e.target in (select relid from pg_partition_ancestors(command.objid)));
     end loop;
 end
 $$;
@@ -2340,6 +2360,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     setting pgaudit_wf.attachment;
+    stamp text;
     broken regclass;
 begin
     for setting in
@@ -2353,10 +2374,15 @@ begin
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
         delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
         perform pgaudit_wf.uninstall_limit(setting.target);
-        -- Cascade: partitions that were detached have kept its triggers.
-        execute format('drop function if exists pgaudit_wf.%I() cascade', pgaudit_wf.guard_function_name(setting));
-        execute format('drop function if exists pgaudit_wf.%I() cascade', setting.function_name);
+        perform pgaudit_wf.drop_functions(array[setting.function_name, pgaudit_wf.guard_function_name(setting)]);
         perform pgaudit_wf.revoke_usage(setting);
+    end loop;
+    for stamp in
+        delete from pgaudit_wf.execution_attachment as e
+        where e.target in (select dropped.objid from pg_event_trigger_dropped_objects() as dropped where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
+        returning e.function_name
+    loop
+        perform pgaudit_wf.drop_functions(array[stamp]);
     end loop;
     -- A partition that was dropped took its rows with it.
     for setting in
@@ -3163,7 +3189,10 @@ declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = present_row.target);
     record jsonb;
 begin
-    if setting.target is null or not has_table_privilege(present_row.target, 'select') then
+    if setting.target is null or not has_table_privilege(present_row.target, 'select')
+        -- Whoever asks runs the table's policies with his own rights; we do not with ours.
+        or (current_user = pgaudit_wf.schema_owner() and row_security_active(present_row.target))
+    then
         return null;
     end if;
     -- An alias that no column has, or the column would be taken for the row.
@@ -5055,6 +5084,36 @@ $$;
 comment on function pgaudit_wf.check_definition(jsonb, jsonb, text) is
     'Raises PA301 with the problems (as JSON in the detail) of a definition that is about to be enabled, listed or run.';
 
+create function pgaudit_wf.is_restored(target regclass, stamped boolean) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Every script of pg_dump and pg_restore sets it, whatever its options; applications have no use for it.
+    restoring constant boolean := current_setting('check_function_bodies') = 'off';
+begin
+    -- Also where the trigger was made to fire always, as some do with all of them when a subscriber takes over.
+    if current_setting('session_replication_role') = 'replica' then
+        return true;
+    end if;
+    if not restoring and not (stamped and current_query() ~* '^\s*copy\M') then
+        return false;
+    end if;
+    -- Anybody can claim to restore. It counts for those only who may disable the trigger; by their login, as the trigger is a definer.
+    if pg_has_role(session_user, (select relowner from pg_class where oid = is_restored.target), 'member') then
+        return true;
+    end if;
+    if restoring and stamped then
+        raise exception '% does not own %, so the runs that it restores would be stamped anew', session_user, is_restored.target
+            using errcode = 'PA303', hint = 'Restore them as the owner of the table or as a superuser.';
+    end if;
+    return false;
+end
+$$;
+comment on function pgaudit_wf.is_restored(regclass, boolean) is
+    'Whether a row being inserted is one from elsewhere, which is neither judged nor stamped: a replica applies it; or the owner of the table, a member or a superuser restores it from a dump, or loads it by COPY with a stamp. '
+    'Raises PA303 when anybody else restores a row that has a stamp.';
+
 create function pgaudit_wf.guard_function_name(setting pgaudit_wf.attachment) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
@@ -5078,11 +5137,11 @@ begin
         select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
     loop
         body := body || case when generic then format(
-                e'    if (after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true then\n'
+                e'    if (after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true and not pgaudit_wf.is_restored(tg_relid, false) then\n'
                 '        perform pgaudit_wf.check_definition(after -> %2$L, after -> %3$L, %4$L);\n    end if;\n',
                 switch.name, workflow.nodes_column, workflow.edges_column, switch.doing)
             else format(
-                e'    if new.%1$I and (tg_op = ''INSERT'' or old.%1$I is not true) then\n'
+                e'    if new.%1$I and (tg_op = ''INSERT'' or old.%1$I is not true) and not pgaudit_wf.is_restored(tg_relid, false) then\n'
                 '        perform pgaudit_wf.check_definition(%2$s, %3$s, %4$L);\n    end if;\n',
                 switch.name, pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
                 pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing) end;
@@ -5173,43 +5232,73 @@ comment on column pgaudit_wf.execution_attachment.time_column is 'Column that sa
 comment on column pgaudit_wf.execution_attachment.function_name is 'Trigger function in schema pgaudit_wf.';
 
 create function pgaudit_wf.runnable_hash(workflow_target regclass, id text) returns text
-language plpgsql stable security definer
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = runnable_hash.workflow_target);
-    workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = runnable_hash.workflow_target);
-    nodes jsonb;
-    edges jsonb;
-    found_rows integer;
+    prefix constant text := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = runnable_hash.workflow_target);
+    newest record;
 begin
-    if workflow.target is null then
-        return null;
+    -- The history, not the table: reading that would run its owner's policies, casts and domains with our rights.
+    select h.content_hash, h.snapshot #> '{}' as snapshot into newest
+    from pgaudit_wf.workflow_history as h
+    where h.workflow_id = prefix || pgaudit_wf.bounded_key(runnable_hash.id)
+    order by h.version desc limit 1;
+    if found then
+        perform pgaudit_wf.check_definition(newest.snapshot -> 'nodes', newest.snapshot -> 'edges', 'run');
     end if;
-    execute format('select w.%I::jsonb as nodes, w.%I::jsonb as edges from %s as w where %s', workflow.nodes_column, workflow.edges_column, setting.target,
-            pgaudit_wf.key_condition(setting, 'w'))
-        into nodes, edges using runnable_hash.id;
-    get diagnostics found_rows = row_count;
-    if found_rows = 0 then
-        return null;
-    end if;
-    perform pgaudit_wf.check_definition(nodes, edges, 'run');
-    return coalesce(pgaudit_wf.latest_hash(workflow.id_prefix || runnable_hash.id), pgaudit_wf.hash_definition(nodes, edges));
+    return newest.content_hash;
 end
 $$;
 comment on function pgaudit_wf.runnable_hash(regclass, text) is
-    'Hash of the definition that a run of the workflow executes now; null for an unknown workflow; raises PA301 if it is invalid.';
+    'Hash of a workflow''s newest version, which is what a run of it executes now; null for a workflow without versions; raises PA301 if the definition is invalid.';
 
 create function pgaudit_wf.refuse_restamp() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    -- What a subscription applies was decided where it was written; refused here, it would stop the subscription for good.
+    if exists (select from pg_stat_subscription where pid = pg_backend_pid()) then
+        return new;
+    end if;
     raise exception 'the stamp of a run in %.% cannot be altered', tg_table_schema, tg_table_name
         using errcode = 'PA303', hint = 'Credential and definition hash are written once, when the run is inserted; leave them out of the update.';
 end
 $$;
-comment on function pgaudit_wf.refuse_restamp() is 'Trigger that keeps the stamp of a run as it is: raises PA303.';
+comment on function pgaudit_wf.refuse_restamp() is 'Trigger that keeps the stamp of a run as it is: raises PA303, except for what a logical subscription applies.';
+
+create function pgaudit_wf.write_stamp(run pgaudit_wf.execution_attachment) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgaudit_wf.replace_function((run).function_name, format($body$
+-- Stamps each run with credential and definition; written by pgaudit_wf.attach_execution(). Columns as of %6$s.
+declare
+    credential record;
+begin
+    if greatest(pg_typeof(new.%2$I)::oid, pg_typeof(new.%3$I)::oid, pg_typeof(new.%4$I)::oid) >= 16384 then
+        raise warning 'this run has no stamp: a column for it was given a type that is not PostgreSQL''s own';
+        return new;
+    end if;
+    if pgaudit_wf.is_restored(tg_relid, new.%2$I is not null) then
+        return new;
+    end if;
+    select * into credential from pgaudit_wf.current_credential();
+    new.%2$I := credential.credential_type;
+    new.%3$I := credential.label;
+    -- The workflow table is looked up, as it can be renamed. A type of others is not cast, as the cast can be theirs too.
+    new.%4$I := pgaudit_wf.runnable_hash(
+        (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = %1$L),
+        case when pg_typeof(new.%5$I)::oid < 16384 then new.%5$I::text else concat(new.%5$I) end);
+    return new;
+end
+$body$, (run).function_name, (run).type_column, (run).label_column, (run).hash_column, (run).workflow_column, pgaudit_wf.shape_of((run).target)),
+        '{}', (run).target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
+end
+$$;
+comment on function pgaudit_wf.write_stamp(pgaudit_wf.execution_attachment) is 'Writes the trigger function that stamps the runs of a table.';
 
 create function pgaudit_wf.attach_execution(
     target regclass,
@@ -5228,6 +5317,7 @@ declare
     columns_now constant text[] := pgaudit_wf.column_names(attach_execution.target);
     run pgaudit_wf.execution_attachment;
     missing text;
+    foreign_type text;
 begin
     perform pgaudit_wf.check_attachable(attach_execution.target);
     run.target := attach_execution.target;
@@ -5244,7 +5334,13 @@ begin
     run.time_column := coalesce(attach_execution.time_column, (
         select name from unnest(array['started_at', 'created_at']) with ordinality as usual (name, position)
         where name = any (columns_now) order by position limit 1));
+    -- Nobody told us of a table that was dropped; and one that was renamed keeps the function of its old name.
+    delete from pgaudit_wf.execution_attachment as e where not exists (select from pg_class where oid = e.target);
     run.function_name := 'stamp_' || substr(pgaudit_wf.capture_function_name(attach_execution.target), 9);
+    run.function_name := coalesce(
+        (select e.function_name from pgaudit_wf.execution_attachment as e where e.target = run.target),
+        (select run.function_name || '_' || run.target::oid from pgaudit_wf.execution_attachment as e where e.function_name = run.function_name),
+        run.function_name);
     select name into missing
     from unnest(array_remove(array[run.workflow_column, run.hash_column, run.type_column, run.label_column, run.org_column, run.time_column], null)) as name
     where name <> all (columns_now) limit 1;
@@ -5259,31 +5355,25 @@ begin
         raise exception '% has no primary key of one column', run.target using errcode = 'PA002', hint = 'A run is named by it.';
     end if;
 
-    perform set_config('pgaudit_wf.compiling', 'on', true);
-    execute format($function$create or replace function pgaudit_wf.%1$I() returns trigger
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-as %2$L$function$, run.function_name, format($body$
--- Stamps each run in %1$s with credential and definition; written by pgaudit_wf.attach_execution().
-declare
-    credential record;
-begin
-    select * into credential from pgaudit_wf.current_credential();
-    new.%2$I := credential.credential_type;
-    new.%3$I := credential.label;
-    new.%4$I := pgaudit_wf.runnable_hash(%5$L, new.%6$I::text);
-    return new;
-end
-$body$, run.target, run.type_column, run.label_column, run.hash_column, run.workflow_target, run.workflow_column));
-    execute format('comment on function pgaudit_wf.%I() is %L', run.function_name, format('Stamps the runs of %s.', run.target));
-    execute format('revoke all on function pgaudit_wf.%I() from public', run.function_name);
-    execute format('alter function pgaudit_wf.%I() owner to %s', run.function_name, (select nspowner::regrole::text from pg_namespace where nspname = 'pgaudit_wf'));
+    select name into foreign_type
+    from unnest(array[run.hash_column, run.type_column, run.label_column]) as name
+    join pg_attribute on attrelid = run.target and attname = name and atttypid >= 16384 limit 1;
+    if found then
+        raise exception 'column "%" of % cannot be stamped, as its type is not one of PostgreSQL''s own', foreign_type, run.target
+            using errcode = 'PA002', hint = 'Make it text or varchar: values of other types can run code of others, with our rights.';
+    end if;
+
+    perform pgaudit_wf.write_stamp(run);
+    -- prune_history() asks, as the owner of our schema, which versions have run.
+    if not has_column_privilege(pgaudit_wf.schema_owner(), run.target, run.hash_column, 'select') then
+        execute format('grant select (%I) on %s to %I', run.hash_column, run.target, pgaudit_wf.schema_owner());
+    end if;
+    -- Not "always": what a subscriber applies was stamped where it ran. Who makes a replica of his own session could disable it too.
     execute format('create or replace trigger pgaudit_wf_stamp before insert on %s for each row execute function pgaudit_wf.%I()', run.target, run.function_name);
     execute format('create or replace trigger pgaudit_wf_restamp before update on %1$s for each row'
         ' when (old.%2$I is distinct from new.%2$I or old.%3$I is distinct from new.%3$I or old.%4$I is distinct from new.%4$I)'
         ' execute function pgaudit_wf.refuse_restamp()', run.target, run.type_column, run.label_column, run.hash_column);
-    execute format('alter table %s enable always trigger pgaudit_wf_stamp, enable always trigger pgaudit_wf_restamp', run.target);
-    perform set_config('pgaudit_wf.compiling', 'off', true);
+    execute format('alter table %s enable always trigger pgaudit_wf_restamp', run.target);
 
     delete from pgaudit_wf.execution_attachment as e where e.target = run.target;
     insert into pgaudit_wf.execution_attachment select run.*;
@@ -5291,7 +5381,7 @@ end
 $$;
 comment on function pgaudit_wf.attach_execution(regclass, regclass, text, text, text, text, text, text) is
     'Has every run inserted into the table stamped with the credential that started it and the hash of the definition that runs, whatever the application writes there; refuses runs of an invalid definition (PA301) and later changes of the stamp (PA303). '
-    'workflow is the attached workflow table (default: the first). Raises PA002 on a missing column, PA005 without a workflow table. Call it again after renaming one of the columns.';
+    'Runs that a subscription applies or the table''s owner restores keep the stamp that they come with. workflow is the attached workflow table (default: the first); back-fill it first, as a run of a workflow without a version gets no hash. Raises PA002 on a missing column, PA005 without a workflow table. Call it again after renaming one of the columns.';
 
 create function pgaudit_wf.detach_execution(target regclass) returns void
 language plpgsql
@@ -5304,11 +5394,9 @@ begin
     if not found then
         raise exception '% is not attached', detach_execution.target using errcode = 'PA005';
     end if;
-    perform set_config('pgaudit_wf.compiling', 'on', true);
     execute format('drop trigger if exists pgaudit_wf_stamp on %s', run.target);
     execute format('drop trigger if exists pgaudit_wf_restamp on %s', run.target);
     execute format('drop function pgaudit_wf.%I()', run.function_name);
-    perform set_config('pgaudit_wf.compiling', 'off', true);
 end
 $$;
 comment on function pgaudit_wf.detach_execution(regclass) is 'Stops stamping runs; the stamps stay. Raises PA005 if the table is not attached.';
@@ -5758,7 +5846,7 @@ as $$
 declare
     place pgaudit_wf.reader;
 begin
-    insert into pgaudit_wf.reader (name) values (read_as.reader_name) on conflict do nothing;
+    insert into pgaudit_wf.reader (name) values (read_as.reader_name) on conflict on constraint reader_pkey do nothing;
     -- Whoever holds the row has the turn: a second worker of the same name waits here until the first has committed.
     select r.* into place from pgaudit_wf.reader as r where r.name = read_as.reader_name for update;
     return query select l.cursor, l.event from pgaudit_wf.read_log(place.cursor, read_as.max_events) as l;
@@ -5888,7 +5976,7 @@ create table pgaudit_wf.alert_delivery (
     lease_until timestamptz,
     settled_at timestamptz,
     last_error text,
-    constraint alert_delivery_once unique (event_id, channel, recipient)
+    constraint alert_delivery_once unique (event_tx_id, event_id, channel, recipient)
 );
 comment on table pgaudit_wf.alert_delivery is 'One event for one recipient over one channel, and what became of it.';
 comment on column pgaudit_wf.alert_delivery.id is 'Number of the delivery.';
@@ -6018,7 +6106,7 @@ begin
         from matched as m, pgaudit_wf.alert_recipients(m.rule, m.event) as told (recipient)
         where (m.event).occurred_at >= oldest
         order by (m.event).tx_id, (m.event).id, (m.rule).id
-        on conflict do nothing
+        on conflict on constraint alert_delivery_once do nothing
         returning state
     )
     select
@@ -6030,10 +6118,18 @@ begin
         perform pgaudit_wf.advance_reader('alerts', place, events);
     end if;
     return next;
+exception
+    -- The only one that is left: the sequence of the deliveries lags behind the table.
+    when unique_violation then
+        raise exception 'no alert can be written down: %', sqlerrm
+            using errcode = 'PA402',
+                hint = 'The numbers of pgaudit_wf.alert_delivery lag behind, as after logical replication: '
+                    'select setval(pg_get_serial_sequence(''pgaudit_wf.alert_delivery'', ''id''), (select max(id) from pgaudit_wf.alert_delivery));';
 end
 $$;
 comment on function pgaudit_wf.enqueue_alerts(integer) is
-    'Follows the log as the reader "alerts" and writes down who is to be told of the next events, at most max_events. Returns how many events it went through, how many deliveries came of them, for how many a rule found nobody, and how many matching events were older than max_age.';
+    'Follows the log as the reader "alerts" and writes down who is to be told of the next events, at most max_events. Returns how many events it went through, how many deliveries came of them, for how many a rule found nobody, and how many matching events were older than max_age. '
+    'Raises PA402, and moves on by no event, when the numbers of deliveries lag behind those in use.';
 
 create function pgaudit_wf.alert_event(event pgaudit_wf.security_audit_log) returns jsonb
 language sql stable
@@ -6142,7 +6238,7 @@ begin
     where d.message = chosen and d.state in ('pending', 'sending');
     return query
         select chosen, max(d.attempts), min(d.channel), min(d.recipient),
-            left(encode(sha256(convert_to(concat_ws('/', policy.log_id, min(d.channel), min(d.recipient), string_agg(d.event_id::text, ',' order by d.event_id)), 'UTF8')), 'hex'), 32),
+            left(encode(sha256(convert_to(concat_ws('/', policy.log_id, min(d.channel), min(d.recipient), string_agg(concat_ws(':', d.event_tx_id, d.event_id), ',' order by d.event_tx_id, d.event_id)), 'UTF8')), 'hex'), 32),
             (select coalesce(jsonb_agg(shown.event order by shown.id), '[]') from (
                 select s.id, pgaudit_wf.alert_event(l) as event
                 from pgaudit_wf.alert_delivery as s
@@ -6206,7 +6302,7 @@ begin
             select delivery.event_tx_id, delivery.event_id, delivery.action, delivery.rule_id, delivery.channel, told.recipient
             from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule, pgaudit_wf.alert_recipients(rule, l) as told (recipient)
             where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and rule.id = delivery.rule_id and told.recipient <> ''
-            on conflict do nothing;
+            on conflict on constraint alert_delivery_once do nothing;
             continue when not found;
             delete from pgaudit_wf.alert_delivery as d where d.id = delivery.id;
         end if;
@@ -6303,7 +6399,7 @@ begin
         raise exception 'an attempt needs an id, a UUID, by which it is recorded once' using errcode = 'PA008';
     end if;
     -- Waits for another transaction that is recording the same attempt right now.
-    insert into pgaudit_wf.attempt (id) values ((entry ->> 'id')::uuid) on conflict do nothing;
+    insert into pgaudit_wf.attempt (id) values ((entry ->> 'id')::uuid) on conflict on constraint attempt_pkey do nothing;
     if not found then
         return null;
     end if;
@@ -6801,7 +6897,7 @@ begin
         return;
     end if;
     perform pgaudit_wf.drop_limit_triggers(known.function_name);
-    execute format('drop function if exists pgaudit_wf.%I()', known.function_name);
+    perform pgaudit_wf.drop_functions(array[known.function_name]);
     if exists (select from pgaudit_wf.limit_target as t where t.resource_type = known.resource_type) then
         perform pgaudit_wf.recount_after_ddl(known.resource_type);
     else
@@ -6947,14 +7043,14 @@ create table pgaudit_wf.retention_policy (
     keep_days integer,
     constraint retention_policy_scope unique nulls not distinct (action_pattern, org_id),
     constraint retention_policy_action_pattern check (action_pattern <> ''),
-    constraint retention_policy_keep_days check (keep_days >= 30)
+    constraint retention_policy_keep_days check (keep_days between 30 and 1000000)
 );
 comment on table pgaudit_wf.retention_policy is
-    'How long events are kept. Of the policies that fit an event the most specific one holds: for its organisation before for all, then the longer pattern.';
+    'How long events are kept. Of the policies that fit an event the most specific one holds: for its organisation before for all, then the longer pattern. An event that none fits stays for good.';
 comment on column pgaudit_wf.retention_policy.id is 'Number of the policy.';
 comment on column pgaudit_wf.retention_policy.action_pattern is 'Actions it is for; * stands for any characters: api_key.*.';
 comment on column pgaudit_wf.retention_policy.org_id is 'Organisation it is for; null: all, and events without one.';
-comment on column pgaudit_wf.retention_policy.keep_days is 'Days, at least 30, that an event stays after the end of its month (UTC); null: for good.';
+comment on column pgaudit_wf.retention_policy.keep_days is 'Days, from 30 to 1,000,000, that an event stays after the end of its month (UTC); null: for good.';
 insert into pgaudit_wf.retention_policy (keep_days) values (730);
 
 create table pgaudit_wf.version_policy (
@@ -6962,13 +7058,13 @@ create table pgaudit_wf.version_policy (
     keep_versions integer,
     keep_days integer not null default 90,
     constraint version_policy_keep_versions check (keep_versions >= 1),
-    constraint version_policy_keep_days check (keep_days >= 30)
+    constraint version_policy_keep_days check (keep_days between 30 and 1000000)
 );
 comment on table pgaudit_wf.version_policy is
     'Which versions of workflows keep their snapshot: the newest ones, the young ones, and any that a run points at. Of the others the chain stays: number, hash, change, who and when.';
 comment on column pgaudit_wf.version_policy.org_id is 'Organisation it is for; null: all that have no policy of their own.';
 comment on column pgaudit_wf.version_policy.keep_versions is 'How many of a workflow''s newest versions keep it; null: all.';
-comment on column pgaudit_wf.version_policy.keep_days is 'Days, at least 30, for which every version keeps it.';
+comment on column pgaudit_wf.version_policy.keep_days is 'Days, from 30 to 1,000,000, for which every version keeps it.';
 insert into pgaudit_wf.version_policy (keep_versions) values (100);
 
 create function pgaudit_wf.record_policy_change() returns trigger
@@ -7001,17 +7097,13 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select p.keep_days
-    from (
-        select p.keep_days, p.org_id, p.action_pattern from pgaudit_wf.retention_policy as p
-        where pgaudit_wf.matches_pattern(retention_days.action, p.action_pattern) and (p.org_id is null or p.org_id = retention_days.org_id)
-        -- Whoever deletes the default does not shorten anything.
-        union all values (730, null, '')
-    ) as p (keep_days, org_id, action_pattern)
+    from pgaudit_wf.retention_policy as p
+    where pgaudit_wf.matches_pattern(retention_days.action, p.action_pattern) and (p.org_id is null or p.org_id = retention_days.org_id)
     order by p.org_id is null, length(replace(p.action_pattern, '*', '')) desc, strpos(p.action_pattern, '*') > 0, p.action_pattern desc
     limit 1
 $$;
 comment on function pgaudit_wf.retention_days(text, text) is
-    'Days for which an event of that action and organisation is kept after the end of its month; null: for good.';
+    'Days for which an event of that action and organisation is kept after the end of its month; null: for good, as when no policy fits.';
 
 create function pgaudit_wf.keeps_until(to_time timestamptz, keep_days integer) returns timestamptz
 language sql immutable parallel safe
@@ -7078,7 +7170,7 @@ begin
     for month in
         select m.* from pgaudit_wf.log_months() as m
         -- Counting takes a scan: only where a policy is short enough to let something go.
-        where pgaudit_wf.keeps_until(m.to_time, (select least(730, min(p.keep_days)) from pgaudit_wf.retention_policy as p)) <= log_retention.at
+        where pgaudit_wf.keeps_until(m.to_time, (select min(p.keep_days) from pgaudit_wf.retention_policy as p)) <= log_retention.at
     loop
         return query
             select month.partition_name, month.from_time, month.to_time, coalesce(sum(g.events), 0)::bigint,
@@ -7100,6 +7192,7 @@ declare
     month record;
     total bigint;
     expired bigint;
+    keep_until timestamptz;
     covered bigint;
     carried bigint := 0;
     fresh constant text := 'carried_over_' || prune.partition_name;
@@ -7108,9 +7201,11 @@ begin
     select * into month from pgaudit_wf.month_of(prune.partition_name);
     -- Nothing can be added to it from here on; reading goes on.
     execute format('lock table only %s in share mode', month.relation);
-    select coalesce(sum(g.events), 0), coalesce(sum(g.events) filter (where g.keep_until <= now()), 0) into total, expired
+    select coalesce(sum(g.events), 0), coalesce(sum(g.events) filter (where g.keep_until <= now()), 0),
+        coalesce(min(g.keep_until), pgaudit_wf.keeps_until(month.to_time, pgaudit_wf.retention_days('', null)))
+    into total, expired, keep_until
     from pgaudit_wf.retention_groups(month.relation, month.to_time) as g;
-    if pgaudit_wf.keeps_until(month.to_time, 30) > now() or (total > 0 and expired = 0) then
+    if pgaudit_wf.keeps_until(month.to_time, 30) > now() or keep_until > now() then
         raise exception '% is inside the retention window', prune.partition_name
             using errcode = 'PA341', hint = 'pgaudit_wf.retention_policy says how long events are kept; nothing leaves before 30 days after the end of its month.';
     end if;
@@ -7119,9 +7214,15 @@ begin
         raise exception '% has % events, and % of them are archived', prune.partition_name, total, coalesce(covered, 0)
             using errcode = 'PA342', hint = 'Archive it first: pgaudit-wf maintain --archive URL does both.';
     end if;
+    if total > 0 and (
+        select a.read_back_at is null from pgaudit_wf.archive as a where a.partition_name = prune.partition_name order by a.id desc limit 1) then
+        raise exception 'the archive of % has been rewritten since it was last read back', prune.partition_name
+            using errcode = 'PA342', hint = 'pgaudit-wf maintain reads it and compares it with the log first.';
+    end if;
 
     if expired < total then
         execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', fresh);
+        perform pgaudit_wf.revoke_defaults(format('pgaudit_wf.%I', fresh)::regclass);
         execute format(
             'insert into pgaudit_wf.%I select l.* from only %s as l'
             ' where array[l.action, l.org_id] in (select array[g.action, g.org_id] from pgaudit_wf.retention_groups($1, $2) as g where g.keep_until > now())',
@@ -7149,7 +7250,7 @@ end
 $$;
 comment on function pgaudit_wf.prune(text) is
     'Removes a month of the log that is archived and out of the retention window, and returns how many events that were; those under a longer policy stay, in a fresh partition of that month. '
-    'Raises PA340 if it is no month of the log, PA341 inside the window or less than 30 days after its end, PA342 if it holds an event that is not archived.';
+    'Raises PA340 if it is no month of the log, PA341 inside the window or less than 30 days after its end, PA342 if it holds an event that is not archived, or the archive has yet to be read back.';
 
 create function pgaudit_wf.prunable_versions_query() returns text
 language sql stable
@@ -7170,6 +7271,7 @@ as $$
         || coalesce(string_agg(format(' and not exists (select from %s as run where run.%I = h.content_hash)', e.target, e.hash_column), '' order by e.target::oid), '')
         || ' order by h.workflow_id, h.version'
     from pgaudit_wf.execution_attachment as e
+    where exists (select from pg_class where oid = e.target)
 $$;
 comment on function pgaudit_wf.prunable_versions_query() is 'Query for the versions whose snapshot no policy and no run keeps.';
 
@@ -7189,6 +7291,8 @@ comment on function pgaudit_wf.prunable_versions() is 'How many versions prune_h
 create function pgaudit_wf.prune_history(max_versions integer default 1000) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+-- Rather an error than a run hidden by somebody's policy, which we would run to see it.
+set row_security = off
 as $$
 declare
     pruned bigint;
@@ -7304,13 +7408,14 @@ create table pgaudit_wf.archive (
     sha256 text,
     manifest jsonb,
     archived_at timestamptz not null default now(),
+    read_back_at timestamptz,
     pruned_at timestamptz,
     constraint archive_file check ((events > 0) = (url is not null and sha256 is not null and manifest is not null)),
     constraint archive_sha256 check (sha256 ~ '^[0-9a-f]{64}$'),
     constraint archive_live_events check (live_events between 0 and events),
     constraint archive_window check (pruned_at >= pgaudit_wf.keeps_until(to_time, 30))
 );
-comment on table pgaudit_wf.archive is 'Months of the log that were written to files: written by record_archive(), prune() and replace_archive() only.';
+comment on table pgaudit_wf.archive is 'Months of the log that were written to files: written by record_archive(), confirm_archive(), prune() and replace_archive() only.';
 comment on column pgaudit_wf.archive.id is 'Number of the archive; the newest of a month is the one that covers it.';
 comment on column pgaudit_wf.archive.partition_name is 'The partition.';
 comment on column pgaudit_wf.archive.from_time is 'Start of its month.';
@@ -7323,6 +7428,8 @@ comment on column pgaudit_wf.archive.url is 'Where the Parquet file is: a path, 
 comment on column pgaudit_wf.archive.sha256 is 'SHA-256 of the file, in hex.';
 comment on column pgaudit_wf.archive.manifest is 'The manifest, as it lies beside the file.';
 comment on column pgaudit_wf.archive.archived_at is 'When it was archived.';
+comment on column pgaudit_wf.archive.read_back_at is
+    'When the file was last read back from where it lies and found to hold the live events of its month; null: not since an erasure rewrote it, so prune() refuses.';
 comment on column pgaudit_wf.archive.pruned_at is 'When its month was last pruned.';
 create index archive_partition on pgaudit_wf.archive (partition_name, id);
 
@@ -7365,22 +7472,38 @@ begin
             found_events, lowest, highest
             using errcode = 'PA350', hint = 'Archive the partition again.';
     end if;
-    insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, first_id, last_id, url, sha256, manifest)
+    insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, first_id, last_id, url, sha256, manifest, read_back_at)
     values (record_archive.partition_name, month.from_time, month.to_time, found_events, found_events, lowest, highest,
-        record_archive.url, record_archive.sha256, record_archive.manifest)
+        record_archive.url, record_archive.sha256, record_archive.manifest, now())
     returning id into archive_id;
     return archive_id;
 end
 $$;
 comment on function pgaudit_wf.record_archive(text, text, text, jsonb) is
-    'Notes that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. Raises PA340 if it is no month of the log, PA350 if the manifest''s counts are not the partition''s.';
+    'Notes that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. To be called only once the file was read back from its URL and compared with the partition, as prune() relies on it. '
+    'Raises PA340 if it is no month of the log, PA350 if the manifest''s counts are not the partition''s.';
+
+create function pgaudit_wf.confirm_archive(id bigint, sha256 text) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update pgaudit_wf.archive as a set read_back_at = now() where a.id = confirm_archive.id and a.sha256 = confirm_archive.sha256;
+    if not found then
+        raise exception 'there is no archive % with that SHA-256', confirm_archive.id
+            using errcode = 'PA350', hint = 'It was rewritten meanwhile: read it again.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.confirm_archive(bigint, text) is
+    'Notes that an archive''s file, of that SHA-256, was read back from its URL and compared with the live events of its month once more. Raises PA350 if the archive has another SHA-256 by now.';
 
 create function pgaudit_wf.replace_archive(id bigint, sha256 text, manifest jsonb) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    update pgaudit_wf.archive as a set sha256 = replace_archive.sha256, manifest = replace_archive.manifest
+    update pgaudit_wf.archive as a set sha256 = replace_archive.sha256, manifest = replace_archive.manifest, read_back_at = null
     where a.id = replace_archive.id
         and (a.events, a.first_id, a.last_id) = (
             (replace_archive.manifest ->> 'events')::bigint, (replace_archive.manifest ->> 'first_id')::bigint, (replace_archive.manifest ->> 'last_id')::bigint);
@@ -7391,7 +7514,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.replace_archive(bigint, text, jsonb) is
-    'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. Raises PA350 if the counts changed.';
+    'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. Before its month is pruned it is to be read back again. Raises PA350 if the counts changed.';
 
 -- sql/core/355_record_export.sql
 

@@ -328,21 +328,22 @@ create function pgaudit_wf.generic_columns(table_id oid, setting pgaudit_wf.gene
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Nobody says when a column is renamed. A redacted one is known by its number then; and while one is gone without a trace (after a
-    -- restore the numbers may be others), no column is shown that was not there before.
+    -- Nobody says when a column is renamed. Once a redacted one is no longer where it was, under its name, any that was not there at the
+    -- time of attach() may be it; the key is shown all the same, as it cannot be redacted.
     select array(
         select pgaudit_wf.describe_column(col, attname = any ((setting).redact)
-            or (attname <> all ((setting).known) and (attnum = any ((setting).redact_numbers) or exists (
-                select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
-                where secret.number > 0 and not exists (
-                    select from pg_attribute as other
-                    where other.attrelid = table_id and not other.attisdropped
-                        and (other.attname = secret.name or (other.attnum = secret.number and other.attname <> all ((setting).known))))))))
+            or (attname <> all ((setting).known)
+                and exists (
+                    select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
+                    where secret.number > 0 and not exists (
+                        select from pg_attribute as other
+                        where other.attrelid = table_id and other.attnum = secret.number and other.attname = secret.name and not other.attisdropped))
+                and not exists (select from pg_index where indrelid = table_id and indisprimary and attnum = any (indkey))))
         from pg_attribute as col
         where attrelid = table_id and attnum > 0 and not attisdropped and attgenerated <> 'v' and attname <> all ((setting).ignore)
         order by attnum)
 $$;
-comment on function pgaudit_wf.generic_columns(oid, pgaudit_wf.generic_setting) is 'The columns of a table as a trigger of the generic form shows them now.';
+comment on function pgaudit_wf.generic_columns(oid, pgaudit_wf.generic_setting) is 'The columns of a table as a trigger of the generic form shows them now. After a redacted column was renamed, dropped or restored elsewhere, new columns are hidden too until attach() is called again.';
 
 create function pgaudit_wf.generic_row(record anyelement, setting pgaudit_wf.generic_setting) returns jsonb
 language plpgsql stable

@@ -325,6 +325,23 @@ as $$
 $$;
 comment on function pgaudit_wf.leaf_tables(regclass) is 'The tables that hold a table''s rows: itself, or its partitions.';
 
+create function pgaudit_wf.drop_functions(names text[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    function regprocedure;
+begin
+    for function in
+        select p.oid from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace and p.pronargs = 0 and p.proname = any (names)
+    loop
+        -- Cascade: partitions that were detached while nobody watched have kept its triggers.
+        execute format('drop function %s cascade', function);
+    end loop;
+end
+$$;
+comment on function pgaudit_wf.drop_functions(text[]) is 'Drops trigger functions that were written for a table, as far as they are there, and what is left of their triggers.';
+
 create function pgaudit_wf.detach(target regclass) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -351,8 +368,7 @@ begin
     loop
         execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
-    execute format('drop function if exists pgaudit_wf.%I()', setting.function_name);
-    execute format('drop function if exists pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting));
+    perform pgaudit_wf.drop_functions(array[setting.function_name, pgaudit_wf.guard_function_name(setting)]);
     perform pgaudit_wf.revoke_usage(setting);
     delete from pgaudit_wf.workflow_attachment as w where w.target = detach.target;
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');

@@ -186,6 +186,9 @@ begin
                 select attname from pg_attribute
                 where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0)));
         end loop;
+        perform pgaudit_wf.write_stamp(e) from pgaudit_wf.execution_attachment as e
+        where command.classid = 'pg_class'::regclass
+            and (e.target = command.objid or e.target in (select pgaudit_wf.descendants(command.objid)) or e.target in (select relid from pg_partition_ancestors(command.objid)));
     end loop;
 end
 $$;
@@ -264,6 +267,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     setting pgaudit_wf.attachment;
+    stamp text;
     broken regclass;
 begin
     for setting in
@@ -277,10 +281,15 @@ begin
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
         delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
         perform pgaudit_wf.uninstall_limit(setting.target);
-        -- Cascade: partitions that were detached have kept its triggers.
-        execute format('drop function if exists pgaudit_wf.%I() cascade', pgaudit_wf.guard_function_name(setting));
-        execute format('drop function if exists pgaudit_wf.%I() cascade', setting.function_name);
+        perform pgaudit_wf.drop_functions(array[setting.function_name, pgaudit_wf.guard_function_name(setting)]);
         perform pgaudit_wf.revoke_usage(setting);
+    end loop;
+    for stamp in
+        delete from pgaudit_wf.execution_attachment as e
+        where e.target in (select dropped.objid from pg_event_trigger_dropped_objects() as dropped where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
+        returning e.function_name
+    loop
+        perform pgaudit_wf.drop_functions(array[stamp]);
     end loop;
     -- A partition that was dropped took its rows with it.
     for setting in

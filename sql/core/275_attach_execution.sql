@@ -106,6 +106,38 @@ end
 $$;
 comment on function pgaudit_wf.refuse_restamp() is 'Trigger that keeps the stamp of a run as it is: raises PA303, except for what a logical subscription applies.';
 
+create function pgaudit_wf.write_stamp(run pgaudit_wf.execution_attachment) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgaudit_wf.replace_function((run).function_name, format($body$
+-- Stamps each run with credential and definition; written by pgaudit_wf.attach_execution(). Columns as of %6$s.
+declare
+    credential record;
+begin
+    if greatest(pg_typeof(new.%2$I)::oid, pg_typeof(new.%3$I)::oid, pg_typeof(new.%4$I)::oid) >= 16384 then
+        raise warning 'this run has no stamp: a column for it was given a type that is not PostgreSQL''s own';
+        return new;
+    end if;
+    if pgaudit_wf.is_restored(tg_relid, new.%2$I is not null) then
+        return new;
+    end if;
+    select * into credential from pgaudit_wf.current_credential();
+    new.%2$I := credential.credential_type;
+    new.%3$I := credential.label;
+    -- The workflow table is looked up, as it can be renamed. A type of others is not cast, as the cast can be theirs too.
+    new.%4$I := pgaudit_wf.runnable_hash(
+        (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = %1$L),
+        case when pg_typeof(new.%5$I)::oid < 16384 then new.%5$I::text else concat(new.%5$I) end);
+    return new;
+end
+$body$, (run).function_name, (run).type_column, (run).label_column, (run).hash_column, (run).workflow_column, pgaudit_wf.shape_of((run).target)),
+        '{}', (run).target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
+end
+$$;
+comment on function pgaudit_wf.write_stamp(pgaudit_wf.execution_attachment) is 'Writes the trigger function that stamps the runs of a table.';
+
 create function pgaudit_wf.attach_execution(
     target regclass,
     workflow regclass default null,
@@ -169,29 +201,7 @@ begin
             using errcode = 'PA002', hint = 'Make it text or varchar: values of other types can run code of others, with our rights.';
     end if;
 
-    perform pgaudit_wf.replace_function(run.function_name, format($body$
--- Stamps each run with credential and definition; written by pgaudit_wf.attach_execution().
-declare
-    credential record;
-begin
-    if greatest(pg_typeof(new.%2$I)::oid, pg_typeof(new.%3$I)::oid, pg_typeof(new.%4$I)::oid) >= 16384 then
-        raise warning 'this run has no stamp: a column for it was given a type that is not PostgreSQL''s own';
-        return new;
-    end if;
-    if pgaudit_wf.is_restored(tg_relid, new.%2$I is not null) then
-        return new;
-    end if;
-    select * into credential from pgaudit_wf.current_credential();
-    new.%2$I := credential.credential_type;
-    new.%3$I := credential.label;
-    -- The workflow table is looked up, as it can be renamed. A type of others is not cast, as the cast can be theirs too.
-    new.%4$I := pgaudit_wf.runnable_hash(
-        (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = %1$L),
-        case when pg_typeof(new.%5$I)::oid < 16384 then new.%5$I::text else concat(new.%5$I) end);
-    return new;
-end
-$body$, run.function_name, run.type_column, run.label_column, run.hash_column, run.workflow_column),
-        '{}', run.target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
+    perform pgaudit_wf.write_stamp(run);
     -- prune_history() asks, as the owner of our schema, which versions have run.
     if not has_column_privilege(pgaudit_wf.schema_owner(), run.target, run.hash_column, 'select') then
         execute format('grant select (%I) on %s to %I', run.hash_column, run.target, pgaudit_wf.schema_owner());

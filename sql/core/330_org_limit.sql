@@ -477,7 +477,7 @@ begin
         return;
     end if;
     perform pgaudit_wf.drop_limit_triggers(known.function_name);
-    execute format('drop function if exists pgaudit_wf.%I()', known.function_name);
+    perform pgaudit_wf.drop_functions(array[known.function_name]);
     if exists (select from pgaudit_wf.limit_target as t where t.resource_type = known.resource_type) then
         perform pgaudit_wf.recount_after_ddl(known.resource_type);
     else

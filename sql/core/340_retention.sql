@@ -190,6 +190,7 @@ begin
 
     if expired < total then
         execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', fresh);
+        perform pgaudit_wf.revoke_defaults(format('pgaudit_wf.%I', fresh)::regclass);
         execute format(
             'insert into pgaudit_wf.%I select l.* from only %s as l'
             ' where array[l.action, l.org_id] in (select array[g.action, g.org_id] from pgaudit_wf.retention_groups($1, $2) as g where g.keep_until > now())',
@@ -238,6 +239,7 @@ as $$
         || coalesce(string_agg(format(' and not exists (select from %s as run where run.%I = h.content_hash)', e.target, e.hash_column), '' order by e.target::oid), '')
         || ' order by h.workflow_id, h.version'
     from pgaudit_wf.execution_attachment as e
+    where exists (select from pg_class where oid = e.target)
 $$;
 comment on function pgaudit_wf.prunable_versions_query() is 'Query for the versions whose snapshot no policy and no run keeps.';
 
@@ -257,6 +259,8 @@ comment on function pgaudit_wf.prunable_versions() is 'How many versions prune_h
 create function pgaudit_wf.prune_history(max_versions integer default 1000) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+-- Rather an error than a run hidden by somebody's policy, which we would run to see it.
+set row_security = off
 as $$
 declare
     pruned bigint;

@@ -326,11 +326,10 @@ def _entries(
     names = {
         (row[0], row[1]): row[2]
         for row in conn.execute(
-            "select * from pgaudit_wf.present_names(%s::text[], %s::text[], %s, %s)",
-            [[e["resource_type"] for e in named], [e["resource_id"] for e in named], org_id,
-             restricted],
+            "select * from pgaudit_wf.resource_names(%s::text[], %s::text[], %s)",
+            [[e["resource_type"] for e in named], [e["resource_id"] for e in named], org_id],
         ).fetchall()
-    }  # fmt: skip
+    }
     # As the connection reads jsonb: the command line keeps every digit of a number.
     documents = conn.execute(
         "select r.diff::jsonb, r.metadata::jsonb from unnest(%s::text[], %s::text[])"

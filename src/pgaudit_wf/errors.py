@@ -172,12 +172,6 @@ class ArgumentError(DatabaseError):
     sqlstate = "PA008"
 
 
-class UnsafeCastError(DatabaseError):
-    """Recording a table would run a cast of its owner's with the rights of the audit schema's."""
-
-    sqlstate = "PA009"
-
-
 class StoredDefinitionError(DatabaseError, DefinitionError):
     """A definition in the database is malformed or has no canonical form (PA201, PA202, PA203)."""
 
@@ -241,6 +235,12 @@ class UnknownActorError(DatabaseError):
     """Nothing knows the actor who was to be erased."""
 
     sqlstate = "PA360"
+
+
+class LimitRightsError(DatabaseError):
+    """The first limit of a resource type was to be set by a role that does not own its tables."""
+
+    sqlstate = "PA331"
 
 
 class LimitReachedError(DatabaseError):

@@ -445,7 +445,8 @@ def _check_server(backend: _Backend) -> None:
     if owns is False:
         raise MigrationError(
             f'schema {SCHEMA} in database "{database}" belongs to role "{owner}", and "{role}" is'
-            f' not a member of it: migrate as "{owner}"'
+            f" not a member of it: migrate as the role that installed it or as a superuser, or have"
+            f' one run: grant "{owner}" to "{role}"'
         )
     if owns and not booked:
         raise MigrationError(
