@@ -23,9 +23,10 @@ import pytest
 import typer
 
 from pgaudit_wf import request_context
+from pgaudit_wf._json import dumps
 from pgaudit_wf.cli import app
 from pgaudit_wf.cli._base import hide_passwords, parse_time
-from pgaudit_wf.cli._output import printable, to_json
+from pgaudit_wf.cli._output import printable
 from pgaudit_wf.devserver import DevServer
 
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
@@ -482,8 +483,8 @@ def test_texts_are_printed_as_they_are_but_for_control_characters() -> None:
     assert printable("Zoë 🙂 日本 [bold]") == "Zoë 🙂 日本 [bold]"
     assert printable("a\tb\x7f\u200e") == "a\\tb\\x7f\\u200e"
     value = {"a": ["\x9b", "\x7f", "\U000e0041", 'q"'], "t": datetime(2026, 1, 2, tzinfo=UTC)}
-    assert json.loads(to_json(value)) == {**value, "t": "2026-01-02T00:00:00+00:00"}
-    assert printable(to_json(value)) == to_json(value)
+    assert json.loads(dumps(value)) == {**value, "t": "2026-01-02T00:00:00+00:00"}
+    assert printable(dumps(value)) == dumps(value)
 
 
 @pytest.mark.parametrize("command", ["log", "migrate", "doctor"])

@@ -9,7 +9,9 @@ from typing import Any, Generic, LiteralString, TypeAlias, TypeVar, overload
 import psycopg
 from psycopg import sql
 from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import set_json_loads
 
+from pgaudit_wf._json import loads
 from pgaudit_wf.errors import translated
 
 Json: TypeAlias = Any
@@ -41,12 +43,14 @@ def run(conn: Connection | AsyncConnection, read: Read[T]) -> T | Awaitable[T]:
         return _run_async(conn, read)
     with translated():
         cursor = conn.cursor(row_factory=dict_row)
+        set_json_loads(loads, cursor)
         return read.shape(cursor.execute(read.statement, read.parameters).fetchall())
 
 
 async def _run_async(conn: AsyncConnection, read: Read[T]) -> T:
     with translated():
         cursor = conn.cursor(row_factory=dict_row)
+        set_json_loads(loads, cursor)
         await cursor.execute(read.statement, read.parameters)
         return read.shape(await cursor.fetchall())
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Unpack
 
+from pgaudit_wf._json import loads
 from pgaudit_wf._query import Connection
 from pgaudit_wf.archive import (
     COLUMNS,
@@ -249,7 +250,7 @@ def _apply_mask(
 
 
 def _matches(event: Mapping[str, Any], search: str, named: bool) -> bool:
-    metadata = json.loads(event["metadata"])
+    metadata = loads(event["metadata"])
     texts = [event[name] for name in ("actor_label", "action", "resource_id", "ip", "user_agent",
                                       "correlation_id")]  # fmt: skip
     texts += [metadata.get("label"), metadata.get("reason")]
@@ -330,13 +331,8 @@ def _entries(
             [[e["resource_type"] for e in named], [e["resource_id"] for e in named], org_id],
         ).fetchall()
     }
-    # As the connection reads jsonb: the command line keeps every digit of a number.
-    documents = conn.execute(
-        "select r.diff::jsonb, r.metadata::jsonb from unnest(%s::text[], %s::text[])"
-        " with ordinality as r (diff, metadata, position) order by r.position",
-        [[e["diff"] for e in events], [e["metadata"] for e in events]],
-    ).fetchall()
-    for event, (diff, metadata) in zip(events, documents, strict=True):
+    for event in events:
+        diff, metadata = event["diff"] and loads(event["diff"]), loads(event["metadata"])
         name, email, role = people.get((event["actor_id"], event["org_id"]), (None, None, None))
         label = event.pop("actor_label")
         del event["tx_id"], event["attested"]

@@ -4,7 +4,9 @@ Nothing here talks to a database, so it also serves to prove a hash that the dat
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -26,7 +28,7 @@ _MAX_SAFE_INTEGER = 2**53 - 1
 
 
 def _doubles(value: object, depth: int) -> object:
-    """Copy a value with every integer that a double may not hold exactly turned into one."""
+    """Copy a value with every number that a double may not hold exactly turned into one."""
     if isinstance(value, Mapping | list | tuple) and depth > MAX_DEPTH:
         raise DefinitionError(
             f"JSON nested more than {MAX_DEPTH} levels deep has no canonical form here; "
@@ -36,14 +38,17 @@ def _doubles(value: object, depth: int) -> object:
         return {key: _doubles(member, depth + 1) for key, member in value.items()}
     if isinstance(value, list | tuple):
         return [_doubles(element, depth + 1) for element in value]
-    if isinstance(value, int) and abs(value) > _MAX_SAFE_INTEGER:
+    if isinstance(value, Decimal) or (isinstance(value, int) and abs(value) > _MAX_SAFE_INTEGER):
         try:
-            return float(value)
-        except OverflowError as error:
-            raise DefinitionError(
-                "number out of range for canonical JSON: RFC 8785 numbers are IEEE 754 doubles; "
-                "keep larger ones as strings"
-            ) from error
+            double = float(value)
+        except OverflowError:
+            double = math.inf
+        if math.isfinite(double):
+            return double
+        raise DefinitionError(
+            "number out of range for canonical JSON: RFC 8785 numbers are IEEE 754 doubles; "
+            "keep larger ones as strings"
+        )
     return value
 
 
@@ -51,7 +56,8 @@ def canonical_json(value: object) -> str:
     """Write a JSON value as RFC 8785 does; its UTF-8 encoding is what gets hashed.
 
     Args:
-        value: What `json.loads` gives. Integers beyond 2**53 are rounded to the nearest double.
+        value: What `json.loads` gives, or a read of this package: with `Decimal` for fractions.
+            What no double holds exactly is rounded to the nearest one.
 
     Raises:
         DefinitionError: The value is no JSON, is nested more than `MAX_DEPTH` levels deep, or holds

@@ -1,10 +1,11 @@
 """Exceptions of this package; each says what was wrong and what to do about it."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
+
+from pgaudit_wf._json import loads
 
 
 class PgauditError(Exception):
@@ -186,7 +187,7 @@ class InvalidWorkflowError(DatabaseError):
     @property
     def problems(self) -> list[dict[str, str | None]]:
         """What is wrong, as `validate_definition` has it: node_id, field, code, message."""
-        return list(json.loads(self.detail)) if self.detail else []
+        return list(loads(self.detail)) if self.detail else []
 
 
 class VersionNotFoundError(DatabaseError):

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import ipaddress
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from decimal import Decimal
 from importlib.metadata import version
 from typing import IO, Any, Literal, TypeAlias
 
 import psycopg
 
+from pgaudit_wf._json import dumps, key_parts
 from pgaudit_wf._query import Connection, Json
 from pgaudit_wf.archive import Archive
 from pgaudit_wf.archive_read import whole_trail
@@ -90,7 +88,7 @@ def export_trail(
     told = {name: _plain(value) for name, value in wanted.items() if value is not None}
     with translated(), reading():
         row = conn.execute(
-            "select pgaudit_wf.record_export(%s, %s), now()", [format, json.dumps(told)]
+            "select pgaudit_wf.record_export(%s, %s), now()", [format, dumps(told)]
         ).fetchone()
     assert row is not None  # noqa: S101 - a function returns one row
     began: datetime = row[1]
@@ -125,7 +123,7 @@ def _record_end(
         with translated(), reading():
             conn.execute(
                 "select pgaudit_wf.record_export(%s, %s, %s, %s)",
-                [format_, json.dumps(told), written, ended],
+                [format_, dumps(told), written, ended],
             )
     except psycopg.Error:
         # What broke off the export is the better error.
@@ -168,9 +166,9 @@ def event_writer(format_: Format, file: IO[str]) -> Callable[[TrailEntry], objec
             [csv_cell(getattr(entry, name)) for name in CSV_COLUMNS]
         )  # fmt: skip
     if format_ == "ndjson":
-        return lambda entry: file.write(_dump(_as_object(entry)) + "\n")
+        return lambda entry: file.write(dumps(_as_object(entry)) + "\n")
     if format_ == "ocsf":
-        return lambda entry: file.write(_dump(to_ocsf(entry)) + "\n")
+        return lambda entry: file.write(dumps(to_ocsf(entry)) + "\n")
     raise ValueError(f"no such format: {format_!r}; valid are csv, ndjson, ocsf")
 
 
@@ -182,7 +180,7 @@ def csv_cell(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat()
-    text = _dump(value) if isinstance(value, dict | list) else str(value)
+    text = dumps(value) if isinstance(value, dict | list) else str(value)
     # Numbers of ours are ids; a text that begins as a formula does gets an apostrophe in front.
     return f"'{text}" if isinstance(value, str) and _FORMULA.match(text) else text
 
@@ -197,35 +195,6 @@ def _as_object(entry: TrailEntry) -> dict[str, Json]:
         for field in dataclasses.fields(entry)
         if field.name != "cursor"
     }
-
-
-def _dump(value: object) -> str:
-    """Return JSON on one line, whose numbers have all the digits that they had."""
-    out = io.StringIO()
-    _put(value, out)
-    return out.getvalue()
-
-
-def _put(value: object, out: IO[str]) -> None:
-    if isinstance(value, Mapping):
-        out.write("{")
-        for place, (key, item) in enumerate(value.items()):
-            out.write(", " if place else "")
-            out.write(json.dumps(str(key), ensure_ascii=False) + ": ")
-            _put(item, out)
-        out.write("}")
-    elif isinstance(value, list | tuple):
-        out.write("[")
-        for place, item in enumerate(value):
-            out.write(", " if place else "")
-            _put(item, out)
-        out.write("]")
-    elif isinstance(value, Decimal):
-        out.write(str(value))
-    else:
-        # Lines end where they seem to end, also for readers that know of U+2028.
-        text = json.dumps(value, ensure_ascii=False)
-        out.write(text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 # OCSF: a class for accounts, one for sessions, one for groups and their members, and API Activity
@@ -403,8 +372,8 @@ def _target(entry: TrailEntry) -> dict[str, Json]:
         if isinstance(row.get(name), str | int):
             return _user(str(row[name]), None)
     if entry.action.startswith(("session.", "member.", "totp.", "backup_codes.")):
-        if entry.action.startswith("member.") and (entry.resource_id or "").startswith("["):
-            return _user(str(json.loads(entry.resource_id or "[]")[-1]), entry.resource_name)
+        if entry.action.startswith("member.") and (key := key_parts(entry.resource_id)):
+            return _user(key[-1], entry.resource_name)
         return _user(entry.actor_id or entry.resource_id or "?", None)
     return _user(entry.resource_id or "?", entry.resource_name)
 

@@ -20,6 +20,7 @@ from psycopg.abc import PQGen
 from psycopg.rows import tuple_row
 from psycopg.types.json import Jsonb
 
+from pgaudit_wf._json import dumps
 from pgaudit_wf.attempt import (
     Attempt,
     behind,
@@ -595,9 +596,9 @@ def record_event(
         "action": action,
         "resource_type": resource_type,
         "resource_id": resource_id,
-        "before": None if before is None else Jsonb(before),
-        "after": None if after is None else Jsonb(after),
-        "metadata": None if metadata is None else Jsonb(dict(metadata)),
+        "before": None if before is None else Jsonb(before, dumps),
+        "after": None if after is None else Jsonb(after, dumps),
+        "metadata": None if metadata is None else Jsonb(dict(metadata), dumps),
         "outcome": outcome,
     }
     given = {name: value for name, value in arguments.items() if value is not None}

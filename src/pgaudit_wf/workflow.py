@@ -24,6 +24,7 @@ from psycopg import sql
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
+from pgaudit_wf._json import dumps
 from pgaudit_wf._query import AsyncConnection, Connection, Json, Read, columns, run
 
 __all__ = [
@@ -607,7 +608,7 @@ def _validate_definition(nodes: Json, edges: Json) -> Read[Any]:
         sql.SQL("select {} from pgaudit_wf.validate_definition(%(nodes)s, %(edges)s) as p").format(
             columns(Problem, "p")
         ),
-        {"nodes": Jsonb(nodes), "edges": Jsonb(edges)},
+        {"nodes": Jsonb(nodes, dumps), "edges": Jsonb(edges, dumps)},
         _problems,
     )
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from decimal import Decimal
-from functools import partial
 from typing import Annotated, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import psycopg
@@ -20,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import set_json_loads
 from typer.core import TyperGroup
 
+from pgaudit_wf._json import loads
 from pgaudit_wf.cli._output import printable
 from pgaudit_wf.errors import AccessDeniedError, DatabaseError, PgauditError, from_database
 
@@ -240,7 +238,7 @@ def connect(conninfo: str) -> Iterator[Connection]:
         **wait,  # type: ignore[arg-type]
     ) as conn:
         # What is printed is what is stored: 0.10 stays 0.10, and nothing is rounded.
-        set_json_loads(partial(json.loads, parse_float=Decimal), conn)
+        set_json_loads(loads, conn)
         yield conn
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
-from decimal import Decimal
 from typing import Any
 
 from rich import box
@@ -17,14 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pgaudit_wf._json import UNSAFE, dumps, key_parts
 from pgaudit_wf.read import Attachment, TrailEntry
 
-# Control characters, line and paragraph separators, and what turns the direction of writing:
-# a name may hold them, and must not be able to rewrite what stands around it.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
-)
 _PIPE_WIDTH = 200
 # Below it, a column for each thing would be all line breaks.
 _WIDE = 150
@@ -58,35 +50,15 @@ def printable(text: str) -> str:
         wide = f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
         return named.get(char) or (f"\\x{code:02x}" if code <= 0xFF else wide)
 
-    return _UNSAFE.sub(escape, text)
-
-
-def to_json(value: object) -> str:
-    """Return a value as JSON on one line: dataclasses as objects, numbers with all their digits."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_json({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
-    if isinstance(value, dict):
-        members = (f"{to_json(str(key))}: {to_json(item)}" for key, item in value.items())
-        return "{" + ", ".join(members) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(to_json, value)) + "]"
-    if isinstance(value, Decimal):
-        return str(value)
-    if isinstance(value, datetime):
-        value = value.isoformat()
-    return _UNSAFE.sub(_json_escape, json.dumps(value, ensure_ascii=False))
-
-
-def _json_escape(match: re.Match[str]) -> str:
-    return json.dumps(match[0])[1:-1] if match[0] != "\x7f" else "\\u007f"
+    return UNSAFE.sub(escape, text)
 
 
 def print_json(value: object) -> None:
     """Print a value as JSON; a sequence as an array with an item a line."""
     if isinstance(value, list | tuple) and value:
-        print("[\n  " + ",\n  ".join(map(to_json, value)) + "\n]")
+        print("[\n  " + ",\n  ".join(map(dumps, value)) + "\n]")
     else:
-        print(to_json(value))
+        print(dumps(value))
 
 
 def print_table(
@@ -129,20 +101,12 @@ def what(entry: TrailEntry) -> Text:
 def resource(entry: TrailEntry) -> Text:
     """Return the resource's kind, and its name or else its id."""
     text = Text(printable(entry.resource_type or ""), style="dim")
-    name = entry.resource_name or _key(entry.resource_id)
+    key = key_parts(entry.resource_id)
+    name = entry.resource_name or (", ".join(key) if key else entry.resource_id)
     if name:
         text.append(" " if text else "", style="not dim")
         text.append(printable(shorten(name, 40)), style="not dim")
     return text
-
-
-def _key(resource_id: str | None) -> str | None:
-    if resource_id is None or not resource_id.startswith("["):
-        return resource_id
-    try:
-        return ", ".join(str(part) for part in json.loads(resource_id))
-    except ValueError:
-        return resource_id
 
 
 def origin(entry: TrailEntry) -> Text:
@@ -159,7 +123,7 @@ def shorten(text: str, length: int) -> str:
 def _short(value: object) -> str:
     if value is None:
         return "empty"
-    text = value if isinstance(value, str) else to_json(value)
+    text = value if isinstance(value, str) else dumps(value)
     # A time is read at a glance without its fractions.
     text = re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(\+00:00)?$", r"\1 \2", text)
     if re.fullmatch("[0-9a-f]{64}", text):
@@ -207,7 +171,7 @@ def change_lines(entry: TrailEntry) -> Iterable[Text]:
 def _members(operation: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     path, name = operation["path"], _field(operation["path"])
     if operation["op"] == "replace" and path:
-        change = f"{to_json(operation['old'])} → {to_json(operation['value'])}"
+        change = f"{dumps(operation['old'])} → {dumps(operation['value'])}"
         return [("~", "yellow", name, change)]
     found = []
     for sign, style, key in (("-", "red", "old"), ("+", "green", "value")):
@@ -215,9 +179,9 @@ def _members(operation: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             continue
         value = operation[key]
         if not path and isinstance(value, dict):
-            found += [(sign, style, column, to_json(item)) for column, item in value.items()]
+            found += [(sign, style, column, dumps(item)) for column, item in value.items()]
         else:
-            found.append((sign, style, name, to_json(value)))
+            found.append((sign, style, name, dumps(value)))
     return found
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from rich.padding import Padding
 from rich.text import Text
 
-from pgaudit_wf.cli._output import console, moment, printable, to_json
+from pgaudit_wf._json import dumps
+from pgaudit_wf.cli._output import console, moment, printable
 from pgaudit_wf.workflow import Connected, NodeRef, Problem, Snapshot, Version, VersionDiff
 
 _ADDED, _REMOVED, _CHANGED = ("+", "green"), ("-", "red"), ("~", "yellow")
@@ -186,7 +187,7 @@ def _value(value: str) -> Text:
 
 
 def _put_value(name: str, value: Any, indent: int) -> None:  # noqa: ANN401 - any JSON
-    text = value if isinstance(value, str) else to_json(value)
+    text = value if isinstance(value, str) else dumps(value)
     label = Text(f"{printable(name)}:", style="dim")
     if "\n" not in text:
         put(Text.assemble(label, " ", _value(text or "empty")), indent)

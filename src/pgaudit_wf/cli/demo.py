@@ -13,8 +13,9 @@ import psycopg
 import typer
 from rich.text import Text
 
+from pgaudit_wf._json import dumps
 from pgaudit_wf.cli._base import Failure, JsonOption, add
-from pgaudit_wf.cli._output import console, moment, print_json, print_table, print_trail, to_json
+from pgaudit_wf.cli._output import console, moment, print_json, print_table, print_trail
 from pgaudit_wf.cli._version import heading, print_diff, print_versions, put
 from pgaudit_wf.cli.serve import Visitor, running
 from pgaudit_wf.cli.trail import print_api_keys
@@ -107,7 +108,7 @@ def _show(day: Day, major: int) -> None:
     print_table(
         ["Column", "Then", "Now"],
         [
-            [name, to_json(day.workflow_before.get(name)), to_json(now)]
+            [name, dumps(day.workflow_before.get(name)), dumps(now)]
             for name, now in day.workflow_now.items()
             if day.workflow_before.get(name) != now
         ],

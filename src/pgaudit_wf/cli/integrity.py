@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pgaudit_wf._json import dumps, loads
 from pgaudit_wf.cli._base import (
     FAILED,
     USAGE,
@@ -422,7 +422,7 @@ def prove(
             assert event_id is not None  # noqa: S101
             row = archived_row(conn, archive, event_id) if archive else None
             proof = prove_event(conn, event_id, row)
-    typer.echo(json.dumps(proof, ensure_ascii=False, indent=2))
+    typer.echo(dumps(proof, 2))
 
 
 def check(
@@ -438,8 +438,8 @@ def check(
     """
     keys = _verifier_keys(key)
     try:
-        loaded = json.loads(_read(proof, "proof"))
-    except (ValueError, RecursionError) as error:
+        loaded = loads(_read(proof, "proof"))
+    except ValueError as error:
         raise Failure(f"{proof} is no JSON: {error}") from error
     if not isinstance(loaded, dict):
         raise Failure(f"{proof} is no proof")
@@ -467,7 +467,7 @@ def _print_checked(checked: Checked) -> None:
         typer.echo(f"PROVED: this is in the log {origin}, under its checkpoint of {size} leaves.")
         for name, value in sorted(checked.event.items()):
             if value is not None:
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                text = value if isinstance(value, str) else dumps(value)
                 typer.echo(f"  {name}: {printable(text)}")
     for witness in checked.witnesses:
         typer.echo(f"Seen by the witness {printable(witness)}.")
@@ -499,7 +499,7 @@ def consistency(
             for name in (old, new) if name
         ]  # fmt: skip
         proof = prove_consistency(conn, *notes)
-    typer.echo(json.dumps(proof, ensure_ascii=False, indent=2))
+    typer.echo(dumps(proof, 2))
 
 
 def checkpoint_show(

@@ -16,6 +16,7 @@ import typer
 from rich.text import Text
 
 from pgaudit_wf import request_context
+from pgaudit_wf._json import dumps
 from pgaudit_wf.archive import list_archives
 from pgaudit_wf.archive_read import whole_trail
 from pgaudit_wf.cli._base import (
@@ -36,7 +37,6 @@ from pgaudit_wf.cli._output import (
     print_line,
     print_table,
     print_trail,
-    to_json,
 )
 from pgaudit_wf.read import (
     ApiKeyActivity,
@@ -212,7 +212,7 @@ def log(
             first = (0 if as_json else _FOLLOW_LIMIT) if limit is None else limit
             for entry in _follow(conn, filters, first, after, interval, org, as_actor):
                 if as_json:
-                    print(to_json(entry))
+                    print(dumps(entry))
                 else:
                     print_line(entry, zone, diff=diff)
                 sys.stdout.flush()
@@ -339,7 +339,7 @@ def row(
         print_table(
             ["Column", "Value"],
             [
-                [name, value if isinstance(value, str) else to_json(value)]
+                [name, value if isinstance(value, str) else dumps(value)]
                 for name, value in found.items()
             ],
         )

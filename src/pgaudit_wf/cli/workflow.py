@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pgaudit_wf._json import dumps
 from pgaudit_wf.cli._base import (
     FAILED,
     INTERRUPTED,
@@ -41,7 +42,6 @@ from pgaudit_wf.cli._output import (
     print_json,
     print_table,
     printable,
-    to_json,
 )
 from pgaudit_wf.cli.attachment import (
     IdColumnOption,
@@ -256,7 +256,7 @@ def backfill(
         except KeyboardInterrupt:
             interrupted = True
     if as_json:
-        print(to_json({"tables": done, "interrupted": interrupted}))
+        print(dumps({"tables": done, "interrupted": interrupted}))
     else:
         _summarize(done, interrupted)
     if interrupted:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from psycopg import sql
 
+from pgaudit_wf._json import loads
 from pgaudit_wf._query import Connection, Json
 from pgaudit_wf.errors import DefinitionError, NoteError, ProofError, translated
 from pgaudit_wf.tlog import leaf as leaves
@@ -84,7 +84,7 @@ def read_event(leaf: Mapping[str, Json], opened: Mapping[str, str]) -> dict[str,
     for name in ("change", "diff", "metadata", "snapshot"):
         if name in leaf and leaf[name] is not None:
             event[name] = _reassemble(name, leaf[name], opened)
-    who = json.loads(opened["who"]) if "who" in opened else None
+    who = loads(opened["who"]) if "who" in opened else None
     del event["who"]
     names = ("actor_label", "ip", "user_agent")
     for number, name in enumerate(names if leaf["format"] == leaves.EVENT_FORMAT else names[:1]):
@@ -94,20 +94,20 @@ def read_event(leaf: Mapping[str, Json], opened: Mapping[str, str]) -> dict[str,
 
 def _reassemble(name: str, listed: Json, opened: Mapping[str, str]) -> Json:
     if isinstance(listed, str):
-        return json.loads(opened[name]) if name in opened else None
+        return loads(opened[name]) if name in opened else None
     texts = [opened.get(f"{name}/{number}") for number in range(len(listed))]
     if name == "metadata":
-        return json.loads("{" + ", ".join(text for text in texts if text) + "}")
+        return loads("{" + ", ".join(text for text in texts if text) + "}")
     whole: list[Json] = []
     for text in texts:
         if text in ('"add"', '"remove"'):
             member = "value" if text == '"add"' else "old"
-            whole.append({"op": json.loads(text), "path": "", member: {}})
+            whole.append({"op": loads(text), "path": "", member: {}})
         elif text is not None and text.startswith('"'):
             row = whole[-1]["value" if whole[-1]["op"] == "add" else "old"]
-            row.update(json.loads("{" + text + "}"))
+            row.update(loads("{" + text + "}"))
         elif text is not None:
-            whole.append(json.loads(text))
+            whole.append(loads(text))
     return whole
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from datetime import datetime
 from typing import Annotated, Any, TypeAlias
 
 import psycopg
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
+from pgaudit_wf._json import dumps
 from pgaudit_wf.errors import ProofError
 from pgaudit_wf.read import TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import models, reads
@@ -81,6 +83,16 @@ NewOrGiven: TypeAlias = Annotated[
 ]
 
 
+def answer(value: object) -> Response:
+    """Return a value as JSON; pydantic and `json` would round its numbers or make them texts."""
+    return Response(dumps(value, moment=_moment), media_type="application/json")
+
+
+def _moment(moment: datetime) -> str:
+    text = moment.isoformat()
+    return f"{text[:-6]}Z" if text.endswith("+00:00") else text
+
+
 def filters_of(query: models.Filters, principal: Principal) -> TrailFilter:
     """Return the filters of a request.
 
@@ -110,12 +122,12 @@ def no_version(workflow_id: str, version: int | None = None) -> ProblemError:
 )
 async def trail(
     request: Request, who: Who, database: Data, query: Annotated[models.TrailQuery, Query()]
-) -> object:
+) -> Response:
     """Pages hold still: an event that comes in between two requests moves no other one."""
     filters = filters_of(query, who)
     async with database.reading(request, who) as session:
-        return await session.call(
-            audit_trail, after=query.after, page_size=query.page_size, **filters
+        return answer(
+            await session.call(audit_trail, after=query.after, page_size=query.page_size, **filters)
         )
 
 
@@ -151,13 +163,13 @@ async def export(
 )
 async def follow(
     request: Request, who: Who, database: Data, query: Annotated[models.FollowQuery, Query()]
-) -> object:
+) -> Response:
     """Nothing is skipped and nothing comes twice, whatever transactions run at once."""
     filters = filters_of(query, who)
     async with database.reading(request, who) as session:
         if query.after is None:
-            return await session.call(latest_trail, query.max_events, **filters)
-        return await session.call(follow_trail, query.after, query.max_events, **filters)
+            return answer(await session.call(latest_trail, query.max_events, **filters))
+        return answer(await session.call(follow_trail, query.after, query.max_events, **filters))
 
 
 @router.get(
@@ -167,13 +179,13 @@ async def follow(
     summary="One event, by its cursor",
     tags=["trail"],
 )
-async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> object:
+async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> Response:
     """The cursor is the one that the event has in the trail."""
     async with database.reading(request, who) as session:
         found = await reads.find_event(session, cursor)
     if found is None:
         raise ProblemError(404, "There is no such event.")
-    return found
+    return answer(found)
 
 
 def sealed_log_of(request: Request) -> Integrity:
@@ -200,14 +212,14 @@ Sealed: TypeAlias = Annotated[Integrity, Depends(sealed_log_of)]
 )
 async def proof(
     request: Request, who: Who, database: Data, sealed: Sealed, cursor: models.Cursor
-) -> object:
+) -> Response:
     """Whoever has the log's public key can check it, without this database."""
     async with database.reading(request, who) as session:
         found = await reads.find_event(session, cursor)
     if found is None:
         raise ProblemError(404, "There is no such event.")
     try:
-        return await sealed.proof(found.id)
+        return answer(await sealed.proof(found.id))
     except ProofError as error:
         raise ProblemError(404, str(error), "not_sealed") from error
 
@@ -273,7 +285,7 @@ async def history(
     database: Data,
     workflow_id: WorkflowId,
     query: Annotated[models.HistoryQuery, Query()],
-) -> object:
+) -> Response:
     """The workflow may be deleted by now."""
     async with database.reading(request, who) as session:
         page = await session.call(
@@ -285,7 +297,7 @@ async def history(
         )
         if not page.versions and await reads.find_version(session, workflow_id) is None:
             raise no_version(workflow_id)
-    return {"versions": map(_version, page.versions), "next_before": page.next_before}
+    return answer({"versions": [*map(_version, page.versions)], "next_before": page.next_before})
 
 
 @router.get(
@@ -302,11 +314,11 @@ async def diff(
     workflow_id: WorkflowId,
     before: Annotated[models.VersionNumber, Query(alias="from")],
     after: Annotated[models.VersionNumber, Query(alias="to")],
-) -> object:
+) -> Response:
     """In either direction."""
     async with database.reading(request, who) as session:
         found = await session.call(compare_versions, workflow_id, before, after)
-    return found.as_json()
+    return answer(found.as_json())
 
 
 def sent_by_program_or_us(request: Request) -> None:
@@ -335,12 +347,12 @@ async def restore(
     database: Data,
     workflow_id: WorkflowId,
     body: models.RestoreRequest,
-) -> object:
+) -> Response:
     """An ordinary update by the caller: validated, versioned and audited as any other.
 
     Nodes, edges, name and description are put back; visibility, the switch and the listing stay.
     """
-    return await put_back(request, database, who, workflow_id, body.version)
+    return answer(await put_back(request, database, who, workflow_id, body.version))
 
 
 async def put_back(
@@ -384,21 +396,23 @@ async def workflow(
     database: Data,
     workflow_id: WorkflowId,
     version: NewOrGiven = None,
-) -> object:
+) -> Response:
     """The workflow may be deleted by now."""
     async with database.reading(request, who) as session:
         found = await reads.find_version(session, workflow_id, version)
         if found is None:
             raise no_version(workflow_id, version)
         snapshot = await session.call(version_snapshot, workflow_id, found.version)
-    return {
-        "id": found.workflow_id,
-        "org_id": found.org_id,
-        **asdict(snapshot),
-        "version": found.version,
-        "content_hash": found.content_hash,
-        "is_current": found.is_current,
-    }
+    return answer(
+        {
+            "id": found.workflow_id,
+            "org_id": found.org_id,
+            **{field.name: getattr(snapshot, field.name) for field in fields(snapshot)},
+            "version": found.version,
+            "content_hash": found.content_hash,
+            "is_current": found.is_current,
+        }
+    )
 
 
 @router.get(
@@ -408,10 +422,10 @@ async def workflow(
     summary="What became of each API key, revoked and deleted ones included",
     tags=["trail"],
 )
-async def api_keys(request: Request, who: Who, database: Data) -> object:
+async def api_keys(request: Request, who: Who, database: Data) -> Response:
     """As the log tells it, whether or not the keys are still there."""
     async with database.reading(request, who) as session:
-        return {"keys": await reads.api_keys(session, who)}
+        return answer({"keys": await reads.api_keys(session, who)})
 
 
 @router.get(
@@ -426,7 +440,7 @@ async def attribution(
     who: Who,
     database: Data,
     execution_id: Annotated[str, Path(min_length=1, max_length=1000, pattern=models.NO_NUL)],
-) -> object:
+) -> Response:
     """Also after key, user and workflow are gone."""
     async with database.reading(request, who) as session:
         tables = await reads.run_tables(session)
@@ -438,7 +452,7 @@ async def attribution(
             # The ids of this table are of another type.
             continue
         if found is not None:
-            return {**asdict(found), "snapshot": found.snapshot and asdict(found.snapshot)}
+            return answer(found)
     raise ProblemError(404, "There is no such run.")
 
 

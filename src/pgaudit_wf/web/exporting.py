@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from psycopg import sql
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
+from pgaudit_wf._json import dumps
 from pgaudit_wf.export import Format, event_writer
 from pgaudit_wf.read import TrailFilter, TrailPage, audit_trail
 from pgaudit_wf.web.database import Database
@@ -43,7 +43,7 @@ async def export_response(
         AccessDeniedError: The database does not have the actor as owner or admin.
         psycopg.Error: The database could not answer; later errors break the stream off.
     """
-    told = json.dumps({name: _plain(value) for name, value in filters.items() if value is not None})
+    told = dumps({name: _plain(value) for name, value in filters.items() if value is not None})
     record: dict[str, Any] = {"format": format_, "filters": told}
     async with database.reading(request, principal, read_only=False) as session:
         [row] = await session.rows(_RECORD, **record, events=None, outcome="succeeded")

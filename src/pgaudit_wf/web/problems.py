@@ -13,8 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from psycopg_pool import PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from pgaudit_wf._json import dumps
 from pgaudit_wf.errors import (
     AccessDeniedError,
     ArgumentError,
@@ -75,7 +76,7 @@ def problem(
         body["code"] = code
     if errors is not None:
         body["errors"] = errors
-    return JSONResponse(body, status, headers, MEDIA_TYPE)
+    return Response(dumps(body), status, headers, MEDIA_TYPE)
 
 
 def _from_http(request: Request, error: Exception) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from pgaudit_wf._json import dumps
 from pgaudit_wf.web.paths import link, local_path, segment
 from pgaudit_wf.web.sentences import actor, sentence, subject, tone
 
@@ -57,7 +57,7 @@ def pretty(value: object) -> str:
         return "empty"
     if isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, indent=2)
+    return dumps(value, 2)
 
 
 _ENVIRONMENT = Environment(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
+from pgaudit_wf._json import key_parts
 from pgaudit_wf.read import TrailEntry
 
 Tone: TypeAlias = Literal["add", "change", "remove"]
@@ -124,11 +124,8 @@ def member_of(entry: TrailEntry) -> str | None:
     """Return the id of the user whose membership an event is about."""
     if not entry.action.startswith("member."):
         return None
-    try:
-        key = json.loads(entry.resource_id or "")
-    except ValueError:
-        return entry.resource_id
-    return str(key[-1]) if isinstance(key, list) and key else entry.resource_id
+    key = key_parts(entry.resource_id)
+    return key[-1] if key else entry.resource_id
 
 
 def subject(entry: TrailEntry, names: Mapping[str, str]) -> str | None:
