@@ -10,6 +10,11 @@ $$;
 comment on function pgaudit_wf.context_value(text) is
     'The value of a transaction-local app.* setting, at most 255 characters; null when it is not set.';
 
+create function pgaudit_wf.context_reason() returns text
+language sql stable parallel safe
+as $$ select left(nullif(current_setting('app.reason', true), ''), 4096) $$;
+comment on function pgaudit_wf.context_reason() is 'app.reason, at most 4,096 characters; null when it is not set.';
+
 create function pgaudit_wf.parse_ip(address text) returns inet
 language plpgsql immutable strict
 as $$
@@ -27,7 +32,8 @@ comment on function pgaudit_wf.parse_ip(text) is 'The text as an address; null, 
 create function pgaudit_wf.context_ip() returns inet
 language sql stable
 as $$
-    -- Only a transaction that says an address pays for the subtransaction in which it is tried.
-    select case when current_setting('app.ip', true) <> '' then pgaudit_wf.parse_ip(current_setting('app.ip', true)) end
+    -- Only a transaction that says an address pays for the subtransaction in which it is tried. No address is longer than 64 characters,
+    -- and the error over a text of 256 MB would be one of memory, which nothing catches.
+    select case when current_setting('app.ip', true) <> '' then pgaudit_wf.parse_ip(left(current_setting('app.ip', true), 64)) end
 $$;
 comment on function pgaudit_wf.context_ip() is 'app.ip as an address; null when it is not set or is no address.';

@@ -11,11 +11,11 @@ create table pgaudit_wf.security_audit_log (
     -- The same number as pg_current_xact_id(), which has no cast to bigint: by way of text it takes 1 to 2 µs more.
     tx_id bigint not null default txid_current(),
     actor_id text default pgaudit_wf.context_value('app.actor_id'),
-    actor_label text default nullif(current_setting('app.actor_label', true), ''),
+    actor_label text default pgaudit_wf.context_value('app.actor_label'),
     org_id text default pgaudit_wf.context_value('app.org_id'),
-    org_label text default nullif(current_setting('app.org_label', true), ''),
-    auth_method text default nullif(current_setting('app.auth_method', true), ''),
-    api_key_id text default nullif(current_setting('app.api_key_id', true), ''),
+    org_label text default pgaudit_wf.context_value('app.org_label'),
+    auth_method text default pgaudit_wf.context_value('app.auth_method'),
+    api_key_id text default pgaudit_wf.context_value('app.api_key_id'),
     action text not null,
     resource_type text,
     resource_id text,
@@ -25,7 +25,7 @@ create table pgaudit_wf.security_audit_log (
     diff jsonb,
     metadata jsonb not null default '{}',
     ip inet default pgaudit_wf.context_ip(),
-    country text default nullif(current_setting('app.country', true), ''),
+    country text default pgaudit_wf.context_value('app.country'),
     user_agent text default left(nullif(current_setting('app.user_agent', true), ''), 1024),
     correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
     db_user text not null default session_user,
@@ -35,7 +35,7 @@ create table pgaudit_wf.security_audit_log (
 ) partition by range (occurred_at);
 
 comment on table pgaudit_wf.security_audit_log is
-    'The security audit trail, one row an event. Append-only for everyone; who and from where come from the app.* settings of the transaction by column default. Partitioned by month of occurred_at.';
+    'The security audit trail, one row an event. Append-only for everyone; who and from where come from the app.* settings of the transaction by column default, each at most 255 characters where nothing else is said. Partitioned by month of occurred_at.';
 comment on column pgaudit_wf.security_audit_log.id is 'Number of the event, unique; given before commit, so not an order of visibility: read by (tx_id, id).';
 comment on column pgaudit_wf.security_audit_log.occurred_at is 'Wall-clock time at which the change was made (not when its transaction began or committed).';
 comment on column pgaudit_wf.security_audit_log.tx_id is '64-bit id of the transaction that made the change.';
@@ -52,7 +52,7 @@ comment on column pgaudit_wf.security_audit_log.outcome is 'succeeded, failed (a
 comment on column pgaudit_wf.security_audit_log.captured is 'True when a trigger saw the change itself; false when the application reported it through record_event().';
 comment on column pgaudit_wf.security_audit_log.attested is 'True when the application proved, by an HMAC that injected SQL cannot make, that it set actor, organisation and correlation id.';
 comment on column pgaudit_wf.security_audit_log.diff is 'JSON Patch (RFC 6902) from the old row to the new one; remove and replace also carry "old", so that it runs backwards.';
-comment on column pgaudit_wf.security_audit_log.metadata is 'More about the event: label of the resource at that time, reason (app.reason), previous_resource_id of a row whose key changed, and what record_event() was given.';
+comment on column pgaudit_wf.security_audit_log.metadata is 'More about the event: label of the resource at that time, reason (app.reason, at most 4,096 characters), previous_resource_id of a row whose key changed, and what record_event() was given; a part that is larger than 1 MiB by its SHA-256 and length.';
 comment on column pgaudit_wf.security_audit_log.ip is 'Address of the client (app.ip).';
 comment on column pgaudit_wf.security_audit_log.country is 'Country of the client (app.country), as the application looked it up.';
 comment on column pgaudit_wf.security_audit_log.user_agent is 'User agent of the client (app.user_agent), at most 1,024 characters.';

@@ -13,7 +13,8 @@ begin
         return jsonb_build_array(jsonb_build_object('op', 'remove', 'path', path, 'old', before));
     elsif before = after then
         return '[]';
-    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object' then
+    -- Each level is a call within a call, and the stack has an end.
+    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object' or length(path) - length(replace(path, '/', '')) >= 32 then
         return jsonb_build_array(jsonb_build_object('op', 'replace', 'path', path, 'old', before, 'value', after));
     end if;
     return (
@@ -25,7 +26,18 @@ begin
 end
 $$;
 comment on function pgaudit_wf.json_diff(jsonb, jsonb, text) is
-    'JSON Patch (RFC 6902) from before to after, with "old" in each remove and replace; objects member by member, arrays as a whole; null stands for absent.';
+    'JSON Patch (RFC 6902) from before to after, with "old" in each remove and replace; objects member by member down to 32 levels, arrays as a whole; null stands for absent.';
+
+create function pgaudit_wf.bounded_json(value jsonb, longest integer default 1048576) returns jsonb
+language sql stable parallel safe
+as $$
+    -- Its text is what counts: 1e100000 takes 12 bytes, and 100,001 where it is shown.
+    select case when octet_length(value::text) > longest
+        then jsonb_build_object('sha256', encode(sha256(convert_to(value::text, 'UTF8')), 'hex'), 'bytes', octet_length(value::text))
+        else value end
+$$;
+comment on function pgaudit_wf.bounded_json(jsonb, integer) is
+    'A value whose text has at most so many bytes (1 MiB) as it is; a larger one as {"sha256": …, "bytes": …} of its text, so that whoever reads the log can hold it.';
 
 create function pgaudit_wf.record_event(
     action text,
@@ -41,12 +53,13 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     event_id bigint;
+    changes jsonb;
 begin
     if coalesce(record_event.action, '') = '' then
         raise exception 'record_event needs an action, such as subscription.change_requested' using errcode = 'PA008';
     end if;
-    if octet_length(record_event.action) > 255 or octet_length(record_event.resource_type) > 255 then
-        raise exception 'action and resource_type may have 255 bytes at most' using errcode = 'PA008';
+    if length(record_event.action) > 128 or length(record_event.resource_type) > 128 then
+        raise exception 'action and resource_type may have 128 characters at most' using errcode = 'PA008';
     end if;
     if record_event.outcome is null or record_event.outcome not in ('succeeded', 'failed', 'denied') then
         raise exception 'outcome is "%": it must be succeeded, failed or denied', record_event.outcome using errcode = 'PA008';
@@ -54,12 +67,20 @@ begin
     if jsonb_typeof(record_event.metadata) <> 'object' then
         raise exception 'metadata must be a JSON object, not %', jsonb_typeof(record_event.metadata) using errcode = 'PA008';
     end if;
+    if record_event.before is not null or record_event.after is not null then
+        record_event.before := pgaudit_wf.bounded_json(record_event.before);
+        record_event.after := pgaudit_wf.bounded_json(record_event.after);
+        changes := pgaudit_wf.json_diff(record_event.before, record_event.after);
+        -- Paths repeat the keys above them.
+        if pg_column_size(changes) > 4194304 then
+            changes := jsonb_build_array(jsonb_build_object('op', 'replace', 'path', '', 'old', record_event.before, 'value', record_event.after));
+        end if;
+    end if;
     insert into pgaudit_wf.security_audit_log (action, resource_type, resource_id, diff, metadata, outcome)
     values (
-        record_event.action, record_event.resource_type, pgaudit_wf.bounded_key(record_event.resource_id),
-        pgaudit_wf.json_diff(record_event.before, record_event.after),
-        case when current_setting('app.reason', true) <> '' then jsonb_build_object('reason', current_setting('app.reason', true)) else '{}' end
-            || coalesce(record_event.metadata, '{}'),
+        record_event.action, record_event.resource_type, pgaudit_wf.bounded_key(record_event.resource_id), changes,
+        case when pgaudit_wf.context_reason() is not null then jsonb_build_object('reason', pgaudit_wf.context_reason()) else '{}' end
+            || coalesce(pgaudit_wf.bounded_json(record_event.metadata), '{}'),
         record_event.outcome)
     returning id into event_id;
     return event_id;
@@ -67,4 +88,5 @@ end
 $$;
 comment on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text) is
     'Records an event that no table shows (a plan change requested, an export made) in the current transaction, with the current context, and returns its id. '
-    'before and after become diff; metadata is a JSON object. Its captured is false: the application says so. Raises PA008 on a wrong argument.';
+    'before and after become diff; metadata is a JSON object; each that has more than 1 MiB is recorded by its SHA-256 and length. '
+    'Its captured is false: the application says so. Raises PA008 on a wrong argument, such as an action or resource type of more than 128 characters.';

@@ -110,7 +110,6 @@ declare
     restricted constant boolean := row_security_active('pgaudit_wf.security_audit_log');
     org constant text := coalesce(audit_trail.org_id, case when row_security_active('pgaudit_wf.security_audit_log') then nullif(current_setting('app.org_id', true), '') end);
     place record;
-    page pgaudit_wf.security_audit_log[];
     filter text;
 begin
     if coalesce(audit_trail.page_size, 0) not between 1 and 1000 then
@@ -143,32 +142,27 @@ begin
                 then 'pgaudit_wf.describe_actors($1, pattern => $10) as d'
                 else 'pgaudit_wf.actor_directory as d where d.name ilike $10 or d.email ilike $10' end || '))'
         end);
-    execute 'select array_agg(l order by l.occurred_at desc, l.id desc) from (select l.* from pgaudit_wf.security_audit_log as l where true'
-        || filter || ' order by l.occurred_at desc, l.id desc limit $13) as l'
-        into page
-        using org, audit_trail.action, audit_trail.resource_type, audit_trail.resource_id, audit_trail.actor_id, audit_trail.correlation_id,
-            audit_trail.outcome, audit_trail.since, audit_trail.until, pgaudit_wf.like_pattern(audit_trail.search), place.occurred_at, place.id,
-            audit_trail.page_size;
-
-    return query
-        with event as (
-            select e.* from unnest(page) as e
-        ), actor as (
+    -- In one statement, whose rows are never all in one value: that could not be larger than 1 GB.
+    return query execute 'with event as materialized (select l.* from pgaudit_wf.security_audit_log as l where true'
+        || filter || ' order by l.occurred_at desc, l.id desc limit $13), actor as (
             select d.* from pgaudit_wf.present_actors(
-                array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), restricted) as d
+                array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), $14) as d
         ), resource as (
             select n.* from pgaudit_wf.resource_names(
-                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org) as n
+                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), $1) as n
         )
         select
-            e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, coalesce(actor.name, e.actor_label), actor.email, actor.role,
-            e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, coalesce(resource.name, e.metadata ->> 'label'),
+            e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, left(coalesce(actor.name, e.actor_label), 255), left(actor.email, 255), left(actor.role, 255),
+            e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, left(coalesce(resource.name, e.metadata ->> ''label''), 255),
             e.outcome::text, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
             pgaudit_wf.trail_cursor(e.occurred_at, e.id)
         from event as e
         left join actor on actor.actor_id = e.actor_id and actor.org_id is not distinct from e.org_id
         left join resource on resource.resource_type = e.resource_type and resource.resource_id = e.resource_id
-        order by e.occurred_at desc, e.id desc;
+        order by e.occurred_at desc, e.id desc'
+        using org, audit_trail.action, audit_trail.resource_type, audit_trail.resource_id, audit_trail.actor_id, audit_trail.correlation_id,
+            audit_trail.outcome, audit_trail.since, audit_trail.until, pgaudit_wf.like_pattern(audit_trail.search), place.occurred_at, place.id,
+            audit_trail.page_size, restricted;
 end
 $$;
 comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, text, timestamptz, timestamptz, text, text, integer) is

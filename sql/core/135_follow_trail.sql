@@ -32,7 +32,7 @@ as $$
 #variable_conflict use_column
 declare
     batch record;
-    entries pgaudit_wf.trail_entry[];
+    is_one_page boolean;
 begin
     select
         array_agg(r.cursor order by r.position) as cursors, array_agg((r.event).id order by r.position) as ids,
@@ -42,29 +42,34 @@ begin
     if batch.ids is null then
         return;
     end if;
-    -- Filters and names are those of audit_trail(). A batch mostly is all that happened in its time, so one page has it.
-    entries := array(
-        select e from pgaudit_wf.audit_trail(
+    -- Filters and names are those of audit_trail(). A batch mostly is all that happened in its time, so one page has it; that of a long
+    -- transaction is not: then each event is asked for by its exact place. Counted first, as an array of entries could not exceed 1 GB.
+    since := greatest(follow_trail.since, batch.first);
+    until := least(follow_trail.until, batch.last + interval '1 microsecond');
+    is_one_page := 1000 > (
+        select count(*) from pgaudit_wf.audit_trail(
             follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
-            follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, batch.first),
-            least(follow_trail.until, batch.last + interval '1 microsecond'), follow_trail.search, null, 1000) as e);
-    if cardinality(entries) = 1000 then
-        -- That of a long transaction is not: then each event is asked for by its exact place.
-        entries := array(
-            select e
-            from unnest(batch.ids, batch.times) as place (id, occurred_at),
-            lateral pgaudit_wf.audit_trail(
+            follow_trail.correlation_id, follow_trail.outcome, follow_trail.since, follow_trail.until, follow_trail.search, null, 1000));
+    if is_one_page then
+        return query
+            select place.cursor, e
+            from unnest(batch.cursors, batch.ids) with ordinality as place (cursor, id, position)
+            left join pgaudit_wf.audit_trail(
+                follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
+                follow_trail.correlation_id, follow_trail.outcome, follow_trail.since, follow_trail.until, follow_trail.search, null, 1000) as e
+                on e.id = place.id
+            order by place.position;
+    else
+        return query
+            select place.cursor, e
+            from unnest(batch.cursors, batch.ids, batch.times) with ordinality as place (cursor, id, occurred_at, position)
+            left join lateral pgaudit_wf.audit_trail(
                 follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
                 follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, place.occurred_at),
                 least(follow_trail.until, place.occurred_at + interval '1 microsecond'), follow_trail.search,
-                pgaudit_wf.trail_cursor(place.occurred_at, place.id + 1), 1) as e
-            where e.id = place.id);
+                pgaudit_wf.trail_cursor(place.occurred_at, place.id + 1), 1) as e on e.id = place.id
+            order by place.position;
     end if;
-    return query
-        select place.cursor, e
-        from unnest(batch.cursors, batch.ids) with ordinality as place (cursor, id, position)
-        left join unnest(entries) as e on e.id = place.id
-        order by place.position;
 end
 $$;
 comment on function pgaudit_wf.follow_trail(text, text, text, text, text, text, text, text, timestamptz, timestamptz, text, integer) is

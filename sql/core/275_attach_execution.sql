@@ -17,9 +17,9 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    key_id constant text := nullif(current_setting('app.api_key_id', true), '');
-    method constant text := nullif(current_setting('app.auth_method', true), '');
-    actor constant text := nullif(current_setting('app.actor_id', true), '');
+    key_id constant text := pgaudit_wf.context_value('app.api_key_id');
+    method constant text := pgaudit_wf.context_value('app.auth_method');
+    actor constant text := pgaudit_wf.context_value('app.actor_id');
 begin
     if key_id is not null then
         select d.credential_type, d.label into credential_type, label
@@ -34,7 +34,7 @@ begin
     end);
     if label is null and key_id is null then
         label := coalesce(
-            nullif(current_setting('app.actor_label', true), ''),
+            pgaudit_wf.context_value('app.actor_label'),
             (select coalesce(d.email, d.name) from pgaudit_wf.actor_directory as d where d.actor_id = actor limit 1),
             actor,
             session_user::text);

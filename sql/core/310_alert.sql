@@ -247,15 +247,15 @@ create function pgaudit_wf.alert_event(event pgaudit_wf.security_audit_log) retu
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Never the diff, nor the rest of the metadata: a mailbox is no place for values.
+    -- Never the diff, nor the rest of the metadata: a mailbox is no place for values. Names are cut, as a hundred events are one message.
     select jsonb_build_object(
         'id', (event).id,
         'occurred_at', to_char((event).occurred_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
         'action', (event).action, 'outcome', (event).outcome,
-        'actor_id', (event).actor_id, 'actor_name', coalesce(d.name, (event).actor_label), 'actor_email', d.email,
+        'actor_id', (event).actor_id, 'actor_name', left(coalesce(d.name, (event).actor_label), 255), 'actor_email', left(d.email, 255),
         'db_user', (event).db_user, 'application_name', (event).application_name,
         'org_id', (event).org_id, 'org_label', (event).org_label,
-        'resource_type', (event).resource_type, 'resource_id', (event).resource_id, 'resource_label', (event).metadata ->> 'label',
+        'resource_type', (event).resource_type, 'resource_id', (event).resource_id, 'resource_label', left((event).metadata ->> 'label', 255),
         'auth_method', (event).auth_method, 'ip', host((event).ip), 'country', (event).country,
         'user_agent', (event).user_agent, 'correlation_id', (event).correlation_id)
     from (values (1)) as one
