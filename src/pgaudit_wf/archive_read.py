@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Unpack
 
-from pgaudit_wf._json import loads
-from pgaudit_wf._query import Connection
+from pgaudit_wf._json import dumps, loads
+from pgaudit_wf._query import Connection, Json
 from pgaudit_wf.archive import (
     COLUMNS,
     EPOCH,
@@ -35,8 +35,8 @@ from pgaudit_wf.archive import (
     write_manifest,
     write_rows,
 )
-from pgaudit_wf.errors import ArchiveConflictError, translated
-from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail
+from pgaudit_wf.errors import ArchiveConflictError, ArchiveError, translated
+from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail, well_formed
 
 __all__ = [
     "PersonalValue",
@@ -49,6 +49,8 @@ __all__ = [
 
 _PAGE = 1000
 _SLICE = 2000
+# As audit_trail() cuts names.
+_NAME_LENGTH = 255
 
 
 _LIKE = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
@@ -253,8 +255,18 @@ def _matches(event: Mapping[str, Any], search: str, named: bool) -> bool:
     metadata = loads(event["metadata"])
     texts = [event[name] for name in ("actor_label", "action", "resource_id", "ip", "user_agent",
                                       "correlation_id")]  # fmt: skip
-    texts += [metadata.get("label"), metadata.get("reason")]
-    return named or any(search.casefold() in str(text).casefold() for text in texts if text)
+    if isinstance(metadata, dict):
+        texts += [_text(metadata.get("label")), _text(metadata.get("reason"))]
+    return named or any(search.casefold() in text.casefold() for text in texts if text)
+
+
+def _text(value: Json) -> str | None:
+    """Return a value as PostgreSQL's ->> does."""
+    return value if value is None or isinstance(value, str) else dumps(value)
+
+
+def _cut(name: str | None) -> str | None:
+    return name and name[:_NAME_LENGTH]
 
 
 def archived_trail(
@@ -332,17 +344,23 @@ def _entries(
         ).fetchall()
     }
     for event in events:
-        diff, metadata = event["diff"] and loads(event["diff"]), loads(event["metadata"])
-        name, email, role = people.get((event["actor_id"], event["org_id"]), (None, None, None))
+        event.update(
+            diff=None if event["diff"] is None else loads(event["diff"]),
+            metadata=loads(event["metadata"]),
+        )
+        name, email, role = map(_cut, people.get((event["actor_id"], event["org_id"]), (None,) * 3))
         label = event.pop("actor_label")
         del event["tx_id"], event["attested"]
+        shown = well_formed(event)
         named_now = names.get((event["resource_type"], event["resource_id"]))
         yield TrailEntry(
-            **{**event, "diff": diff, "metadata": metadata},
+            **shown,
             actor_name=label if name is None else name,
             actor_email=email,
             actor_role=role,
-            resource_name=metadata.get("label") if named_now is None else named_now,
+            resource_name=_cut(
+                _text(shown["metadata"].get("label")) if named_now is None else named_now
+            ),
             cursor=_cursor(event["occurred_at"], event["id"]),
         )
 

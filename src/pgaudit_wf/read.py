@@ -220,12 +220,30 @@ def _trail_arguments(filters: Mapping[str, object]) -> sql.Composed:
     )
 
 
+def well_formed(row: Mapping[str, Json]) -> dict[str, Json]:
+    """Return a row of the log with address, diff and metadata of the types that an entry has.
+
+    What a restore or a superuser put into the log may have others; it is shown all the same.
+    """
+    ip, diff, metadata = row["ip"], row["diff"], row["metadata"]
+    if diff is not None:
+        diff = [_operation(item) for item in (diff if isinstance(diff, list) else [diff])]
+    return {
+        **row,
+        "ip": None if ip is None else str(ip),
+        "diff": diff,
+        "metadata": metadata if isinstance(metadata, dict) else {"metadata": metadata},
+    }
+
+
+def _operation(item: Json) -> dict[str, Json]:
+    if isinstance(item, dict) and isinstance(item.get("op"), str):
+        return item if isinstance(item.get("path"), str) else {**item, "path": ""}
+    return {"op": "replace", "path": "", "value": item}
+
+
 def _entry(row: DictRow) -> TrailEntry:
-    return TrailEntry(**{**row, "ip": _address(row["ip"])})
-
-
-def _address(ip: object) -> str | None:
-    return None if ip is None else str(ip)
+    return TrailEntry(**well_formed(row))
 
 
 def _audit_trail(after: str | None, page_size: int, filters: Mapping[str, object]) -> Read[Any]:
@@ -388,7 +406,7 @@ def follow_trail(
 
 def _read_log(after: str | None, max_events: int) -> Read[Any]:
     def shape(rows: Sequence[DictRow]) -> LogBatch:
-        events = tuple(LogEvent(**{**row, "ip": _address(row["ip"])}) for row in rows)
+        events = tuple(LogEvent(**well_formed(row)) for row in rows)
         return LogBatch(events, events[-1].cursor if events else after)
 
     return Read(

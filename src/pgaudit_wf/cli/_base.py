@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import inspect
+import json
 import os
 import re
 import sys
@@ -74,6 +76,15 @@ class _UsageError(Protocol):
     def format_message(self) -> str: ...
 
 
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)  # noqa: S101 - output is written only
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+# In the one way that leaves JSON what it is.
+codecs.register_error("pgaudit_wf.json", _escaped)
+
+
 class _ReaderGoneError(Exception):
     """Whoever read our output has closed it."""
 
@@ -88,7 +99,7 @@ class Commands(TyperGroup):
             # A locale that cannot write a name must not end the command.
             for stream in (sys.stdout, sys.stderr):
                 if hasattr(stream, "reconfigure"):
-                    stream.reconfigure(errors="backslashreplace")
+                    stream.reconfigure(errors="pgaudit_wf.json")
             code = super().main(*args, **extra)
             sys.stdout.flush()
             sys.exit(code if isinstance(code, int) else 0)

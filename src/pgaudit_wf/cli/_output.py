@@ -20,6 +20,8 @@ from pgaudit_wf.read import Attachment, TrailEntry
 _PIPE_WIDTH = 200
 # Below it, a column for each thing would be all line breaks.
 _WIDE = 150
+# An event may have a hundred thousand of them, which --diff and --json show.
+_MOST_CHANGES = 50
 _GOOD = {"created", "enrolled", "joined", "enabled", "listed", "reactivated", "reinstated"}
 _BAD = {
     "deleted", "revoked", "removed", "disabled", "canceled", "deactivated", "unlisted",
@@ -137,23 +139,29 @@ def _field(path: str) -> str:
 
 def changes(entry: TrailEntry) -> Text:
     """Return what changed, in short: the fields of an update, else what the event says itself."""
-    text = Text()
+    found = []
     for operation in entry.diff or []:
         if not operation["path"]:
             continue
         before = _short(operation["old"]) if "old" in operation else ""
         after = _short(operation["value"]) if "value" in operation else ""
         change = after if before == after else " → ".join((before or "empty", after or "empty"))
+        found.append((_field(operation["path"]), change))
+    found += [
+        (name, _short(value))
+        for name, value in entry.metadata.items()
+        if name not in ("label", "reason")
+    ]
+    text = Text()
+    for name, change in found[:_MOST_CHANGES]:
         text.append(", " if text else "")
-        text.append(f"{printable(_field(operation['path']))} ", style="dim")
+        text.append(f"{printable(shorten(name, 60))} ", style="dim")
         text.append(printable(change))
-    for name, value in entry.metadata.items():
-        if name not in ("label", "reason"):
-            text.append(", " if text else "")
-            text.append(f"{printable(name)} ", style="dim")
-            text.append(printable(_short(value)))
+    if len(found) > _MOST_CHANGES:
+        text.append(f" and {len(found) - _MOST_CHANGES:,} more", style="dim")
     if reason := entry.metadata.get("reason"):
-        text.append(f"{' ' if text else ''}({printable(shorten(str(reason), 60))})", style="dim")
+        told = reason if isinstance(reason, str) else dumps(reason)
+        text.append(f"{' ' if text else ''}({printable(shorten(told, 60))})", style="dim")
     return text
 
 
@@ -170,7 +178,7 @@ def change_lines(entry: TrailEntry) -> Iterable[Text]:
 
 def _members(operation: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     path, name = operation["path"], _field(operation["path"])
-    if operation["op"] == "replace" and path:
+    if path and "old" in operation and "value" in operation:
         change = f"{dumps(operation['old'])} → {dumps(operation['value'])}"
         return [("~", "yellow", name, change)]
     found = []

@@ -99,15 +99,18 @@ def _reassemble(name: str, listed: Json, opened: Mapping[str, str]) -> Json:
     if name == "metadata":
         return loads("{" + ", ".join(text for text in texts if text) + "}")
     whole: list[Json] = []
+    row: dict[str, Json] = {}
     for text in texts:
         if text in ('"add"', '"remove"'):
             member = "value" if text == '"add"' else "old"
             whole.append({"op": loads(text), "path": "", member: {}})
-        elif text is not None and text.startswith('"'):
-            row = whole[-1]["value" if whole[-1]["op"] == "add" else "old"]
-            row.update(loads("{" + text + "}"))
+            row = whole[-1][member]
         elif text is not None:
-            whole.append(loads(text))
+            try:
+                whole.append(loads(text))
+            except ValueError:
+                # A member of the row before, which alone is no JSON.
+                row.update(loads("{" + text + "}"))
     return whole
 
 
