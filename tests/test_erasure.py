@@ -1,6 +1,7 @@
 """Who somebody was is gone from log, history and archives; what he did is not."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,8 @@ def test_erase_rewrites_archives(
     assert [e.actor_name for e in entries] == ["Bob", "Bob", told["pseudonym"]]
     # Found by the name that only the archive knew, also in what others did.
     assert entries[1].diff == [{"op": "add", "path": "", "value": {
-        "to": told["pseudonym"], "of": "u_ada", "name": told["pseudonym"], "n": 0.10}}]  # fmt: skip
+        "to": told["pseudonym"], "of": "u_ada", "name": told["pseudonym"],
+        "n": Decimal("0.10")}}]  # fmt: skip
     assert [
         (e.id, e.occurred_at, e.action, e.actor_id)
         for e in whole_trail(archived, [after]) if e.action != "actor.pseudonymised"

@@ -45,6 +45,8 @@ __all__ = [
 SCHEMA_VERSION = 1
 # Rows in a row group, and at a time in memory.
 _BATCH = 2_000
+# Or fewer, of so many characters: an event may have megabytes, and Arrow takes 2 GB of texts.
+_BATCH_SIZE = 1 << 26
 COLUMNS = (
     "id", "occurred_at", "tx_id", "actor_id", "actor_label", "org_id", "org_label", "auth_method",
     "api_key_id", "action", "resource_type", "resource_id", "outcome", "captured", "diff",
@@ -220,12 +222,13 @@ def read_rows(filesystem: FileSystem, path: str) -> Iterator[list[Row]]:
                 raise ArchiveConflictError(
                     f"{path} is no archive of the log: its columns are others"
                 )
-            for batch in parquet.iter_batches(batch_size=_BATCH):
+            for number in range(parquet.num_row_groups):
+                batch = parquet.read_row_group(number)
                 # Through UTC's own object: pyarrow would want pytz for one of its zones.
                 plain = batch.set_column(1, "at", batch.column(1).cast(pa.int64()))
                 yield [
                     (row[0], EPOCH + timedelta(microseconds=row[1]), *row[2:])
-                    for row in zip(*(column.to_pylist() for column in plain), strict=True)
+                    for row in zip(*(column.to_pylist() for column in plain.columns), strict=True)
                 ]
         except pa.ArrowInvalid as error:
             raise ArchiveConflictError(f"{path} cannot be read as Parquet: {error}") from error
@@ -275,13 +278,20 @@ def _events(conn: Connection, partition: str) -> Iterator[list[Row]]:
         columns, sql.Identifier("pgaudit_wf", partition)
     )
     place = COLUMNS.index("ip")
+    documents = COLUMNS.index("diff"), COLUMNS.index("metadata")
     with conn.transaction(), conn.cursor("pgaudit_wf_archive", row_factory=tuple_row) as cursor:
         cursor.execute(statement)
-        while rows := cursor.fetchmany(_BATCH):
-            yield [
-                (*row[:place], None if row[place] is None else str(row[place]), *row[place + 1 :])
-                for row in rows
-            ]
+        batch: list[Row] = []
+        size = 0
+        for row in cursor:
+            ip = row[place]
+            batch.append((*row[:place], None if ip is None else str(ip), *row[place + 1 :]))
+            size += sum(len(row[number] or "") for number in documents)
+            if len(batch) == _BATCH or size > _BATCH_SIZE:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
 
 
 def _read_back(

@@ -35,7 +35,7 @@ from pgaudit_wf.archive import (
     write_manifest,
     write_rows,
 )
-from pgaudit_wf.errors import ArchiveConflictError, ArchiveError, translated
+from pgaudit_wf.errors import ArchiveConflictError, translated
 from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail, well_formed
 
 __all__ = [

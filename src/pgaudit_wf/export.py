@@ -42,7 +42,7 @@ __all__ = [
 Format: TypeAlias = Literal["csv", "ndjson", "ocsf"]
 Context: TypeAlias = Callable[[], AbstractContextManager[object]]
 
-_PAGE = 1000
+_PAGE = 250
 OCSF_VERSION = "1.6.0"
 CSV_COLUMNS = (
     "id", "occurred_at", "org_id", "org_label", "actor_id", "actor_name", "actor_email",

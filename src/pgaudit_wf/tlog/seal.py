@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import sql
@@ -33,7 +33,12 @@ from pgaudit_wf.tlog.tiles import (
 READER = "seal"
 # Snapshots may be large, and a step's are in memory at once.
 _VERSION_BATCH = 500
+_FETCH = 100
 _ALTERED = "run pgaudit-wf verify to see what was altered, and do not sign until it is known why"
+
+
+# Id, tx_id and occurred_at, salt, and the hash of the leaf.
+_SealedEvent: TypeAlias = tuple[str, str, str, bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +57,13 @@ class Sealed:
 def text_cursor(conn: Connection) -> psycopg.Cursor[Any]:
     """Return a cursor that reads every value as PostgreSQL prints it, but booleans."""
     cursor: psycopg.Cursor[Any] = conn.cursor(row_factory=tuple_row)
+    _as_text(cursor)
+    return cursor
+
+
+def _as_text(cursor: psycopg.Cursor[Any] | psycopg.ServerCursor[Any]) -> None:
     for name in ("int4", "int8", "timestamptz", "jsonb", "inet"):
         cursor.adapters.register_loader(name, TextLoader)
-    return cursor
 
 
 def pin_format(conn: Connection) -> None:
@@ -184,9 +193,8 @@ class Sealer:
             "select set_config('synchronous_commit', 'on', true)"
             " where current_setting('synchronous_commit') in ('off', 'local')"
         )
-        cursor = text_cursor(conn)
         # Takes the turn: from here on this is the only sealer.
-        events = cursor.execute(_EVENTS, [self._batch]).fetchall()
+        events, last = self._events(conn)
         place = conn.execute(
             "select g.system_identifier, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,"
             " coalesce(p.below_tx, 0) from pgaudit_wf.log_generations() as g"
@@ -194,21 +202,39 @@ class Sealer:
             " where g.last_id is null"
         ).fetchone()
         assert place is not None, "there always is a current cluster"  # noqa: S101
-        versions = cursor.execute(_VERSIONS, [place[2], _VERSION_BATCH]).fetchall()
+        versions = text_cursor(conn).execute(_VERSIONS, [place[2], _VERSION_BATCH]).fetchall()
         size = self._tree_size(conn)
         if not events and not versions:
             self._note_place(conn, place)
             return Sealed(0, 0, size, False)
         tree = self._tree(conn, size)
-        self._write(conn, tree, [row[1:] for row in events], versions)
+        self._write(conn, tree, events, versions)
         if events:
             conn.execute(
-                "select pgaudit_wf.advance_reader(%s, %s, %s)", [READER, events[-1][0], len(events)]
+                "select pgaudit_wf.advance_reader(%s, %s, %s)", [READER, last, len(events)]
             )
         if len(versions) < _VERSION_BATCH:
             self._note_place(conn, place)
         more = len(events) == self._batch or len(versions) == _VERSION_BATCH
         return Sealed(len(events), len(versions), tree.size, more)
+
+    def _events(self, conn: Connection) -> tuple[list[_SealedEvent], str | None]:
+        """Return the next events as they are sealed, and the cursor that stands behind them.
+
+        What they say may be more than memory holds, so it is read in small parts.
+        """
+        events = []
+        last = None
+        with psycopg.ServerCursor(conn, "pgaudit_wf_seal", row_factory=tuple_row) as cursor:
+            _as_text(cursor)
+            cursor.itersize = _FETCH
+            for place, *row in cursor.execute(_EVENTS, [self._batch]):
+                last = place
+                salt = os.urandom(leaves.SALT_SIZE)
+                found = leaves.commitments(leaves.event_parts(row), salt)
+                leaf = leaf_hash(leaves.canonical(leaves.event_leaf(row, found)))
+                events.append((row[0], row[2], row[1], salt, leaf))
+        return events, last
 
     def _note_place(self, conn: Connection, place: tuple[int, int, int]) -> None:
         if place[1] != place[2]:
@@ -254,24 +280,18 @@ class Sealer:
         self,
         conn: Connection,
         tree: TreeBuilder,
-        events: list[tuple[Any, ...]],
+        events: list[_SealedEvent],
         versions: list[tuple[Any, ...]],
     ) -> None:
-        salts = os.urandom(leaves.SALT_SIZE * (len(events) + len(versions)))
-        at = 0
         with conn.cursor().copy(
             "copy pgaudit_wf.log_leaf (leaf_index, event_id, tx_id, occurred_at, workflow_id,"
             " version, salt, snapshot) from stdin"
         ) as copy:
-            for row in events:
-                salt = salts[at : at + leaves.SALT_SIZE]
-                at += leaves.SALT_SIZE
-                found = leaves.commitments(leaves.event_parts(row), salt)
-                copy.write_row((tree.size, row[0], row[2], row[1], None, None, salt, None))
-                tree.append(leaf_hash(leaves.canonical(leaves.event_leaf(row, found))))
+            for number, tx_id, occurred_at, salt, leaf in events:
+                copy.write_row((tree.size, number, tx_id, occurred_at, None, None, salt, None))
+                tree.append(leaf)
             for row in versions:
-                salt = salts[at : at + leaves.SALT_SIZE]
-                at += leaves.SALT_SIZE
+                salt = os.urandom(leaves.SALT_SIZE)
                 found = leaves.commitments(leaves.version_parts(row), salt)
                 snapshot = bytes.fromhex(found["snapshot"]) if "snapshot" in found else None
                 copy.write_row((tree.size, None, None, None, row[0], row[1], salt, snapshot))

@@ -31,7 +31,7 @@ from pgaudit_wf.tlog.tiles import TILE_WIDTH, TreeBuilder, split_hashes, tile_pa
 Kind = Literal["altered", "removed", "inserted", "reordered", "tree", "checkpoint"]
 
 _MAX_SPAN = 100_000
-_ITEM_SIZE = 500
+_ITEM_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pgaudit_wf.read import TrailFilter, TrailPage, audit_trail
 from pgaudit_wf.web.database import Database
 from pgaudit_wf.web.principal import Principal
 
-_PAGE = 1000
+_PAGE = 250
 _MEDIA = {
     "csv": ("text/csv; charset=utf-8", "csv"),
     "ndjson": ("application/x-ndjson", "ndjson"),
