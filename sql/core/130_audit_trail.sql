@@ -104,6 +104,7 @@ create function pgaudit_wf.audit_trail(
 ) returns setof pgaudit_wf.trail_entry
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 set jit = off
 as $$
 declare
