@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
@@ -364,6 +365,15 @@ def test_exports(conn: Conn, poisoned: set[int], format_: str) -> None:
     assert found >= poisoned
 
 
+@pytest.mark.parametrize("until", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_exports_to_either_end_of_time(conn: Conn, poisoned: set[int], until: str) -> None:
+    out = io.StringIO()
+    written = export_trail(
+        conn, "ndjson", out, filters={"until": datetime.fromisoformat(until), "action": "odd.*"}
+    )
+    assert bool(written) is until.startswith("9")
+
+
 def test_the_command_line(
     conn: Conn, dsn: str, poisoned: set[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -618,6 +628,17 @@ def test_actions_and_types_are_at_most_128_characters(conn: Conn) -> None:
         with pytest.raises(psycopg.Error, match="128 characters") as caught:
             record_event(conn, action, resource_type=resource_type)
         assert caught.value.sqlstate == "PA008"
+
+
+def test_a_spooled_attempt_is_cut_where_an_event_would_be_refused(conn: Conn) -> None:
+    entry = {
+        "id": "00000000-0000-4000-8000-000000000001", "outcome": "denied", "action": "é" * 200,
+        "resource_type": "r" * 200, "metadata": {"n": "1"}, "context": {"actor_label": "L" * 500},
+    }  # fmt: skip
+    conn.execute("select pgaudit_wf.record_attempt(%s::jsonb)", [dumps(entry)])
+    [found] = audit_trail(conn).entries
+    assert (found.action, found.resource_type) == ("é" * 128, "r" * 128)
+    assert found.actor_name == "L" * 255
 
 
 def test_what_is_larger_than_a_mebibyte_is_recorded_by_its_digest(conn: Conn) -> None:

@@ -33,8 +33,8 @@ from pgaudit_wf.errors import translated
 
 __all__ = ["Attempt", "SpoolReading", "configure_attempts", "read_spool", "spool_path", "spooled"]
 
-ACTION_LENGTH = 255
-"""Longest action, in bytes of UTF-8."""
+ACTION_LENGTH = 128
+"""Longest action, in characters."""
 
 LIMIT_REACHED = "PA330"
 
@@ -100,7 +100,10 @@ def _settings_of(context: RequestContext) -> dict[str, str]:
 
 def _plain_metadata(metadata: Mapping[str, Any]) -> object:
     try:
-        return _plain(metadata)
+        plain = _plain(metadata)
+        # An integer of more than 4,300 digits cannot be written.
+        json.dumps(plain)
+        return plain
     except Exception as error:
         return {"metadata_lost": type(error).__name__}
 
@@ -126,8 +129,8 @@ def check_action(action: str) -> str:
     """
     if not isinstance(action, str) or not action:
         raise ValueError("an action must be a text such as 'invoice.paid'")
-    if len(action.encode("utf-8", "replace")) > ACTION_LENGTH or _plain(action) != action:
-        raise ValueError(f"an action must be valid text of at most {ACTION_LENGTH} bytes")
+    if len(action) > ACTION_LENGTH or _plain(action) != action:
+        raise ValueError(f"an action must be valid text of at most {ACTION_LENGTH} characters")
     return action
 
 

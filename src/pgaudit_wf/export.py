@@ -85,7 +85,7 @@ def export_trail(
         psycopg.Error: The database could not answer.
     """
     wanted: TrailFilter = {**(filters or {})}
-    told = {name: _plain(value) for name, value in wanted.items() if value is not None}
+    told = {name: plain(value) for name, value in wanted.items() if value is not None}
     with translated(), reading():
         row = conn.execute(
             "select pgaudit_wf.record_export(%s, %s), now()", [format, dumps(told)]
@@ -185,13 +185,20 @@ def csv_cell(value: object) -> str:
     return f"'{text}" if isinstance(value, str) and _FORMULA.match(text) else text
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """Return a moment as text in UTC, and any other value as it is."""
+    if not isinstance(value, datetime):
+        return value
+    try:
+        return value.astimezone(UTC).isoformat()
+    except OverflowError:
+        # At either end of time, UTC may lie beyond it.
+        return value.isoformat()
 
 
 def _as_object(entry: TrailEntry) -> dict[str, Json]:
     return {
-        field.name: _plain(getattr(entry, field.name))
+        field.name: plain(getattr(entry, field.name))
         for field in dataclasses.fields(entry)
         if field.name != "cursor"
     }

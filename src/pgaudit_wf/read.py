@@ -4,6 +4,9 @@ What a read sends and what becomes of its rows is written once, without input or
 hands it to the connection there is. The reading itself, with its rights and its rules, is done by
 the functions and views of schema `pgaudit_wf`.
 
+JSON keeps its digits: integers are `int` (or `Decimal`, of more than 4,300 digits), fractions
+`Decimal`, never `float`. What is nested deeper than 250 levels is a `str` that holds its JSON.
+
 Each function takes a `psycopg.Connection` and returns its result, or a `psycopg.AsyncConnection`
 and returns something to await. The reads of organizations' owners and admins, as a member of role
 `pgaudit_wf_reader`, need the actor and organization in the transaction:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from pgaudit_wf._json import dumps
-from pgaudit_wf.export import Format, event_writer
+from pgaudit_wf.export import Format, event_writer, plain
 from pgaudit_wf.read import TrailFilter, TrailPage, audit_trail
 from pgaudit_wf.web.database import Database
 from pgaudit_wf.web.principal import Principal
@@ -43,7 +43,7 @@ async def export_response(
         AccessDeniedError: The database does not have the actor as owner or admin.
         psycopg.Error: The database could not answer; later errors break the stream off.
     """
-    told = dumps({name: _plain(value) for name, value in filters.items() if value is not None})
+    told = dumps({name: plain(value) for name, value in filters.items() if value is not None})
     record: dict[str, Any] = {"format": format_, "filters": told}
     async with database.reading(request, principal, read_only=False) as session:
         [row] = await session.rows(_RECORD, **record, events=None, outcome="succeeded")
@@ -91,7 +91,3 @@ def _taken(out: io.StringIO) -> str:
     out.seek(0)
     out.truncate()
     return text
-
-
-def _plain(value: object) -> object:
-    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
