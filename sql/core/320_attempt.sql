@@ -46,8 +46,9 @@ begin
     foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id', 'ip', 'country', 'user_agent', 'correlation_id', 'reason', 'attestation'] loop
         perform set_config('app.' || field, coalesce(entry -> 'context' ->> field, ''), true);
     end loop;
+    -- Cut, where record_event() would refuse: an attempt that was spooled is not to be lost for a name.
     return pgaudit_wf.record_event(
-        action => entry ->> 'action', resource_type => entry ->> 'resource_type', resource_id => entry ->> 'resource_id',
+        action => left(entry ->> 'action', 128), resource_type => left(entry ->> 'resource_type', 128), resource_id => entry ->> 'resource_id',
         metadata => coalesce(nullif(entry -> 'metadata', 'null'), '{}') || jsonb_strip_nulls(jsonb_build_object('attempted_at', entry -> 'attempted_at')),
         outcome => entry ->> 'outcome');
 end
