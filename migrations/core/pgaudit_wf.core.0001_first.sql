@@ -123,6 +123,11 @@ $$;
 comment on function pgaudit_wf.context_value(text) is
     'The value of a transaction-local app.* setting, at most 255 characters; null when it is not set.';
 
+create function pgaudit_wf.context_reason() returns text
+language sql stable parallel safe
+as $$ select left(nullif(current_setting('app.reason', true), ''), 4096) $$;
+comment on function pgaudit_wf.context_reason() is 'app.reason, at most 4,096 characters; null when it is not set.';
+
 create function pgaudit_wf.parse_ip(address text) returns inet
 language plpgsql immutable strict
 as $$
@@ -140,8 +145,9 @@ comment on function pgaudit_wf.parse_ip(text) is 'The text as an address; null, 
 create function pgaudit_wf.context_ip() returns inet
 language sql stable
 as $$
-    -- Only a transaction that says an address pays for the subtransaction in which it is tried.
-    select case when current_setting('app.ip', true) <> '' then pgaudit_wf.parse_ip(current_setting('app.ip', true)) end
+    -- Only a transaction that says an address pays for the subtransaction in which it is tried. No address is longer than 64 characters,
+    -- and the error over a text of 256 MB would be one of memory, which nothing catches.
+    select case when current_setting('app.ip', true) <> '' then pgaudit_wf.parse_ip(left(current_setting('app.ip', true), 64)) end
 $$;
 comment on function pgaudit_wf.context_ip() is 'app.ip as an address; null when it is not set or is no address.';
 
@@ -260,11 +266,11 @@ create table pgaudit_wf.security_audit_log (
     -- The same number as pg_current_xact_id(), which has no cast to bigint: by way of text it takes 1 to 2 µs more.
     tx_id bigint not null default txid_current(),
     actor_id text default pgaudit_wf.context_value('app.actor_id'),
-    actor_label text default nullif(current_setting('app.actor_label', true), ''),
+    actor_label text default pgaudit_wf.context_value('app.actor_label'),
     org_id text default pgaudit_wf.context_value('app.org_id'),
-    org_label text default nullif(current_setting('app.org_label', true), ''),
-    auth_method text default nullif(current_setting('app.auth_method', true), ''),
-    api_key_id text default nullif(current_setting('app.api_key_id', true), ''),
+    org_label text default pgaudit_wf.context_value('app.org_label'),
+    auth_method text default pgaudit_wf.context_value('app.auth_method'),
+    api_key_id text default pgaudit_wf.context_value('app.api_key_id'),
     action text not null,
     resource_type text,
     resource_id text,
@@ -274,7 +280,7 @@ create table pgaudit_wf.security_audit_log (
     diff jsonb,
     metadata jsonb not null default '{}',
     ip inet default pgaudit_wf.context_ip(),
-    country text default nullif(current_setting('app.country', true), ''),
+    country text default pgaudit_wf.context_value('app.country'),
     user_agent text default left(nullif(current_setting('app.user_agent', true), ''), 1024),
     correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
     db_user text not null default session_user,
@@ -284,7 +290,7 @@ create table pgaudit_wf.security_audit_log (
 ) partition by range (occurred_at);
 
 comment on table pgaudit_wf.security_audit_log is
-    'The security audit trail, one row an event. Append-only for everyone; who and from where come from the app.* settings of the transaction by column default. Partitioned by month of occurred_at.';
+    'The security audit trail, one row an event. Append-only for everyone; who and from where come from the app.* settings of the transaction by column default, each at most 255 characters where nothing else is said. Partitioned by month of occurred_at.';
 comment on column pgaudit_wf.security_audit_log.id is 'Number of the event, unique; given before commit, so not an order of visibility: read by (tx_id, id).';
 comment on column pgaudit_wf.security_audit_log.occurred_at is 'Wall-clock time at which the change was made (not when its transaction began or committed).';
 comment on column pgaudit_wf.security_audit_log.tx_id is '64-bit id of the transaction that made the change.';
@@ -301,7 +307,7 @@ comment on column pgaudit_wf.security_audit_log.outcome is 'succeeded, failed (a
 comment on column pgaudit_wf.security_audit_log.captured is 'True when a trigger saw the change itself; false when the application reported it through record_event().';
 comment on column pgaudit_wf.security_audit_log.attested is 'True when the application proved, by an HMAC that injected SQL cannot make, that it set actor, organisation and correlation id.';
 comment on column pgaudit_wf.security_audit_log.diff is 'JSON Patch (RFC 6902) from the old row to the new one; remove and replace also carry "old", so that it runs backwards.';
-comment on column pgaudit_wf.security_audit_log.metadata is 'More about the event: label of the resource at that time, reason (app.reason), previous_resource_id of a row whose key changed, and what record_event() was given.';
+comment on column pgaudit_wf.security_audit_log.metadata is 'More about the event: label of the resource at that time, reason (app.reason, at most 4,096 characters), previous_resource_id of a row whose key changed, and what record_event() was given; a part that is larger than 1 MiB by its SHA-256 and length.';
 comment on column pgaudit_wf.security_audit_log.ip is 'Address of the client (app.ip).';
 comment on column pgaudit_wf.security_audit_log.country is 'Country of the client (app.country), as the application looked it up.';
 comment on column pgaudit_wf.security_audit_log.user_agent is 'User agent of the client (app.user_agent), at most 1,024 characters.';
@@ -433,7 +439,7 @@ create table pgaudit_wf.action_rule (
     action text not null,
     position integer not null default 100,
     constraint action_rule_op check (op in ('insert', 'update', 'delete')),
-    constraint action_rule_action check (action <> ''),
+    constraint action_rule_action check (action <> '' and length(action) <= 128),
     constraint action_rule_condition check (condition <> '')
 );
 comment on table pgaudit_wf.action_rule is
@@ -1596,7 +1602,7 @@ begin
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', current_setting('app.reason', true));
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
     end if;
     if event_previous_id is not null then
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
@@ -1789,6 +1795,10 @@ begin
     perform pgaudit_wf.check_attachable(attach.target);
     if attach.on_failure not in ('abort', 'warn') then
         raise exception 'on_failure is "%": it must be abort or warn', attach.on_failure using errcode = 'PA008';
+    end if;
+    -- With what an action adds to it, it fits the 128 characters of one.
+    if length(attach.resource_type) > 100 then
+        raise exception 'resource_type has % characters: at most 100 are recorded', length(attach.resource_type) using errcode = 'PA008';
     end if;
     -- One at a time for a table; and the table's own lock before ours, in the order in which DDL takes them.
     execute format('lock table only %s in share row exclusive mode', attach.target);
@@ -2426,7 +2436,8 @@ begin
         return jsonb_build_array(jsonb_build_object('op', 'remove', 'path', path, 'old', before));
     elsif before = after then
         return '[]';
-    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object' then
+    -- Each level is a call within a call, and the stack has an end.
+    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object' or length(path) - length(replace(path, '/', '')) >= 32 then
         return jsonb_build_array(jsonb_build_object('op', 'replace', 'path', path, 'old', before, 'value', after));
     end if;
     return (
@@ -2438,7 +2449,18 @@ begin
 end
 $$;
 comment on function pgaudit_wf.json_diff(jsonb, jsonb, text) is
-    'JSON Patch (RFC 6902) from before to after, with "old" in each remove and replace; objects member by member, arrays as a whole; null stands for absent.';
+    'JSON Patch (RFC 6902) from before to after, with "old" in each remove and replace; objects member by member down to 32 levels, arrays as a whole; null stands for absent.';
+
+create function pgaudit_wf.bounded_json(value jsonb, longest integer default 1048576) returns jsonb
+language sql stable parallel safe
+as $$
+    -- Its text is what counts: 1e100000 takes 12 bytes, and 100,001 where it is shown.
+    select case when octet_length(value::text) > longest
+        then jsonb_build_object('sha256', encode(sha256(convert_to(value::text, 'UTF8')), 'hex'), 'bytes', octet_length(value::text))
+        else value end
+$$;
+comment on function pgaudit_wf.bounded_json(jsonb, integer) is
+    'A value whose text has at most so many bytes (1 MiB) as it is; a larger one as {"sha256": …, "bytes": …} of its text, so that whoever reads the log can hold it.';
 
 create function pgaudit_wf.record_event(
     action text,
@@ -2454,12 +2476,13 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     event_id bigint;
+    changes jsonb;
 begin
     if coalesce(record_event.action, '') = '' then
         raise exception 'record_event needs an action, such as subscription.change_requested' using errcode = 'PA008';
     end if;
-    if octet_length(record_event.action) > 255 or octet_length(record_event.resource_type) > 255 then
-        raise exception 'action and resource_type may have 255 bytes at most' using errcode = 'PA008';
+    if length(record_event.action) > 128 or length(record_event.resource_type) > 128 then
+        raise exception 'action and resource_type may have 128 characters at most' using errcode = 'PA008';
     end if;
     if record_event.outcome is null or record_event.outcome not in ('succeeded', 'failed', 'denied') then
         raise exception 'outcome is "%": it must be succeeded, failed or denied', record_event.outcome using errcode = 'PA008';
@@ -2467,12 +2490,20 @@ begin
     if jsonb_typeof(record_event.metadata) <> 'object' then
         raise exception 'metadata must be a JSON object, not %', jsonb_typeof(record_event.metadata) using errcode = 'PA008';
     end if;
+    if record_event.before is not null or record_event.after is not null then
+        record_event.before := pgaudit_wf.bounded_json(record_event.before);
+        record_event.after := pgaudit_wf.bounded_json(record_event.after);
+        changes := pgaudit_wf.json_diff(record_event.before, record_event.after);
+        -- Paths repeat the keys above them.
+        if pg_column_size(changes) > 4194304 then
+            changes := jsonb_build_array(jsonb_build_object('op', 'replace', 'path', '', 'old', record_event.before, 'value', record_event.after));
+        end if;
+    end if;
     insert into pgaudit_wf.security_audit_log (action, resource_type, resource_id, diff, metadata, outcome)
     values (
-        record_event.action, record_event.resource_type, pgaudit_wf.bounded_key(record_event.resource_id),
-        pgaudit_wf.json_diff(record_event.before, record_event.after),
-        case when current_setting('app.reason', true) <> '' then jsonb_build_object('reason', current_setting('app.reason', true)) else '{}' end
-            || coalesce(record_event.metadata, '{}'),
+        record_event.action, record_event.resource_type, pgaudit_wf.bounded_key(record_event.resource_id), changes,
+        case when pgaudit_wf.context_reason() is not null then jsonb_build_object('reason', pgaudit_wf.context_reason()) else '{}' end
+            || coalesce(pgaudit_wf.bounded_json(record_event.metadata), '{}'),
         record_event.outcome)
     returning id into event_id;
     return event_id;
@@ -2480,7 +2511,8 @@ end
 $$;
 comment on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text) is
     'Records an event that no table shows (a plan change requested, an export made) in the current transaction, with the current context, and returns its id. '
-    'before and after become diff; metadata is a JSON object. Its captured is false: the application says so. Raises PA008 on a wrong argument.';
+    'before and after become diff; metadata is a JSON object; each that has more than 1 MiB is recorded by its SHA-256 and length. '
+    'Its captured is false: the application says so. Raises PA008 on a wrong argument, such as an action or resource type of more than 128 characters.';
 
 -- sql/core/110_read_log.sql
 
@@ -2819,13 +2851,13 @@ create function pgaudit_wf.audit_trail(
 ) returns setof pgaudit_wf.trail_entry
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 set jit = off
 as $$
 declare
     restricted constant boolean := row_security_active('pgaudit_wf.security_audit_log');
     org constant text := coalesce(audit_trail.org_id, case when row_security_active('pgaudit_wf.security_audit_log') then nullif(current_setting('app.org_id', true), '') end);
     place record;
-    page pgaudit_wf.security_audit_log[];
     filter text;
 begin
     if coalesce(audit_trail.page_size, 0) not between 1 and 1000 then
@@ -2858,32 +2890,27 @@ begin
                 then 'pgaudit_wf.describe_actors($1, pattern => $10) as d'
                 else 'pgaudit_wf.actor_directory as d where d.name ilike $10 or d.email ilike $10' end || '))'
         end);
-    execute 'select array_agg(l order by l.occurred_at desc, l.id desc) from (select l.* from pgaudit_wf.security_audit_log as l where true'
-        || filter || ' order by l.occurred_at desc, l.id desc limit $13) as l'
-        into page
-        using org, audit_trail.action, audit_trail.resource_type, audit_trail.resource_id, audit_trail.actor_id, audit_trail.correlation_id,
-            audit_trail.outcome, audit_trail.since, audit_trail.until, pgaudit_wf.like_pattern(audit_trail.search), place.occurred_at, place.id,
-            audit_trail.page_size;
-
-    return query
-        with event as (
-            select e.* from unnest(page) as e
-        ), actor as (
+    -- In one statement, whose rows are never all in one value: that could not be larger than 1 GB.
+    return query execute 'with event as materialized (select l.* from pgaudit_wf.security_audit_log as l where true'
+        || filter || ' order by l.occurred_at desc, l.id desc limit $13), actor as (
             select d.* from pgaudit_wf.present_actors(
-                array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), restricted) as d
+                array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), $14) as d
         ), resource as (
             select n.* from pgaudit_wf.resource_names(
-                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), org) as n
+                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), $1) as n
         )
         select
-            e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, coalesce(actor.name, e.actor_label), actor.email, actor.role,
-            e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, coalesce(resource.name, e.metadata ->> 'label'),
+            e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, left(coalesce(actor.name, e.actor_label), 255), left(actor.email, 255), left(actor.role, 255),
+            e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, left(coalesce(resource.name, e.metadata ->> ''label''), 255),
             e.outcome::text, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
             pgaudit_wf.trail_cursor(e.occurred_at, e.id)
         from event as e
         left join actor on actor.actor_id = e.actor_id and actor.org_id is not distinct from e.org_id
         left join resource on resource.resource_type = e.resource_type and resource.resource_id = e.resource_id
-        order by e.occurred_at desc, e.id desc;
+        order by e.occurred_at desc, e.id desc'
+        using org, audit_trail.action, audit_trail.resource_type, audit_trail.resource_id, audit_trail.actor_id, audit_trail.correlation_id,
+            audit_trail.outcome, audit_trail.since, audit_trail.until, pgaudit_wf.like_pattern(audit_trail.search), place.occurred_at, place.id,
+            audit_trail.page_size, restricted;
 end
 $$;
 comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, text, timestamptz, timestamptz, text, text, integer) is
@@ -2927,7 +2954,7 @@ as $$
 #variable_conflict use_column
 declare
     batch record;
-    entries pgaudit_wf.trail_entry[];
+    is_one_page boolean;
 begin
     select
         array_agg(r.cursor order by r.position) as cursors, array_agg((r.event).id order by r.position) as ids,
@@ -2937,29 +2964,34 @@ begin
     if batch.ids is null then
         return;
     end if;
-    -- Filters and names are those of audit_trail(). A batch mostly is all that happened in its time, so one page has it.
-    entries := array(
-        select e from pgaudit_wf.audit_trail(
+    -- Filters and names are those of audit_trail(). A batch mostly is all that happened in its time, so one page has it; that of a long
+    -- transaction is not: then each event is asked for by its exact place. Counted first, as an array of entries could not exceed 1 GB.
+    since := greatest(follow_trail.since, batch.first);
+    until := least(follow_trail.until, batch.last + interval '1 microsecond');
+    is_one_page := 1000 > (
+        select count(*) from pgaudit_wf.audit_trail(
             follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
-            follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, batch.first),
-            least(follow_trail.until, batch.last + interval '1 microsecond'), follow_trail.search, null, 1000) as e);
-    if cardinality(entries) = 1000 then
-        -- That of a long transaction is not: then each event is asked for by its exact place.
-        entries := array(
-            select e
-            from unnest(batch.ids, batch.times) as place (id, occurred_at),
-            lateral pgaudit_wf.audit_trail(
+            follow_trail.correlation_id, follow_trail.outcome, follow_trail.since, follow_trail.until, follow_trail.search, null, 1000));
+    if is_one_page then
+        return query
+            select place.cursor, e
+            from unnest(batch.cursors, batch.ids) with ordinality as place (cursor, id, position)
+            left join pgaudit_wf.audit_trail(
+                follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
+                follow_trail.correlation_id, follow_trail.outcome, follow_trail.since, follow_trail.until, follow_trail.search, null, 1000) as e
+                on e.id = place.id
+            order by place.position;
+    else
+        return query
+            select place.cursor, e
+            from unnest(batch.cursors, batch.ids, batch.times) with ordinality as place (cursor, id, occurred_at, position)
+            left join lateral pgaudit_wf.audit_trail(
                 follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
                 follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, place.occurred_at),
                 least(follow_trail.until, place.occurred_at + interval '1 microsecond'), follow_trail.search,
-                pgaudit_wf.trail_cursor(place.occurred_at, place.id + 1), 1) as e
-            where e.id = place.id);
+                pgaudit_wf.trail_cursor(place.occurred_at, place.id + 1), 1) as e on e.id = place.id
+            order by place.position;
     end if;
-    return query
-        select place.cursor, e
-        from unnest(batch.cursors, batch.ids) with ordinality as place (cursor, id, position)
-        left join unnest(entries) as e on e.id = place.id
-        order by place.position;
 end
 $$;
 comment on function pgaudit_wf.follow_trail(text, text, text, text, text, text, text, text, timestamptz, timestamptz, text, integer) is
@@ -4805,9 +4837,9 @@ create table pgaudit_wf.workflow_history (
     previous_hash text,
     restored_from integer,
     actor_id text default pgaudit_wf.context_value('app.actor_id'),
-    actor_label text default nullif(current_setting('app.actor_label', true), ''),
-    auth_method text default nullif(current_setting('app.auth_method', true), ''),
-    api_key_id text default nullif(current_setting('app.api_key_id', true), ''),
+    actor_label text default pgaudit_wf.context_value('app.actor_label'),
+    auth_method text default pgaudit_wf.context_value('app.auth_method'),
+    api_key_id text default pgaudit_wf.context_value('app.api_key_id'),
     correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
     created_at timestamptz not null default clock_timestamp(),
     pruned_at timestamptz,
@@ -5179,9 +5211,9 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    key_id constant text := nullif(current_setting('app.api_key_id', true), '');
-    method constant text := nullif(current_setting('app.auth_method', true), '');
-    actor constant text := nullif(current_setting('app.actor_id', true), '');
+    key_id constant text := pgaudit_wf.context_value('app.api_key_id');
+    method constant text := pgaudit_wf.context_value('app.auth_method');
+    actor constant text := pgaudit_wf.context_value('app.actor_id');
 begin
     if key_id is not null then
         select d.credential_type, d.label into credential_type, label
@@ -5196,7 +5228,7 @@ begin
     end);
     if label is null and key_id is null then
         label := coalesce(
-            nullif(current_setting('app.actor_label', true), ''),
+            pgaudit_wf.context_value('app.actor_label'),
             (select coalesce(d.email, d.name) from pgaudit_wf.actor_directory as d where d.actor_id = actor limit 1),
             actor,
             session_user::text);
@@ -6135,15 +6167,15 @@ create function pgaudit_wf.alert_event(event pgaudit_wf.security_audit_log) retu
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Never the diff, nor the rest of the metadata: a mailbox is no place for values.
+    -- Never the diff, nor the rest of the metadata: a mailbox is no place for values. Names are cut, as a hundred events are one message.
     select jsonb_build_object(
         'id', (event).id,
         'occurred_at', to_char((event).occurred_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
         'action', (event).action, 'outcome', (event).outcome,
-        'actor_id', (event).actor_id, 'actor_name', coalesce(d.name, (event).actor_label), 'actor_email', d.email,
+        'actor_id', (event).actor_id, 'actor_name', left(coalesce(d.name, (event).actor_label), 255), 'actor_email', left(d.email, 255),
         'db_user', (event).db_user, 'application_name', (event).application_name,
         'org_id', (event).org_id, 'org_label', (event).org_label,
-        'resource_type', (event).resource_type, 'resource_id', (event).resource_id, 'resource_label', (event).metadata ->> 'label',
+        'resource_type', (event).resource_type, 'resource_id', (event).resource_id, 'resource_label', left((event).metadata ->> 'label', 255),
         'auth_method', (event).auth_method, 'ip', host((event).ip), 'country', (event).country,
         'user_agent', (event).user_agent, 'correlation_id', (event).correlation_id)
     from (values (1)) as one
@@ -6406,8 +6438,9 @@ begin
     foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id', 'ip', 'country', 'user_agent', 'correlation_id', 'reason', 'attestation'] loop
         perform set_config('app.' || field, coalesce(entry -> 'context' ->> field, ''), true);
     end loop;
+    -- Cut, where record_event() would refuse: an attempt that was spooled is not to be lost for a name.
     return pgaudit_wf.record_event(
-        action => entry ->> 'action', resource_type => entry ->> 'resource_type', resource_id => entry ->> 'resource_id',
+        action => left(entry ->> 'action', 128), resource_type => left(entry ->> 'resource_type', 128), resource_id => entry ->> 'resource_id',
         metadata => coalesce(nullif(entry -> 'metadata', 'null'), '{}') || jsonb_strip_nulls(jsonb_build_object('attempted_at', entry -> 'attempted_at')),
         outcome => entry ->> 'outcome');
 end

@@ -8,7 +8,7 @@ create table pgaudit_wf.action_rule (
     action text not null,
     position integer not null default 100,
     constraint action_rule_op check (op in ('insert', 'update', 'delete')),
-    constraint action_rule_action check (action <> ''),
+    constraint action_rule_action check (action <> '' and length(action) <= 128),
     constraint action_rule_condition check (condition <> '')
 );
 comment on table pgaudit_wf.action_rule is

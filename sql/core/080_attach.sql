@@ -139,6 +139,10 @@ begin
     if attach.on_failure not in ('abort', 'warn') then
         raise exception 'on_failure is "%": it must be abort or warn', attach.on_failure using errcode = 'PA008';
     end if;
+    -- With what an action adds to it, it fits the 128 characters of one.
+    if length(attach.resource_type) > 100 then
+        raise exception 'resource_type has % characters: at most 100 are recorded', length(attach.resource_type) using errcode = 'PA008';
+    end if;
     -- One at a time for a table; and the table's own lock before ours, in the order in which DDL takes them.
     execute format('lock table only %s in share row exclusive mode', attach.target);
 
