@@ -630,6 +630,51 @@ def test_actions_and_types_are_at_most_128_characters(conn: Conn) -> None:
         assert caught.value.sqlstate == "PA008"
 
 
+@pytest.fixture
+def own(server: DevServer, core_template: str) -> Iterator[Conn]:
+    """A database that is not searched for secrets: what cannot be printed cannot be searched."""
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(f"create database unprintable template {core_template}".encode())
+        with psycopg.connect(server.dsn("unprintable"), autocommit=True) as conn:
+            yield conn
+        admin.execute("drop database unprintable with (force)")
+
+
+@pytest.mark.slow
+def test_what_postgresql_cannot_print_stops_nobody(own: Conn, tmp_path: Path) -> None:
+    conn = own
+    numbers = "select jsonb_agg(1e131071::numeric) from generate_series(1, 9000)"
+    conn.execute("create table bomb (id int primary key, more jsonb)")
+    conn.execute("select pgaudit_wf.attach('bomb')")
+    conn.execute(f"insert into bomb select 1, ({numbers})".encode())
+    conn.execute(
+        "select pgaudit_wf.record_event('x', metadata => jsonb_build_object('a',"
+        f" ({numbers})))".encode()
+    )
+    conn.execute("insert into bomb values (2, '1.10')")
+    entries = audit_trail(conn).entries
+    assert entries[1].metadata["bytes"] == "more than 1 GB"
+    assert entries[2].diff
+    [operation] = entries[2].diff
+    assert operation["value"]["bytes"] == "more than 1 GB"
+    assert len(read_log(conn).events) >= 3
+    Sealer(KEY).step(conn)
+    assert verify(conn, [KEY.verifier]).holds
+    assert check(prove_event(conn, entries[2].id), [KEY.verifier]).event["diff"]
+    conn.execute(
+        "insert into pgaudit_wf.security_audit_log (occurred_at, action, diff)"
+        " select '2021-03-01', action, diff from pgaudit_wf.security_audit_log where id = %s",
+        [entries[2].id],
+    )
+    conn.execute("select pgaudit_wf.add_log_partition('2021-03-01')")
+    Sealer(KEY).step(conn)
+    archive_partition(conn, "security_audit_log_y2021m03", str(tmp_path))
+    conn.execute("select pgaudit_wf.prune('security_audit_log_y2021m03')")
+    report = verify(conn, [KEY.verifier])
+    verify_archives(conn, str(tmp_path), report)
+    assert (report.holds, report.archived) == (True, 1)
+
+
 def test_a_spooled_attempt_is_cut_where_an_event_would_be_refused(conn: Conn) -> None:
     entry = {
         "id": "00000000-0000-4000-8000-000000000001", "outcome": "denied", "action": "é" * 200,

@@ -269,7 +269,7 @@ def verify_archive(archive: Archive) -> None:
 
 def _events(conn: Connection, partition: str) -> Iterator[list[Row]]:
     columns = sql.SQL(", ").join(
-        sql.SQL("{}::text").format(sql.Identifier(name))
+        sql.SQL("pgaudit_wf.readable_json({})::text").format(sql.Identifier(name))
         if name in ("diff", "metadata")
         else sql.Identifier(name)
         for name in COLUMNS

@@ -414,8 +414,10 @@ def _read_log(after: str | None, max_events: int) -> Read[Any]:
 
     return Read(
         sql.SQL(
-            "select {}, r.cursor from pgaudit_wf.read_log(%(after)s, %(max_events)s) as r"
-        ).format(columns(LogEvent, "(r.event)", {"cursor"})),
+            "select {}, pgaudit_wf.readable_json((r.event).diff, 16777216) as diff,"
+            " pgaudit_wf.readable_json((r.event).metadata, 16777216) as metadata, r.cursor"
+            " from pgaudit_wf.read_log(%(after)s, %(max_events)s) as r"
+        ).format(columns(LogEvent, "(r.event)", {"cursor", "diff", "metadata"})),
         {"after": after, "max_events": max_events},
         shape,
     )

@@ -73,8 +73,13 @@ def pin_format(conn: Connection) -> None:
 
 
 def column_list(names: tuple[str, ...], source: sql.Composable) -> sql.Composed:
-    """Return columns of a row as SQL."""
-    return sql.SQL(", ").join(sql.SQL("{}.{}").format(source, sql.Identifier(n)) for n in names)
+    """Return columns of a row as SQL; what PostgreSQL cannot print, as readable_json() has it."""
+    return sql.SQL(", ").join(
+        sql.SQL(
+            "pgaudit_wf.readable_json({}.{})" if name in ("diff", "metadata") else "{}.{}"
+        ).format(source, sql.Identifier(name))
+        for name in names
+    )
 
 
 _EVENTS = sql.SQL(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -20,6 +21,16 @@ Cursor: TypeAlias = Annotated[
 _MOMENT = "2026-03-02T09:14:07.120000Z"
 
 
+def _no_number(value: object) -> object:
+    # Which pydantic would take for seconds since 1970; the schema says a date and a time.
+    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?[\d.]+\s*", value):
+        raise ValueError("a moment is a date and a time with its zone")
+    return value
+
+
+Moment: TypeAlias = Annotated[AwareDatetime, BeforeValidator(_no_number)]
+
+
 class Filters(BaseModel):
     """What narrows the trail down."""
 
@@ -36,8 +47,8 @@ class Filters(BaseModel):
     actor_id: Identifier | None = None
     correlation_id: Identifier | None = Field(None, description="All of one request.")
     outcome: Outcome | None = None
-    since: AwareDatetime | None = Field(None, description="Inclusive.", examples=[_MOMENT])
-    until: AwareDatetime | None = Field(None, description="Exclusive.")
+    since: Moment | None = Field(None, description="Inclusive.", examples=[_MOMENT])
+    until: Moment | None = Field(None, description="Exclusive.")
     search: Annotated[str, Field(min_length=1, max_length=200, pattern=NO_NUL)] | None = Field(
         None, description="Text in names, labels, action, address, user agent and ids."
     )
