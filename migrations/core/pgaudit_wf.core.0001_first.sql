@@ -117,15 +117,15 @@ create function pgaudit_wf.context_value(setting text) returns text
 language sql stable parallel safe
 as $$
     -- A setting once set locally reads '' afterwards, not null. What an index holds must fit it, whatever a client sends.
-    -- Not strict: then PostgreSQL would not inline it into the insert.
-    select left(nullif(current_setting(setting, true), ''), 255)
+    -- Not strict: then PostgreSQL would not inline it into the insert. The cast cuts as left() does, and does nothing to what fits.
+    select nullif(current_setting(setting, true), '')::varchar(255)::text
 $$;
 comment on function pgaudit_wf.context_value(text) is
     'The value of a transaction-local app.* setting, at most 255 characters; null when it is not set.';
 
 create function pgaudit_wf.context_reason() returns text
 language sql stable parallel safe
-as $$ select left(nullif(current_setting('app.reason', true), ''), 4096) $$;
+as $$ select nullif(current_setting('app.reason', true), '')::varchar(4096)::text $$;
 comment on function pgaudit_wf.context_reason() is 'app.reason, at most 4,096 characters; null when it is not set.';
 
 create function pgaudit_wf.parse_ip(address text) returns inet
@@ -147,7 +147,7 @@ language sql stable
 as $$
     -- Only a transaction that says an address pays for the subtransaction in which it is tried. No address is longer than 64 characters,
     -- and the error over a text of 256 MB would be one of memory, which nothing catches.
-    select case when current_setting('app.ip', true) <> '' then pgaudit_wf.parse_ip(left(current_setting('app.ip', true), 64)) end
+    select case when current_setting('app.ip', true) <> '' then pgaudit_wf.parse_ip(current_setting('app.ip', true)::varchar(64)) end
 $$;
 comment on function pgaudit_wf.context_ip() is 'app.ip as an address; null when it is not set or is no address.';
 
@@ -281,7 +281,7 @@ create table pgaudit_wf.security_audit_log (
     metadata jsonb not null default '{}',
     ip inet default pgaudit_wf.context_ip(),
     country text default pgaudit_wf.context_value('app.country'),
-    user_agent text default left(nullif(current_setting('app.user_agent', true), ''), 1024),
+    user_agent text default nullif(current_setting('app.user_agent', true), '')::varchar(1024),
     correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
     db_user text not null default session_user,
     application_name text default nullif(current_setting('application_name', true), ''),
@@ -2437,7 +2437,7 @@ begin
     elsif before = after then
         return '[]';
     -- Each level is a call within a call, and the stack has an end.
-    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object' or length(path) - length(replace(path, '/', '')) >= 32 then
+    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object' or length(path) >= 32 and length(path) - length(replace(path, '/', '')) >= 32 then
         return jsonb_build_array(jsonb_build_object('op', 'replace', 'path', path, 'old', before, 'value', after));
     end if;
     return (
@@ -2451,13 +2451,39 @@ $$;
 comment on function pgaudit_wf.json_diff(jsonb, jsonb, text) is
     'JSON Patch (RFC 6902) from before to after, with "old" in each remove and replace; objects member by member down to 32 levels, arrays as a whole; null stands for absent.';
 
-create function pgaudit_wf.bounded_json(value jsonb, longest integer default 1048576) returns jsonb
-language sql stable parallel safe
+create function pgaudit_wf.readable_json(value jsonb, longest integer default 1073741823) returns jsonb
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
 as $$
-    -- Its text is what counts: 1e100000 takes 12 bytes, and 100,001 where it is shown.
-    select case when octet_length(value::text) > longest
-        then jsonb_build_object('sha256', encode(sha256(convert_to(value::text, 'UTF8')), 'hex'), 'bytes', octet_length(value::text))
-        else value end
+begin
+    if octet_length(readable_json.value::text) <= readable_json.longest then
+        return readable_json.value;
+    end if;
+    return jsonb_build_object(
+        'sha256', encode(sha256(convert_to(readable_json.value::text, 'UTF8')), 'hex'), 'bytes', octet_length(readable_json.value::text));
+exception
+    -- Nothing prints such a one, so there is no text to digest; the hash still tells when it is another.
+    when program_limit_exceeded then
+        return jsonb_build_object('hash', jsonb_hash_extended(readable_json.value, 0)::text, 'bytes', 'more than 1 GB');
+end
+$$;
+comment on function pgaudit_wf.readable_json(jsonb, integer) is
+    'A value whose text has at most so many bytes (what PostgreSQL can print: 1 GB) as it is; a larger one as {"sha256": …, "bytes": …} of its text, or {"hash": …, "bytes": …} where it has none. '
+    '9,000 times 1e131071 are 3 KB where they are stored, and no reader could get past them.';
+
+create function pgaudit_wf.bounded_json(value jsonb, longest integer default 1048576) returns jsonb
+language plpgsql stable
+as $$
+begin
+    -- Its text is what counts: 1e100000 takes 12 bytes, and 100,001 where it is shown. So much can be printed whatever it is, and a
+    -- subtransaction is spared.
+    if pg_column_size(value) <= 65536 then
+        if octet_length(value::text) <= longest then
+            return value;
+        end if;
+    end if;
+    return pgaudit_wf.readable_json(value, longest);
+end
 $$;
 comment on function pgaudit_wf.bounded_json(jsonb, integer) is
     'A value whose text has at most so many bytes (1 MiB) as it is; a larger one as {"sha256": …, "bytes": …} of its text, so that whoever reads the log can hold it.';
@@ -2491,12 +2517,12 @@ begin
         raise exception 'metadata must be a JSON object, not %', jsonb_typeof(record_event.metadata) using errcode = 'PA008';
     end if;
     if record_event.before is not null or record_event.after is not null then
-        record_event.before := pgaudit_wf.bounded_json(record_event.before);
-        record_event.after := pgaudit_wf.bounded_json(record_event.after);
-        changes := pgaudit_wf.json_diff(record_event.before, record_event.after);
+        changes := pgaudit_wf.json_diff(pgaudit_wf.bounded_json(record_event.before), pgaudit_wf.bounded_json(record_event.after));
         -- Paths repeat the keys above them.
         if pg_column_size(changes) > 4194304 then
-            changes := jsonb_build_array(jsonb_build_object('op', 'replace', 'path', '', 'old', record_event.before, 'value', record_event.after));
+            changes := jsonb_build_array(jsonb_build_object(
+                'op', 'replace', 'path', '',
+                'old', pgaudit_wf.bounded_json(record_event.before), 'value', pgaudit_wf.bounded_json(record_event.after)));
         end if;
     end if;
     insert into pgaudit_wf.security_audit_log (action, resource_type, resource_id, diff, metadata, outcome)
@@ -2900,9 +2926,12 @@ begin
                 array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), $1) as n
         )
         select
-            e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, left(coalesce(actor.name, e.actor_label), 255), left(actor.email, 255), left(actor.role, 255),
+            e.id, e.occurred_at, e.org_id, e.org_label,
+            e.actor_id, left(coalesce(actor.name, e.actor_label), 255), left(actor.email, 255), left(actor.role, 255),
             e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, left(coalesce(resource.name, e.metadata ->> ''label''), 255),
-            e.outcome::text, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
+            e.outcome::text, e.captured,
+            case when pg_column_size(e.diff) < 256 then e.diff else pgaudit_wf.readable_json(e.diff, 16777216) end,
+            case when pg_column_size(e.metadata) < 256 then e.metadata else pgaudit_wf.readable_json(e.metadata, 16777216) end, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
             pgaudit_wf.trail_cursor(e.occurred_at, e.id)
         from event as e
         left join actor on actor.actor_id = e.actor_id and actor.org_id is not distinct from e.org_id
@@ -2915,7 +2944,7 @@ end
 $$;
 comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, text, timestamptz, timestamptz, text, text, integer) is
     'A page of the trail, newest first. Every filter is optional: org_id, action (* is a wildcard: api_key.*), resource_type, resource_id, actor_id, correlation_id, outcome, since (inclusive) and until (exclusive), '
-    'search (text in names, labels, action, address, user agent, ids). Next page: after => the cursor of the last event. The reader role sees the organisation app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
+    'search (text in names, labels, action, address, user agent, ids). A diff or metadata of more than 16 MiB is given by SHA-256 and length. Next page: after => the cursor of the last event. The reader role sees the organisation app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
     'Raises PA007 on a cursor that is none, PA008 on a page_size outside 1 to 1000.';
 
 -- sql/core/135_follow_trail.sql

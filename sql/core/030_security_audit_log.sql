@@ -26,7 +26,7 @@ create table pgaudit_wf.security_audit_log (
     metadata jsonb not null default '{}',
     ip inet default pgaudit_wf.context_ip(),
     country text default pgaudit_wf.context_value('app.country'),
-    user_agent text default left(nullif(current_setting('app.user_agent', true), ''), 1024),
+    user_agent text default nullif(current_setting('app.user_agent', true), '')::varchar(1024),
     correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
     db_user text not null default session_user,
     application_name text default nullif(current_setting('application_name', true), ''),

@@ -14,7 +14,7 @@ begin
     elsif before = after then
         return '[]';
     -- Each level is a call within a call, and the stack has an end.
-    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object' or length(path) - length(replace(path, '/', '')) >= 32 then
+    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object' or length(path) >= 32 and length(path) - length(replace(path, '/', '')) >= 32 then
         return jsonb_build_array(jsonb_build_object('op', 'replace', 'path', path, 'old', before, 'value', after));
     end if;
     return (
@@ -28,13 +28,39 @@ $$;
 comment on function pgaudit_wf.json_diff(jsonb, jsonb, text) is
     'JSON Patch (RFC 6902) from before to after, with "old" in each remove and replace; objects member by member down to 32 levels, arrays as a whole; null stands for absent.';
 
-create function pgaudit_wf.bounded_json(value jsonb, longest integer default 1048576) returns jsonb
-language sql stable parallel safe
+create function pgaudit_wf.readable_json(value jsonb, longest integer default 1073741823) returns jsonb
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
 as $$
-    -- Its text is what counts: 1e100000 takes 12 bytes, and 100,001 where it is shown.
-    select case when octet_length(value::text) > longest
-        then jsonb_build_object('sha256', encode(sha256(convert_to(value::text, 'UTF8')), 'hex'), 'bytes', octet_length(value::text))
-        else value end
+begin
+    if octet_length(readable_json.value::text) <= readable_json.longest then
+        return readable_json.value;
+    end if;
+    return jsonb_build_object(
+        'sha256', encode(sha256(convert_to(readable_json.value::text, 'UTF8')), 'hex'), 'bytes', octet_length(readable_json.value::text));
+exception
+    -- Nothing prints such a one, so there is no text to digest; the hash still tells when it is another.
+    when program_limit_exceeded then
+        return jsonb_build_object('hash', jsonb_hash_extended(readable_json.value, 0)::text, 'bytes', 'more than 1 GB');
+end
+$$;
+comment on function pgaudit_wf.readable_json(jsonb, integer) is
+    'A value whose text has at most so many bytes (what PostgreSQL can print: 1 GB) as it is; a larger one as {"sha256": …, "bytes": …} of its text, or {"hash": …, "bytes": …} where it has none. '
+    '9,000 times 1e131071 are 3 KB where they are stored, and no reader could get past them.';
+
+create function pgaudit_wf.bounded_json(value jsonb, longest integer default 1048576) returns jsonb
+language plpgsql stable
+as $$
+begin
+    -- Its text is what counts: 1e100000 takes 12 bytes, and 100,001 where it is shown. So much can be printed whatever it is, and a
+    -- subtransaction is spared.
+    if pg_column_size(value) <= 65536 then
+        if octet_length(value::text) <= longest then
+            return value;
+        end if;
+    end if;
+    return pgaudit_wf.readable_json(value, longest);
+end
 $$;
 comment on function pgaudit_wf.bounded_json(jsonb, integer) is
     'A value whose text has at most so many bytes (1 MiB) as it is; a larger one as {"sha256": …, "bytes": …} of its text, so that whoever reads the log can hold it.';
@@ -68,12 +94,12 @@ begin
         raise exception 'metadata must be a JSON object, not %', jsonb_typeof(record_event.metadata) using errcode = 'PA008';
     end if;
     if record_event.before is not null or record_event.after is not null then
-        record_event.before := pgaudit_wf.bounded_json(record_event.before);
-        record_event.after := pgaudit_wf.bounded_json(record_event.after);
-        changes := pgaudit_wf.json_diff(record_event.before, record_event.after);
+        changes := pgaudit_wf.json_diff(pgaudit_wf.bounded_json(record_event.before), pgaudit_wf.bounded_json(record_event.after));
         -- Paths repeat the keys above them.
         if pg_column_size(changes) > 4194304 then
-            changes := jsonb_build_array(jsonb_build_object('op', 'replace', 'path', '', 'old', record_event.before, 'value', record_event.after));
+            changes := jsonb_build_array(jsonb_build_object(
+                'op', 'replace', 'path', '',
+                'old', pgaudit_wf.bounded_json(record_event.before), 'value', pgaudit_wf.bounded_json(record_event.after)));
         end if;
     end if;
     insert into pgaudit_wf.security_audit_log (action, resource_type, resource_id, diff, metadata, outcome)

@@ -153,9 +153,12 @@ begin
                 array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), $1) as n
         )
         select
-            e.id, e.occurred_at, e.org_id, e.org_label, e.actor_id, left(coalesce(actor.name, e.actor_label), 255), left(actor.email, 255), left(actor.role, 255),
+            e.id, e.occurred_at, e.org_id, e.org_label,
+            e.actor_id, left(coalesce(actor.name, e.actor_label), 255), left(actor.email, 255), left(actor.role, 255),
             e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, left(coalesce(resource.name, e.metadata ->> ''label''), 255),
-            e.outcome::text, e.captured, e.diff, e.metadata, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
+            e.outcome::text, e.captured,
+            case when pg_column_size(e.diff) < 256 then e.diff else pgaudit_wf.readable_json(e.diff, 16777216) end,
+            case when pg_column_size(e.metadata) < 256 then e.metadata else pgaudit_wf.readable_json(e.metadata, 16777216) end, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
             pgaudit_wf.trail_cursor(e.occurred_at, e.id)
         from event as e
         left join actor on actor.actor_id = e.actor_id and actor.org_id is not distinct from e.org_id
@@ -168,5 +171,5 @@ end
 $$;
 comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, text, timestamptz, timestamptz, text, text, integer) is
     'A page of the trail, newest first. Every filter is optional: org_id, action (* is a wildcard: api_key.*), resource_type, resource_id, actor_id, correlation_id, outcome, since (inclusive) and until (exclusive), '
-    'search (text in names, labels, action, address, user agent, ids). Next page: after => the cursor of the last event. The reader role sees the organisation app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
+    'search (text in names, labels, action, address, user agent, ids). A diff or metadata of more than 16 MiB is given by SHA-256 and length. Next page: after => the cursor of the last event. The reader role sees the organisation app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
     'Raises PA007 on a cursor that is none, PA008 on a page_size outside 1 to 1000.';
