@@ -2437,7 +2437,8 @@ begin
     elsif before = after then
         return '[]';
     -- Each level is a call within a call, and the stack has an end.
-    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object' or length(path) >= 32 and length(path) - length(replace(path, '/', '')) >= 32 then
+    elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object'
+        or (length(path) >= 32 and length(path) - length(replace(path, '/', '')) >= 32) then
         return jsonb_build_array(jsonb_build_object('op', 'replace', 'path', path, 'old', before, 'value', after));
     end if;
     return (
