@@ -514,3 +514,129 @@ def test_partitions_are_made_at_once_by_many(conn: Conn) -> None:
     assert conn.execute(
         "select action, count(*) from pgaudit_wf.security_audit_log group by 1 order by 1"
     ).fetchall() == [("p.created", 24), ("p.truncated", 24)]
+
+
+def test_a_typed_table_is_followed_through_its_type(conn: Conn) -> None:
+    conn.execute("create type ct as (id int, org_id text, note text, secret text)")
+    conn.execute("create table ty of ct (primary key (id))")
+    conn.execute("select pgaudit_wf.attach('ty', redact => '{secret}')")
+    conn.execute("alter type ct add attribute extra text cascade")
+    conn.execute("alter type ct rename attribute secret to hidden cascade")
+    conn.execute("insert into ty values (1, 'o', 'n', 's', 'e')")
+    conn.execute("alter type ct drop attribute note cascade")
+    conn.execute("update ty set extra = 'f', hidden = 't'")
+    assert [paths(diff) for (diff,) in conn.execute(
+        "select diff from pgaudit_wf.security_audit_log order by id"
+    ).fetchall()] == [{""}, {"/extra", "/hidden"}]  # fmt: skip
+    assert '"s"' not in shown(conn, "ty")
+
+
+def test_the_default_of_an_added_column_can_be_anything(conn: Conn) -> None:
+    conn.execute("create domain shape as box")
+    conn.execute("create type mood as enum ('good')")
+    conn.execute("create table t (id int primary key, token text)")
+    conn.execute("select pgaudit_wf.attach('t', redact => '{token}')")
+    conn.execute("insert into t values (1, 's')")
+    conn.execute("alter table t drop column token")
+    for ddl in (
+        "add column token text default 'IN-THE-CLEAR'",
+        "add column c char(5) default 'abcde'",
+        "add column cs char(5)[] default '{abcde}'",
+        "add column b bit(3) default B'101'",
+        "add column bx box default '(1,1),(0,0)'",
+        "add column s shape default '(1,1),(0,0)'",
+        'add column j json default \'{"a": "\\u0000"}\'',
+        "add column k json default '{\"a\": 1e999999}'",
+        "add column m mood default 'good'",
+        "add column n numeric default 12345678901234567.890123456789",
+    ):
+        conn.execute(f"alter table t {ddl}".encode())
+    row = conn.execute("select pgaudit_wf.row_as_of('t', '1')::text").fetchone()
+    assert row is not None
+    for part in ('"c": "abcde"', '"cs": ["abcde"]', '"b": "101"', '"m": "good"',
+                 '"n": 12345678901234567.890123456789', '"token": "[redacted]"'):  # fmt: skip
+        assert part in row[0]
+    history = conn.execute("select detail::text from pgaudit_wf.attachment_history").fetchall()
+    assert "IN-THE-CLEAR" not in str(history)
+
+
+def test_keys_of_fixed_length_are_found(conn: Conn) -> None:
+    conn.execute("create table c (code char(8) primary key, v int)")
+    conn.execute("create table b (code bit(4) primary key, v int)")
+    for table, key in (("c", "abc"), ("b", "1010")):
+        name = sql.Identifier(table)
+        conn.execute(sql.SQL("insert into {} values ({}, 1)").format(name, sql.Literal(key)))
+        conn.execute("select pgaudit_wf.attach(%s)", [table])
+        conn.execute(sql.SQL("update {} set v = 2").format(name))
+        assert conn.execute(
+            "select pgaudit_wf.row_as_of(%s, %s) ->> 'v'", [table, key]
+        ).fetchone() == ("2",)
+
+
+def test_a_secret_that_takes_a_known_name_stays_one(db: Conn) -> None:
+    db.execute("create table g (id int primary key, org_id text, note text, secret text)")
+    db.execute("select pgaudit_wf.attach('g', redact => '{secret}', label_column => 'note')")
+    db.execute("alter table g rename column note to note2")
+    db.execute("alter table g rename column secret to note")
+    db.execute("insert into g values (1, 'o', 'n', 'IN-THE-CLEAR')")
+    db.execute("update g set note = 'IN-THE-CLEAR, too'")
+    db.execute("alter table g rename column org_id to org2")
+    db.execute("alter table g rename column note to org_id")
+    db.execute("update g set org_id = 'IN-THE-CLEAR again'")
+    db.execute("delete from g")
+    found = db.execute(
+        "select l::text from pgaudit_wf.security_audit_log as l where l::text ~ 'IN-THE-CLEAR'"
+    ).fetchall()
+    assert found == []
+
+
+def test_foreign_partitions_are_in_nobodys_way(conn: Conn) -> None:
+    conn.execute("create foreign data wrapper nowhere")
+    conn.execute("create server nowhere foreign data wrapper nowhere")
+    conn.execute("create table p (id int, org_id text) partition by list (id)")
+    conn.execute("create foreign table p1 partition of p for values in (1) server nowhere")
+    conn.execute("create table p2 partition of p for values in (2)")
+    conn.execute("select pgaudit_wf.attach('p', id_columns => '{id}')")
+    conn.execute("create foreign table p3 (id int, org_id text) server nowhere")
+    conn.execute("alter table p attach partition p3 for values in (3)")
+    conn.execute("insert into p values (2, 'o')")
+    assert conn.execute("select from pgaudit_wf.doctor() where severity = 'error'").fetchall() == []
+
+
+KEYWORDS = [
+    *("by", "begin", "declare", "execute", "foreach", "if", "loop", "strict", "while"),
+    *("new", "old", "r", "record", "setting", "value", 'q"uote', "line\nbreak", "%I", "$1"),
+]
+
+
+def test_columns_may_be_called_anything(db: Conn) -> None:
+    columns = [sql.Identifier(name) for name in KEYWORDS]
+    db.execute(
+        sql.SQL("create table odd (id int primary key, {})").format(
+            sql.SQL(", ").join(sql.SQL("{} text").format(column) for column in columns)
+        )
+    )
+    db.execute("select pgaudit_wf.attach('odd', redact => array['if'], label_column => 'by')")
+    db.execute("insert into odd (id) values (1)")
+    for column in columns:
+        db.execute(sql.SQL("update odd set {} = 'x'").format(column))
+    db.execute("delete from odd")
+    assert db.execute("select count(*) from pgaudit_wf.security_audit_log").fetchone() == (
+        len(KEYWORDS) + 2,
+    )
+
+
+def test_many_columns_take_no_minutes(conn: Conn) -> None:
+    conn.execute(
+        sql.SQL("create table wide (id int primary key, {})").format(
+            sql.SQL(", ").join(
+                sql.SQL("{} int").format(sql.Identifier(f"c{n}")) for n in range(400)
+            )
+        )
+    )
+    conn.execute("set statement_timeout = '20s'")
+    conn.execute("select pgaudit_wf.attach('wide', ignore => '{c7}')")
+    conn.execute("alter table wide add column late int")
+    conn.execute("insert into wide (id, c1) values (1, 1)")
+    conn.execute("update wide set c1 = 2, c7 = 3")
+    assert paths(last_diff(conn)) == {"/c1"}

@@ -583,3 +583,47 @@ def test_the_first_limit_takes_the_rights_of_the_tables_owner(key: Conn) -> None
     with pytest.raises(psycopg.Error, match="limit of 1"):
         insert(key, 2, 2)
     key.execute("drop owned by wf_billing; drop role wf_billing")
+
+
+def test_ddl_below_the_root_leaves_its_triggers_alone(conn: Conn) -> None:
+    conn.execute("create table mk (id int, org_id text, primary key (id)) partition by range (id)")
+    conn.execute("select pgaudit_wf.attach('mk')")
+    conn.execute("insert into pgaudit_wf.org_limit (resource_type, max_count) values ('mk', 2)")
+    # Without a partition there is nothing to count, and DDL goes on.
+    conn.execute("alter table mk add column v int")
+    conn.execute(
+        "create table mk1 partition of mk for values from (0) to (100) partition by range (id)"
+    )
+    conn.execute("create table mk1a partition of mk1 for values from (0) to (50)")
+    conn.execute("alter table mk1 alter column org_id set statistics 10")
+    conn.execute("create table mk1b partition of mk1 for values from (50) to (100)")
+    conn.execute("alter table mk1 detach partition mk1b")
+    with pytest.raises(psycopg.Error, match="limit of 2"):
+        conn.execute("insert into mk values (1, 'o'), (2, 'o'), (3, 'o')")
+    assert conn.execute("select from pgaudit_wf.doctor() where severity = 'error'").fetchall() == []
+    conn.execute("drop trigger pgaudit_wf_limit_insert on mk1a")
+    assert conn.execute(
+        "select subject from pgaudit_wf.doctor() where problem like '%pgaudit_wf_limit_insert%'"
+    ).fetchall() == [("public.mk1a",)]
+    conn.execute("drop table mk1a")
+    conn.execute("drop table mk")
+
+
+def test_a_limited_table_in_a_schema_of_its_own_is_counted_and_dropped(conn: Conn) -> None:
+    conn.execute("create role wf_apart; create schema apart authorization wf_apart")
+    conn.execute("set role wf_apart")
+    conn.execute("create table apart.pa (id int primary key, org_id text) partition by list (id)")
+    conn.execute("create table apart.pa1 partition of apart.pa for values in (1, 2)")
+    conn.execute("create table apart.pa2 partition of apart.pa for values in (3)")
+    conn.execute("reset role")
+    conn.execute("select pgaudit_wf.attach('apart.pa')")
+    conn.execute("insert into pgaudit_wf.org_limit (resource_type, max_count) values ('pa', 3)")
+    conn.execute("set role wf_apart")
+    conn.execute("insert into apart.pa values (1, 'o'), (2, 'o'), (3, 'o')")
+    conn.execute("truncate apart.pa1")
+    conn.execute("insert into apart.pa values (1, 'o')")
+    conn.execute("alter table apart.pa detach partition apart.pa2")
+    conn.execute("drop table apart.pa, apart.pa2")
+    conn.execute("reset role")
+    assert conn.execute("select count(*) from pgaudit_wf.limit_target").fetchone() == (0,)
+    conn.execute("drop owned by wf_apart cascade; drop role wf_apart")

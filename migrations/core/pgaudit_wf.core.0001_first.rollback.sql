@@ -30,7 +30,14 @@ begin
     where acl.grantee = (select nspowner from pg_catalog.pg_namespace where nspname = 'pgaudit_wf')
       and acl.grantee = to_regrole('pgaudit_wf_owner')
   loop
-    execute format('revoke all (%s) on %s from %s', granted.name, granted.relation, granted.reader);
+    begin
+      execute format(
+        'revoke all (%s) on %s from %s', granted.name, granted.relation, granted.reader);
+    exception
+      -- Anybody can grant it something; it is of no use to a role that owns nothing.
+      when insufficient_privilege then
+        raise notice 'the rights of % on % stay', granted.reader, granted.relation;
+    end;
   end loop;
 end
 $$;

@@ -56,7 +56,10 @@ begin
         raise exception 'role pgaudit_wf_owner, which is to own schema pgaudit_wf, has more than it may: %', surplus
             using errcode = 'PA009', hint = 'Take that from it (alter role … nologin nosuperuser …, revoke …), or drop the role if nothing needs it; then run this again.';
     end if;
-    if to_regrole('pgaudit_wf_owner') is not null and not pg_has_role('pgaudit_wf_owner', 'member') then
+    -- Since PostgreSQL 16 whoever makes a role is its administrator, and no more.
+    if to_regrole('pgaudit_wf_owner') is not null
+        and not pg_has_role('pgaudit_wf_owner', case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end)
+    then
         begin
             execute format('grant pgaudit_wf_owner to %I', current_user);
         exception
@@ -671,6 +674,15 @@ end
 $$;
 comment on function pgaudit_wf.base_type(oid) is 'The type itself, or what a domain is made of.';
 
+create function pgaudit_wf.field(record_name text, column_name text) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Always in quotes: PL/pgSQL takes some names (by, if, loop, …) for its own words that quote_ident() leaves as they are.
+    select quote_ident(record_name) || '."' || replace(column_name, '"', '""') || '"'
+$$;
+comment on function pgaudit_wf.field(text, text) is 'A column of a record as PL/pgSQL reads it, whatever it is called.';
+
 create function pgaudit_wf.is_built_in(type oid) returns boolean
 language sql stable strict
 set search_path = pg_catalog, pg_temp
@@ -754,8 +766,8 @@ begin
         when info.typtype = 'c' then not exists (
             select from pg_attribute
             where attrelid = info.typrelid and attnum > 0 and not attisdropped and not pgaudit_wf.json_without_casts(atttypid))
-        -- Only the owner of a type can make a cast of it to json.
-        else (select rolsuper from pg_roles where oid = info.typowner)
+        -- Only the owner of a type can make a cast of it to json; 10 is the superuser that initdb made, who stays one.
+        else info.typowner = 10
     end;
 end
 $$;
@@ -809,6 +821,41 @@ end
 $$;
 comment on function pgaudit_wf.json_expression(oid, text) is
     'SQL expression for a value of a type, fit to be an argument of jsonb_build_object(): as the server writes it in JSON, or as text where that would run somebody''s cast.';
+
+create function pgaudit_wf.contains_type(type oid, wanted oid) returns boolean
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = contains_type.type);
+begin
+    return case
+        when info.oid = contains_type.wanted then true
+        when info.typtype = 'd' then pgaudit_wf.contains_type(info.typbasetype, contains_type.wanted)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.contains_type(info.typelem, contains_type.wanted)
+        when info.typtype = 'c' then exists (
+            select from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.contains_type(atttypid, contains_type.wanted))
+        else false
+    end;
+end
+$$;
+comment on function pgaudit_wf.contains_type(oid, oid) is 'Whether values of a type are or contain values of another.';
+
+create function pgaudit_wf.columns_with_casts(relation oid) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select array(
+        select attname::text from pg_attribute
+        where attrelid = columns_with_casts.relation and attnum > 0 and not attisdropped and atttypid >= 16384
+            and exists (
+                select from pg_cast join pg_proc on pg_proc.oid = castfunc
+                where castsource >= 16384 and proowner <> 10 and pgaudit_wf.contains_type(atttypid, castsource))
+        order by attnum)
+$$;
+comment on function pgaudit_wf.columns_with_casts(oid) is
+    'Columns in whose name an expression could run somebody''s code: of a type with a cast by a function that is not the bootstrap superuser''s.';
 
 create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict
@@ -876,8 +923,8 @@ as $$
     -- The generic form must not name a column that could be gone: it reads the row as JSON.
     select case
         when (setting).form = 'generic' then format('(%s -> %L)', case record_name when 'old' then 'before' else 'after' end, column_name)
-        when atttypid = 'json'::regtype then format('%I.%I::jsonb', record_name, column_name)
-        else pgaudit_wf.json_expression(atttypid, format('%I.%I', record_name, column_name))
+        when atttypid = 'json'::regtype then pgaudit_wf.field(record_name, column_name) || '::jsonb'
+        else pgaudit_wf.json_expression(atttypid, pgaudit_wf.field(record_name, column_name))
     end
     from pg_attribute
     where attrelid = (setting).target and attname = column_name
@@ -944,7 +991,7 @@ as $$
 begin
     return (select coalesce(string_agg(
         case when (setting).form = 'compiled' and (pgaudit_wf.describe_column(col, false)).toastable
-            then format('(pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true', attname)
+            then format('(pg_column_toast_chunk_id(%s) = pg_column_toast_chunk_id(%s)) is not true', pgaudit_wf.field('old', attname), pgaudit_wf.field('new', attname))
             else 'true' end,
         ' or ' order by attnum), 'false')
     from pg_attribute as col
@@ -1087,7 +1134,7 @@ as $$
     select array(
         select attname::text from pg_attribute
         where attrelid = (setting).target and attnum > 0 and not attisdropped
-            and (attname = any ((setting).ignore || pgaudit_wf.definition_columns((setting).target)) or attgenerated = 'v')
+            and (attname = any ((setting).ignore || (select pgaudit_wf.definition_columns((setting).target))) or attgenerated = 'v')
         order by attnum)
 $$;
 comment on function pgaudit_wf.hidden_columns(pgaudit_wf.attachment) is
@@ -1099,7 +1146,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     select pgaudit_wf.describe_column(col, attname = any ((setting).redact))
     from pg_attribute as col
-    where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all (pgaudit_wf.hidden_columns(setting))
+    where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((select pgaudit_wf.hidden_columns(setting))::text[])
     order by attnum
 $$;
 comment on function pgaudit_wf.capture_columns(pgaudit_wf.attachment) is 'The columns that the trigger of an attached table records, in their order.';
@@ -1112,16 +1159,15 @@ as $$
         case
             -- Byte by byte, so that no operator of anybody's is looked for; what then reads the same has not changed.
             when not pgaudit_wf.is_built_in((col).type) then
-                '(record_image_ne(row(old.%1$I), row(new.%1$I)) and (%2$s) collate "C" is distinct from (%3$s) collate "C")'
+                '(record_image_ne(row(%1$s), row(%2$s)) and (%3$s) collate "C" is distinct from (%4$s) collate "C")'
             -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
-            when (col).toastable then '((pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true and '
-                || case when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C")' else 'old.%1$I is distinct from new.%1$I)' end
-            when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C"'
-            else 'old.%1$I is distinct from new.%1$I'
+            when (col).toastable then '((pg_column_toast_chunk_id(%1$s) = pg_column_toast_chunk_id(%2$s)) is not true and '
+                || case when (col).by_text then '%1$s::text collate "C" is distinct from %2$s::text collate "C")' else '%1$s is distinct from %2$s)' end
+            when (col).by_text then '%1$s::text collate "C" is distinct from %2$s::text collate "C"'
+            else '%1$s is distinct from %2$s'
         end,
-        (col).name,
-        pgaudit_wf.text_expression((col).type, format('old.%I', (col).name)),
-        pgaudit_wf.text_expression((col).type, format('new.%I', (col).name)))
+        before, after, pgaudit_wf.text_expression((col).type, before), pgaudit_wf.text_expression((col).type, after))
+    from (select pgaudit_wf.field('old', (col).name) as before, pgaudit_wf.field('new', (col).name) as after) as sides
 $$;
 comment on function pgaudit_wf.changed_expression(pgaudit_wf.capture_column) is 'SQL condition that is true when the column differs between old and new.';
 
@@ -1130,8 +1176,8 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- A composite of nulls "is null", and yet is a value.
-    select case when (col).redacted then format('case when %1$I.%2$I is distinct from null then ''[redacted]'' end', record_name, (col).name)
-        else pgaudit_wf.json_expression((col).type, format('%I.%I', record_name, (col).name)) end
+    select case when (col).redacted then format('case when %s is distinct from null then ''[redacted]'' end', pgaudit_wf.field(record_name, (col).name))
+        else pgaudit_wf.json_expression((col).type, pgaudit_wf.field(record_name, (col).name)) end
 $$;
 comment on function pgaudit_wf.shown_expression(pgaudit_wf.capture_column, text) is 'SQL expression for the column''s value as it may be shown.';
 
@@ -1151,8 +1197,8 @@ as $$
     end
     from (
         select
-            string_agg(pgaudit_wf.json_expression(atttypid, format('%I.%I', record_name, key_column)), ', ' order by position) as as_json,
-            min(pgaudit_wf.text_expression(atttypid, format('%I.%I', record_name, key_column))) as as_text,
+            string_agg(pgaudit_wf.json_expression(atttypid, pgaudit_wf.field(record_name, key_column)), ', ' order by position) as as_json,
+            min(pgaudit_wf.text_expression(atttypid, pgaudit_wf.field(record_name, key_column))) as as_text,
             bool_and(attlen > 0) as short
         from unnest((setting).id_columns) with ordinality as k (key_column, position)
         join pg_attribute on attrelid = (setting).target and attname = key_column
@@ -1166,7 +1212,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     -- A single key of a built-in type is compared in it, so that its index is used; never in a domain, whose checks are somebody's code.
     select coalesce((
-            select format('%I.%I = $1::%s', record_name, attname, format_type(pgaudit_wf.base_type(atttypid), null))
+            select format('%I.%I = $1::%s', record_name, attname, format_type(pgaudit_wf.base_type(atttypid), -1))
             from pg_attribute
             where attrelid = (setting).target and attname = (setting).id_columns[1] and cardinality((setting).id_columns) = 1
                 and pgaudit_wf.is_built_in(atttypid)),
@@ -1182,6 +1228,33 @@ as $$
 $$;
 comment on function pgaudit_wf.bounded_key(text) is 'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
 
+create function pgaudit_wf.rule_could_cast(target oid, condition text) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- By its text alone, so rather too often: a mention of the column, or of the row as a whole.
+    select coalesce(bool_or(case when name ~ '^\w+$' then condition ~* ('\m' || name || '\M') else strpos(condition, replace(name, '"', '""')) > 0 end
+        or condition ~* '\m(old|new)\M\s*($|[^.[:space:]]|\.\s*\*)'), false)
+    from unnest(pgaudit_wf.columns_with_casts(target)) as name
+$$;
+comment on function pgaudit_wf.rule_could_cast(oid, text) is
+    'Whether a rule''s condition may run, with our rights, a cast that somebody made of a type of the table''s columns: it is then left out.';
+
+create function pgaudit_wf.refuse_casts(relation oid, conditions text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from pg_attribute where attrelid = relation and attnum > 0 and not attisdropped and atttypid >= 16384)
+        and pgaudit_wf.rule_could_cast(relation, conditions)
+    then
+        raise exception 'a column of % has a type with a cast that this could run: %', relation::regclass, conditions using errcode = 'PA003';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.refuse_casts(oid, text) is
+    'Raises PA003 where a condition over the table''s columns could run a cast that somebody made, with our rights; for the generic form.';
+
 create function pgaudit_wf.action_statements(setting pgaudit_wf.attachment, op text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -1189,11 +1262,12 @@ as $$
     with rule as (
         select id, position, condition, action from pgaudit_wf.action_rule
         where action_rule.resource_type = (setting).resource_type and action_rule.op = $2
+            and not pgaudit_wf.rule_could_cast((setting).target, condition)
     ), fallback as (
         select quote_literal((setting).resource_type || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
     )
     select case when exists (select from rule where condition is not null) then format($rules$
-        begin
+        begin%4$s
             event_action := case
 %1$s                else %2$s
             end;
@@ -1212,7 +1286,10 @@ as $$
                     case when strpos(coalesce(condition, 'true'), '--') > 0 then condition || e'\n               ' else coalesce(condition, 'true') end,
                     rule.action), '' order by position, id)
                 from rule
-            ), fallback.action, (setting).resource_type)
+            ), fallback.action, (setting).resource_type,
+            -- There, nobody tells us of a cast that is made later.
+            case when (setting).form = 'generic' then 
+                (select format(e'\n            perform pgaudit_wf.refuse_casts(tg_relid, %L);', string_agg(condition, e'\n')) from rule) else '' end)
         else format(e'\n        event_action := %s;',
             coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action)) end
     from fallback
@@ -1245,7 +1322,7 @@ as $$
     -- The row as a whole is quickest, but reads each column: not one that is to be hidden and may be long, nor one that it would turn
     -- into JSON by somebody's cast or cannot turn into JSON.
     select case when bool_and(pgaudit_wf.json_without_casts(atttypid) and not pgaudit_wf.holds_json(atttypid)
-                and (attlen > 0 or attgenerated = 'v' or (attname <> all (pgaudit_wf.hidden_columns(setting)) and attname <> all ((setting).redact))))
+                and (attlen > 0 or attgenerated = 'v' or (attname <> all ((select pgaudit_wf.hidden_columns(setting))::text[]) and attname <> all ((setting).redact))))
         then format('to_jsonb(%I)', record_name)
             || case when pgaudit_wf.hidden_columns(setting) = '{}' then '' else format(e'\n            - %L::text[]', pgaudit_wf.hidden_columns(setting)) end
             || coalesce((
@@ -1279,7 +1356,7 @@ create function pgaudit_wf.column_text(setting pgaudit_wf.attachment, column_nam
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf.text_expression(atttypid, format('%I.%I', record_name, column_name))
+    select pgaudit_wf.text_expression(atttypid, pgaudit_wf.field(record_name, column_name))
     from pg_attribute where attrelid = (setting).target and attname = column_name and attnum > 0
 $$;
 comment on function pgaudit_wf.column_text(pgaudit_wf.attachment, text, text) is
@@ -1306,7 +1383,7 @@ as $$
                     '\n        if %s then'
                     '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', %s);'
                     '\n        end if;', pgaudit_wf.org_expression(setting), pgaudit_wf.changed_expression(pgaudit_wf.describe_column(col, false)),
-                    pgaudit_wf.json_expression(atttypid, format('old.%I', attname)))
+                    pgaudit_wf.json_expression(atttypid, pgaudit_wf.field('old', attname)))
                 from pg_attribute as col where attrelid = (setting).target and attname = (setting).org_column)
             else format(e'\n        event_org := left(%s, 255);', org)
         end
@@ -1385,6 +1462,9 @@ as $$
     -- time of attach() may be it; the key is shown all the same, as it cannot be redacted.
     select array(
         select pgaudit_wf.describe_column(col, attname = any ((setting).redact)
+            or exists (
+                select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
+                where secret.number = attnum and secret.name <> attname)
             or (attname <> all ((setting).known)
                 and exists (
                     select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
@@ -1478,15 +1558,32 @@ as $$
 $$;
 comment on function pgaudit_wf.generic_key(jsonb, text[], oid) is 'resource_id of a row, for triggers of the generic form.';
 
+create function pgaudit_wf.columns_of(relation oid) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- By name: in a partition they can stand in another order.
+    select string_agg(attname || ':' || atttypid, ',' order by attname) from pg_attribute
+    where attrelid = columns_of.relation and attnum > 0 and not attisdropped
+$$;
+comment on function pgaudit_wf.columns_of(oid) is 'The names and types of a relation''s columns, to tell whether they are still what a trigger of the generic form was written for.';
+
+create function pgaudit_wf.generic_of(setting pgaudit_wf.attachment) returns pgaudit_wf.generic_setting
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select row((setting).columns, (setting).ignore, (setting).redact, array(
+        select coalesce((select attnum from pg_attribute where attrelid = (setting).target and attname = name and not attisdropped), 0)::smallint
+        from unnest((setting).redact) with ordinality as secret (name, position) order by position))::pgaudit_wf.generic_setting
+$$;
+comment on function pgaudit_wf.generic_of(pgaudit_wf.attachment) is 'What a trigger of the generic form is to know of its table''s columns.';
+
 create function pgaudit_wf.describe_generic(setting pgaudit_wf.attachment) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting',
-        (setting).columns, (setting).ignore, (setting).redact,
-        array(
-            select coalesce((select attnum from pg_attribute where attrelid = (setting).target and attname = name and not attisdropped), 0)
-            from unnest((setting).redact) with ordinality as secret (name, position) order by position))
+    select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting', (g).known, (g).ignore, (g).redact, (g).redact_numbers)
+    from (select pgaudit_wf.generic_of(setting) as g) as described
 $$;
 comment on function pgaudit_wf.describe_generic(pgaudit_wf.attachment) is 'SQL expression for what a trigger of the generic form knows of its table''s columns.';
 
@@ -1495,21 +1592,35 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
+    as_attached := pgaudit_wf.columns_of(tg_relid) = %15$L;
     if tg_op in ('UPDATE', 'DELETE') then
-        before := pgaudit_wf.generic_row(old, setting);%1$s
+        if as_attached then
+            before := %16$s;
+        else
+            before := pgaudit_wf.generic_row(old, setting);%1$s
+        end if;
         shown_before := before - %5$L::text[];
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
-        after := pgaudit_wf.generic_row(new, setting);%2$s
+        if as_attached then
+            after := %17$s;
+        else
+            after := pgaudit_wf.generic_row(new, setting);%2$s
+        end if;
         shown_after := after - %5$L::text[];
     end if;
     if tg_level = 'ROW' then
         event_id := pgaudit_wf.generic_key(coalesce(after, before), %3$L, tg_relid);
-        event_label := left(coalesce(shown_after, shown_before) ->> %14$L, 255);
+        event_label := left(nullif(coalesce(shown_after, shown_before) ->> %14$L, '[redacted]'), 255);
         %4$s
     end if;
     if tg_op = 'UPDATE' then
-        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, pgaudit_wf.generic_hidden_changes(old, new, setting));
+        if as_attached then
+            hidden_changes := %18$s;
+        else
+            hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
+        end if;
+        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, hidden_changes);
 %6$s        if event_diff is null then
             return null;
         end if;
@@ -1528,7 +1639,7 @@ as $$
         (setting).id_columns,
         case when (setting).org_column is null then '-- no org column: app.org_id is taken'
             else format(
-                e'event_org := left(coalesce(after ->> %1$L, before ->> %1$L), 255);'
+                e'event_org := left(nullif(coalesce(after ->> %1$L, before ->> %1$L), ''[redacted]''), 255);'
                 '\n        if tg_op = ''UPDATE'' and before -> %1$L is distinct from after -> %1$L then'
                 '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', before -> %1$L);'
                 '\n        end if;', (setting).org_column) end,
@@ -1541,7 +1652,14 @@ as $$
         pgaudit_wf.version_statements(setting, 'delete'),
         pgaudit_wf.action_statements(setting, 'delete'),
         pgaudit_wf.truncate_statements(setting),
-        (setting).label_column)
+        (setting).label_column,
+        pgaudit_wf.columns_of((setting).target),
+        pgaudit_wf.row_object(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting)), 'old'),
+        pgaudit_wf.row_object(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting)), 'new'),
+        (
+            select coalesce('array_remove(array[' || string_agg(
+                format('case when record_image_ne(row(%s), row(%s)) then %L end', pgaudit_wf.field('old', name), pgaudit_wf.field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
+            from unnest(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting))) as col where redacted))
 $$;
 comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
 
@@ -1587,8 +1705,6 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    one_line constant boolean := (setting)::text !~ '[\r\n]' and not exists (
-        select from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type and concat(r.condition, r.action) ~ '[\r\n]');
     statements text;
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
@@ -1616,8 +1732,7 @@ begin
         (setting).resource_type);
 
     if (setting).on_failure = 'warn' then
-        -- Indented for the reader, unless a line break could stand within a literal.
-        statements := e'\n    begin' || case when one_line then replace(statements, e'\n', e'\n    ') else statements end || format($warn$
+        statements := e'\n    begin' || statements || format($warn$
     exception
         when others then
             perform pgaudit_wf.count_failure(%1$L, tg_op, sqlstate);
@@ -1636,7 +1751,7 @@ declare
     event_action text;
     event_diff jsonb;
     event_metadata jsonb;%s%s
-begin%s
+begin%s%s
     return null;
 end
 $body$,
@@ -1644,10 +1759,11 @@ $body$,
         pgaudit_wf.shape_of((setting).target),
         case when (setting).org_column = any ((setting).columns) then '' else ' := pgaudit_wf.context_value(''app.org_id'')' end,
         case when (setting).form = 'generic' then format(
-            e'\n    setting constant pgaudit_wf.generic_setting := %s;\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;',
+            e'\n    setting constant pgaudit_wf.generic_setting := %s;\n    as_attached boolean;\n    hidden_changes text[];\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;',
             pgaudit_wf.describe_generic(setting)) else '' end,
         case when pgaudit_wf.definition_columns((setting).target) <> '{}' then
             e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    definition_changed boolean := false;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
+        pgaudit_wf.check_place((setting).target, (setting).function_name),
         statements);
 end
 $$;
@@ -1793,6 +1909,8 @@ declare
     before jsonb;
 begin
     perform pgaudit_wf.check_attachable(attach.target);
+    -- Where there are no event triggers, nobody told us of tables that were dropped.
+    delete from pgaudit_wf.attachment as a where not exists (select from pg_class where oid = a.target);
     if attach.on_failure not in ('abort', 'warn') then
         raise exception 'on_failure is "%": it must be abort or warn', attach.on_failure using errcode = 'PA008';
     end if;
@@ -1859,6 +1977,62 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
     'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
 
+create function pgaudit_wf.stands_on(relation oid, function_name text) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return exists (
+        select from (
+            select a.target, a.function_name from pgaudit_wf.attachment as a
+            union all select a.target, pgaudit_wf.guard_function_name(a) from pgaudit_wf.attachment as a
+            union all select t.target, t.function_name from pgaudit_wf.limit_target as t
+            union all select e.target, e.function_name from pgaudit_wf.execution_attachment as e
+        ) as written
+        where written.function_name = stands_on.function_name and pg_partition_root(written.target) = pg_partition_root(stands_on.relation));
+end
+$$;
+comment on function pgaudit_wf.stands_on(oid, text) is 'Whether a trigger function was written for a table or for others of its partition tree.';
+
+create function pgaudit_wf.check_place(target regclass, function_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- The owner of a partitioned table may call its trigger functions, as he makes partitions. On a table of his own making, whose
+    -- columns can be of types of his, they would run his casts with our rights, or tell what never happened.
+    select case when (select relkind from pg_class where oid = check_place.target) = 'p' then format($check$
+    if pg_partition_root(tg_relid) is distinct from %s and not pgaudit_wf.stands_on(tg_relid, %L) then
+        raise exception 'this trigger function is not for table %%', tg_relid::regclass using errcode = 'insufficient_privilege';
+    end if;$check$, pg_partition_root(check_place.target)::oid, check_place.function_name) else '' end
+$$;
+comment on function pgaudit_wf.check_place(regclass, text) is
+    'PL/pgSQL with which the trigger function of a partitioned table refuses to work anywhere else; nothing for other tables.';
+
+create function pgaudit_wf.let_owner_read(target regclass, columns text[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    reader constant name := pgaudit_wf.schema_owner();
+    class pg_class := (select c from pg_class as c where c.oid = let_owner_read.target);
+    name text;
+begin
+    if pg_has_role(reader, class.relowner, 'usage') then
+        return;
+    end if;
+    foreach name in array let_owner_read.columns loop
+        if not has_column_privilege(reader, let_owner_read.target, name, 'select') then
+            execute format('grant select (%I) on %s to %I', name, let_owner_read.target, reader);
+        end if;
+    end loop;
+    if not has_schema_privilege(reader, class.relnamespace, 'usage') then
+        execute format('grant usage on schema %s to %I', class.relnamespace::regnamespace, reader);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.let_owner_read(regclass, text[]) is
+    'Lets the owner of our schema read columns of a table, with the rights of the caller; nothing where it may.';
+
 create function pgaudit_wf.replace_function(function_name text, body text, settings text[], target regclass, description text) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -1875,6 +2049,8 @@ begin
             and array(select lower(config) from unnest(proconfig) as config where config !~ '^search_path=' order by 1)
                 = array(select replace(replace(lower(setting), ' = ', '='), '''', '') from unnest(replace_function.settings) as setting order by 1))
     then
+        -- In turn, if two change something that the function reads (a type and the rules, say): the second would fail otherwise.
+        perform from pgaudit_wf.attachment as a where a.target = replace_function.target for update;
         execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp%s\nas %L',
             replace_function.function_name, (select string_agg(e'\nset ' || setting, '' order by setting) from unnest(replace_function.settings) as setting), replace_function.body);
         function := format('pgaudit_wf.%I()', replace_function.function_name)::regprocedure;
@@ -1925,6 +2101,7 @@ begin
         from pgaudit_wf.limit_target as t where t.target = (setting).target;
     -- follow_as_author() names them.
     if (select relkind = 'p' and not has_schema_privilege(relowner, 'pgaudit_wf', 'usage') from pg_class where oid = (setting).target) then
+        perform pgaudit_wf.revoke_usage(setting);
         update pgaudit_wf.attachment as a set usage_granted = (select pg_get_userbyid(relowner) from pg_class where oid = (setting).target)
         where a.target = (setting).target;
         execute format('grant usage on schema pgaudit_wf to %s', (select relowner::regrole from pg_class where oid = (setting).target));
@@ -1952,7 +2129,8 @@ begin
         -- "Always": also in a session that calls itself a replica.
         execute format('alter table %s enable always trigger "!pgaudit_wf_%s"', (setting).target, op);
     end loop;
-    for leaf in select pgaudit_wf.leaf_tables((setting).target) loop
+    -- A foreign partition can have no such trigger.
+    for leaf in select l from pgaudit_wf.leaf_tables((setting).target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
         execute format('create or replace trigger pgaudit_wf_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()',
             leaf, (setting).function_name);
         execute format('alter table %s enable always trigger pgaudit_wf_truncate', leaf);
@@ -2147,8 +2325,15 @@ begin
     select (attmissingval::text::text[])[1], pgaudit_wf.base_type(atttypid) into missing, type
     from pg_attribute where attrelid = column_default.target and attname = column_default.name;
     if pgaudit_wf.is_built_in(type) then
-        execute format('select to_jsonb($1::%s)', format_type(type, null)) into value using missing;
-        return value;
+        begin
+            -- -1: without it, char and bit would be cut to their first place.
+            execute format('select to_jsonb($1::%s)', format_type(type, -1)) into value using missing;
+            return value;
+        exception
+            -- What jsonb cannot hold; and a box, in whose arrays a comma is none.
+            when data_exception or program_limit_exceeded then
+                null;
+        end;
     end if;
     return to_jsonb(missing);
 end
@@ -2174,8 +2359,13 @@ begin
     altered := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(jsonb_build_object(
         'renamed', nullif(renames, '{}'),
         'added', (
-            select jsonb_object_agg(name, coalesce(pgaudit_wf.column_default(recompile.target, name), 'null')) from unnest(columns_now) as name
-            where name <> all (setting.columns) and (recompile.renamed_to is null or renames = '{}')),
+            select jsonb_object_agg(name, case
+                when name = any (setting.redact) and atthasmissing then to_jsonb('[redacted]'::text)
+                when name = any (setting.redact) then 'null'
+                else coalesce(pgaudit_wf.column_default(recompile.target, name), 'null') end)
+            from unnest(columns_now) as name
+            join pg_attribute on attrelid = recompile.target and attname = name
+            where name <> all (setting.columns || setting.ignore) and attgenerated <> 'v' and (recompile.renamed_to is null or renames = '{}')),
         'dropped', (
             select jsonb_agg(name) from unnest(setting.columns) as name
             where name <> all (columns_now) and not renames ? name))) where value <> 'null');
@@ -2238,26 +2428,6 @@ as $$
 $$;
 comment on function pgaudit_wf.descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent alters too.';
 
-create function pgaudit_wf.contains_type(type oid, wanted oid) returns boolean
-language plpgsql stable strict
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    info pg_type := (select t from pg_type as t where t.oid = contains_type.type);
-begin
-    return case
-        when info.oid = contains_type.wanted then true
-        when info.typtype = 'd' then pgaudit_wf.contains_type(info.typbasetype, contains_type.wanted)
-        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.contains_type(info.typelem, contains_type.wanted)
-        when info.typtype = 'c' then exists (
-            select from pg_attribute
-            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.contains_type(atttypid, contains_type.wanted))
-        else false
-    end;
-end
-$$;
-comment on function pgaudit_wf.contains_type(oid, oid) is 'Whether values of a type are or contain values of another, a row type.';
-
 create function pgaudit_wf.after_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -2268,12 +2438,19 @@ declare
 begin
     for command in
         select done.classid, done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done
-        where done.classid in ('pg_class'::regclass, 'pg_type'::regclass)
+        where done.classid in ('pg_class'::regclass, 'pg_type'::regclass, 'pg_cast'::regclass)
     loop
+        -- Of a cast, its type counts, over which a rule may be no longer safe to run.
+        if command.classid = 'pg_cast'::regclass then
+            select 'pg_type'::regclass, castsource into command.classid, command.objid from pg_cast where oid = command.objid;
+        end if;
         for concerned in
             select a.target from pgaudit_wf.attachment as a
             where a.form = 'compiled'
                 and (
+                    -- A typed table takes its columns from the type.
+                    (select reloftype from pg_class where oid = a.target)
+                        = case command.classid when 'pg_type'::regclass then command.objid else (select nullif(reltype, 0) from pg_class where oid = command.objid) end or
                     command.classid = 'pg_class'::regclass and (a.target = command.objid
                         or a.target in (select pgaudit_wf.descendants(command.objid))
                         or a.target in (select relid from pg_partition_ancestors(command.objid)))
@@ -2295,7 +2472,8 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: writes the functions of the attached tables concerned anew.';
+comment on function pgaudit_wf.after_ddl() is
+    'Event trigger after ALTER TABLE, ALTER TYPE, CREATE TABLE, CREATE SCHEMA and CREATE CAST: writes the functions of the attached tables concerned anew.';
 
 create function pgaudit_wf.follow_as_author() returns event_trigger
 language plpgsql
@@ -2323,7 +2501,9 @@ begin
         join pg_namespace as n on n.oid = p.pronamespace and n.nspname = 'pgaudit_wf'
         where command.classid = 'pg_class'::regclass and command.object_type = 'table'
             and (own.event <> 'truncate' or part.isleaf)
-            and not exists (select from pg_trigger as present where present.tgrelid = part.relid and present.tgname = own.name)
+            -- A foreign table can have none of these.
+            and (select relkind from pg_class where oid = part.relid) <> 'f'
+            and not exists (select from pg_trigger as present where present.tgrelid = part.relid and present.tgname = own.name and present.tgfoid = t.tgfoid)
     loop
         begin
             execute format('create or replace trigger %I after %s on %s %s for each statement execute function pgaudit_wf.%I()',
@@ -2345,7 +2525,7 @@ begin
         join pg_trigger as own on own.tgrelid = c.oid and own.tgname in ('!pgaudit_wf_insert', 'pgaudit_wf_limit_insert')
         join pg_trigger as stray on stray.tgfoid = own.tgfoid and stray.tgparentid = 0
         where command.classid = 'pg_class'::regclass and command.command_tag = 'ALTER TABLE' and own.tgparentid = 0
-            and not exists (select from pg_partition_tree(c.oid) as tree where tree.relid = stray.tgrelid)
+            and not exists (select from pg_partition_tree(pg_partition_root(c.oid)) as tree where tree.relid = stray.tgrelid)
     loop
         begin
             execute format('drop trigger %I on %s', wanted.name, wanted.relation);
@@ -2688,6 +2868,8 @@ comment on column pgaudit_wf.org_member.role is 'Role in the organisation; owner
 create function pgaudit_wf.readable_org() returns text
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
+-- Rather an error than the policies of the tables behind the views, run by us.
+set row_security = off
 as $$
     select m.org_id from pgaudit_wf.org_member as m
     where m.org_id = nullif(current_setting('app.org_id', true), '')
@@ -2708,6 +2890,8 @@ create function pgaudit_wf.describe_actors(org_id text, actor_ids text[] default
 returns table (actor_id text, name text, email text, role text)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
+-- Rather an error than the policies of the tables behind the views, run by us.
+set row_security = off
 as $$
     select d.actor_id, d.name, d.email, m.role
     from pgaudit_wf.actor_directory as d
@@ -2752,6 +2936,15 @@ end
 $$;
 comment on function pgaudit_wf.grant_directory() is
     'Lets the owner of our schema, as which they are read, read the columns that actor_directory, org_member and credential_directory name, with the rights of the caller. Where event triggers can be had, CREATE VIEW does it by itself.';
+
+create function pgaudit_wf.actors_like(pattern text) returns setof text
+language sql stable
+set search_path = pg_catalog, pg_temp
+set row_security = off
+as $$
+    select d.actor_id from pgaudit_wf.actor_directory as d where d.name ilike actors_like.pattern or d.email ilike actors_like.pattern
+$$;
+comment on function pgaudit_wf.actors_like(text) is 'Ids of the actors whose name or e-mail matches an ILIKE pattern, for those who may read actor_directory.';
 
 create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
 language sql stable
@@ -2841,6 +3034,7 @@ create function pgaudit_wf.present_actors(actor_ids text[], org_ids text[], rest
 returns table (actor_id text, org_id text, name text, email text, role text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set row_security = off
 as $$
 #variable_conflict use_column
 begin
@@ -2915,7 +3109,7 @@ begin
             ' or l.metadata ->> ''reason'' ilike $10 or host(l.ip) ilike $10 or l.user_agent ilike $10 or l.correlation_id ilike $10'
             ' or l.actor_id in (select d.actor_id from ' || case when restricted
                 then 'pgaudit_wf.describe_actors($1, pattern => $10) as d'
-                else 'pgaudit_wf.actor_directory as d where d.name ilike $10 or d.email ilike $10' end || '))'
+                else 'pgaudit_wf.actors_like($10) as d (actor_id)' end || '))'
         end);
     -- In one statement, whose rows are never all in one value: that could not be larger than 1 GB.
     return query execute 'with event as materialized (select l.* from pgaudit_wf.security_audit_log as l where true'
@@ -3252,6 +3446,7 @@ declare
     record jsonb;
 begin
     if setting.target is null or not has_table_privilege(present_row.target, 'select')
+        or (select relkind from pg_class where oid = present_row.target) not in ('r', 'p')
         -- Whoever asks runs the table's policies with his own rights; we do not with ours.
         or (current_user = pgaudit_wf.schema_owner() and row_security_active(present_row.target))
     then
@@ -5203,18 +5398,20 @@ begin
                 '        perform pgaudit_wf.check_definition(after -> %2$L, after -> %3$L, %4$L);\n    end if;\n',
                 switch.name, workflow.nodes_column, workflow.edges_column, switch.doing)
             else format(
-                e'    if new.%1$I and (tg_op = ''INSERT'' or old.%1$I is not true) and not pgaudit_wf.is_restored(tg_relid, false) then\n'
+                e'    if %1$s and (tg_op = ''INSERT'' or %5$s is not true) and not pgaudit_wf.is_restored(tg_relid, false) then\n'
                 '        perform pgaudit_wf.check_definition(%2$s, %3$s, %4$L);\n    end if;\n',
-                switch.name, pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
-                pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing) end;
+                pgaudit_wf.field('new', switch.name), pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
+                pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing, pgaudit_wf.field('old', switch.name)) end;
     end loop;
     if generic then
         body := format(e'    after := pgaudit_wf.generic_row(new, setting);%s\n    if tg_op = ''UPDATE'' then\n        before := pgaudit_wf.generic_row(old, setting);%s\n    end if;\n',
             pgaudit_wf.follow_names(setting, 'after'), pgaudit_wf.follow_names(setting, 'before')) || body;
     end if;
-    return format(e'\n-- Keeps an invalid workflow from going live; written by pgaudit_wf.attach_workflow().\n%sbegin\n%s    return new;\nend\n',
+    return format(e'\n-- Keeps an invalid workflow from going live; written by pgaudit_wf.attach_workflow(). Columns as of %s.\n%sbegin%s\n%s    return new;\nend\n',
+        pgaudit_wf.shape_of((setting).target),
         case when generic then format(e'declare\n    setting constant pgaudit_wf.generic_setting := %s;\n    before jsonb;\n    after jsonb;\n',
-            pgaudit_wf.describe_generic(setting)) else '' end, body);
+            pgaudit_wf.describe_generic(setting)) else '' end,
+        pgaudit_wf.check_place((setting).target, pgaudit_wf.guard_function_name(setting)), body);
 end
 $$;
 comment on function pgaudit_wf.guard_body(pgaudit_wf.attachment) is
@@ -5239,16 +5436,27 @@ comment on column pgaudit_wf.credential_directory.label is 'A handle that people
 create function pgaudit_wf.current_credential(out credential_type text, out label text)
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
+-- Rather an error than the policies of the tables behind the views, run by us.
+set row_security = off
 as $$
 declare
     key_id constant text := pgaudit_wf.context_value('app.api_key_id');
     method constant text := pgaudit_wf.context_value('app.auth_method');
     actor constant text := pgaudit_wf.context_value('app.actor_id');
+    known text;
 begin
-    if key_id is not null then
-        select d.credential_type, d.label into credential_type, label
-        from pgaudit_wf.credential_directory as d where d.credential_id = key_id limit 1;
-    end if;
+    -- A directory that we may not read costs the name, not the run.
+    begin
+        if key_id is not null then
+            select d.credential_type, d.label into credential_type, label
+            from pgaudit_wf.credential_directory as d where d.credential_id = key_id limit 1;
+        elsif actor is not null then
+            select coalesce(d.email, d.name) into known from pgaudit_wf.actor_directory as d where d.actor_id = actor limit 1;
+        end if;
+    exception
+        when insufficient_privilege then
+            raise warning 'the directory of credentials or actors cannot be read' using hint = 'pgaudit_wf.doctor() says why.';
+    end;
     credential_type := coalesce(credential_type, case
         when method in ('webhook_key', 'org_api_key', 'oauth', 'session', 'internal') then method
         when method in ('api_key', 'key') or key_id is not null then 'org_api_key'
@@ -5259,7 +5467,7 @@ begin
     if label is null and key_id is null then
         label := coalesce(
             pgaudit_wf.context_value('app.actor_label'),
-            (select coalesce(d.email, d.name) from pgaudit_wf.actor_directory as d where d.actor_id = actor limit 1),
+            known,
             actor,
             session_user::text);
     end if;
@@ -5339,24 +5547,26 @@ begin
 -- Stamps each run with credential and definition; written by pgaudit_wf.attach_execution(). Columns as of %6$s.
 declare
     credential record;
-begin
-    if greatest(pg_typeof(new.%2$I)::oid, pg_typeof(new.%3$I)::oid, pg_typeof(new.%4$I)::oid) >= 16384 then
+begin%7$s
+    if greatest(pg_typeof(%2$s)::oid, pg_typeof(%3$s)::oid, pg_typeof(%4$s)::oid) >= 16384 then
         raise warning 'this run has no stamp: a column for it was given a type that is not PostgreSQL''s own';
         return new;
     end if;
-    if pgaudit_wf.is_restored(tg_relid, new.%2$I is not null) then
+    if pgaudit_wf.is_restored(tg_relid, %2$s is not null) then
         return new;
     end if;
     select * into credential from pgaudit_wf.current_credential();
-    new.%2$I := credential.credential_type;
-    new.%3$I := credential.label;
+    %2$s := credential.credential_type;
+    %3$s := credential.label;
     -- The workflow table is looked up, as it can be renamed. A type of others is not cast, as the cast can be theirs too.
-    new.%4$I := pgaudit_wf.runnable_hash(
+    %4$s := pgaudit_wf.runnable_hash(
         (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = %1$L),
-        case when pg_typeof(new.%5$I)::oid < 16384 then new.%5$I::text else concat(new.%5$I) end);
+        case when pg_typeof(%5$s)::oid < 16384 then %5$s::text else concat(%5$s) end);
     return new;
 end
-$body$, (run).function_name, (run).type_column, (run).label_column, (run).hash_column, (run).workflow_column, pgaudit_wf.shape_of((run).target)),
+$body$, (run).function_name, pgaudit_wf.field('new', (run).type_column), pgaudit_wf.field('new', (run).label_column),
+        pgaudit_wf.field('new', (run).hash_column), pgaudit_wf.field('new', (run).workflow_column), pgaudit_wf.shape_of((run).target),
+        pgaudit_wf.check_place((run).target, (run).function_name)),
         '{}', (run).target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
 end
 $$;
@@ -5427,9 +5637,7 @@ begin
 
     perform pgaudit_wf.write_stamp(run);
     -- prune_history() asks, as the owner of our schema, which versions have run.
-    if not has_column_privilege(pgaudit_wf.schema_owner(), run.target, run.hash_column, 'select') then
-        execute format('grant select (%I) on %s to %I', run.hash_column, run.target, pgaudit_wf.schema_owner());
-    end if;
+    perform pgaudit_wf.let_owner_read(run.target, array[run.hash_column]);
     -- Not "always": what a subscriber applies was stamped where it ran. Who makes a replica of his own session could disable it too.
     execute format('create or replace trigger pgaudit_wf_stamp before insert on %s for each row execute function pgaudit_wf.%I()', run.target, run.function_name);
     execute format('create or replace trigger pgaudit_wf_restamp before update on %1$s for each row'
@@ -6109,6 +6317,7 @@ comment on function pgaudit_wf.alert_person(pgaudit_wf.security_audit_log, text)
 create function pgaudit_wf.alert_recipients(rule pgaudit_wf.alert_rule, event pgaudit_wf.security_audit_log) returns setof text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set row_security = off
 as $$
 declare
     actor_ids text[];
@@ -6196,6 +6405,7 @@ comment on function pgaudit_wf.enqueue_alerts(integer) is
 create function pgaudit_wf.alert_event(event pgaudit_wf.security_audit_log) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
+set row_security = off
 as $$
     -- Never the diff, nor the rest of the metadata: a mailbox is no place for values. Names are cut, as a hundred events are one message.
     select jsonb_build_object(
@@ -6631,6 +6841,28 @@ as $$
 $$;
 comment on function pgaudit_wf.counted_alias(pgaudit_wf.limit_target) is 'Alias for the rows of a counted table, with its columns under the names that its condition knows them by.';
 
+create function pgaudit_wf.check_limit_casts(limited pgaudit_wf.limit_target) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    name text;
+begin
+    if (select relkind from pg_class where oid = (limited).target) not in ('r', 'p') then
+        raise exception '% is not a table any more', (limited).target using errcode = 'PA004';
+    end if;
+    select casts.name into name from unnest(pgaudit_wf.columns_with_casts((limited).target)) as casts (name)
+    where (limited).aliases ->> casts.name = any ((limited).condition_columns) limit 1;
+    if found then
+        raise exception 'the limit condition of % names column "%" of %, whose type has a cast of somebody''s: it would be run with our rights',
+            (limited).resource_type, name, (limited).target
+            using errcode = 'PA003', hint = 'Drop the cast, or let the condition name another column.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.check_limit_casts(pgaudit_wf.limit_target) is
+    'Raises PA003 where the condition of a counted table could run somebody''s code, PA004 where the table has become something else.';
+
 create function pgaudit_wf.count_usage(limited pgaudit_wf.limit_target) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -6638,6 +6870,7 @@ set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 begin
+    perform pgaudit_wf.check_limit_casts(limited);
     execute format(
         'insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)'
         ' select left(%1$s, 255), $1, count(*) from %2$s as %3$s where %4$I is not null and %5$s group by 1'
@@ -6744,8 +6977,14 @@ declare
     statements text := '';
     op text;
 begin
+    begin
+        perform pgaudit_wf.check_limit_casts(limited);
+    exception
+        when sqlstate 'PA003' then
+            return format(e'\nbegin\n    raise warning ''rows of %% are not being counted: its limit condition names a column with a cast'', %L;\n    return null;\nend\n', (limited).resource_type);
+    end;
     if pgaudit_wf.limit_org_expression(limited, 'r') is null then
-        return format(e'\nbegin\n    raise warning ''rows of %%s are not being counted: the column that says whose they are is gone'', %L\n'
+        return format(e'\nbegin\n    raise warning ''rows of %% are not being counted: the column that says whose they are is gone'', %L\n'
             '        using hint = ''Attach the table again with another org_column: pgaudit_wf.doctor() says how.'';\n    return null;\nend\n', (limited).resource_type);
     end if;
     foreach op in array array['insert', 'update', 'delete'] loop
@@ -6785,14 +7024,14 @@ begin
 declare
     refused_org text;
     maximum bigint;
-begin
-    begin%1$s
+begin%3$s
+    begin%4$s%1$s
         else
             perform pgaudit_wf.count_truncated(%2$L);
         end if;
     exception
         -- What the condition names was renamed or dropped meanwhile, and that must not fail the write.
-        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name then
+        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name or sqlstate 'PA003' then
             raise warning 'rows of %% are not being counted (SQLSTATE %%)', %2$L, sqlstate
                 using hint = 'Mend pgaudit_wf.limit_condition and attach the table again: pgaudit_wf.doctor() says how.';
             return null;
@@ -6805,7 +7044,9 @@ begin
     end if;
     return null;
 end
-$body$, statements, (limited).resource_type);
+$body$, statements, (limited).resource_type, pgaudit_wf.check_place((limited).target, (limited).function_name),
+        case when (select a.form from pgaudit_wf.attachment as a where a.target = (limited).target) = 'generic'
+            then format(e'\n        perform pgaudit_wf.refuse_casts(tg_relid, %L);', (limited).condition) else '' end);
 end
 $$;
 comment on function pgaudit_wf.limit_body(pgaudit_wf.limit_target) is 'The body of the trigger function that counts the rows of a table.';
@@ -6816,7 +7057,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     select jsonb_build_object(
         'org', (limited).org_column,
-        'relations', (select jsonb_agg(leaf::oid::bigint order by leaf::oid) from pgaudit_wf.leaf_tables((limited).target) as leaf),
+        'relations', (select coalesce(jsonb_agg(leaf::oid::bigint order by leaf::oid), '[]') from pgaudit_wf.leaf_tables((limited).target) as leaf),
         'types', (
             select jsonb_object_agg(alias.value, format_type(atttypid, atttypmod))
             from jsonb_each_text((limited).aliases) as alias join pg_attribute on attrelid = (limited).target and attname = alias.key and not attisdropped
@@ -6870,6 +7111,7 @@ begin
     select c.condition, c.condition_columns into limited.condition, limited.condition_columns
     from pgaudit_wf.compile_limit_condition((setting).target, (setting).resource_type) as c;
     limited.aliases := (select jsonb_object_agg(name, name) from unnest((setting).columns) as name);
+    perform pgaudit_wf.check_limit_casts(limited);
     limited.function_name := 'limit_' || substr((setting).function_name, length('capture_') + 1);
     limited.basis := pgaudit_wf.limit_basis(limited);
     delete from pgaudit_wf.limit_target as t where t.target = (setting).target;
@@ -6877,17 +7119,17 @@ begin
     perform pgaudit_wf.write_functions(setting);
 
     -- After DDL the owner of our schema counts anew: what the triggers see of each row, it may then read.
-    if not pg_has_role(pgaudit_wf.schema_owner(), (select relowner from pg_class where oid = limited.target), 'usage') then
-        execute format('grant select (%s) on %s to %I',
-            (select string_agg(distinct quote_ident(name), ', ') from unnest(limited.org_column || limited.condition_columns) as name), limited.target, pgaudit_wf.schema_owner());
-    end if;
+    perform pgaudit_wf.let_owner_read(limited.target, limited.org_column || limited.condition_columns);
     -- A statement trigger fires for the table that the statement names, which may be any partition.
-    for relation in select limited.target union select relid from pg_partition_tree(limited.target) order by 1 loop
+    for relation in
+        select tree.relid from (select limited.target as relid union select relid from pg_partition_tree(limited.target)) as tree
+        join pg_class as c on c.oid = tree.relid where c.relkind <> 'f' order by 1
+    loop
         execute format('create or replace trigger pgaudit_wf_limit_insert after insert on %s referencing new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
         execute format('create or replace trigger pgaudit_wf_limit_update after update on %s referencing old table as old_rows new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
         execute format('create or replace trigger pgaudit_wf_limit_delete after delete on %s referencing old table as old_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
     end loop;
-    for relation in select pgaudit_wf.leaf_tables(limited.target) loop
+    for relation in select l from pgaudit_wf.leaf_tables(limited.target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
         execute format('create or replace trigger pgaudit_wf_limit_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
     end loop;
     perform pgaudit_wf.drop_limit_triggers(limited.function_name, limited.target);
@@ -6959,7 +7201,6 @@ begin
     if not found then
         return;
     end if;
-    perform pgaudit_wf.drop_limit_triggers(known.function_name);
     perform pgaudit_wf.drop_functions(array[known.function_name]);
     if exists (select from pgaudit_wf.limit_target as t where t.resource_type = known.resource_type) then
         perform pgaudit_wf.recount_after_ddl(known.resource_type);
@@ -7331,16 +7572,18 @@ as $$
         ' where h.pruned_at is null'
         '     and h.version <= p.newest - case when p.has_own then p.own_keep_versions else p.keep_versions end'
         '     and h.created_at < now() - make_interval(days => p.keep_days)'
-        || coalesce(string_agg(format(' and not exists (select from %s as run where run.%I = h.content_hash)', e.target, e.hash_column), '' order by e.target::oid), '')
+        || coalesce(string_agg(format(' and not exists (select from %s as run where %s = h.content_hash)', e.target,
+            pgaudit_wf.text_expression((select atttypid from pg_attribute where attrelid = e.target and attname = e.hash_column), pgaudit_wf.field('run', e.hash_column))), '' order by e.target::oid), '')
         || ' order by h.workflow_id, h.version'
     from pgaudit_wf.execution_attachment as e
-    where exists (select from pg_class where oid = e.target)
+    where exists (select from pg_class where oid = e.target and relkind in ('r', 'p'))
 $$;
 comment on function pgaudit_wf.prunable_versions_query() is 'Query for the versions whose snapshot no policy and no run keeps.';
 
 create function pgaudit_wf.prunable_versions() returns bigint
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set row_security = off
 as $$
 declare
     found_versions bigint;
@@ -8285,19 +8528,26 @@ language sql
 set search_path = pg_catalog, pg_temp
 as $$
     with expected as (
-        select a.target, a.form, a.function_name, tree.relid, wanted.name, wanted.name = 'pgaudit_wf_truncate' as statement_level
+        select a.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', a.function_name)) as function, 'A' as state
         from pgaudit_wf.attachment as a,
-        lateral (select a.target as relid union select leaf from pgaudit_wf.leaf_tables(a.target) as leaf) as tree,
+        lateral (select a.target as relid union select leaf from pgaudit_wf.leaf_tables(a.target) as leaf) as tree
+        join pg_class as c on c.oid = tree.relid,
         lateral unnest(array['!pgaudit_wf_insert', '!pgaudit_wf_update', '!pgaudit_wf_delete', 'pgaudit_wf_truncate']) as wanted (name)
-        where wanted.name <> 'pgaudit_wf_truncate' or tree.relid in (select pgaudit_wf.leaf_tables(a.target))
+        where wanted.name <> 'pgaudit_wf_truncate' or (c.relkind <> 'f' and tree.relid in (select pgaudit_wf.leaf_tables(a.target)))
+        union all
+        select t.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', t.function_name)), 'O'
+        from pgaudit_wf.limit_target as t,
+        lateral (select t.target as relid union select relid from pg_partition_tree(t.target)) as tree
+        join pg_class as c on c.oid = tree.relid and c.relkind <> 'f',
+        lateral unnest(array['pgaudit_wf_limit_insert', 'pgaudit_wf_limit_update', 'pgaudit_wf_limit_delete']) as wanted (name)
     )
     select 'error', e.relid::regclass::text, format('the trigger %s is missing', e.name), format('select pgaudit_wf.attach(%L);', e.target)
     from expected as e
-    where not exists (select from pg_trigger where tgrelid = e.relid and tgname = e.name)
+    where not exists (select from pg_trigger where tgrelid = e.relid and tgname = e.name and tgfoid = e.function and tgqual is null)
     union all
-    select 'error', e.relid::regclass::text, format('the trigger %s is disabled', e.name), format('alter table %s enable always trigger %I;', e.relid::regclass, e.name)
+    select 'error', e.relid::regclass::text, format('the trigger %s is disabled', e.name), format('alter table %s enable %strigger %I;', e.relid::regclass, case e.state when 'A' then 'always ' else '' end, e.name)
     from expected as e
-    join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled <> 'A'
+    join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled not in ('A', e.state::"char")
     union all
     select 'error', a.target::text,
         format('its columns have changed since its trigger was made: %s', array_to_string(array(
@@ -8317,8 +8567,9 @@ as $$
     from pgaudit_wf.attachment as a
     join pg_class as c on c.oid = a.target
     join pg_roles as owner on owner.oid = c.relowner
-    join pg_roles as member on pg_has_role(member.oid, owner.oid, 'member') and not member.rolsuper
-    where pg_has_role(member.oid, to_regrole('pgaudit_wf_app'), 'member') and member.rolname <> 'pgaudit_wf_app'
+    -- By inheritance: whoever makes a role is its administrator since PostgreSQL 16, which "member" takes for more than it is.
+    join pg_roles as member on pg_has_role(member.oid, owner.oid, 'usage') and not member.rolsuper
+    where pg_has_role(member.oid, to_regrole('pgaudit_wf_app'), 'usage') and member.rolname <> 'pgaudit_wf_app'
         and to_regrole('pgaudit_wf_app') is not null
     union all
     select 'error', l.relation::text,
@@ -8352,6 +8603,27 @@ as $$
         (r.rolcreatedb, 'allowed to make databases', 'nocreatedb'), (r.rolreplication, 'allowed to replicate', 'noreplication'),
         (r.rolbypassrls, 'allowed to bypass row-level security', 'nobypassrls')) as surplus (has, what, remedy)
     where r.rolname = 'pgaudit_wf_owner' and surplus.has
+    union all
+    select 'error', 'pgaudit_wf_owner', format('the role that owns the audit schema is a member of %I', g.rolname), format('revoke %I from pgaudit_wf_owner;', g.rolname)
+    from pg_auth_members as m
+    join pg_roles as g on g.oid = m.roleid
+    where m.member = to_regrole('pgaudit_wf_owner')
+    union all
+    select 'error', v.oid::regclass::text,
+        format('%s has row-level security, which we do not run as %I: the view cannot be read', d.refobjid::regclass, pg_get_userbyid(v.relowner)),
+        format('alter view %1$s owner to %2$s; grant select on %1$s to %3$I;', v.oid::regclass, t.relowner::regrole, pgaudit_wf.schema_owner())
+    from pg_class as v
+    join pg_rewrite as r on r.ev_class = v.oid
+    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
+    join pg_class as t on t.oid = d.refobjid and t.relrowsecurity and (t.relforcerowsecurity or t.relowner <> v.relowner)
+        and t.relnamespace <> 'pgaudit_wf'::regnamespace
+    where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v' and not (select rolsuper or rolbypassrls from pg_roles where oid = v.relowner)
+    group by v.oid, v.relowner, d.refobjid, t.relowner
+    union all
+    select 'error', a.target::text, format('rule %s is not applied: its condition could run a cast that somebody made of the type of a column', r.id),
+        format('Drop the cast, or let the rule name other columns: select * from pgaudit_wf.action_rule where id = %s;', r.id)
+    from pgaudit_wf.attachment as a
+    join pgaudit_wf.action_rule as r on r.resource_type = a.resource_type and pgaudit_wf.rule_could_cast(a.target, r.condition)
     union all
     select 'error', v.oid::regclass::text, format('%I may not read the columns of %s that it names', owner.rolname, d.refobjid::regclass), 'select pgaudit_wf.grant_directory();'
     from pg_class as v
@@ -8500,9 +8772,9 @@ reset role;
 do $$
 begin
     -- Before the application's own, and in this order: a new partition's triggers call functions that after_ddl() has written.
-    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE') execute function pgaudit_wf.after_ddl();
+    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE CAST') execute function pgaudit_wf.after_ddl();
     create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
-    create event trigger pgaudit_wf_follow_as_author on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE VIEW') execute function pgaudit_wf.follow_as_author();
+    create event trigger pgaudit_wf_follow_as_author on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE VIEW') execute function pgaudit_wf.follow_as_author();
     create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE') execute function pgaudit_wf.refuse_detach();
     create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE') execute function pgaudit_wf.refuse_drop();
     alter event trigger pgaudit_wf_after_ddl enable always;

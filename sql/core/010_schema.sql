@@ -52,7 +52,10 @@ begin
         raise exception 'role pgaudit_wf_owner, which is to own schema pgaudit_wf, has more than it may: %', surplus
             using errcode = 'PA009', hint = 'Take that from it (alter role … nologin nosuperuser …, revoke …), or drop the role if nothing needs it; then run this again.';
     end if;
-    if to_regrole('pgaudit_wf_owner') is not null and not pg_has_role('pgaudit_wf_owner', 'member') then
+    -- Since PostgreSQL 16 whoever makes a role is its administrator, and no more.
+    if to_regrole('pgaudit_wf_owner') is not null
+        and not pg_has_role('pgaudit_wf_owner', case when current_setting('server_version_num')::integer >= 160000 then 'set' else 'member' end)
+    then
         begin
             execute format('grant pgaudit_wf_owner to %I', current_user);
         exception

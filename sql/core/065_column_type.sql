@@ -12,6 +12,15 @@ end
 $$;
 comment on function pgaudit_wf.base_type(oid) is 'The type itself, or what a domain is made of.';
 
+create function pgaudit_wf.field(record_name text, column_name text) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Always in quotes: PL/pgSQL takes some names (by, if, loop, …) for its own words that quote_ident() leaves as they are.
+    select quote_ident(record_name) || '."' || replace(column_name, '"', '""') || '"'
+$$;
+comment on function pgaudit_wf.field(text, text) is 'A column of a record as PL/pgSQL reads it, whatever it is called.';
+
 create function pgaudit_wf.is_built_in(type oid) returns boolean
 language sql stable strict
 set search_path = pg_catalog, pg_temp
@@ -95,8 +104,8 @@ begin
         when info.typtype = 'c' then not exists (
             select from pg_attribute
             where attrelid = info.typrelid and attnum > 0 and not attisdropped and not pgaudit_wf.json_without_casts(atttypid))
-        -- Only the owner of a type can make a cast of it to json.
-        else (select rolsuper from pg_roles where oid = info.typowner)
+        -- Only the owner of a type can make a cast of it to json; 10 is the superuser that initdb made, who stays one.
+        else info.typowner = 10
     end;
 end
 $$;
@@ -150,6 +159,41 @@ end
 $$;
 comment on function pgaudit_wf.json_expression(oid, text) is
     'SQL expression for a value of a type, fit to be an argument of jsonb_build_object(): as the server writes it in JSON, or as text where that would run somebody''s cast.';
+
+create function pgaudit_wf.contains_type(type oid, wanted oid) returns boolean
+language plpgsql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    info pg_type := (select t from pg_type as t where t.oid = contains_type.type);
+begin
+    return case
+        when info.oid = contains_type.wanted then true
+        when info.typtype = 'd' then pgaudit_wf.contains_type(info.typbasetype, contains_type.wanted)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.contains_type(info.typelem, contains_type.wanted)
+        when info.typtype = 'c' then exists (
+            select from pg_attribute
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.contains_type(atttypid, contains_type.wanted))
+        else false
+    end;
+end
+$$;
+comment on function pgaudit_wf.contains_type(oid, oid) is 'Whether values of a type are or contain values of another.';
+
+create function pgaudit_wf.columns_with_casts(relation oid) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select array(
+        select attname::text from pg_attribute
+        where attrelid = columns_with_casts.relation and attnum > 0 and not attisdropped and atttypid >= 16384
+            and exists (
+                select from pg_cast join pg_proc on pg_proc.oid = castfunc
+                where castsource >= 16384 and proowner <> 10 and pgaudit_wf.contains_type(atttypid, castsource))
+        order by attnum)
+$$;
+comment on function pgaudit_wf.columns_with_casts(oid) is
+    'Columns in whose name an expression could run somebody''s code: of a type with a cast by a function that is not the bootstrap superuser''s.';
 
 create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict

@@ -15,8 +15,8 @@ as $$
     -- The generic form must not name a column that could be gone: it reads the row as JSON.
     select case
         when (setting).form = 'generic' then format('(%s -> %L)', case record_name when 'old' then 'before' else 'after' end, column_name)
-        when atttypid = 'json'::regtype then format('%I.%I::jsonb', record_name, column_name)
-        else pgaudit_wf.json_expression(atttypid, format('%I.%I', record_name, column_name))
+        when atttypid = 'json'::regtype then pgaudit_wf.field(record_name, column_name) || '::jsonb'
+        else pgaudit_wf.json_expression(atttypid, pgaudit_wf.field(record_name, column_name))
     end
     from pg_attribute
     where attrelid = (setting).target and attname = column_name
@@ -83,7 +83,7 @@ as $$
 begin
     return (select coalesce(string_agg(
         case when (setting).form = 'compiled' and (pgaudit_wf.describe_column(col, false)).toastable
-            then format('(pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true', attname)
+            then format('(pg_column_toast_chunk_id(%s) = pg_column_toast_chunk_id(%s)) is not true', pgaudit_wf.field('old', attname), pgaudit_wf.field('new', attname))
             else 'true' end,
         ' or ' order by attnum), 'false')
     from pg_attribute as col

@@ -34,7 +34,7 @@ as $$
     select array(
         select attname::text from pg_attribute
         where attrelid = (setting).target and attnum > 0 and not attisdropped
-            and (attname = any ((setting).ignore || pgaudit_wf.definition_columns((setting).target)) or attgenerated = 'v')
+            and (attname = any ((setting).ignore || (select pgaudit_wf.definition_columns((setting).target))) or attgenerated = 'v')
         order by attnum)
 $$;
 comment on function pgaudit_wf.hidden_columns(pgaudit_wf.attachment) is
@@ -46,7 +46,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     select pgaudit_wf.describe_column(col, attname = any ((setting).redact))
     from pg_attribute as col
-    where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all (pgaudit_wf.hidden_columns(setting))
+    where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((select pgaudit_wf.hidden_columns(setting))::text[])
     order by attnum
 $$;
 comment on function pgaudit_wf.capture_columns(pgaudit_wf.attachment) is 'The columns that the trigger of an attached table records, in their order.';
@@ -59,16 +59,15 @@ as $$
         case
             -- Byte by byte, so that no operator of anybody's is looked for; what then reads the same has not changed.
             when not pgaudit_wf.is_built_in((col).type) then
-                '(record_image_ne(row(old.%1$I), row(new.%1$I)) and (%2$s) collate "C" is distinct from (%3$s) collate "C")'
+                '(record_image_ne(row(%1$s), row(%2$s)) and (%3$s) collate "C" is distinct from (%4$s) collate "C")'
             -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
-            when (col).toastable then '((pg_column_toast_chunk_id(old.%1$I) = pg_column_toast_chunk_id(new.%1$I)) is not true and '
-                || case when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C")' else 'old.%1$I is distinct from new.%1$I)' end
-            when (col).by_text then 'old.%1$I::text collate "C" is distinct from new.%1$I::text collate "C"'
-            else 'old.%1$I is distinct from new.%1$I'
+            when (col).toastable then '((pg_column_toast_chunk_id(%1$s) = pg_column_toast_chunk_id(%2$s)) is not true and '
+                || case when (col).by_text then '%1$s::text collate "C" is distinct from %2$s::text collate "C")' else '%1$s is distinct from %2$s)' end
+            when (col).by_text then '%1$s::text collate "C" is distinct from %2$s::text collate "C"'
+            else '%1$s is distinct from %2$s'
         end,
-        (col).name,
-        pgaudit_wf.text_expression((col).type, format('old.%I', (col).name)),
-        pgaudit_wf.text_expression((col).type, format('new.%I', (col).name)))
+        before, after, pgaudit_wf.text_expression((col).type, before), pgaudit_wf.text_expression((col).type, after))
+    from (select pgaudit_wf.field('old', (col).name) as before, pgaudit_wf.field('new', (col).name) as after) as sides
 $$;
 comment on function pgaudit_wf.changed_expression(pgaudit_wf.capture_column) is 'SQL condition that is true when the column differs between old and new.';
 
@@ -77,8 +76,8 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- A composite of nulls "is null", and yet is a value.
-    select case when (col).redacted then format('case when %1$I.%2$I is distinct from null then ''[redacted]'' end', record_name, (col).name)
-        else pgaudit_wf.json_expression((col).type, format('%I.%I', record_name, (col).name)) end
+    select case when (col).redacted then format('case when %s is distinct from null then ''[redacted]'' end', pgaudit_wf.field(record_name, (col).name))
+        else pgaudit_wf.json_expression((col).type, pgaudit_wf.field(record_name, (col).name)) end
 $$;
 comment on function pgaudit_wf.shown_expression(pgaudit_wf.capture_column, text) is 'SQL expression for the column''s value as it may be shown.';
 
@@ -98,8 +97,8 @@ as $$
     end
     from (
         select
-            string_agg(pgaudit_wf.json_expression(atttypid, format('%I.%I', record_name, key_column)), ', ' order by position) as as_json,
-            min(pgaudit_wf.text_expression(atttypid, format('%I.%I', record_name, key_column))) as as_text,
+            string_agg(pgaudit_wf.json_expression(atttypid, pgaudit_wf.field(record_name, key_column)), ', ' order by position) as as_json,
+            min(pgaudit_wf.text_expression(atttypid, pgaudit_wf.field(record_name, key_column))) as as_text,
             bool_and(attlen > 0) as short
         from unnest((setting).id_columns) with ordinality as k (key_column, position)
         join pg_attribute on attrelid = (setting).target and attname = key_column
@@ -113,7 +112,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     -- A single key of a built-in type is compared in it, so that its index is used; never in a domain, whose checks are somebody's code.
     select coalesce((
-            select format('%I.%I = $1::%s', record_name, attname, format_type(pgaudit_wf.base_type(atttypid), null))
+            select format('%I.%I = $1::%s', record_name, attname, format_type(pgaudit_wf.base_type(atttypid), -1))
             from pg_attribute
             where attrelid = (setting).target and attname = (setting).id_columns[1] and cardinality((setting).id_columns) = 1
                 and pgaudit_wf.is_built_in(atttypid)),
@@ -129,6 +128,33 @@ as $$
 $$;
 comment on function pgaudit_wf.bounded_key(text) is 'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
 
+create function pgaudit_wf.rule_could_cast(target oid, condition text) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- By its text alone, so rather too often: a mention of the column, or of the row as a whole.
+    select coalesce(bool_or(case when name ~ '^\w+$' then condition ~* ('\m' || name || '\M') else strpos(condition, replace(name, '"', '""')) > 0 end
+        or condition ~* '\m(old|new)\M\s*($|[^.[:space:]]|\.\s*\*)'), false)
+    from unnest(pgaudit_wf.columns_with_casts(target)) as name
+$$;
+comment on function pgaudit_wf.rule_could_cast(oid, text) is
+    'Whether a rule''s condition may run, with our rights, a cast that somebody made of a type of the table''s columns: it is then left out.';
+
+create function pgaudit_wf.refuse_casts(relation oid, conditions text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from pg_attribute where attrelid = relation and attnum > 0 and not attisdropped and atttypid >= 16384)
+        and pgaudit_wf.rule_could_cast(relation, conditions)
+    then
+        raise exception 'a column of % has a type with a cast that this could run: %', relation::regclass, conditions using errcode = 'PA003';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.refuse_casts(oid, text) is
+    'Raises PA003 where a condition over the table''s columns could run a cast that somebody made, with our rights; for the generic form.';
+
 create function pgaudit_wf.action_statements(setting pgaudit_wf.attachment, op text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -136,11 +162,12 @@ as $$
     with rule as (
         select id, position, condition, action from pgaudit_wf.action_rule
         where action_rule.resource_type = (setting).resource_type and action_rule.op = $2
+            and not pgaudit_wf.rule_could_cast((setting).target, condition)
     ), fallback as (
         select quote_literal((setting).resource_type || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
     )
     select case when exists (select from rule where condition is not null) then format($rules$
-        begin
+        begin%4$s
             event_action := case
 %1$s                else %2$s
             end;
@@ -159,7 +186,10 @@ as $$
                     case when strpos(coalesce(condition, 'true'), '--') > 0 then condition || e'\n               ' else coalesce(condition, 'true') end,
                     rule.action), '' order by position, id)
                 from rule
-            ), fallback.action, (setting).resource_type)
+            ), fallback.action, (setting).resource_type,
+            -- There, nobody tells us of a cast that is made later.
+            case when (setting).form = 'generic' then 
+                (select format(e'\n            perform pgaudit_wf.refuse_casts(tg_relid, %L);', string_agg(condition, e'\n')) from rule) else '' end)
         else format(e'\n        event_action := %s;',
             coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action)) end
     from fallback
@@ -192,7 +222,7 @@ as $$
     -- The row as a whole is quickest, but reads each column: not one that is to be hidden and may be long, nor one that it would turn
     -- into JSON by somebody's cast or cannot turn into JSON.
     select case when bool_and(pgaudit_wf.json_without_casts(atttypid) and not pgaudit_wf.holds_json(atttypid)
-                and (attlen > 0 or attgenerated = 'v' or (attname <> all (pgaudit_wf.hidden_columns(setting)) and attname <> all ((setting).redact))))
+                and (attlen > 0 or attgenerated = 'v' or (attname <> all ((select pgaudit_wf.hidden_columns(setting))::text[]) and attname <> all ((setting).redact))))
         then format('to_jsonb(%I)', record_name)
             || case when pgaudit_wf.hidden_columns(setting) = '{}' then '' else format(e'\n            - %L::text[]', pgaudit_wf.hidden_columns(setting)) end
             || coalesce((
@@ -226,7 +256,7 @@ create function pgaudit_wf.column_text(setting pgaudit_wf.attachment, column_nam
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf.text_expression(atttypid, format('%I.%I', record_name, column_name))
+    select pgaudit_wf.text_expression(atttypid, pgaudit_wf.field(record_name, column_name))
     from pg_attribute where attrelid = (setting).target and attname = column_name and attnum > 0
 $$;
 comment on function pgaudit_wf.column_text(pgaudit_wf.attachment, text, text) is
@@ -253,7 +283,7 @@ as $$
                     '\n        if %s then'
                     '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', %s);'
                     '\n        end if;', pgaudit_wf.org_expression(setting), pgaudit_wf.changed_expression(pgaudit_wf.describe_column(col, false)),
-                    pgaudit_wf.json_expression(atttypid, format('old.%I', attname)))
+                    pgaudit_wf.json_expression(atttypid, pgaudit_wf.field('old', attname)))
                 from pg_attribute as col where attrelid = (setting).target and attname = (setting).org_column)
             else format(e'\n        event_org := left(%s, 255);', org)
         end
@@ -332,6 +362,9 @@ as $$
     -- time of attach() may be it; the key is shown all the same, as it cannot be redacted.
     select array(
         select pgaudit_wf.describe_column(col, attname = any ((setting).redact)
+            or exists (
+                select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
+                where secret.number = attnum and secret.name <> attname)
             or (attname <> all ((setting).known)
                 and exists (
                     select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
@@ -425,15 +458,32 @@ as $$
 $$;
 comment on function pgaudit_wf.generic_key(jsonb, text[], oid) is 'resource_id of a row, for triggers of the generic form.';
 
+create function pgaudit_wf.columns_of(relation oid) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- By name: in a partition they can stand in another order.
+    select string_agg(attname || ':' || atttypid, ',' order by attname) from pg_attribute
+    where attrelid = columns_of.relation and attnum > 0 and not attisdropped
+$$;
+comment on function pgaudit_wf.columns_of(oid) is 'The names and types of a relation''s columns, to tell whether they are still what a trigger of the generic form was written for.';
+
+create function pgaudit_wf.generic_of(setting pgaudit_wf.attachment) returns pgaudit_wf.generic_setting
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select row((setting).columns, (setting).ignore, (setting).redact, array(
+        select coalesce((select attnum from pg_attribute where attrelid = (setting).target and attname = name and not attisdropped), 0)::smallint
+        from unnest((setting).redact) with ordinality as secret (name, position) order by position))::pgaudit_wf.generic_setting
+$$;
+comment on function pgaudit_wf.generic_of(pgaudit_wf.attachment) is 'What a trigger of the generic form is to know of its table''s columns.';
+
 create function pgaudit_wf.describe_generic(setting pgaudit_wf.attachment) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting',
-        (setting).columns, (setting).ignore, (setting).redact,
-        array(
-            select coalesce((select attnum from pg_attribute where attrelid = (setting).target and attname = name and not attisdropped), 0)
-            from unnest((setting).redact) with ordinality as secret (name, position) order by position))
+    select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting', (g).known, (g).ignore, (g).redact, (g).redact_numbers)
+    from (select pgaudit_wf.generic_of(setting) as g) as described
 $$;
 comment on function pgaudit_wf.describe_generic(pgaudit_wf.attachment) is 'SQL expression for what a trigger of the generic form knows of its table''s columns.';
 
@@ -442,21 +492,35 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
+    as_attached := pgaudit_wf.columns_of(tg_relid) = %15$L;
     if tg_op in ('UPDATE', 'DELETE') then
-        before := pgaudit_wf.generic_row(old, setting);%1$s
+        if as_attached then
+            before := %16$s;
+        else
+            before := pgaudit_wf.generic_row(old, setting);%1$s
+        end if;
         shown_before := before - %5$L::text[];
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
-        after := pgaudit_wf.generic_row(new, setting);%2$s
+        if as_attached then
+            after := %17$s;
+        else
+            after := pgaudit_wf.generic_row(new, setting);%2$s
+        end if;
         shown_after := after - %5$L::text[];
     end if;
     if tg_level = 'ROW' then
         event_id := pgaudit_wf.generic_key(coalesce(after, before), %3$L, tg_relid);
-        event_label := left(coalesce(shown_after, shown_before) ->> %14$L, 255);
+        event_label := left(nullif(coalesce(shown_after, shown_before) ->> %14$L, '[redacted]'), 255);
         %4$s
     end if;
     if tg_op = 'UPDATE' then
-        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, pgaudit_wf.generic_hidden_changes(old, new, setting));
+        if as_attached then
+            hidden_changes := %18$s;
+        else
+            hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
+        end if;
+        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, hidden_changes);
 %6$s        if event_diff is null then
             return null;
         end if;
@@ -475,7 +539,7 @@ as $$
         (setting).id_columns,
         case when (setting).org_column is null then '-- no org column: app.org_id is taken'
             else format(
-                e'event_org := left(coalesce(after ->> %1$L, before ->> %1$L), 255);'
+                e'event_org := left(nullif(coalesce(after ->> %1$L, before ->> %1$L), ''[redacted]''), 255);'
                 '\n        if tg_op = ''UPDATE'' and before -> %1$L is distinct from after -> %1$L then'
                 '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', before -> %1$L);'
                 '\n        end if;', (setting).org_column) end,
@@ -488,7 +552,14 @@ as $$
         pgaudit_wf.version_statements(setting, 'delete'),
         pgaudit_wf.action_statements(setting, 'delete'),
         pgaudit_wf.truncate_statements(setting),
-        (setting).label_column)
+        (setting).label_column,
+        pgaudit_wf.columns_of((setting).target),
+        pgaudit_wf.row_object(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting)), 'old'),
+        pgaudit_wf.row_object(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting)), 'new'),
+        (
+            select coalesce('array_remove(array[' || string_agg(
+                format('case when record_image_ne(row(%s), row(%s)) then %L end', pgaudit_wf.field('old', name), pgaudit_wf.field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
+            from unnest(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting))) as col where redacted))
 $$;
 comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
 
@@ -534,8 +605,6 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    one_line constant boolean := (setting)::text !~ '[\r\n]' and not exists (
-        select from pgaudit_wf.action_rule as r where r.resource_type = (setting).resource_type and concat(r.condition, r.action) ~ '[\r\n]');
     statements text;
 begin
     statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
@@ -563,8 +632,7 @@ begin
         (setting).resource_type);
 
     if (setting).on_failure = 'warn' then
-        -- Indented for the reader, unless a line break could stand within a literal.
-        statements := e'\n    begin' || case when one_line then replace(statements, e'\n', e'\n    ') else statements end || format($warn$
+        statements := e'\n    begin' || statements || format($warn$
     exception
         when others then
             perform pgaudit_wf.count_failure(%1$L, tg_op, sqlstate);
@@ -583,7 +651,7 @@ declare
     event_action text;
     event_diff jsonb;
     event_metadata jsonb;%s%s
-begin%s
+begin%s%s
     return null;
 end
 $body$,
@@ -591,10 +659,11 @@ $body$,
         pgaudit_wf.shape_of((setting).target),
         case when (setting).org_column = any ((setting).columns) then '' else ' := pgaudit_wf.context_value(''app.org_id'')' end,
         case when (setting).form = 'generic' then format(
-            e'\n    setting constant pgaudit_wf.generic_setting := %s;\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;',
+            e'\n    setting constant pgaudit_wf.generic_setting := %s;\n    as_attached boolean;\n    hidden_changes text[];\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;',
             pgaudit_wf.describe_generic(setting)) else '' end,
         case when pgaudit_wf.definition_columns((setting).target) <> '{}' then
             e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    definition_changed boolean := false;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
+        pgaudit_wf.check_place((setting).target, (setting).function_name),
         statements);
 end
 $$;

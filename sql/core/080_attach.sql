@@ -136,6 +136,8 @@ declare
     before jsonb;
 begin
     perform pgaudit_wf.check_attachable(attach.target);
+    -- Where there are no event triggers, nobody told us of tables that were dropped.
+    delete from pgaudit_wf.attachment as a where not exists (select from pg_class where oid = a.target);
     if attach.on_failure not in ('abort', 'warn') then
         raise exception 'on_failure is "%": it must be abort or warn', attach.on_failure using errcode = 'PA008';
     end if;
@@ -202,6 +204,62 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
     'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
 
+create function pgaudit_wf.stands_on(relation oid, function_name text) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return exists (
+        select from (
+            select a.target, a.function_name from pgaudit_wf.attachment as a
+            union all select a.target, pgaudit_wf.guard_function_name(a) from pgaudit_wf.attachment as a
+            union all select t.target, t.function_name from pgaudit_wf.limit_target as t
+            union all select e.target, e.function_name from pgaudit_wf.execution_attachment as e
+        ) as written
+        where written.function_name = stands_on.function_name and pg_partition_root(written.target) = pg_partition_root(stands_on.relation));
+end
+$$;
+comment on function pgaudit_wf.stands_on(oid, text) is 'Whether a trigger function was written for a table or for others of its partition tree.';
+
+create function pgaudit_wf.check_place(target regclass, function_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- The owner of a partitioned table may call its trigger functions, as he makes partitions. On a table of his own making, whose
+    -- columns can be of types of his, they would run his casts with our rights, or tell what never happened.
+    select case when (select relkind from pg_class where oid = check_place.target) = 'p' then format($check$
+    if pg_partition_root(tg_relid) is distinct from %s and not pgaudit_wf.stands_on(tg_relid, %L) then
+        raise exception 'this trigger function is not for table %%', tg_relid::regclass using errcode = 'insufficient_privilege';
+    end if;$check$, pg_partition_root(check_place.target)::oid, check_place.function_name) else '' end
+$$;
+comment on function pgaudit_wf.check_place(regclass, text) is
+    'PL/pgSQL with which the trigger function of a partitioned table refuses to work anywhere else; nothing for other tables.';
+
+create function pgaudit_wf.let_owner_read(target regclass, columns text[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    reader constant name := pgaudit_wf.schema_owner();
+    class pg_class := (select c from pg_class as c where c.oid = let_owner_read.target);
+    name text;
+begin
+    if pg_has_role(reader, class.relowner, 'usage') then
+        return;
+    end if;
+    foreach name in array let_owner_read.columns loop
+        if not has_column_privilege(reader, let_owner_read.target, name, 'select') then
+            execute format('grant select (%I) on %s to %I', name, let_owner_read.target, reader);
+        end if;
+    end loop;
+    if not has_schema_privilege(reader, class.relnamespace, 'usage') then
+        execute format('grant usage on schema %s to %I', class.relnamespace::regnamespace, reader);
+    end if;
+end
+$$;
+comment on function pgaudit_wf.let_owner_read(regclass, text[]) is
+    'Lets the owner of our schema read columns of a table, with the rights of the caller; nothing where it may.';
+
 create function pgaudit_wf.replace_function(function_name text, body text, settings text[], target regclass, description text) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -218,6 +276,8 @@ begin
             and array(select lower(config) from unnest(proconfig) as config where config !~ '^search_path=' order by 1)
                 = array(select replace(replace(lower(setting), ' = ', '='), '''', '') from unnest(replace_function.settings) as setting order by 1))
     then
+        -- In turn, if two change something that the function reads (a type and the rules, say): the second would fail otherwise.
+        perform from pgaudit_wf.attachment as a where a.target = replace_function.target for update;
         execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp%s\nas %L',
             replace_function.function_name, (select string_agg(e'\nset ' || setting, '' order by setting) from unnest(replace_function.settings) as setting), replace_function.body);
         function := format('pgaudit_wf.%I()', replace_function.function_name)::regprocedure;
@@ -268,6 +328,7 @@ begin
         from pgaudit_wf.limit_target as t where t.target = (setting).target;
     -- follow_as_author() names them.
     if (select relkind = 'p' and not has_schema_privilege(relowner, 'pgaudit_wf', 'usage') from pg_class where oid = (setting).target) then
+        perform pgaudit_wf.revoke_usage(setting);
         update pgaudit_wf.attachment as a set usage_granted = (select pg_get_userbyid(relowner) from pg_class where oid = (setting).target)
         where a.target = (setting).target;
         execute format('grant usage on schema pgaudit_wf to %s', (select relowner::regrole from pg_class where oid = (setting).target));
@@ -295,7 +356,8 @@ begin
         -- "Always": also in a session that calls itself a replica.
         execute format('alter table %s enable always trigger "!pgaudit_wf_%s"', (setting).target, op);
     end loop;
-    for leaf in select pgaudit_wf.leaf_tables((setting).target) loop
+    -- A foreign partition can have no such trigger.
+    for leaf in select l from pgaudit_wf.leaf_tables((setting).target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
         execute format('create or replace trigger pgaudit_wf_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()',
             leaf, (setting).function_name);
         execute format('alter table %s enable always trigger pgaudit_wf_truncate', leaf);

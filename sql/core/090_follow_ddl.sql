@@ -44,8 +44,15 @@ begin
     select (attmissingval::text::text[])[1], pgaudit_wf.base_type(atttypid) into missing, type
     from pg_attribute where attrelid = column_default.target and attname = column_default.name;
     if pgaudit_wf.is_built_in(type) then
-        execute format('select to_jsonb($1::%s)', format_type(type, null)) into value using missing;
-        return value;
+        begin
+            -- -1: without it, char and bit would be cut to their first place.
+            execute format('select to_jsonb($1::%s)', format_type(type, -1)) into value using missing;
+            return value;
+        exception
+            -- What jsonb cannot hold; and a box, in whose arrays a comma is none.
+            when data_exception or program_limit_exceeded then
+                null;
+        end;
     end if;
     return to_jsonb(missing);
 end
@@ -71,8 +78,13 @@ begin
     altered := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(jsonb_build_object(
         'renamed', nullif(renames, '{}'),
         'added', (
-            select jsonb_object_agg(name, coalesce(pgaudit_wf.column_default(recompile.target, name), 'null')) from unnest(columns_now) as name
-            where name <> all (setting.columns) and (recompile.renamed_to is null or renames = '{}')),
+            select jsonb_object_agg(name, case
+                when name = any (setting.redact) and atthasmissing then to_jsonb('[redacted]'::text)
+                when name = any (setting.redact) then 'null'
+                else coalesce(pgaudit_wf.column_default(recompile.target, name), 'null') end)
+            from unnest(columns_now) as name
+            join pg_attribute on attrelid = recompile.target and attname = name
+            where name <> all (setting.columns || setting.ignore) and attgenerated <> 'v' and (recompile.renamed_to is null or renames = '{}')),
         'dropped', (
             select jsonb_agg(name) from unnest(setting.columns) as name
             where name <> all (columns_now) and not renames ? name))) where value <> 'null');
@@ -135,26 +147,6 @@ as $$
 $$;
 comment on function pgaudit_wf.descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent alters too.';
 
-create function pgaudit_wf.contains_type(type oid, wanted oid) returns boolean
-language plpgsql stable strict
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    info pg_type := (select t from pg_type as t where t.oid = contains_type.type);
-begin
-    return case
-        when info.oid = contains_type.wanted then true
-        when info.typtype = 'd' then pgaudit_wf.contains_type(info.typbasetype, contains_type.wanted)
-        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.contains_type(info.typelem, contains_type.wanted)
-        when info.typtype = 'c' then exists (
-            select from pg_attribute
-            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.contains_type(atttypid, contains_type.wanted))
-        else false
-    end;
-end
-$$;
-comment on function pgaudit_wf.contains_type(oid, oid) is 'Whether values of a type are or contain values of another, a row type.';
-
 create function pgaudit_wf.after_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -165,12 +157,19 @@ declare
 begin
     for command in
         select done.classid, done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done
-        where done.classid in ('pg_class'::regclass, 'pg_type'::regclass)
+        where done.classid in ('pg_class'::regclass, 'pg_type'::regclass, 'pg_cast'::regclass)
     loop
+        -- Of a cast, its type counts, over which a rule may be no longer safe to run.
+        if command.classid = 'pg_cast'::regclass then
+            select 'pg_type'::regclass, castsource into command.classid, command.objid from pg_cast where oid = command.objid;
+        end if;
         for concerned in
             select a.target from pgaudit_wf.attachment as a
             where a.form = 'compiled'
                 and (
+                    -- A typed table takes its columns from the type.
+                    (select reloftype from pg_class where oid = a.target)
+                        = case command.classid when 'pg_type'::regclass then command.objid else (select nullif(reltype, 0) from pg_class where oid = command.objid) end or
                     command.classid = 'pg_class'::regclass and (a.target = command.objid
                         or a.target in (select pgaudit_wf.descendants(command.objid))
                         or a.target in (select relid from pg_partition_ancestors(command.objid)))
@@ -192,7 +191,8 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf.after_ddl() is 'Event trigger after ALTER TABLE, ALTER TYPE and CREATE TABLE: writes the functions of the attached tables concerned anew.';
+comment on function pgaudit_wf.after_ddl() is
+    'Event trigger after ALTER TABLE, ALTER TYPE, CREATE TABLE, CREATE SCHEMA and CREATE CAST: writes the functions of the attached tables concerned anew.';
 
 create function pgaudit_wf.follow_as_author() returns event_trigger
 language plpgsql
@@ -220,7 +220,9 @@ begin
         join pg_namespace as n on n.oid = p.pronamespace and n.nspname = 'pgaudit_wf'
         where command.classid = 'pg_class'::regclass and command.object_type = 'table'
             and (own.event <> 'truncate' or part.isleaf)
-            and not exists (select from pg_trigger as present where present.tgrelid = part.relid and present.tgname = own.name)
+            -- A foreign table can have none of these.
+            and (select relkind from pg_class where oid = part.relid) <> 'f'
+            and not exists (select from pg_trigger as present where present.tgrelid = part.relid and present.tgname = own.name and present.tgfoid = t.tgfoid)
     loop
         begin
             execute format('create or replace trigger %I after %s on %s %s for each statement execute function pgaudit_wf.%I()',
@@ -242,7 +244,7 @@ begin
         join pg_trigger as own on own.tgrelid = c.oid and own.tgname in ('!pgaudit_wf_insert', 'pgaudit_wf_limit_insert')
         join pg_trigger as stray on stray.tgfoid = own.tgfoid and stray.tgparentid = 0
         where command.classid = 'pg_class'::regclass and command.command_tag = 'ALTER TABLE' and own.tgparentid = 0
-            and not exists (select from pg_partition_tree(c.oid) as tree where tree.relid = stray.tgrelid)
+            and not exists (select from pg_partition_tree(pg_partition_root(c.oid)) as tree where tree.relid = stray.tgrelid)
     loop
         begin
             execute format('drop trigger %I on %s', wanted.name, wanted.relation);

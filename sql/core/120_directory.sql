@@ -27,6 +27,8 @@ comment on column pgaudit_wf.org_member.role is 'Role in the organisation; owner
 create function pgaudit_wf.readable_org() returns text
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
+-- Rather an error than the policies of the tables behind the views, run by us.
+set row_security = off
 as $$
     select m.org_id from pgaudit_wf.org_member as m
     where m.org_id = nullif(current_setting('app.org_id', true), '')
@@ -47,6 +49,8 @@ create function pgaudit_wf.describe_actors(org_id text, actor_ids text[] default
 returns table (actor_id text, name text, email text, role text)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
+-- Rather an error than the policies of the tables behind the views, run by us.
+set row_security = off
 as $$
     select d.actor_id, d.name, d.email, m.role
     from pgaudit_wf.actor_directory as d
@@ -91,6 +95,15 @@ end
 $$;
 comment on function pgaudit_wf.grant_directory() is
     'Lets the owner of our schema, as which they are read, read the columns that actor_directory, org_member and credential_directory name, with the rights of the caller. Where event triggers can be had, CREATE VIEW does it by itself.';
+
+create function pgaudit_wf.actors_like(pattern text) returns setof text
+language sql stable
+set search_path = pg_catalog, pg_temp
+set row_security = off
+as $$
+    select d.actor_id from pgaudit_wf.actor_directory as d where d.name ilike actors_like.pattern or d.email ilike actors_like.pattern
+$$;
+comment on function pgaudit_wf.actors_like(text) is 'Ids of the actors whose name or e-mail matches an ILIKE pattern, for those who may read actor_directory.';
 
 create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
 language sql stable

@@ -67,6 +67,7 @@ create function pgaudit_wf.present_actors(actor_ids text[], org_ids text[], rest
 returns table (actor_id text, org_id text, name text, email text, role text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set row_security = off
 as $$
 #variable_conflict use_column
 begin
@@ -141,7 +142,7 @@ begin
             ' or l.metadata ->> ''reason'' ilike $10 or host(l.ip) ilike $10 or l.user_agent ilike $10 or l.correlation_id ilike $10'
             ' or l.actor_id in (select d.actor_id from ' || case when restricted
                 then 'pgaudit_wf.describe_actors($1, pattern => $10) as d'
-                else 'pgaudit_wf.actor_directory as d where d.name ilike $10 or d.email ilike $10' end || '))'
+                else 'pgaudit_wf.actors_like($10) as d (actor_id)' end || '))'
         end);
     -- In one statement, whose rows are never all in one value: that could not be larger than 1 GB.
     return query execute 'with event as materialized (select l.* from pgaudit_wf.security_audit_log as l where true'

@@ -220,6 +220,7 @@ declare
     record jsonb;
 begin
     if setting.target is null or not has_table_privilege(present_row.target, 'select')
+        or (select relkind from pg_class where oid = present_row.target) not in ('r', 'p')
         -- Whoever asks runs the table's policies with his own rights; we do not with ours.
         or (current_user = pgaudit_wf.schema_owner() and row_security_active(present_row.target))
     then

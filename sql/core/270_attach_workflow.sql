@@ -187,18 +187,20 @@ begin
                 '        perform pgaudit_wf.check_definition(after -> %2$L, after -> %3$L, %4$L);\n    end if;\n',
                 switch.name, workflow.nodes_column, workflow.edges_column, switch.doing)
             else format(
-                e'    if new.%1$I and (tg_op = ''INSERT'' or old.%1$I is not true) and not pgaudit_wf.is_restored(tg_relid, false) then\n'
+                e'    if %1$s and (tg_op = ''INSERT'' or %5$s is not true) and not pgaudit_wf.is_restored(tg_relid, false) then\n'
                 '        perform pgaudit_wf.check_definition(%2$s, %3$s, %4$L);\n    end if;\n',
-                switch.name, pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
-                pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing) end;
+                pgaudit_wf.field('new', switch.name), pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
+                pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing, pgaudit_wf.field('old', switch.name)) end;
     end loop;
     if generic then
         body := format(e'    after := pgaudit_wf.generic_row(new, setting);%s\n    if tg_op = ''UPDATE'' then\n        before := pgaudit_wf.generic_row(old, setting);%s\n    end if;\n',
             pgaudit_wf.follow_names(setting, 'after'), pgaudit_wf.follow_names(setting, 'before')) || body;
     end if;
-    return format(e'\n-- Keeps an invalid workflow from going live; written by pgaudit_wf.attach_workflow().\n%sbegin\n%s    return new;\nend\n',
+    return format(e'\n-- Keeps an invalid workflow from going live; written by pgaudit_wf.attach_workflow(). Columns as of %s.\n%sbegin%s\n%s    return new;\nend\n',
+        pgaudit_wf.shape_of((setting).target),
         case when generic then format(e'declare\n    setting constant pgaudit_wf.generic_setting := %s;\n    before jsonb;\n    after jsonb;\n',
-            pgaudit_wf.describe_generic(setting)) else '' end, body);
+            pgaudit_wf.describe_generic(setting)) else '' end,
+        pgaudit_wf.check_place((setting).target, pgaudit_wf.guard_function_name(setting)), body);
 end
 $$;
 comment on function pgaudit_wf.guard_body(pgaudit_wf.attachment) is

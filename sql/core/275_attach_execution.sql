@@ -15,16 +15,27 @@ comment on column pgaudit_wf.credential_directory.label is 'A handle that people
 create function pgaudit_wf.current_credential(out credential_type text, out label text)
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
+-- Rather an error than the policies of the tables behind the views, run by us.
+set row_security = off
 as $$
 declare
     key_id constant text := pgaudit_wf.context_value('app.api_key_id');
     method constant text := pgaudit_wf.context_value('app.auth_method');
     actor constant text := pgaudit_wf.context_value('app.actor_id');
+    known text;
 begin
-    if key_id is not null then
-        select d.credential_type, d.label into credential_type, label
-        from pgaudit_wf.credential_directory as d where d.credential_id = key_id limit 1;
-    end if;
+    -- A directory that we may not read costs the name, not the run.
+    begin
+        if key_id is not null then
+            select d.credential_type, d.label into credential_type, label
+            from pgaudit_wf.credential_directory as d where d.credential_id = key_id limit 1;
+        elsif actor is not null then
+            select coalesce(d.email, d.name) into known from pgaudit_wf.actor_directory as d where d.actor_id = actor limit 1;
+        end if;
+    exception
+        when insufficient_privilege then
+            raise warning 'the directory of credentials or actors cannot be read' using hint = 'pgaudit_wf.doctor() says why.';
+    end;
     credential_type := coalesce(credential_type, case
         when method in ('webhook_key', 'org_api_key', 'oauth', 'session', 'internal') then method
         when method in ('api_key', 'key') or key_id is not null then 'org_api_key'
@@ -35,7 +46,7 @@ begin
     if label is null and key_id is null then
         label := coalesce(
             pgaudit_wf.context_value('app.actor_label'),
-            (select coalesce(d.email, d.name) from pgaudit_wf.actor_directory as d where d.actor_id = actor limit 1),
+            known,
             actor,
             session_user::text);
     end if;
@@ -115,24 +126,26 @@ begin
 -- Stamps each run with credential and definition; written by pgaudit_wf.attach_execution(). Columns as of %6$s.
 declare
     credential record;
-begin
-    if greatest(pg_typeof(new.%2$I)::oid, pg_typeof(new.%3$I)::oid, pg_typeof(new.%4$I)::oid) >= 16384 then
+begin%7$s
+    if greatest(pg_typeof(%2$s)::oid, pg_typeof(%3$s)::oid, pg_typeof(%4$s)::oid) >= 16384 then
         raise warning 'this run has no stamp: a column for it was given a type that is not PostgreSQL''s own';
         return new;
     end if;
-    if pgaudit_wf.is_restored(tg_relid, new.%2$I is not null) then
+    if pgaudit_wf.is_restored(tg_relid, %2$s is not null) then
         return new;
     end if;
     select * into credential from pgaudit_wf.current_credential();
-    new.%2$I := credential.credential_type;
-    new.%3$I := credential.label;
+    %2$s := credential.credential_type;
+    %3$s := credential.label;
     -- The workflow table is looked up, as it can be renamed. A type of others is not cast, as the cast can be theirs too.
-    new.%4$I := pgaudit_wf.runnable_hash(
+    %4$s := pgaudit_wf.runnable_hash(
         (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = %1$L),
-        case when pg_typeof(new.%5$I)::oid < 16384 then new.%5$I::text else concat(new.%5$I) end);
+        case when pg_typeof(%5$s)::oid < 16384 then %5$s::text else concat(%5$s) end);
     return new;
 end
-$body$, (run).function_name, (run).type_column, (run).label_column, (run).hash_column, (run).workflow_column, pgaudit_wf.shape_of((run).target)),
+$body$, (run).function_name, pgaudit_wf.field('new', (run).type_column), pgaudit_wf.field('new', (run).label_column),
+        pgaudit_wf.field('new', (run).hash_column), pgaudit_wf.field('new', (run).workflow_column), pgaudit_wf.shape_of((run).target),
+        pgaudit_wf.check_place((run).target, (run).function_name)),
         '{}', (run).target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
 end
 $$;
@@ -203,9 +216,7 @@ begin
 
     perform pgaudit_wf.write_stamp(run);
     -- prune_history() asks, as the owner of our schema, which versions have run.
-    if not has_column_privilege(pgaudit_wf.schema_owner(), run.target, run.hash_column, 'select') then
-        execute format('grant select (%I) on %s to %I', run.hash_column, run.target, pgaudit_wf.schema_owner());
-    end if;
+    perform pgaudit_wf.let_owner_read(run.target, array[run.hash_column]);
     -- Not "always": what a subscriber applies was stamped where it ran. Who makes a replica of his own session could disable it too.
     execute format('create or replace trigger pgaudit_wf_stamp before insert on %s for each row execute function pgaudit_wf.%I()', run.target, run.function_name);
     execute format('create or replace trigger pgaudit_wf_restamp before update on %1$s for each row'

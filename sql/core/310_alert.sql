@@ -159,6 +159,7 @@ comment on function pgaudit_wf.alert_person(pgaudit_wf.security_audit_log, text)
 create function pgaudit_wf.alert_recipients(rule pgaudit_wf.alert_rule, event pgaudit_wf.security_audit_log) returns setof text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set row_security = off
 as $$
 declare
     actor_ids text[];
@@ -246,6 +247,7 @@ comment on function pgaudit_wf.enqueue_alerts(integer) is
 create function pgaudit_wf.alert_event(event pgaudit_wf.security_audit_log) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
+set row_security = off
 as $$
     -- Never the diff, nor the rest of the metadata: a mailbox is no place for values. Names are cut, as a hundred events are one message.
     select jsonb_build_object(

@@ -148,6 +148,28 @@ as $$
 $$;
 comment on function pgaudit_wf.counted_alias(pgaudit_wf.limit_target) is 'Alias for the rows of a counted table, with its columns under the names that its condition knows them by.';
 
+create function pgaudit_wf.check_limit_casts(limited pgaudit_wf.limit_target) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    name text;
+begin
+    if (select relkind from pg_class where oid = (limited).target) not in ('r', 'p') then
+        raise exception '% is not a table any more', (limited).target using errcode = 'PA004';
+    end if;
+    select casts.name into name from unnest(pgaudit_wf.columns_with_casts((limited).target)) as casts (name)
+    where (limited).aliases ->> casts.name = any ((limited).condition_columns) limit 1;
+    if found then
+        raise exception 'the limit condition of % names column "%" of %, whose type has a cast of somebody''s: it would be run with our rights',
+            (limited).resource_type, name, (limited).target
+            using errcode = 'PA003', hint = 'Drop the cast, or let the condition name another column.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.check_limit_casts(pgaudit_wf.limit_target) is
+    'Raises PA003 where the condition of a counted table could run somebody''s code, PA004 where the table has become something else.';
+
 create function pgaudit_wf.count_usage(limited pgaudit_wf.limit_target) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -155,6 +177,7 @@ set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 begin
+    perform pgaudit_wf.check_limit_casts(limited);
     execute format(
         'insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)'
         ' select left(%1$s, 255), $1, count(*) from %2$s as %3$s where %4$I is not null and %5$s group by 1'
@@ -261,8 +284,14 @@ declare
     statements text := '';
     op text;
 begin
+    begin
+        perform pgaudit_wf.check_limit_casts(limited);
+    exception
+        when sqlstate 'PA003' then
+            return format(e'\nbegin\n    raise warning ''rows of %% are not being counted: its limit condition names a column with a cast'', %L;\n    return null;\nend\n', (limited).resource_type);
+    end;
     if pgaudit_wf.limit_org_expression(limited, 'r') is null then
-        return format(e'\nbegin\n    raise warning ''rows of %%s are not being counted: the column that says whose they are is gone'', %L\n'
+        return format(e'\nbegin\n    raise warning ''rows of %% are not being counted: the column that says whose they are is gone'', %L\n'
             '        using hint = ''Attach the table again with another org_column: pgaudit_wf.doctor() says how.'';\n    return null;\nend\n', (limited).resource_type);
     end if;
     foreach op in array array['insert', 'update', 'delete'] loop
@@ -302,14 +331,14 @@ begin
 declare
     refused_org text;
     maximum bigint;
-begin
-    begin%1$s
+begin%3$s
+    begin%4$s%1$s
         else
             perform pgaudit_wf.count_truncated(%2$L);
         end if;
     exception
         -- What the condition names was renamed or dropped meanwhile, and that must not fail the write.
-        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name then
+        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name or sqlstate 'PA003' then
             raise warning 'rows of %% are not being counted (SQLSTATE %%)', %2$L, sqlstate
                 using hint = 'Mend pgaudit_wf.limit_condition and attach the table again: pgaudit_wf.doctor() says how.';
             return null;
@@ -322,7 +351,9 @@ begin
     end if;
     return null;
 end
-$body$, statements, (limited).resource_type);
+$body$, statements, (limited).resource_type, pgaudit_wf.check_place((limited).target, (limited).function_name),
+        case when (select a.form from pgaudit_wf.attachment as a where a.target = (limited).target) = 'generic'
+            then format(e'\n        perform pgaudit_wf.refuse_casts(tg_relid, %L);', (limited).condition) else '' end);
 end
 $$;
 comment on function pgaudit_wf.limit_body(pgaudit_wf.limit_target) is 'The body of the trigger function that counts the rows of a table.';
@@ -333,7 +364,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     select jsonb_build_object(
         'org', (limited).org_column,
-        'relations', (select jsonb_agg(leaf::oid::bigint order by leaf::oid) from pgaudit_wf.leaf_tables((limited).target) as leaf),
+        'relations', (select coalesce(jsonb_agg(leaf::oid::bigint order by leaf::oid), '[]') from pgaudit_wf.leaf_tables((limited).target) as leaf),
         'types', (
             select jsonb_object_agg(alias.value, format_type(atttypid, atttypmod))
             from jsonb_each_text((limited).aliases) as alias join pg_attribute on attrelid = (limited).target and attname = alias.key and not attisdropped
@@ -387,6 +418,7 @@ begin
     select c.condition, c.condition_columns into limited.condition, limited.condition_columns
     from pgaudit_wf.compile_limit_condition((setting).target, (setting).resource_type) as c;
     limited.aliases := (select jsonb_object_agg(name, name) from unnest((setting).columns) as name);
+    perform pgaudit_wf.check_limit_casts(limited);
     limited.function_name := 'limit_' || substr((setting).function_name, length('capture_') + 1);
     limited.basis := pgaudit_wf.limit_basis(limited);
     delete from pgaudit_wf.limit_target as t where t.target = (setting).target;
@@ -394,17 +426,17 @@ begin
     perform pgaudit_wf.write_functions(setting);
 
     -- After DDL the owner of our schema counts anew: what the triggers see of each row, it may then read.
-    if not pg_has_role(pgaudit_wf.schema_owner(), (select relowner from pg_class where oid = limited.target), 'usage') then
-        execute format('grant select (%s) on %s to %I',
-            (select string_agg(distinct quote_ident(name), ', ') from unnest(limited.org_column || limited.condition_columns) as name), limited.target, pgaudit_wf.schema_owner());
-    end if;
+    perform pgaudit_wf.let_owner_read(limited.target, limited.org_column || limited.condition_columns);
     -- A statement trigger fires for the table that the statement names, which may be any partition.
-    for relation in select limited.target union select relid from pg_partition_tree(limited.target) order by 1 loop
+    for relation in
+        select tree.relid from (select limited.target as relid union select relid from pg_partition_tree(limited.target)) as tree
+        join pg_class as c on c.oid = tree.relid where c.relkind <> 'f' order by 1
+    loop
         execute format('create or replace trigger pgaudit_wf_limit_insert after insert on %s referencing new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
         execute format('create or replace trigger pgaudit_wf_limit_update after update on %s referencing old table as old_rows new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
         execute format('create or replace trigger pgaudit_wf_limit_delete after delete on %s referencing old table as old_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
     end loop;
-    for relation in select pgaudit_wf.leaf_tables(limited.target) loop
+    for relation in select l from pgaudit_wf.leaf_tables(limited.target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
         execute format('create or replace trigger pgaudit_wf_limit_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
     end loop;
     perform pgaudit_wf.drop_limit_triggers(limited.function_name, limited.target);
@@ -476,7 +508,6 @@ begin
     if not found then
         return;
     end if;
-    perform pgaudit_wf.drop_limit_triggers(known.function_name);
     perform pgaudit_wf.drop_functions(array[known.function_name]);
     if exists (select from pgaudit_wf.limit_target as t where t.resource_type = known.resource_type) then
         perform pgaudit_wf.recount_after_ddl(known.resource_type);

@@ -236,16 +236,18 @@ as $$
         ' where h.pruned_at is null'
         '     and h.version <= p.newest - case when p.has_own then p.own_keep_versions else p.keep_versions end'
         '     and h.created_at < now() - make_interval(days => p.keep_days)'
-        || coalesce(string_agg(format(' and not exists (select from %s as run where run.%I = h.content_hash)', e.target, e.hash_column), '' order by e.target::oid), '')
+        || coalesce(string_agg(format(' and not exists (select from %s as run where %s = h.content_hash)', e.target,
+            pgaudit_wf.text_expression((select atttypid from pg_attribute where attrelid = e.target and attname = e.hash_column), pgaudit_wf.field('run', e.hash_column))), '' order by e.target::oid), '')
         || ' order by h.workflow_id, h.version'
     from pgaudit_wf.execution_attachment as e
-    where exists (select from pg_class where oid = e.target)
+    where exists (select from pg_class where oid = e.target and relkind in ('r', 'p'))
 $$;
 comment on function pgaudit_wf.prunable_versions_query() is 'Query for the versions whose snapshot no policy and no run keeps.';
 
 create function pgaudit_wf.prunable_versions() returns bigint
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set row_security = off
 as $$
 declare
     found_versions bigint;

@@ -5,19 +5,26 @@ language sql
 set search_path = pg_catalog, pg_temp
 as $$
     with expected as (
-        select a.target, a.form, a.function_name, tree.relid, wanted.name, wanted.name = 'pgaudit_wf_truncate' as statement_level
+        select a.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', a.function_name)) as function, 'A' as state
         from pgaudit_wf.attachment as a,
-        lateral (select a.target as relid union select leaf from pgaudit_wf.leaf_tables(a.target) as leaf) as tree,
+        lateral (select a.target as relid union select leaf from pgaudit_wf.leaf_tables(a.target) as leaf) as tree
+        join pg_class as c on c.oid = tree.relid,
         lateral unnest(array['!pgaudit_wf_insert', '!pgaudit_wf_update', '!pgaudit_wf_delete', 'pgaudit_wf_truncate']) as wanted (name)
-        where wanted.name <> 'pgaudit_wf_truncate' or tree.relid in (select pgaudit_wf.leaf_tables(a.target))
+        where wanted.name <> 'pgaudit_wf_truncate' or (c.relkind <> 'f' and tree.relid in (select pgaudit_wf.leaf_tables(a.target)))
+        union all
+        select t.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', t.function_name)), 'O'
+        from pgaudit_wf.limit_target as t,
+        lateral (select t.target as relid union select relid from pg_partition_tree(t.target)) as tree
+        join pg_class as c on c.oid = tree.relid and c.relkind <> 'f',
+        lateral unnest(array['pgaudit_wf_limit_insert', 'pgaudit_wf_limit_update', 'pgaudit_wf_limit_delete']) as wanted (name)
     )
     select 'error', e.relid::regclass::text, format('the trigger %s is missing', e.name), format('select pgaudit_wf.attach(%L);', e.target)
     from expected as e
-    where not exists (select from pg_trigger where tgrelid = e.relid and tgname = e.name)
+    where not exists (select from pg_trigger where tgrelid = e.relid and tgname = e.name and tgfoid = e.function and tgqual is null)
     union all
-    select 'error', e.relid::regclass::text, format('the trigger %s is disabled', e.name), format('alter table %s enable always trigger %I;', e.relid::regclass, e.name)
+    select 'error', e.relid::regclass::text, format('the trigger %s is disabled', e.name), format('alter table %s enable %strigger %I;', e.relid::regclass, case e.state when 'A' then 'always ' else '' end, e.name)
     from expected as e
-    join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled <> 'A'
+    join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled not in ('A', e.state::"char")
     union all
     select 'error', a.target::text,
         format('its columns have changed since its trigger was made: %s', array_to_string(array(
@@ -37,8 +44,9 @@ as $$
     from pgaudit_wf.attachment as a
     join pg_class as c on c.oid = a.target
     join pg_roles as owner on owner.oid = c.relowner
-    join pg_roles as member on pg_has_role(member.oid, owner.oid, 'member') and not member.rolsuper
-    where pg_has_role(member.oid, to_regrole('pgaudit_wf_app'), 'member') and member.rolname <> 'pgaudit_wf_app'
+    -- By inheritance: whoever makes a role is its administrator since PostgreSQL 16, which "member" takes for more than it is.
+    join pg_roles as member on pg_has_role(member.oid, owner.oid, 'usage') and not member.rolsuper
+    where pg_has_role(member.oid, to_regrole('pgaudit_wf_app'), 'usage') and member.rolname <> 'pgaudit_wf_app'
         and to_regrole('pgaudit_wf_app') is not null
     union all
     select 'error', l.relation::text,
@@ -72,6 +80,27 @@ as $$
         (r.rolcreatedb, 'allowed to make databases', 'nocreatedb'), (r.rolreplication, 'allowed to replicate', 'noreplication'),
         (r.rolbypassrls, 'allowed to bypass row-level security', 'nobypassrls')) as surplus (has, what, remedy)
     where r.rolname = 'pgaudit_wf_owner' and surplus.has
+    union all
+    select 'error', 'pgaudit_wf_owner', format('the role that owns the audit schema is a member of %I', g.rolname), format('revoke %I from pgaudit_wf_owner;', g.rolname)
+    from pg_auth_members as m
+    join pg_roles as g on g.oid = m.roleid
+    where m.member = to_regrole('pgaudit_wf_owner')
+    union all
+    select 'error', v.oid::regclass::text,
+        format('%s has row-level security, which we do not run as %I: the view cannot be read', d.refobjid::regclass, pg_get_userbyid(v.relowner)),
+        format('alter view %1$s owner to %2$s; grant select on %1$s to %3$I;', v.oid::regclass, t.relowner::regrole, pgaudit_wf.schema_owner())
+    from pg_class as v
+    join pg_rewrite as r on r.ev_class = v.oid
+    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
+    join pg_class as t on t.oid = d.refobjid and t.relrowsecurity and (t.relforcerowsecurity or t.relowner <> v.relowner)
+        and t.relnamespace <> 'pgaudit_wf'::regnamespace
+    where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v' and not (select rolsuper or rolbypassrls from pg_roles where oid = v.relowner)
+    group by v.oid, v.relowner, d.refobjid, t.relowner
+    union all
+    select 'error', a.target::text, format('rule %s is not applied: its condition could run a cast that somebody made of the type of a column', r.id),
+        format('Drop the cast, or let the rule name other columns: select * from pgaudit_wf.action_rule where id = %s;', r.id)
+    from pgaudit_wf.attachment as a
+    join pgaudit_wf.action_rule as r on r.resource_type = a.resource_type and pgaudit_wf.rule_could_cast(a.target, r.condition)
     union all
     select 'error', v.oid::regclass::text, format('%I may not read the columns of %s that it names', owner.rolname, d.refobjid::regclass), 'select pgaudit_wf.grant_directory();'
     from pg_class as v
