@@ -11,7 +11,7 @@ STAMP := $(VENV)/.dev-installed
 DEMO_STAMP := $(VENV)/.demo-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint check bench migration clean
+.PHONY: help venv demo test lint check bench migration release clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,8 +47,11 @@ check: lint test ## lint and test
 bench: $(STAMP) ## measure what auditing costs; PG= picks the server
 	PG=$(PG) $(BIN)/python -m benchmarks $(ARGS)
 
-migration: $(STAMP) ## write what changed in sql/ into a new migration: NAME=what_it_does
+migration: $(STAMP) ## write what changed in sql/ since the last release into a new migration: NAME=what_it_does
 	$(BIN)/python tools/make_migration.py $(NAME)
+
+release: $(STAMP) ## freeze the migrations under a version, the first one from sql/: VERSION=0.1.0
+	$(BIN)/python tools/make_migration.py --release "$(VERSION)"
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -12,4 +12,4 @@ class DatabaseSources(BuildHookInterface[Any]):
         """Add sql/ and migrations/ to a real wheel."""
         if version == "standard":
             for folder in ("sql", "migrations"):
-                build_data["force_include"][folder] = f"pgaudit_wf/_{folder}"
+                build_data["force_include"][folder] = f"pgaudit_wf/_database/{folder}"

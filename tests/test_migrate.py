@@ -1,15 +1,21 @@
-"""Migrations against a real server: side by side with an application, and against each other."""
+"""Migrations against a real server: side by side with an application, and against each other.
+
+Until something is released, what is migrated to is sql/ as it stands. A release is made in a
+temporary folder, then, so that upgrades are tried before the first user has one.
+"""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,10 +31,13 @@ from pgaudit_wf import migrate as module
 from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.errors import MigrationChangedError, MigrationError, MigrationLockedError
 from pgaudit_wf.migrate import applied, migrate, pending
+from pgaudit_wf.migration_files import GROUPS
 
 ROOT = Path(__file__).parents[1]
 CORE = "pgaudit_wf.core.0001_first"
 APP = "pgaudit_wf.app.0001_first"
+# The version that a test releases, before the first that somebody else can have.
+NEXT = "99.0.0"
 
 FIRST = """\
 create schema pgaudit_wf;
@@ -100,24 +109,35 @@ def as_url(dsn: str, scheme: str = "postgresql") -> str:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> "Directory":
-    made = Directory(tmp_path / "migrations")
-    made.add("core", 1, FIRST, "drop schema pgaudit_wf cascade;\n")
+    made = Directory(tmp_path / "database")
+    made.add("core", 1, FIRST)
+    made.uninstall("core", "drop schema pgaudit_wf cascade;\n")
     return made
 
 
 class Directory:
-    """Migrations of a test's own."""
+    """Released migrations of a test's own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add(self, group: str, number: int, text: str, rollback: str = "") -> Path:
-        folder = self.path / group
+    def add(self, group: str, number: int, text: str, rollback: str | None = None) -> Path:
+        folder = self.path / "migrations" / group
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"pgaudit_wf.{group}.{number:04}_test.sql"
         path.write_text(text)
-        path.with_suffix(".rollback.sql").write_text(rollback)
+        if rollback is not None:
+            path.with_suffix(".rollback.sql").write_text(rollback)
         return path
+
+    def source(self, name: str, text: str) -> Path:
+        path = self.path / "sql" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def uninstall(self, group: str, text: str) -> Path:
+        return self.source(f"uninstall/{group}.sql", text)
 
 
 @pytest.fixture
@@ -179,15 +199,16 @@ def test_removing_leaves_the_database_as_it_was(
 
 
 def test_roles_that_no_other_database_needs_go_too(empty_dsn: str, directory: Directory) -> None:
-    # The suite's templates keep the real roles alive, so the rollback's text is tried with others.
-    text = (ROOT / f"migrations/core/{CORE}.rollback.sql").read_text()
+    # The suite's templates keep the real roles alive, so the script's text is tried with others.
+    text = (ROOT / "sql" / "uninstall" / "core.sql").read_text()
     names = {"pgaudit_wf_app": f"r{uuid.uuid4().hex}", "pgaudit_wf_reader": f"r{uuid.uuid4().hex}"}
     create = FIRST
     for name, other in names.items():
         assert name in text
         text = text.replace(name, other)
         create += f"create role {other};\ngrant usage on schema pgaudit_wf to {other};\n"
-    directory.add("core", 1, create, text)
+    directory.add("core", 1, create)
+    directory.uninstall("core", text)
     before = roles(empty_dsn)
     migrate(empty_dsn, directory=directory.path)
     assert roles(empty_dsn) == before | set(names.values())
@@ -220,13 +241,15 @@ def test_the_applications_own_yoyo_goes_on(empty_dsn: str, tmp_path: Path) -> No
     theirs.mkdir()
     (theirs / "0001.invoice.sql").write_text("create table public.invoice (id int)")
     yoyo("apply", theirs)
-    migrate(empty_dsn)
+    released = copy_of_checkout(tmp_path / "released")
+    make_migration("--root", released, "--release", NEXT)
+    migrate(empty_dsn, directory=released)
     (theirs / "0002.note.sql").write_text("alter table public.invoice add note text")
     yoyo("apply", theirs)
     assert value(empty_dsn, "select count(*) from public._yoyo_migration") == 2
     assert value(empty_dsn, "select count(note) from public.invoice") == 0
     # And yoyo itself understands the books that we keep.
-    listed = yoyo("list", ROOT / "migrations" / "core", f"&schema={module.BOOK_SCHEMA}")
+    listed = yoyo("list", released / "migrations" / "core", f"&schema={module.BOOK_SCHEMA}")
     assert re.search(rf"A\s+{re.escape(CORE)}", listed)
 
 
@@ -263,12 +286,26 @@ def test_the_app_schema_comes_and_goes_alone(server: DevServer, empty_dsn: str) 
     assert value(empty_dsn, "select count(*) from public.workflow") == 0
     assert migrate(empty_dsn).rolled_back == ()
 
-    app = next((ROOT / "migrations" / "app").glob("*.rollback.sql"))
-    execute(empty_dsn, app.read_text())
+    execute(empty_dsn, (ROOT / "sql" / "uninstall" / "app.sql").read_text())
 
     assert dump(server, empty_dsn, "--exclude-schema", module.BOOK_SCHEMA) == core_only
     assert value(empty_dsn, "select count(*) from pgaudit_wf.action_rule") == rules
     assert value(empty_dsn, "select count(*) from pgaudit_wf.attached") == 0
+
+
+def test_what_was_detached_or_dropped_by_hand_does_not_stand_in_the_way(
+    server: DevServer, empty_dsn: str
+) -> None:
+    before = dump(server, empty_dsn)
+    migrate(empty_dsn, with_app_schema=True)
+    execute(
+        empty_dsn,
+        "select pgaudit_wf.detach('public.wallet')",
+        "select pgaudit_wf.detach_execution('public.workflow_execution')",
+        "drop table public.subscription",
+    )
+    assert migrate(empty_dsn, to=0).rolled_back == (APP, CORE)
+    assert dump(server, empty_dsn) == before
 
 
 # Twice, together, killed
@@ -383,7 +420,7 @@ def test_up_and_down_at_once(empty_dsn: str, directory: Directory) -> None:
 def test_a_killed_migrator_leaves_neither_lock_nor_half_a_schema(
     empty_dsn: str, directory: Directory
 ) -> None:
-    path = directory.add("core", 1, f"{FIRST}\nselect pg_sleep(300);\n", "drop schema pgaudit_wf;")
+    path = directory.add("core", 1, f"{FIRST}\nselect pg_sleep(300);\n")
     (process,) = start_migrators(empty_dsn, 1, directory=directory.path)
     with psycopg.connect(empty_dsn, autocommit=True) as conn:
         deadline = time.monotonic() + 30
@@ -424,30 +461,136 @@ def test_waiting_does_not_hold_up_an_index_built_concurrently(
 # Both roads
 
 
+@contextmanager
+def database_by_sql(server: DevServer, root: Path, groups: Sequence[str]) -> Iterator[str]:
+    """A database made by psql from a checkout's sql/, without any of our code."""
+    name = f"by_sql_{uuid.uuid4().hex}"
+    execute(server.dsn(), f"create database {name} template template0")
+    try:
+        for group in groups:
+            files = sorted((root / "sql" / group).rglob("*.sql"))
+            run(
+                server.bin("psql"), "-X", "-q", "-1", "-v", "ON_ERROR_STOP=1",
+                "-d", server.dsn(name), "-f", "-", stdin="\n".join(p.read_text() for p in files),
+            )  # fmt: skip
+        yield server.dsn(name)
+    finally:
+        execute(server.dsn(), f"drop database {name} with (force)")
+
+
 @pytest.mark.parametrize("groups", [["core"], ["core", "app"]])
 def test_migrations_make_what_sql_makes(
     server: DevServer, empty_dsn: str, groups: list[str]
 ) -> None:
-    name = f"by_sql_{uuid.uuid4().hex}"
-    execute(server.dsn(), f"create database {name} template template0")
-    by_sql = server.dsn(name)
-    try:
-        for group in groups:
-            files = sorted((ROOT / "sql" / group).glob("*.sql"))
-            run(
-                server.bin("psql"), "-X", "-q", "-1", "-v", "ON_ERROR_STOP=1",
-                "-d", by_sql, "-f", "-", stdin="\n".join(path.read_text() for path in files),
-            )  # fmt: skip
+    with database_by_sql(server, ROOT, groups) as by_sql:
         migrate(empty_dsn, with_app_schema="app" in groups)
-        migrated = dump(server, empty_dsn, "--exclude-schema", module.BOOK_SCHEMA)
-        assert migrated == dump(server, by_sql)
-    finally:
-        execute(server.dsn(), f"drop database {name} with (force)")
+        assert schema_of(server, empty_dsn) == dump(server, by_sql)
 
 
 def test_migrations_are_up_to_date_with_sql() -> None:
     checked = make_migration("--check", check=False)
     assert checked.returncode == 0, checked.stderr
+
+
+# From each released version to the newest
+
+
+def copy_of_checkout(path: Path) -> Path:
+    for folder in ("sql", "migrations"):
+        shutil.copytree(ROOT / folder, path / folder)
+    return path
+
+
+def released_versions(root: Path) -> dict[str, list[str]]:
+    """The files that were there in each released version, oldest version first."""
+    found: dict[str, list[str]] = {}
+    files: list[str] = []
+    for line in (root / "migrations" / "CHECKSUMS").read_text().splitlines():
+        if heading := re.fullmatch(r"# (\d+\.\S+)", line):
+            found[heading[1]] = files = list(files)
+        elif not line.startswith("#"):
+            files.append(line.split()[1])
+    return found
+
+
+def try_upgrade(server: DevServer, dsn: str, root: Path, version: str, scratch: Path) -> None:
+    """Install a released version, use it, upgrade it to the checkout at `root`, and remove it."""
+    before = dump(server, dsn)
+    for file in released_versions(root)[version]:
+        copy = scratch / "migrations" / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "migrations" / file, copy)
+
+    migrate(dsn, with_app_schema=True, directory=scratch)
+    assert migrate(dsn, to=0, directory=root).version == 0
+    assert dump(server, dsn) == before, "the newest package removes the old version"
+
+    migrate(dsn, with_app_schema=True, directory=scratch)
+    execute(dsn, "insert into public.organization (id, name) values ('o', 'before')")
+    log = "select jsonb_agg(to_jsonb(l) order by id) from pgaudit_wf.security_audit_log as l"
+    old = value(dsn, log)
+    assert isinstance(old, list)
+    migrate(dsn, directory=root)
+    with database_by_sql(server, root, GROUPS) as by_sql:
+        assert schema_of(server, dsn) == dump(server, by_sql)
+    execute(dsn, "update public.organization set name = 'after'")
+    new = value(dsn, log)
+    assert isinstance(new, list)
+    assert [{key: event[key] for key in was} for was, event in zip(old, new, strict=False)] == old
+    assert [event["action"] for event in new] == ["org.created", "org.updated"]
+    migrate(dsn, to=0, directory=root)
+    assert dump(server, dsn) == before
+
+
+def release_and_change(root: Path) -> Path:
+    """Make a release of a copy of the checkout, then a migration from it."""
+    copy_of_checkout(root)
+    make_migration("--root", root, "--release", NEXT)
+    core = root / "sql" / "core"
+    (core / "50_new").mkdir()
+    (core / "50_new" / "10_new.sql").write_text(
+        "create table pgaudit_wf.new (id bigint generated always as identity primary key);\n"
+        "comment on table pgaudit_wf.new is 'New.';\n"
+        "create function pgaudit_wf.count_new() returns bigint\n"
+        "language sql stable security definer\n"
+        "set search_path = pg_catalog, pg_temp\n"
+        "as $$ select count(*) from pgaudit_wf.new $$;\n"
+    )
+    old = "create function pgaudit_wf.schema_owner() returns name\nlanguage sql stable\n"
+    (source,) = (path for path in core.rglob("*.sql") if old in path.read_text())
+    source.write_text(source.read_text().replace(old, f"{old.strip()} parallel safe\n"))
+    lagging = make_migration("--root", root, "--release", "99.1.0", check=False)
+    assert lagging.returncode == 1
+    assert "run make migration NAME=… first" in lagging.stderr
+    assert make_migration("--root", root, "count_new").stderr == ""
+    (made,) = (root / "migrations" / "core").glob("*_count_new.sql")
+    text = made.read_text()
+    assert text.count("create or replace function") == 2
+    # Who may call what is computed when it is installed.
+    made.write_text(
+        text.replace("\nreset role;", "\nselect pgaudit_wf.grant_roles();\n\nreset role;")
+    )
+    return root
+
+
+@pytest.mark.parametrize("version", [*released_versions(ROOT), NEXT])
+def test_every_released_version_can_be_upgraded(
+    server: DevServer, empty_dsn: str, tmp_path: Path, version: str
+) -> None:
+    root = release_and_change(tmp_path / "checkout") if version == NEXT else ROOT
+    try_upgrade(server, empty_dsn, root, version, tmp_path / "installed")
+
+
+def test_a_database_made_the_day_before_belongs_to_the_release(
+    server: DevServer, empty_dsn: str, tmp_path: Path
+) -> None:
+    root = copy_of_checkout(tmp_path / "checkout")
+    migrate(empty_dsn, with_app_schema=True, directory=root)
+    before = dump(server, empty_dsn)
+    make_migration("--root", root, "--release", NEXT)
+    again = migrate(empty_dsn, directory=root)
+    assert (again.applied, again.rolled_back) == ((), ())
+    assert dump(server, empty_dsn) == before
 
 
 # Who may, and with which connection string
@@ -589,6 +732,38 @@ def test_a_failing_first_migration_leaves_nothing(
     assert dump(server, empty_dsn) == before
 
 
+def test_before_a_release_sql_is_the_first_migration(
+    server: DevServer, empty_dsn: str, tmp_path: Path
+) -> None:
+    directory = Directory(tmp_path / "database")
+    directory.source("core/10_first/90_schema.sql", "create schema pgaudit_wf;\n")
+    directory.source("core/20_then/10_a.sql", "create table pgaudit_wf.a ();\n")
+    broken = directory.source("core/20_then/20_b.sql", "-- ü\n\ncreate table pgaudit_wf.a ();\n")
+    directory.source("app/010_room.sql", "create table public.room ();\n")
+    directory.uninstall("core", "drop schema pgaudit_wf cascade;\n")
+    directory.uninstall("app", "drop table public.room;\n")
+    before = dump(server, empty_dsn)
+    with pytest.raises(MigrationError) as caught:
+        migrate(empty_dsn, directory=directory.path)
+    assert f"{CORE} could not be applied" in str(caught.value)
+    assert "(sql/core/20_then/20_b.sql; SQLSTATE 42P07)" in str(caught.value)
+    broken.write_text("-- ü\n\nselect nowhere;\n")
+    with pytest.raises(MigrationError) as caught:
+        migrate(empty_dsn, directory=directory.path)
+    assert "(sql/core/20_then/20_b.sql, line 3; SQLSTATE 42703)" in str(caught.value)
+    assert dump(server, empty_dsn) == before, "one transaction, however many files"
+
+    broken.write_text("create table pgaudit_wf.b ();\n")
+    result = migrate(empty_dsn, with_app_schema=True, directory=directory.path)
+    assert (result.applied, result.version) == ((CORE, APP), 1)
+    assert pending(empty_dsn, directory=directory.path) == ()
+    broken.write_text("create table pgaudit_wf.c ();\n")
+    with pytest.raises(MigrationChangedError, match=f"{CORE} had another text.*--to 0"):
+        migrate(empty_dsn, directory=directory.path)
+    assert migrate(empty_dsn, to=0, directory=directory.path).rolled_back == (APP, CORE)
+    assert dump(server, empty_dsn) == before
+
+
 def test_a_deferred_constraint_is_checked_within_its_migration(
     empty_dsn: str, directory: Directory
 ) -> None:
@@ -602,21 +777,49 @@ def test_a_deferred_constraint_is_checked_within_its_migration(
         migrate(empty_dsn, directory=directory.path)
 
 
-def test_a_failing_rollback_changes_nothing(empty_dsn: str, directory: Directory) -> None:
-    directory.add("core", 1, FIRST, "drop schema pgaudit_wf cascade; select 1 / 0;")
-    second = directory.add("core", 2, "create table pgaudit_wf.a ()", "drop table pgaudit_wf.a")
+def test_a_failing_removal_changes_nothing(empty_dsn: str, directory: Directory) -> None:
+    directory.uninstall("core", "drop schema pgaudit_wf cascade;\nselect nowhere;")
+    second = directory.add("core", 2, "create table pgaudit_wf.a ()")
     migrate(empty_dsn, directory=directory.path)
     with pytest.raises(
-        MigrationError, match="0001_test could not be rolled back: division by zero"
+        MigrationError,
+        match=r"schema pgaudit_wf could not be removed: .*\(sql/uninstall/core\.sql, line 2; ",
     ):
         migrate(empty_dsn, to=0, directory=directory.path)
     assert applied(empty_dsn)[-1].id == second.stem
     assert value(empty_dsn, "select to_regclass('pgaudit_wf.a') is not null") is True
 
 
+def test_a_failing_rollback_changes_nothing(empty_dsn: str, directory: Directory) -> None:
+    second = directory.add("core", 2, "create table pgaudit_wf.a ()", "select 1 / 0")
+    third = directory.add("core", 3, "create table pgaudit_wf.b ()", "drop table pgaudit_wf.b")
+    migrate(empty_dsn, directory=directory.path)
+    with pytest.raises(
+        MigrationError, match=f"{second.stem} could not be rolled back: division by zero"
+    ):
+        migrate(empty_dsn, to=1, directory=directory.path)
+    assert applied(empty_dsn)[-1].id == third.stem
+    assert value(empty_dsn, "select to_regclass('pgaudit_wf.b') is not null") is True
+
+
+def test_without_a_way_back_a_backup_is_asked_for(empty_dsn: str, directory: Directory) -> None:
+    second = directory.add("core", 2, "create table pgaudit_wf.a ()")
+    third = directory.add("core", 3, "create table pgaudit_wf.b ()", "drop table pgaudit_wf.b")
+    migrate(empty_dsn, directory=directory.path)
+    assert migrate(empty_dsn, to=2, directory=directory.path).rolled_back == (third.stem,)
+    migrate(empty_dsn, directory=directory.path)
+    with pytest.raises(
+        MigrationError, match=f"^{second.stem} cannot be rolled back.*restore a backup"
+    ):
+        migrate(empty_dsn, to=1, directory=directory.path)
+    assert applied(empty_dsn)[-1].id == third.stem
+    # Removal needs none of them.
+    assert migrate(empty_dsn, to=0, directory=directory.path).version == 0
+
+
 def test_an_edited_migration_is_noticed(empty_dsn: str, directory: Directory) -> None:
     migrate(empty_dsn, directory=directory.path)
-    path = directory.add("core", 1, f"{FIRST}-- edited\n", "drop schema pgaudit_wf cascade;")
+    path = directory.add("core", 1, f"{FIRST}-- edited\n")
     with pytest.raises(MigrationChangedError, match=f"{path.stem} had another text"):
         migrate(empty_dsn, directory=directory.path)
     assert migrate(empty_dsn, to=0, directory=directory.path).rolled_back == (path.stem,)
@@ -642,9 +845,8 @@ def test_stopping_at_a_number(empty_dsn: str, directory: Directory) -> None:
     for number in (2, 3):
         make, drop = f"create table pgaudit_wf.t{number} ()", f"drop table pgaudit_wf.t{number}"
         ids.append(directory.add("core", number, make, drop).stem)
-    app = directory.add(
-        "app", 1, f"-- depends: {ids[1]}\ncreate table public.app ()", "drop table public.app"
-    ).stem
+    app = directory.add("app", 1, f"-- depends: {ids[1]}\ncreate table public.app ()").stem
+    directory.uninstall("app", "drop table public.app")
 
     def go(to: str | int | None, *, app: bool = False) -> tuple[list[str], list[str], int]:
         result = migrate(empty_dsn, to=to, with_app_schema=app, directory=directory.path)
@@ -667,10 +869,11 @@ def test_stopping_at_a_number(empty_dsn: str, directory: Directory) -> None:
 
 
 def test_a_misnamed_or_missing_migration_is_refused(empty_dsn: str, directory: Directory) -> None:
-    (directory.path / "core" / "0002.sql").write_text("")
+    misnamed = directory.path / "migrations" / "core" / "0002.sql"
+    misnamed.write_text("")
     with pytest.raises(MigrationError, match=r"is called pgaudit_wf\.core\.NNNN_some_name\.sql"):
         pending(empty_dsn, directory=directory.path)
-    (directory.path / "core" / "0002.sql").unlink()
+    misnamed.unlink()
     directory.add("app", 1, "-- depends: pgaudit_wf.core.0009_gone\nselect 1")
     with pytest.raises(MigrationError, match=r"depends on pgaudit_wf\.core\.0009_gone: no such"):
         pending(empty_dsn, directory=directory.path)
@@ -684,23 +887,33 @@ def test_a_misnamed_or_missing_migration_is_refused(empty_dsn: str, directory: D
 
 @pytest.mark.slow
 def test_from_a_wheel(empty_dsn: str, tmp_path: Path) -> None:
+    # By way of the source archive, from which others build theirs.
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        inside = {name.partition("/")[2] for name in tar.getnames()}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sql").rglob("*.sql")}
+    assert inside >= sources | {"migrations/CHECKSUMS", "tools/make_migration.py"}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT)
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, archive)
     (wheel,) = tmp_path.glob("*.whl")
     target = tmp_path / "installed"
     run(*pip, "install", "--no-deps", "--target", target, wheel)
-    assert (target / "pgaudit_wf" / "_migrations" / "core" / f"{CORE}.sql").is_file()
-    assert not list((target / "pgaudit_wf" / "_migrations").rglob("__init__.py"))
+    database = target / "pgaudit_wf" / "_database"
+    assert {path.relative_to(database).as_posix() for path in database.rglob("*.sql")} >= sources
+    assert (database / "migrations" / "CHECKSUMS").is_file()
+    assert not list(database.rglob("__init__.py"))
     script = textwrap.dedent("""\
         import sys
         sys.path.insert(0, sys.argv[1])
         from pgaudit_wf import migrate
         assert migrate.__file__.startswith(sys.argv[1]), migrate.__file__
         print(*migrate.migrate(sys.argv[2], with_app_schema=True).applied)
+        print(*migrate.migrate(sys.argv[2], to=0).rolled_back)
     """)
     environment = {key: val for key, val in os.environ.items() if key != "PYTHONPATH"}
     done = run(sys.executable, "-c", script, target, empty_dsn, cwd=tmp_path, env=environment)
-    assert done.stdout.split() == [CORE, APP]
+    assert done.stdout.split() == [CORE, APP, APP, CORE]
 
 
 # The tool that writes migrations
@@ -737,58 +950,75 @@ comment on function pgaudit_wf.obsolete() is 'Goes.';
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A small checkout, with its first migrations made and released."""
+    """A small checkout of which nothing is released."""
     root = tmp_path / "checkout"
-    for group in ("core", "app"):
+    for group, text in (
+        ("core", SOURCE),
+        (
+            "app",
+            "create table public.room (id int primary key, guest_id int);\n"
+            "create or replace view pgaudit_wf.guest_name as select 'room '::text as name;\n",
+        ),
+    ):
         (root / "sql" / group).mkdir(parents=True)
-    (root / "sql" / "core" / "010_all.sql").write_text(SOURCE)
-    (root / "sql" / "app" / "010_all.sql").write_text(
-        "create table public.room (id int primary key, guest_id int);\n"
-        "create or replace view pgaudit_wf.guest_name as select 'room '::text as name;\n"
-    )
-    make_migration("--root", root)
+        (root / "sql" / group / "010_all.sql").write_text(text)
+    uninstall = root / "sql" / "uninstall"
+    uninstall.mkdir()
+    (uninstall / "core.sql").write_text("drop schema pgaudit_wf cascade;\n")
+    (uninstall / "app.sql").write_text("drop table public.room;\n")
     return root
+
+
+@pytest.fixture
+def released(checkout: Path) -> Path:
+    """The small checkout with its first release."""
+    make_migration("--root", checkout, "--release", "0.1.0")
+    return checkout
 
 
 def schema_of(server: DevServer, dsn: str) -> str:
     return dump(server, dsn, "--exclude-schema", module.BOOK_SCHEMA)
 
 
-def test_before_a_release_the_first_migration_is_rewritten(
-    server: DevServer, empty_dsn: str, checkout: Path
-) -> None:
-    source = checkout / "sql" / "core" / "010_all.sql"
-    assert make_migration("--root", checkout).stdout == ""
-    source.write_text(f"{SOURCE}\ncreate table pgaudit_wf.extra ();\n")
-    checked = make_migration("--root", checkout, "--check", check=False)
-    assert checked.returncode == 1
-    assert "run make migration" in checked.stderr
-    make_migration("--root", checkout)
-    first = checkout / "migrations" / "core" / f"{CORE}.sql"
-    assert "create table pgaudit_wf.extra" in first.read_text()
-    assert "generated from sql/ by make migration" in first.read_text().splitlines()[0]
+def test_before_a_release_there_is_no_migration_to_write(checkout: Path) -> None:
+    for arguments in ([], ["name"]):
+        refused = make_migration("--root", checkout, *arguments, check=False)
+        assert refused.returncode == 1
+        assert "nothing is released" in refused.stderr
+    assert make_migration("--root", checkout, "--check").returncode == 0
+    assert not (checkout / "migrations").exists()
 
-    before = dump(server, empty_dsn)
-    migrate(empty_dsn, directory=checkout / "migrations")
-    core_only = schema_of(server, empty_dsn)
-    migrate(empty_dsn, with_app_schema=True, directory=checkout / "migrations")
-    app = checkout / "migrations" / "app" / f"{APP}.rollback.sql"
-    execute(empty_dsn, app.read_text())
-    assert schema_of(server, empty_dsn) == core_only
-    execute(empty_dsn, (checkout / "migrations" / "app" / f"{APP}.sql").read_text())
-    migrate(empty_dsn, to=0, directory=checkout / "migrations")
-    assert dump(server, empty_dsn) == before
+
+def test_a_release_freezes_sql_as_the_first_migrations(checkout: Path) -> None:
+    directory = checkout / "migrations"
+    for wrong in ("", "v1", "1.0"):
+        refused = make_migration("--root", checkout, "--release", wrong, check=False)
+        assert refused.returncode == 1
+        assert "make release VERSION=1.2.3" in refused.stderr
+    assert not directory.exists()
+    said = make_migration("--root", checkout, "--release", "0.1.0").stdout
+    assert str(directory / "core" / f"{CORE}.sql") in said
+    assert 'set version = "0.1.0" in pyproject.toml' in said
+    assert SOURCE in (directory / "core" / f"{CORE}.sql").read_text()
+    app = (directory / "app" / f"{APP}.sql").read_text()
+    assert app.startswith(f"-- depends: {CORE}\n")
+    run("sha256sum", "--check", "--strict", "--quiet", "CHECKSUMS", cwd=directory)
+    frozen = (directory / "CHECKSUMS").read_text()
+    twice = make_migration("--root", checkout, "--release", "0.1.0", check=False)
+    assert (twice.returncode, twice.stderr) == (1, "0.1.0 is released already\n")
+    # A release may change nothing in the database.
+    make_migration("--root", checkout, "--release", "0.1.1")
+    assert (directory / "CHECKSUMS").read_text() == f"{frozen}# 0.1.1\n"
+    assert list(released_versions(checkout)) == ["0.1.0", "0.1.1"]
+    assert len(set(map(tuple, released_versions(checkout).values()))) == 1
 
 
 def test_after_a_release_changes_become_a_migration(
-    server: DevServer, empty_dsn: str, checkout: Path
+    server: DevServer, empty_dsn: str, released: Path
 ) -> None:
-    directory = checkout / "migrations"
+    checkout, directory = released, released / "migrations"
     source = checkout / "sql" / "core" / "010_all.sql"
-    make_migration("--root", checkout, "--release")
-    run("sha256sum", "--check", "--quiet", "CHECKSUMS", cwd=directory)
-    migrate(empty_dsn, directory=directory)
-    old = schema_of(server, empty_dsn)
+    migrate(empty_dsn, directory=checkout)
     assert make_migration("--root", checkout, "louder").stdout == ""
 
     new = SOURCE.replace("'hello ' || name", "'HELLO; ' || name")
@@ -807,77 +1037,92 @@ def test_after_a_release_changes_become_a_migration(
     unnamed = make_migration("--root", checkout, check=False)
     assert (unnamed.returncode, "NAME=" in unnamed.stderr) == (1, True)
     made = make_migration("--root", checkout, "louder")
-    assert "write by hand" in made.stderr
-    assert "table pgaudit_wf.guest" in made.stderr
+    assert made.stderr.splitlines() == [
+        "write by hand: table pgaudit_wf.guest",
+    ]
     second = directory / "core" / "pgaudit_wf.core.0002_louder.sql"
     text = second.read_text()
+    assert text.startswith(f"-- depends: {CORE}\n")
     assert "create or replace function pgaudit_wf.greeting" in text
     assert "guest_name" not in text, "only what changed"
-    assert "'hello ' || name" in second.with_suffix(".rollback.sql").read_text()
+    assert not list(directory.rglob("*.rollback.sql"))
 
     # By hand, above the generated part; making the migration again leaves it there.
     alter = "alter table pgaudit_wf.guest add note text;\n\n"
     start = text.index("-- generated from")
     second.write_text(text[:start] + alter + text[start:])
-    down = second.with_suffix(".rollback.sql")
-    down.write_text(down.read_text() + "\nalter table pgaudit_wf.guest drop note;\n")
-    written = second.read_text(), down.read_text()
+    written = second.read_text()
     make_migration("--root", checkout, "louder")
-    assert (second.read_text(), down.read_text()) == written
+    assert second.read_text() == written
     assert make_migration("--root", checkout, "--check").returncode == 0
 
-    assert migrate(empty_dsn, directory=directory).applied == (second.stem,)
-    upgraded = schema_of(server, empty_dsn)
-    migrate(empty_dsn, to=1, directory=directory)
-    assert schema_of(server, empty_dsn) == old
-    migrate(empty_dsn, to=0, directory=directory)
-    execute(empty_dsn, new)
-    assert schema_of(server, empty_dsn) == upgraded
+    assert migrate(empty_dsn, directory=checkout).applied == (second.stem,)
+    with database_by_sql(server, checkout, ["core"]) as by_sql:
+        assert schema_of(server, empty_dsn) == dump(server, by_sql)
 
     # Releases pile up: the third migration starts from the second, by hand or not.
-    make_migration("--root", checkout, "--release")
+    make_migration("--root", checkout, "--release", "0.2.0")
     source.write_text(new.replace("HELLO", "HI"))
-    assert "write by hand" not in make_migration("--root", checkout, "shorter").stderr
+    assert make_migration("--root", checkout, "shorter").stderr == ""
     third = directory / "core" / "pgaudit_wf.core.0003_shorter.sql"
     assert f"-- depends: {second.stem}" in third.read_text()
-    assert "HELLO" in third.with_suffix(".rollback.sql").read_text()
     assert third.read_text().count("create or replace") == 1
+    assert [len(files) for files in released_versions(checkout).values()] == [2, 3]
 
 
-def test_rows_that_come_with_the_schema_are_replaced(empty_dsn: str, checkout: Path) -> None:
+def test_what_is_used_no_longer_goes_last(
+    server: DevServer, empty_dsn: str, released: Path
+) -> None:
+    source = released / "sql" / "core" / "010_all.sql"
+    migrate(empty_dsn, directory=released)
+    # The view goes on without the function that it called.
+    start = SOURCE.index("-- Says hello")
+    new = SOURCE[:start] + SOURCE[SOURCE.index("create table pgaudit_wf.guest") :]
+    new = new.replace("pgaudit_wf.greeting(id::text) as name", "id::text as name")
+    source.write_text(new.replace("comment on function pgaudit_wf.size_of(int) is", "--"))
+    made = make_migration("--root", released, "plain")
+    assert made.stderr == "write by hand: undo comment on function pgaudit_wf.size_of(int) is\n"
+    (path,) = (released / "migrations" / "core").glob("*_plain.sql")
+    undo = "comment on function pgaudit_wf.size_of(int) is null;\n"
+    path.write_text(path.read_text().replace("-- generated", f"{undo}\n-- generated", 1))
+    assert make_migration("--root", released, "--check").returncode == 0
+    migrate(empty_dsn, directory=released)
+    with database_by_sql(server, released, ["core"]) as by_sql:
+        assert schema_of(server, empty_dsn) == dump(server, by_sql)
+    make_migration("--root", released, "--release", "0.2.0")
+    assert make_migration("--root", released, "nothing").stdout == ""
+
+
+def test_rows_that_come_with_the_schema_are_changed_by_hand(empty_dsn: str, checkout: Path) -> None:
     source = checkout / "sql" / "core" / "010_all.sql"
     rows = "insert into pgaudit_wf.alias (name, target) values ('a', null), ('b', 'x; y');\n"
     made = "create table pgaudit_wf.alias (name text primary key, target text);\n"
     source.write_text(f"{SOURCE}{made}{rows}")
-    make_migration("--root", checkout)
-    make_migration("--root", checkout, "--release")
-    migrate(empty_dsn, directory=checkout / "migrations")
-    execute(empty_dsn, "insert into pgaudit_wf.alias values ('own', 'kept')")
-    source.write_text(f"{SOURCE}{made}{rows.replace('x; y', 'z').replace('null', 'null::text')}")
-    assert make_migration("--root", checkout, "alias").stderr == ""
-
+    make_migration("--root", checkout, "--release", "0.1.0")
+    migrate(empty_dsn, directory=checkout)
+    source.write_text(f"{SOURCE}{made}{rows.replace('x; y', 'z')}")
+    told = make_migration("--root", checkout, "alias").stderr.splitlines()
+    assert [line.partition("… ")[0] for line in told] == [
+        "write by hand: undo insert into pgaudit_wf.alias (name, target) values ('a', nul",
+        "write by hand: insert into pgaudit_wf.alias (name, target) values ('a', nul",
+    ]
+    path = checkout / "migrations" / "core" / "pgaudit_wf.core.0002_alias.sql"
+    update = "update pgaudit_wf.alias set target = 'z' where name = 'b';\n"
+    path.write_text(path.read_text().replace("-- generated", f"{update}\n-- generated", 1))
+    assert make_migration("--root", checkout, "--check").returncode == 0
+    migrate(empty_dsn, directory=checkout)
     contents = "select string_agg(concat_ws('=', name, target), ' ' order by name)"
-    contents += " from pgaudit_wf.alias"
-    migrate(empty_dsn, directory=checkout / "migrations")
-    assert value(empty_dsn, contents) == "a b=z own=kept"
-    migrate(empty_dsn, to=1, directory=checkout / "migrations")
-    assert value(empty_dsn, contents) == "a b=x; y own=kept"
+    assert value(empty_dsn, f"{contents} from pgaudit_wf.alias") == "a b=z"
+    # Done is done: the next migration does not ask for it again.
+    make_migration("--root", checkout, "--release", "0.2.0")
+    assert make_migration("--root", checkout, "nothing").stdout == ""
 
 
-def test_what_is_released_now_would_need_no_migration(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "sql", tmp_path / "sql")
-    make_migration("--root", tmp_path)
-    make_migration("--root", tmp_path, "--release")
-    assert make_migration("--root", tmp_path, "nothing").stdout == ""
-    assert make_migration("--root", tmp_path, "--check").returncode == 0
-
-
-def test_a_released_migration_is_frozen(checkout: Path) -> None:
-    make_migration("--root", checkout, "--release")
-    first = checkout / "migrations" / "core" / f"{CORE}.sql"
+def test_a_released_migration_is_frozen(released: Path) -> None:
+    first = released / "migrations" / "core" / f"{CORE}.sql"
     first.write_text(first.read_text() + "\n")
-    for arguments in (["--check"], ["name"], ["--release"]):
-        refused = make_migration("--root", checkout, *arguments, check=False)
+    for arguments in (["--check"], ["name"], ["--release", "0.2.0"]):
+        refused = make_migration("--root", released, *arguments, check=False)
         assert refused.returncode == 1
         assert f"migrations/core/{CORE}.sql is released and must stay" in refused.stderr
 
@@ -890,6 +1135,7 @@ def test_the_tool_names_what_it_cannot_take(checkout: Path) -> None:
         ("create index on pgaudit_wf.guest (id);", "has no name: give it one"),
     ):
         source.write_text(text)
-        refused = make_migration("--root", checkout, check=False)
+        refused = make_migration("--root", checkout, "--release", "0.1.0", check=False)
         assert refused.returncode == 1
         assert problem in refused.stderr
+        assert not (checkout / "migrations").exists()

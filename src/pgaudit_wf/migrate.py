@@ -1,11 +1,12 @@
 """Install, upgrade and remove the database schema.
 
-The migrations are plain SQL files, one transaction a run. yoyo keeps the books, in a schema of
-their own, so that neither an application's own yoyo tables nor a tool that compares its schemas
-with its models ever meets them. Three of yoyo's habits are replaced here, each for a reason:
+The migrations are plain SQL files, one transaction a run; :mod:`pgaudit_wf.migration_files` knows
+where they are. yoyo keeps the books, in a schema of their own, so that neither an application's
+own yoyo tables nor a tool that compares its schemas with its models ever meets them. Three of
+yoyo's habits are replaced here, each for a reason:
 
 * It splits a file with a general SQL parser. Files are sent to the server whole instead, so a
-  function body can hold anything, and an error carries its line number.
+  function body can hold anything, and an error carries its file and line.
 * It commits a migration first and books it afterwards, on another connection. A kill between the
   two leaves a database that can go neither forward nor back. Here both are one transaction.
 * Its lock is a table row, which stays behind when the migrator is killed. Here it is an advisory
@@ -17,7 +18,6 @@ Nothing is set for longer than a transaction, so it also works behind a transact
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import re
 import time
@@ -36,15 +36,17 @@ from yoyo import internalmigrations  # type: ignore[import-untyped]
 from yoyo.backends.core.postgresql import (  # type: ignore[import-untyped]
     PostgresqlPsycopgBackend,
 )
-from yoyo.migrations import (  # type: ignore[import-untyped]
-    Migration,
-    StepCollector,
-    default_migration_table,
-    parse_metadata_from_sql_comments,
-    topological_sort,
-)
+from yoyo.migrations import Migration, default_migration_table  # type: ignore[import-untyped]
 
 from pgaudit_wf.errors import MigrationChangedError, MigrationError, MigrationLockedError
+from pgaudit_wf.migration_files import (
+    GROUPS,
+    Script,
+    SqlMigration,
+    installed,
+    read_migrations,
+    read_uninstaller,
+)
 
 __all__ = ["AppliedMigration", "MigrationResult", "applied", "migrate", "pending"]
 
@@ -56,7 +58,7 @@ OLDEST_SERVER = 15
 POLL_SECONDS = 0.1
 SEARCH_PATH = "set local search_path = pg_catalog, pg_temp"
 
-_FILE_NAME = re.compile(r"pgaudit_wf\.(?P<group>core|app)\.(?P<number>\d{4})_\w+")
+_NAMES = {"core": f"schema {SCHEMA}", "app": "the reference application"}
 
 _BOOKS = """
 create table if not exists pgaudit_wf_migration.checksum (
@@ -69,7 +71,7 @@ comment on table pgaudit_wf_migration.checksum is
     'The text each migration was applied with, so that a file edited afterwards is noticed.';
 comment on column pgaudit_wf_migration.checksum.migration_id is 'The name of the migration.';
 comment on column pgaudit_wf_migration.checksum.sha256 is
-    'SHA-256 of the migration file, in lower-case hex.';
+    'SHA-256 of the migration''s text, in lower-case hex.';
 comment on table pgaudit_wf_migration._yoyo_migration is 'Migrations in force.';
 comment on column pgaudit_wf_migration._yoyo_migration.migration_hash is
     'SHA-256 of the migration''s name: yoyo''s key.';
@@ -185,22 +187,25 @@ def migrate(
             ``PG*`` environment variables, as with psql.
         to: Where to stop: a core migration's number (``3``), the name of any migration, or a
             part of it that only one has (``app.0002``). 0 takes everything away again and leaves
-            the database as it was. None, the default, is the newest.
+            the database as it was. None, the default, is the newest. The way down to any other
+            exists only where it was written by hand.
         with_app_schema: Also create the reference application's tables in schema ``public``. Once
             they are there, later runs keep them up to date without being asked.
         lock_timeout: Seconds to wait for other migrators before giving up.
-        directory: Where ``core/`` and ``app/`` are; the ones installed with this package by
-            default.
+        directory: The folder with ``sql/`` and ``migrations/``; by default the one installed with
+            this package, in a checkout the checkout.
 
     Raises:
         MigrationLockedError: Another migrator kept the lock for ``lock_timeout`` seconds.
         MigrationChangedError: The database has a migration that is unknown here, or that had
             another text when it was applied.
-        MigrationError: Anything else; the message names the migration, its line and the SQL error.
+        MigrationError: Anything else; the message names the migration, the file, its line and the
+            SQL error.
         psycopg.OperationalError: The server could not be reached, refused the login, or went away;
             nothing of the run is left then.
     """
-    available = _read(directory or _installed())
+    root = directory or installed()
+    available = read_migrations(root)
     warnings: list[str] = []
     with _connect(conninfo) as backend:
         backend.connection.add_notice_handler(lambda notice: _keep_warning(notice, warnings))
@@ -215,15 +220,14 @@ def migrate(
             up = [m for m in available if m.id not in present and m in target]
             if not present:
                 _open_books(backend)
-            for migration in down:
-                _step(backend, migration, "rollback")
+            down_ids = _take_down(backend, root, down, {m.group for m in target})
             if not target:
                 backend.execute(f"drop schema {BOOK_SCHEMA} cascade")
             done: list[str] = []
             failure: MigrationError | None = None
             for migration in up:
                 try:
-                    _step(backend, migration, "apply")
+                    _apply(backend, migration)
                 except MigrationError as error:
                     failure = error
                     break
@@ -232,12 +236,11 @@ def migrate(
                 raise failure
         if failure:
             raise failure
-    down_ids = tuple(m.id for m in down)
     in_force = {*present, *done} - set(down_ids)
     version = max(
         (m.number for m in available if m.group == "core" and m.id in in_force), default=0
     )
-    return MigrationResult(tuple(done), down_ids, version, tuple(warnings))
+    return MigrationResult(tuple(done), tuple(down_ids), version, tuple(warnings))
 
 
 def applied(conninfo: str) -> tuple[AppliedMigration, ...]:
@@ -268,38 +271,10 @@ def pending(
         MigrationError: The role may not read the migration tables.
         psycopg.OperationalError: The server could not be reached or refused the login.
     """
-    available = _read(directory or _installed())
+    available = read_migrations(directory or installed())
     present = [entry.id for entry in applied(conninfo)]
     target = _target(available, present, None, with_app_schema)
     return tuple(m.id for m in target if m.id not in present)
-
-
-class _SqlMigration(Migration):  # type: ignore[misc]
-    """A pair of SQL files, ``<id>.sql`` and ``<id>.rollback.sql``, each run as a whole."""
-
-    def __init__(self, path: Path, group: str, number: int) -> None:
-        super().__init__(path.stem, str(path), str(path.parent))
-        self.group = group
-        self.number = number
-        self.source = path.read_text(encoding="utf-8")
-        self.rollback_path = path.with_suffix(".rollback.sql")
-        directives, _, _ = parse_metadata_from_sql_comments(self.source)
-        self.needs: set[str] = set(directives.get("depends", "").split())
-        self.checksum = hashlib.sha256(self.source.encode()).hexdigest()
-
-    def file(self, direction: str) -> Path:
-        return Path(self.path) if direction == "apply" else self.rollback_path
-
-    def load(self) -> None:
-        if self.loaded:
-            return
-        rollback = self.rollback_path.read_text(encoding="utf-8")
-        collector = StepCollector(migration=self)
-        collector.add_step(
-            lambda connection: connection.execute(self.source),
-            lambda connection: connection.execute(rollback),
-        )
-        self.steps = collector.create_steps(use_transactions=True)
 
 
 class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
@@ -343,35 +318,6 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
             "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
             "operation": operation,
         }
-
-
-def _installed() -> Path:
-    """Return the folder inside the wheel, or in a checkout the one at the repository's root."""
-    packaged = Path(__file__).with_name("_migrations")
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "migrations"
-
-
-def _read(directory: Path) -> list[_SqlMigration]:
-    found: list[_SqlMigration] = []
-    for group in ("core", "app"):
-        for path in sorted((directory / group).glob("*.sql")):
-            if path.name.endswith(".rollback.sql"):
-                continue
-            name = _FILE_NAME.fullmatch(path.stem)
-            if name is None or name["group"] != group:
-                raise MigrationError(
-                    f"{path}: a migration is called pgaudit_wf.{group}.NNNN_some_name.sql"
-                )
-            found.append(_SqlMigration(path, group, int(name["number"])))
-    if not found:
-        raise MigrationError(f"no migrations in {directory}: reinstall pgaudit-wf")
-    by_id = {migration.id: migration for migration in found}
-    for migration in found:
-        missing = migration.needs - by_id.keys()
-        if missing:
-            raise MigrationError(f"{migration.id} depends on {', '.join(sorted(missing))}: no such")
-        migration._depends = {by_id[need] for need in migration.needs}
-    return list(topological_sort(found))
 
 
 @contextmanager
@@ -488,7 +434,7 @@ def _open_books(backend: _Backend) -> None:
 
 
 def _check_known(
-    backend: _Backend, available: list[_SqlMigration], present: list[str], *, removing_all: bool
+    backend: _Backend, available: list[SqlMigration], present: list[str], *, removing_all: bool
 ) -> None:
     known = {m.id: m for m in available}
     strange = [name for name in present if name not in known]
@@ -516,11 +462,11 @@ def _check_known(
 
 
 def _target(
-    available: list[_SqlMigration],
+    available: list[SqlMigration],
     present: Sequence[str],
     to: str | int | None,
     with_app_schema: bool,
-) -> list[_SqlMigration]:
+) -> list[SqlMigration]:
     """Return the migrations that shall be in force afterwards, in order."""
     group, number = _goal(available, to)
     app_wanted = (
@@ -528,7 +474,7 @@ def _target(
         or group == "app"
         or any(m.group == "app" and m.id in present for m in available)
     )
-    chosen: list[_SqlMigration] = []
+    chosen: list[SqlMigration] = []
     for m in available:
         wanted = m.group == "core" or app_wanted
         within = number is None or m.group != group or m.number <= number
@@ -537,7 +483,7 @@ def _target(
     return [] if number == 0 else chosen
 
 
-def _goal(available: list[_SqlMigration], to: str | int | None) -> tuple[str, int | None]:
+def _goal(available: list[SqlMigration], to: str | int | None) -> tuple[str, int | None]:
     if to is None:
         return "core", None
     if isinstance(to, int) or re.fullmatch(r"\d+", to):
@@ -553,21 +499,78 @@ def _goal(available: list[_SqlMigration], to: str | int | None) -> tuple[str, in
     return matches[0].group, matches[0].number
 
 
-def _step(backend: _Backend, migration: _SqlMigration, direction: str) -> None:
-    """Run one file and book it, both or neither."""
-    if direction == "rollback" and migration.group == "core" and not migration.needs:
-        _check_strangers(backend)
+def _apply(backend: _Backend, migration: SqlMigration) -> None:
+    _run(
+        backend,
+        migration.scripts,
+        [migration],
+        "apply",
+        failed=f"{migration.id} could not be applied",
+        left="The migrations before it stay applied; nothing of this one is left.",
+    )
+
+
+def _take_down(
+    backend: _Backend, root: Path, down: list[SqlMigration], kept: set[str]
+) -> list[str]:
+    """Take migrations away, newest first; return their ids in the order in which they went.
+
+    A group of which nothing is kept goes as a whole, by the package's own script. So it takes no
+    way back for each step that once was taken forward.
+    """
+    stuck = [m.id for m in down if m.group in kept and m.rollback is None]
+    if stuck:
+        raise MigrationError(
+            f"{', '.join(stuck)} cannot be rolled back, since no way back was written: restore a"
+            f" backup made before the upgrade (or take the schema away with all that is in it:"
+            f" pgaudit-wf migrate --to 0). Nothing has been changed"
+        )
+    gone: list[str] = []
+    left = "Nothing has been changed."
+    for group in reversed(GROUPS):
+        whole = [m for m in down if m.group == group and group not in kept]
+        if whole:
+            if group == "core":
+                _check_strangers(backend)
+            scripts, failed = (
+                [read_uninstaller(root, group)],
+                f"{_NAMES[group]} could not be removed",
+            )
+            _run(backend, scripts, whole, "rollback", failed=failed, left=left)
+            gone += [m.id for m in whole]
+    for m in down:
+        if m.rollback and m.group in kept:
+            failed = f"{m.id} could not be rolled back"
+            _run(backend, [m.rollback], [m], "rollback", failed=failed, left=left)
+            gone.append(m.id)
+    return gone
+
+
+def _run(
+    backend: _Backend,
+    scripts: Sequence[Script],
+    migrations: Sequence[SqlMigration],
+    direction: str,
+    *,
+    failed: str,
+    left: str,
+) -> None:
+    """Run scripts and book what they did, all or nothing."""
+    running: Script | None = None
     try:
         with backend.transaction():
-            migration.process_steps(backend, direction)
+            for running in scripts:
+                backend.connection.execute(running.text)
+            running = None
             backend.execute("set constraints all immediate")
             with _in_books(backend):
-                _book(backend, migration, direction)
+                for migration in migrations:
+                    _book(backend, migration, direction)
     except psycopg.Error as error:
-        raise MigrationError(_explain(error, migration, direction)) from error
+        raise MigrationError(_explain(error, running, failed, left)) from error
 
 
-def _book(backend: _Backend, migration: _SqlMigration, direction: str) -> None:
+def _book(backend: _Backend, migration: SqlMigration, direction: str) -> None:
     backend.log_migration(migration, direction)
     if direction == "apply":
         backend.mark_one(migration, log=False)
@@ -589,17 +592,14 @@ def _check_strangers(backend: _Backend) -> None:
         )
 
 
-def _explain(error: psycopg.Error, migration: _SqlMigration, direction: str) -> str:
+def _explain(error: psycopg.Error, script: Script | None, failed: str, left: str) -> str:
     diag = error.diag
-    file = migration.file(direction)
-    place = file.name
-    if diag.statement_position:
-        text = file.read_text(encoding="utf-8")
-        place += f", line {text.count(chr(10), 0, int(diag.statement_position) - 1) + 1}"
-    doing = "applied" if direction == "apply" else "rolled back"
+    place = f"{script.name}; " if script else ""
+    if script and diag.statement_position:
+        line = script.text.count("\n", 0, int(diag.statement_position) - 1) + 1
+        place = f"{script.name}, line {line}; "
     lines = [
-        f"{migration.id} could not be {doing}: {diag.message_primary or error}"
-        f" ({place}; SQLSTATE {error.sqlstate or 'none'})"
+        f"{failed}: {diag.message_primary or error} ({place}SQLSTATE {error.sqlstate or 'none'})"
     ]
     lines += [
         f"{label}: {text}"
@@ -610,12 +610,7 @@ def _explain(error: psycopg.Error, migration: _SqlMigration, direction: str) -> 
         ]
         if text
     ]
-    lines.append(
-        "The migrations before it stay applied; nothing of this one is left."
-        if direction == "apply"
-        else "Nothing has been changed."
-    )
-    return "\n".join(lines)
+    return "\n".join([*lines, left])
 
 
 @contextmanager
