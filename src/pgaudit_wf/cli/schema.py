@@ -32,7 +32,7 @@ def migrate(
             "--to",
             metavar="N",
             show_default=False,
-            help="Go to migration N, up or down; 0 takes everything away again.",
+            help="Stop at migration N; 0 takes everything away again.",
         ),
     ] = None,
     with_app_schema: Annotated[
