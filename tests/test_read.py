@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from inspect import signature
+from typing import Any, assert_type, cast
 
 import psycopg
 import pytest
@@ -26,7 +27,7 @@ from pgaudit_wf import (
     row_as_of,
 )
 from pgaudit_wf.devserver import DevServer
-from pgaudit_wf.read import TrailBatch, TrailFilter, partitions
+from pgaudit_wf.read import LogBatch, TrailBatch, TrailFilter, TrailPage, partitions
 
 WORLD = """
 insert into organization (id, name) values ('o_acme', 'Acme'), ('o_globex', 'Globex');
@@ -204,6 +205,29 @@ def test_sync_and_async_read_the_same(world: psycopg.Connection, app_dsn: str, n
         sync, from_async = sync.entries, cast("TrailBatch", from_async).entries
     assert sync == from_async
     assert sync or name == "doctor"
+
+
+def test_the_types_say_what_comes_back(world: psycopg.Connection, app_dsn: str) -> None:
+    # mypy checks these lines, and that each of the ignored ones is an error.
+    assert_type(audit_trail(world, page_size=1, action="x"), TrailPage)
+    assert_type(row_as_of(world, "api_key", "k_own"), dict[str, Any] | None)
+    with pytest.raises(TypeError):
+        audit_trail(world, 1)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="no such filter: actoin"):
+        audit_trail(world, actoin="x")  # type: ignore[call-overload]
+    with pytest.raises(TypeError):
+        follow_trail(world)  # type: ignore[call-overload]
+
+    async def main() -> None:
+        async with await psycopg.AsyncConnection.connect(app_dsn) as conn:
+            assert_type(await read_log(conn, max_events=1), LogBatch)
+
+    asyncio.run(main())
+
+
+def test_a_statement_reads_as_the_function_it_is() -> None:
+    assert list(signature(latest_trail).parameters) == ["conn", "limit", "filters"]
+    assert (latest_trail.__doc__ or "").startswith("Read the newest entries")
 
 
 def test_async_errors_and_following(world: psycopg.Connection, app_dsn: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Generic, LiteralString, TypeAlias, TypeVar, overload
+from functools import update_wrapper
+from inspect import Parameter, Signature, signature
+from typing import Any, Generic, LiteralString, ParamSpec, TypeAlias, TypeVar, overload
 
 import psycopg
 from psycopg import sql
@@ -18,15 +20,17 @@ Json: TypeAlias = Any
 Connection: TypeAlias = psycopg.Connection[Any]
 AsyncConnection: TypeAlias = psycopg.AsyncConnection[Any]
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
-class Read(Generic[T]):
+class Read(Generic[T_co]):
     """A statement, its parameters, and what becomes of its rows; does no input or output itself."""
 
-    statement: sql.Composed
+    statement: sql.SQL | sql.Composed
     parameters: Mapping[str, object]
-    shape: Callable[[Sequence[DictRow]], T]
+    shape: Callable[[Sequence[DictRow]], T_co]
 
 
 @overload
@@ -53,6 +57,36 @@ async def _run_async(conn: AsyncConnection, read: Read[T]) -> T:
         set_json_loads(loads, cursor)
         await cursor.execute(read.statement, read.parameters)
         return read.shape(await cursor.fetchall())
+
+
+class Statement(Generic[P, T]):
+    """A function of a connection, made of one that says what to read.
+
+    `audit_trail(conn, action="x")` sends it: it returns the result, or for an AsyncConnection
+    something to await. `audit_trail.read(action="x")` only says what would be sent.
+    """
+
+    def __init__(self, build: Callable[P, Read[T]]) -> None:
+        self.read = build
+        update_wrapper(self, build)
+
+    @overload
+    def __call__(self, conn: Connection, /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    def __call__(
+        self, conn: AsyncConnection, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[T]: ...
+
+    def __call__(
+        self, conn: Connection | AsyncConnection, /, *args: P.args, **kwargs: P.kwargs
+    ) -> T | Awaitable[T]:
+        return run(conn, self.read(*args, **kwargs))
+
+    @property
+    def __signature__(self) -> Signature:
+        """What `inspect.signature()` shows: the connection, and what the statement takes."""
+        taken = signature(self.read).parameters.values()
+        return Signature([Parameter("conn", Parameter.POSITIONAL_ONLY), *taken])
 
 
 def columns(row_type: type, source: LiteralString, leave_out: Container[str] = ()) -> sql.Composed:

@@ -17,15 +17,15 @@ and returns something to await. The reads of organizations' owners and admins, a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Literal, TypedDict, Unpack
 
 from psycopg import sql
 from psycopg.rows import DictRow
 
-from pgaudit_wf._query import AsyncConnection, Connection, Json, Read, columns, run
+from pgaudit_wf._query import Json, Read, Statement, columns
 
 __all__ = [
     "ApiKeyActivity",
@@ -249,45 +249,10 @@ def _entry(row: DictRow) -> TrailEntry:
     return TrailEntry(**well_formed(row))
 
 
-def _audit_trail(after: str | None, page_size: int, filters: Mapping[str, object]) -> Read[Any]:
-    def shape(rows: Sequence[DictRow]) -> TrailPage:
-        entries = tuple(map(_entry, rows[:page_size]))
-        return TrailPage(entries, entries[-1].cursor if len(rows) == page_size else None)
-
-    return Read(
-        sql.SQL(
-            "select * from pgaudit_wf.audit_trail(after => %(after)s, page_size => %(page_size)s{})"
-        ).format(_trail_arguments(filters)),
-        {**filters, "after": after, "page_size": page_size},
-        shape,
-    )
-
-
-@overload
+@Statement
 def audit_trail(
-    conn: Connection,
-    *,
-    after: str | None = None,
-    page_size: int = 50,
-    **filters: Unpack[TrailFilter],
-) -> TrailPage: ...
-@overload
-def audit_trail(
-    conn: AsyncConnection,
-    *,
-    after: str | None = None,
-    page_size: int = 50,
-    **filters: Unpack[TrailFilter],
-) -> Awaitable[TrailPage]: ...
-
-
-def audit_trail(
-    conn: Connection | AsyncConnection,
-    *,
-    after: str | None = None,
-    page_size: int = 50,
-    **filters: Unpack[TrailFilter],
-) -> TrailPage | Awaitable[TrailPage]:
+    *, after: str | None = None, page_size: int = 50, **filters: Unpack[TrailFilter]
+) -> Read[TrailPage]:
     """Read a page of the trail, newest first.
 
     Pages are stable: an event that is recorded between two calls never shifts another one.
@@ -304,10 +269,38 @@ def audit_trail(
         ArgumentError: `page_size` is out of range.
         psycopg.Error: Anything else the database says.
     """
-    return run(conn, _audit_trail(after, page_size, filters))
+
+    def shape(rows: Sequence[DictRow]) -> TrailPage:
+        entries = tuple(map(_entry, rows[:page_size]))
+        return TrailPage(entries, entries[-1].cursor if len(rows) == page_size else None)
+
+    return Read(
+        sql.SQL(
+            "select * from pgaudit_wf.audit_trail(after => %(after)s, page_size => %(page_size)s{})"
+        ).format(_trail_arguments(filters)),
+        {**filters, "after": after, "page_size": page_size},
+        shape,
+    )
 
 
-def _latest_trail(limit: int, filters: Mapping[str, object]) -> Read[Any]:
+@Statement
+def latest_trail(limit: int = 10, **filters: Unpack[TrailFilter]) -> Read[TrailBatch]:
+    """Read the newest entries, and the cursor from which `follow_trail` goes on.
+
+    Nothing is lost between the two. An entry whose transaction overlapped with one that still runs
+    comes again from `follow_trail`: drop there what has an id that was in this batch.
+
+    Args:
+        conn: The connection.
+        limit: How many entries, from 0 to 1000.
+        **filters: See `TrailFilter`.
+
+    Raises:
+        AccessDeniedError: As for `audit_trail`.
+        ArgumentError: `limit` is out of range.
+        psycopg.Error: Anything else the database says.
+    """
+
     def shape(rows: Sequence[DictRow]) -> TrailBatch:
         end = rows[0]["log_end"]
         found = [{k: v for k, v in row.items() if k != "log_end"} for row in rows if row["id"]]
@@ -325,68 +318,10 @@ def _latest_trail(limit: int, filters: Mapping[str, object]) -> Read[Any]:
     )
 
 
-@overload
-def latest_trail(
-    conn: Connection, limit: int = 10, **filters: Unpack[TrailFilter]
-) -> TrailBatch: ...
-@overload
-def latest_trail(
-    conn: AsyncConnection, limit: int = 10, **filters: Unpack[TrailFilter]
-) -> Awaitable[TrailBatch]: ...
-
-
-def latest_trail(
-    conn: Connection | AsyncConnection, limit: int = 10, **filters: Unpack[TrailFilter]
-) -> TrailBatch | Awaitable[TrailBatch]:
-    """Read the newest entries, and the cursor from which `follow_trail` goes on.
-
-    Nothing is lost between the two. An entry whose transaction overlapped with one that still runs
-    comes again from `follow_trail`: drop there what has an id that was in this batch.
-
-    Args:
-        conn: The connection.
-        limit: How many entries, from 0 to 1000.
-        **filters: See `TrailFilter`.
-
-    Raises:
-        AccessDeniedError: As for `audit_trail`.
-        ArgumentError: `limit` is out of range.
-        psycopg.Error: Anything else the database says.
-    """
-    return run(conn, _latest_trail(limit, filters))
-
-
-def _follow_trail(after: str, max_events: int, filters: Mapping[str, object]) -> Read[Any]:
-    def shape(rows: Sequence[DictRow]) -> TrailBatch:
-        entries = tuple(_entry(row) for row in rows if row["id"] is not None)
-        return TrailBatch(entries, rows[-1]["cursor"] if rows else after)
-
-    return Read(
-        sql.SQL(
-            "select {}, f.cursor from pgaudit_wf.follow_trail("
-            "after => %(after)s, max_events => %(max_events)s{}) as f"
-        ).format(columns(TrailEntry, "(f.entry)", {"cursor"}), _trail_arguments(filters)),
-        {**filters, "after": after, "max_events": max_events},
-        shape,
-    )
-
-
-@overload
+@Statement
 def follow_trail(
-    conn: Connection, after: str, max_events: int = 200, **filters: Unpack[TrailFilter]
-) -> TrailBatch: ...
-@overload
-def follow_trail(
-    conn: AsyncConnection, after: str, max_events: int = 200, **filters: Unpack[TrailFilter]
-) -> Awaitable[TrailBatch]: ...
-
-
-def follow_trail(
-    conn: Connection | AsyncConnection,
-    after: str,
-    max_events: int = 200,
-    **filters: Unpack[TrailFilter],
-) -> TrailBatch | Awaitable[TrailBatch]:
+    after: str, max_events: int = 200, **filters: Unpack[TrailFilter]
+) -> Read[TrailBatch]:
     """Read what came after a cursor, in an order in which no event is skipped or repeated.
 
     An event appears once no older transaction runs any more, so a long one holds back what is
@@ -404,10 +339,37 @@ def follow_trail(
         ArgumentError: `max_events` is below 1.
         psycopg.Error: Anything else the database says.
     """
-    return run(conn, _follow_trail(after, max_events, filters))
+
+    def shape(rows: Sequence[DictRow]) -> TrailBatch:
+        entries = tuple(_entry(row) for row in rows if row["id"] is not None)
+        return TrailBatch(entries, rows[-1]["cursor"] if rows else after)
+
+    return Read(
+        sql.SQL(
+            "select {}, f.cursor from pgaudit_wf.follow_trail("
+            "after => %(after)s, max_events => %(max_events)s{}) as f"
+        ).format(columns(TrailEntry, "(f.entry)", {"cursor"}), _trail_arguments(filters)),
+        {**filters, "after": after, "max_events": max_events},
+        shape,
+    )
 
 
-def _read_log(after: str | None, max_events: int) -> Read[Any]:
+@Statement
+def read_log(after: str | None = None, max_events: int = 1000) -> Read[LogBatch]:
+    """Read the log from a cursor on: what a job that must see every event exactly once calls.
+
+    Args:
+        conn: The connection.
+        after: The cursor of the batch before, kept wherever the job keeps its state; None for the
+            beginning of the log. It survives a dump and restore of the database.
+        max_events: How many events at most.
+
+    Raises:
+        CursorError: `after` is no cursor of this database's log.
+        ArgumentError: `max_events` is below 1.
+        psycopg.Error: Anything else the database says.
+    """
+
     def shape(rows: Sequence[DictRow]) -> LogBatch:
         events = tuple(LogEvent(**well_formed(row)) for row in rows)
         return LogBatch(events, events[-1].cursor if events else after)
@@ -423,65 +385,12 @@ def _read_log(after: str | None, max_events: int) -> Read[Any]:
     )
 
 
-@overload
-def read_log(conn: Connection, after: str | None = None, max_events: int = 1000) -> LogBatch: ...
-@overload
-def read_log(
-    conn: AsyncConnection, after: str | None = None, max_events: int = 1000
-) -> Awaitable[LogBatch]: ...
-
-
-def read_log(
-    conn: Connection | AsyncConnection, after: str | None = None, max_events: int = 1000
-) -> LogBatch | Awaitable[LogBatch]:
-    """Read the log from a cursor on: what a job that must see every event exactly once calls.
-
-    Args:
-        conn: The connection.
-        after: The cursor of the batch before, kept wherever the job keeps its state; None for the
-            beginning of the log. It survives a dump and restore of the database.
-        max_events: How many events at most.
-
-    Raises:
-        CursorError: `after` is no cursor of this database's log.
-        ArgumentError: `max_events` is below 1.
-        psycopg.Error: Anything else the database says.
-    """
-    return run(conn, _read_log(after, max_events))
-
-
-def _row_as_of(table: str, key: str, at: datetime | None) -> Read[Any]:
-    return Read(
-        sql.SQL("select pgaudit_wf.row_as_of(%(table)s::regclass, %(id)s{}) as was").format(
-            sql.SQL("" if at is None else ", %(at)s")
-        ),
-        {"table": table, "id": key, "at": at},
-        lambda rows: rows[0]["was"],
-    )
-
-
-@overload
+@Statement
 def row_as_of(
-    conn: Connection,
     table: str,
-    id: str,
+    id: str,  # noqa: A002 - as the function in SQL has it
     at: datetime | None = None,
-) -> dict[str, Json] | None: ...
-@overload
-def row_as_of(
-    conn: AsyncConnection,
-    table: str,
-    id: str,
-    at: datetime | None = None,
-) -> Awaitable[dict[str, Json] | None]: ...
-
-
-def row_as_of(
-    conn: Connection | AsyncConnection,
-    table: str,
-    id: str,  # noqa: A002
-    at: datetime | None = None,
-) -> Awaitable[dict[str, Json] | None] | dict[str, Json] | None:
+) -> Read[dict[str, Json] | None]:
     """Rebuild a row from the log as it was at a moment; None if there was none then.
 
     Args:
@@ -494,10 +403,26 @@ def row_as_of(
         NotAttachedError: The table was never attached.
         psycopg.Error: Anything else, for instance that there is no such table.
     """
-    return run(conn, _row_as_of(table, id, at))
+    return Read(
+        sql.SQL("select pgaudit_wf.row_as_of(%(table)s::regclass, %(id)s{}) as was").format(
+            sql.SQL("" if at is None else ", %(at)s")
+        ),
+        {"table": table, "id": id, "at": at},
+        lambda rows: rows[0]["was"],
+    )
 
 
-def _api_key_activity(org_id: str | None) -> Read[Any]:
+@Statement
+def api_key_activity(*, org_id: str | None = None) -> Read[tuple[ApiKeyActivity, ...]]:
+    """Read what became of each API key that the log knows, the last to change first.
+
+    Args:
+        conn: The connection.
+        org_id: Only this organization's keys; None for all that the connection may see.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
     return Read(
         sql.SQL(
             "select {} from pgaudit_wf.api_key_activity as a"
@@ -509,32 +434,14 @@ def _api_key_activity(org_id: str | None) -> Read[Any]:
     )
 
 
-@overload
-def api_key_activity(
-    conn: Connection, *, org_id: str | None = None
-) -> tuple[ApiKeyActivity, ...]: ...
-@overload
-def api_key_activity(
-    conn: AsyncConnection, *, org_id: str | None = None
-) -> Awaitable[tuple[ApiKeyActivity, ...]]: ...
-
-
-def api_key_activity(
-    conn: Connection | AsyncConnection, *, org_id: str | None = None
-) -> tuple[ApiKeyActivity, ...] | Awaitable[tuple[ApiKeyActivity, ...]]:
-    """Read what became of each API key that the log knows, the last to change first.
-
-    Args:
-        conn: The connection.
-        org_id: Only this organization's keys; None for all that the connection may see.
+@Statement
+def attached() -> Read[tuple[Attachment, ...]]:
+    """Read which tables are audited and how, by name.
 
     Raises:
         psycopg.Error: The database could not answer.
     """
-    return run(conn, _api_key_activity(org_id))
 
-
-def _attached() -> Read[Any]:
     def shape(rows: Sequence[DictRow]) -> tuple[Attachment, ...]:
         lists = ("id_columns", "ignore", "redact")
         return tuple(
@@ -551,52 +458,30 @@ def _attached() -> Read[Any]:
     )
 
 
-@overload
-def attached(conn: Connection) -> tuple[Attachment, ...]: ...
-@overload
-def attached(conn: AsyncConnection) -> Awaitable[tuple[Attachment, ...]]: ...
-
-
-def attached(
-    conn: Connection | AsyncConnection,
-) -> tuple[Attachment, ...] | Awaitable[tuple[Attachment, ...]]:
-    """Read which tables are audited and how, by name.
-
-    Raises:
-        psycopg.Error: The database could not answer.
-    """
-    return run(conn, _attached())
-
-
-def _doctor() -> Read[Any]:
-    return Read(
-        sql.SQL(
-            "select severity, subject, problem, remedy from pgaudit_wf.doctor()"
-            " order by array_position(array['error', 'warning', 'notice'], severity), 2, 3"
-        ).format(),
-        {},
-        lambda rows: tuple(Finding(**row) for row in rows),
-    )
-
-
-@overload
-def doctor(conn: Connection) -> tuple[Finding, ...]: ...
-@overload
-def doctor(conn: AsyncConnection) -> Awaitable[tuple[Finding, ...]]: ...
-
-
-def doctor(
-    conn: Connection | AsyncConnection,
-) -> tuple[Finding, ...] | Awaitable[tuple[Finding, ...]]:
+@Statement
+def doctor() -> Read[tuple[Finding, ...]]:
     """Read what is wrong with the auditing or has drifted, the worst first; empty if all is well.
 
     Raises:
         psycopg.Error: The database could not answer.
     """
-    return run(conn, _doctor())
+    return Read(
+        sql.SQL(
+            "select severity, subject, problem, remedy from pgaudit_wf.doctor()"
+            " order by array_position(array['error', 'warning', 'notice'], severity), 2, 3"
+        ),
+        {},
+        lambda rows: tuple(Finding(**row) for row in rows),
+    )
 
 
-def _partitions() -> Read[Any]:
+@Statement
+def partitions() -> Read[tuple[Partition, ...]]:
+    """Read the partitions of the log, oldest first, the default one at the end.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
     return Read(
         sql.SQL(
             "select c.relname as name, b.bound[1]::timestamptz as from_time,"
@@ -607,24 +492,7 @@ def _partitions() -> Read[Any]:
             " $$FROM \\('(.+)'\\) TO \\('(.+)'\\)$$) as bound) as b"
             " where i.inhparent = 'pgaudit_wf.security_audit_log'::regclass"
             " order by b.bound is null, c.relname"
-        ).format(),
+        ),
         {},
         lambda rows: tuple(Partition(**row) for row in rows),
     )
-
-
-@overload
-def partitions(conn: Connection) -> tuple[Partition, ...]: ...
-@overload
-def partitions(conn: AsyncConnection) -> Awaitable[tuple[Partition, ...]]: ...
-
-
-def partitions(
-    conn: Connection | AsyncConnection,
-) -> tuple[Partition, ...] | Awaitable[tuple[Partition, ...]]:
-    """Read the partitions of the log, oldest first, the default one at the end.
-
-    Raises:
-        psycopg.Error: The database could not answer.
-    """
-    return run(conn, _partitions())

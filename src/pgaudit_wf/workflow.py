@@ -15,17 +15,17 @@ attached workflow table, as in `pgaudit_wf.workflow_history`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Literal, TypeAlias, overload
+from typing import Literal, TypeAlias
 
 from psycopg import sql
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from pgaudit_wf._json import dumps
-from pgaudit_wf._query import AsyncConnection, Connection, Json, Read, columns, run
+from pgaudit_wf._query import Json, Read, Statement, columns
 
 __all__ = [
     "BackfillBatch",
@@ -349,13 +349,33 @@ def _connected(connection: Mapping[str, Json]) -> Connected:
     )
 
 
-def _workflow_versions(
+@Statement
+def workflow_versions(
     workflow_id: str,
-    node_id: str | None,
-    connection: tuple[str, str] | None,
-    before_version: int | None,
-    page_size: int,
-) -> Read[Any]:
+    *,
+    node_id: str | None = None,
+    connection: tuple[str, str] | None = None,
+    before_version: int | None = None,
+    page_size: int = 50,
+) -> Read[VersionPage]:
+    """Read a page of a workflow's versions, newest first; empty if it has none to show.
+
+    To a reader (role `pgaudit_wf_reader`) whose actor is neither owner nor admin of the workflow's
+    organization, nothing shows.
+
+    Args:
+        conn: The connection.
+        workflow_id: The workflow; it may be deleted.
+        node_id: Only versions that added, removed or changed this node.
+        connection: Only versions that added or removed a connection between these two nodes,
+            given as (source id, target id).
+        before_version: `next_before` of the page before; None for the first page.
+        page_size: Versions on a page, from 1 to 1000.
+
+    Raises:
+        ArgumentError: `page_size` is out of range.
+        psycopg.Error: Anything else the database says.
+    """
     source_id, target_id = connection or (None, None)
 
     def shape(rows: Sequence[DictRow]) -> VersionPage:
@@ -384,81 +404,8 @@ def _workflow_versions(
     )
 
 
-@overload
-def workflow_versions(
-    conn: Connection,
-    workflow_id: str,
-    *,
-    node_id: str | None = None,
-    connection: tuple[str, str] | None = None,
-    before_version: int | None = None,
-    page_size: int = 50,
-) -> VersionPage: ...
-@overload
-def workflow_versions(
-    conn: AsyncConnection,
-    workflow_id: str,
-    *,
-    node_id: str | None = None,
-    connection: tuple[str, str] | None = None,
-    before_version: int | None = None,
-    page_size: int = 50,
-) -> Awaitable[VersionPage]: ...
-
-
-def workflow_versions(
-    conn: Connection | AsyncConnection,
-    workflow_id: str,
-    *,
-    node_id: str | None = None,
-    connection: tuple[str, str] | None = None,
-    before_version: int | None = None,
-    page_size: int = 50,
-) -> VersionPage | Awaitable[VersionPage]:
-    """Read a page of a workflow's versions, newest first; empty if it has none to show.
-
-    To a reader (role `pgaudit_wf_reader`) whose actor is neither owner nor admin of the workflow's
-    organization, nothing shows.
-
-    Args:
-        conn: The connection.
-        workflow_id: The workflow; it may be deleted.
-        node_id: Only versions that added, removed or changed this node.
-        connection: Only versions that added or removed a connection between these two nodes,
-            given as (source id, target id).
-        before_version: `next_before` of the page before; None for the first page.
-        page_size: Versions on a page, from 1 to 1000.
-
-    Raises:
-        ArgumentError: `page_size` is out of range.
-        psycopg.Error: Anything else the database says.
-    """
-    return run(
-        conn, _workflow_versions(workflow_id, node_id, connection, before_version, page_size)
-    )
-
-
-def _version_snapshot(workflow_id: str, version: int) -> Read[Any]:
-    return Read(
-        sql.SQL(
-            "select pgaudit_wf.version_snapshot(%(workflow_id)s, %(version)s::integer) as snapshot"
-        ).format(),
-        {"workflow_id": workflow_id, "version": version},
-        lambda rows: Snapshot.from_json(rows[0]["snapshot"]),
-    )
-
-
-@overload
-def version_snapshot(conn: Connection, workflow_id: str, version: int) -> Snapshot: ...
-@overload
-def version_snapshot(
-    conn: AsyncConnection, workflow_id: str, version: int
-) -> Awaitable[Snapshot]: ...
-
-
-def version_snapshot(
-    conn: Connection | AsyncConnection, workflow_id: str, version: int
-) -> Snapshot | Awaitable[Snapshot]:
+@Statement
+def version_snapshot(workflow_id: str, version: int) -> Read[Snapshot]:
     """Read a version in full, also of a workflow that is deleted.
 
     Args:
@@ -471,10 +418,29 @@ def version_snapshot(
         VersionNotFoundError: There is none, or none that the connection may see.
         psycopg.Error: Anything else the database says.
     """
-    return run(conn, _version_snapshot(workflow_id, version))
+    return Read(
+        sql.SQL(
+            "select pgaudit_wf.version_snapshot(%(workflow_id)s, %(version)s::integer) as snapshot"
+        ),
+        {"workflow_id": workflow_id, "version": version},
+        lambda rows: Snapshot.from_json(rows[0]["snapshot"]),
+    )
 
 
-def _compare_versions(workflow_id: str, before: int | None, after: int) -> Read[Any]:
+@Statement
+def compare_versions(workflow_id: str, before: int | None, after: int) -> Read[VersionDiff]:
+    """Compare any two versions of a workflow, in either direction.
+
+    Args:
+        conn: The connection.
+        workflow_id: The workflow; it may be deleted.
+        before: The version compared with; None for nothing, so that all of `after` reads as added.
+        after: The version that is described.
+
+    Raises:
+        VersionNotFoundError: One of them does not exist, or the connection may not see it.
+        psycopg.Error: Anything else the database says.
+    """
     compare = (
         sql.SQL(
             "pgaudit_wf.version_diff(null,"
@@ -492,54 +458,8 @@ def _compare_versions(workflow_id: str, before: int | None, after: int) -> Read[
     )
 
 
-@overload
-def compare_versions(
-    conn: Connection, workflow_id: str, before: int | None, after: int
-) -> VersionDiff: ...
-@overload
-def compare_versions(
-    conn: AsyncConnection, workflow_id: str, before: int | None, after: int
-) -> Awaitable[VersionDiff]: ...
-
-
-def compare_versions(
-    conn: Connection | AsyncConnection, workflow_id: str, before: int | None, after: int
-) -> VersionDiff | Awaitable[VersionDiff]:
-    """Compare any two versions of a workflow, in either direction.
-
-    Args:
-        conn: The connection.
-        workflow_id: The workflow; it may be deleted.
-        before: The version compared with; None for nothing, so that all of `after` reads as added.
-        after: The version that is described.
-
-    Raises:
-        VersionNotFoundError: One of them does not exist, or the connection may not see it.
-        psycopg.Error: Anything else the database says.
-    """
-    return run(conn, _compare_versions(workflow_id, before, after))
-
-
-def _definition_usage(content_hash: str) -> Read[Any]:
-    return Read(
-        sql.SQL(
-            "select {} from pgaudit_wf.definition_usage(%(content_hash)s) as u"
-            " order by u.occurred_at, u.kind desc, u.workflow_id, u.version, u.execution_id"
-        ).format(columns(Usage, "u")),
-        {"content_hash": content_hash},
-        lambda rows: tuple(Usage(**row) for row in rows),
-    )
-
-
-@overload
-def definition_usage(conn: Connection, content_hash: str) -> tuple[Usage, ...]: ...
-@overload
-def definition_usage(conn: AsyncConnection, content_hash: str) -> Awaitable[tuple[Usage, ...]]: ...
-
-
-def definition_usage(
-    conn: Connection | AsyncConnection, content_hash: str
-) -> tuple[Usage, ...] | Awaitable[tuple[Usage, ...]]:
+@Statement
+def definition_usage(content_hash: str) -> Read[tuple[Usage, ...]]:
     """Read which versions ever had a definition and which runs executed it, oldest first.
 
     Args:
@@ -550,10 +470,30 @@ def definition_usage(
     Raises:
         psycopg.Error: The database could not answer.
     """
-    return run(conn, _definition_usage(content_hash))
+    return Read(
+        sql.SQL(
+            "select {} from pgaudit_wf.definition_usage(%(content_hash)s) as u"
+            " order by u.occurred_at, u.kind desc, u.workflow_id, u.version, u.execution_id"
+        ).format(columns(Usage, "u")),
+        {"content_hash": content_hash},
+        lambda rows: tuple(Usage(**row) for row in rows),
+    )
 
 
-def _execution_attribution(table: str, execution_id: str) -> Read[Any]:
+@Statement
+def execution_attribution(table: str, execution_id: str) -> Read[RunAttribution | None]:
+    """Read which credential and which definition are behind a run; None if there is no such run.
+
+    Args:
+        conn: The connection; it needs the right to read the table.
+        table: The table of runs, as in SQL.
+        execution_id: The run's primary key, as text.
+
+    Raises:
+        NotAttachedError: `attach_execution()` does not know the table.
+        psycopg.Error: Anything else the database says, for instance that the id is of another type.
+    """
+
     def shape(rows: Sequence[DictRow]) -> RunAttribution | None:
         if not rows:
             return None
@@ -572,58 +512,12 @@ def _execution_attribution(table: str, execution_id: str) -> Read[Any]:
     )
 
 
-@overload
-def execution_attribution(
-    conn: Connection, table: str, execution_id: str
-) -> RunAttribution | None: ...
-@overload
-def execution_attribution(
-    conn: AsyncConnection, table: str, execution_id: str
-) -> Awaitable[RunAttribution | None]: ...
-
-
-def execution_attribution(
-    conn: Connection | AsyncConnection, table: str, execution_id: str
-) -> RunAttribution | Awaitable[RunAttribution | None] | None:
-    """Read which credential and which definition are behind a run; None if there is no such run.
-
-    Args:
-        conn: The connection; it needs the right to read the table.
-        table: The table of runs, as in SQL.
-        execution_id: The run's primary key, as text.
-
-    Raises:
-        NotAttachedError: `attach_execution()` does not know the table.
-        psycopg.Error: Anything else the database says, for instance that the id is of another type.
-    """
-    return run(conn, _execution_attribution(table, execution_id))
-
-
 def _problems(rows: Sequence[DictRow]) -> tuple[Problem, ...]:
     return tuple(Problem(**row) for row in rows)
 
 
-def _validate_definition(nodes: Json, edges: Json) -> Read[Any]:
-    return Read(
-        sql.SQL("select {} from pgaudit_wf.validate_definition(%(nodes)s, %(edges)s) as p").format(
-            columns(Problem, "p")
-        ),
-        {"nodes": Jsonb(nodes, dumps), "edges": Jsonb(edges, dumps)},
-        _problems,
-    )
-
-
-@overload
-def validate_definition(conn: Connection, nodes: Json, edges: Json) -> tuple[Problem, ...]: ...
-@overload
-def validate_definition(
-    conn: AsyncConnection, nodes: Json, edges: Json
-) -> Awaitable[tuple[Problem, ...]]: ...
-
-
-def validate_definition(
-    conn: Connection | AsyncConnection, nodes: Json, edges: Json
-) -> tuple[Problem, ...] | Awaitable[tuple[Problem, ...]]:
+@Statement
+def validate_definition(nodes: Json, edges: Json) -> Read[tuple[Problem, ...]]:
     """Say what keeps a definition from being enabled, listed or run; empty if nothing does.
 
     Args:
@@ -634,32 +528,17 @@ def validate_definition(
     Raises:
         psycopg.Error: The database could not answer.
     """
-    return run(conn, _validate_definition(nodes, edges))
-
-
-def _validate_version(workflow_id: str, version: int) -> Read[Any]:
     return Read(
-        sql.SQL(
-            "select {} from pgaudit_wf.version_snapshot("
-            "%(workflow_id)s, %(version)s::integer) as s,"
-            " pgaudit_wf.validate_definition(s -> 'nodes', s -> 'edges') as p"
-        ).format(columns(Problem, "p")),
-        {"workflow_id": workflow_id, "version": version},
+        sql.SQL("select {} from pgaudit_wf.validate_definition(%(nodes)s, %(edges)s) as p").format(
+            columns(Problem, "p")
+        ),
+        {"nodes": Jsonb(nodes, dumps), "edges": Jsonb(edges, dumps)},
         _problems,
     )
 
 
-@overload
-def validate_version(conn: Connection, workflow_id: str, version: int) -> tuple[Problem, ...]: ...
-@overload
-def validate_version(
-    conn: AsyncConnection, workflow_id: str, version: int
-) -> Awaitable[tuple[Problem, ...]]: ...
-
-
-def validate_version(
-    conn: Connection | AsyncConnection, workflow_id: str, version: int
-) -> tuple[Problem, ...] | Awaitable[tuple[Problem, ...]]:
+@Statement
+def validate_version(workflow_id: str, version: int) -> Read[tuple[Problem, ...]]:
     """Say what keeps a version from being enabled, listed or run, by the rules of today.
 
     Args:
@@ -671,34 +550,21 @@ def validate_version(
         VersionNotFoundError: There is none, or none that the connection may see.
         psycopg.Error: Anything else the database says.
     """
-    return run(conn, _validate_version(workflow_id, version))
-
-
-def _restore_workflow(workflow_id: str, version: int, table: str | None) -> Read[Any]:
     return Read(
         sql.SQL(
-            "select pgaudit_wf.newest_version(%(workflow_id)s) as before,"
-            " pgaudit_wf.restore_workflow("
-            "%(workflow_id)s, %(version)s::integer, %(table)s::regclass) as version"
-        ).format(),
-        {"workflow_id": workflow_id, "version": version, "table": table},
-        lambda rows: RestoredVersion(rows[0]["version"], rows[0]["version"] != rows[0]["before"]),
+            "select {} from pgaudit_wf.version_snapshot("
+            "%(workflow_id)s, %(version)s::integer) as s,"
+            " pgaudit_wf.validate_definition(s -> 'nodes', s -> 'edges') as p"
+        ).format(columns(Problem, "p")),
+        {"workflow_id": workflow_id, "version": version},
+        _problems,
     )
 
 
-@overload
+@Statement
 def restore_workflow(
-    conn: Connection, workflow_id: str, version: int, table: str | None = None
-) -> RestoredVersion: ...
-@overload
-def restore_workflow(
-    conn: AsyncConnection, workflow_id: str, version: int, table: str | None = None
-) -> Awaitable[RestoredVersion]: ...
-
-
-def restore_workflow(
-    conn: Connection | AsyncConnection, workflow_id: str, version: int, table: str | None = None
-) -> RestoredVersion | Awaitable[RestoredVersion]:
+    workflow_id: str, version: int, table: str | None = None
+) -> Read[RestoredVersion]:
     """Put a version back by an ordinary update: nodes, edges, name and description.
 
     Visibility, the switch and the listing stay as they are. It makes a new version of source
@@ -717,70 +583,40 @@ def restore_workflow(
         NotAttachedError: No workflow table is attached, or not this one.
         psycopg.Error: Anything else the database says; what refuses an update refuses this one.
     """
-    return run(conn, _restore_workflow(workflow_id, version, table))
+    return Read(
+        sql.SQL(
+            "select pgaudit_wf.newest_version(%(workflow_id)s) as before,"
+            " pgaudit_wf.restore_workflow("
+            "%(workflow_id)s, %(version)s::integer, %(table)s::regclass) as version"
+        ),
+        {"workflow_id": workflow_id, "version": version, "table": table},
+        lambda rows: RestoredVersion(rows[0]["version"], rows[0]["version"] != rows[0]["before"]),
+    )
 
 
-def _workflow_tables() -> Read[Any]:
+@Statement
+def workflow_tables() -> Read[tuple[WorkflowTable, ...]]:
+    """Read which tables of workflows are attached, by name.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
     return Read(
         sql.SQL(
             'select w.target::text as "table", w.nodes_column, w.edges_column, w.id_prefix,'
             " nullif(c.reltuples, -1)::bigint as rows"
             " from pgaudit_wf.workflow_attachment as w join pg_class as c on c.oid = w.target"
             " order by 1"
-        ).format(),
+        ),
         {},
         lambda rows: tuple(WorkflowTable(**row) for row in rows),
     )
 
 
-@overload
-def workflow_tables(conn: Connection) -> tuple[WorkflowTable, ...]: ...
-@overload
-def workflow_tables(conn: AsyncConnection) -> Awaitable[tuple[WorkflowTable, ...]]: ...
-
-
-def workflow_tables(
-    conn: Connection | AsyncConnection,
-) -> tuple[WorkflowTable, ...] | Awaitable[tuple[WorkflowTable, ...]]:
-    """Read which tables of workflows are attached, by name.
-
-    Raises:
-        psycopg.Error: The database could not answer.
-    """
-    return run(conn, _workflow_tables())
-
-
-def _backfill_batch(table: str, after_id: str | None, batch_size: int) -> Read[Any]:
-    def shape(rows: Sequence[DictRow]) -> BackfillBatch:
-        refused = tuple(RefusedWorkflow(**workflow) for workflow in rows[0]["refused"])
-        return BackfillBatch(**{**rows[0], "refused": refused})
-
-    return Read(
-        sql.SQL(
-            "select {} from pgaudit_wf.backfill_workflows("
-            "%(table)s::regclass, %(after_id)s, %(batch_size)s::integer) as b"
-        ).format(columns(BackfillBatch, "b")),
-        {"table": table, "after_id": after_id, "batch_size": batch_size},
-        shape,
-    )
-
-
-@overload
+@Statement
 def backfill_batch(
-    conn: Connection, table: str, after_id: str | None = None, batch_size: int = 100
-) -> BackfillBatch: ...
-@overload
-def backfill_batch(
-    conn: AsyncConnection, table: str, after_id: str | None = None, batch_size: int = 100
-) -> Awaitable[BackfillBatch]: ...
-
-
-def backfill_batch(
-    conn: Connection | AsyncConnection,
-    table: str,
-    after_id: str | None = None,
-    batch_size: int = 100,
-) -> BackfillBatch | Awaitable[BackfillBatch]:
+    table: str, after_id: str | None = None, batch_size: int = 100
+) -> Read[BackfillBatch]:
     """Write version 1 and a creation event for workflows that were there before their table was.
 
     One batch, in the order of the ids. Call it with the `last_id` it returned until it examined
@@ -799,4 +635,16 @@ def backfill_batch(
         ArgumentError: `batch_size` is below 1.
         psycopg.Error: Anything else the database says.
     """
-    return run(conn, _backfill_batch(table, after_id, batch_size))
+
+    def shape(rows: Sequence[DictRow]) -> BackfillBatch:
+        refused = tuple(RefusedWorkflow(**workflow) for workflow in rows[0]["refused"])
+        return BackfillBatch(**{**rows[0], "refused": refused})
+
+    return Read(
+        sql.SQL(
+            "select {} from pgaudit_wf.backfill_workflows("
+            "%(table)s::regclass, %(after_id)s, %(batch_size)s::integer) as b"
+        ).format(columns(BackfillBatch, "b")),
+        {"table": table, "after_id": after_id, "batch_size": batch_size},
+        shape,
+    )

@@ -127,7 +127,9 @@ async def trail(
     filters = filters_of(query, who)
     async with database.reading(request, who) as session:
         return answer(
-            await session.call(audit_trail, after=query.after, page_size=query.page_size, **filters)
+            await session.run(
+                audit_trail.read(after=query.after, page_size=query.page_size, **filters)
+            )
         )
 
 
@@ -168,8 +170,10 @@ async def follow(
     filters = filters_of(query, who)
     async with database.reading(request, who) as session:
         if query.after is None:
-            return answer(await session.call(latest_trail, query.max_events, **filters))
-        return answer(await session.call(follow_trail, query.after, query.max_events, **filters))
+            return answer(await session.run(latest_trail.read(query.max_events, **filters)))
+        return answer(
+            await session.run(follow_trail.read(query.after, query.max_events, **filters))
+        )
 
 
 @router.get(
@@ -288,12 +292,13 @@ async def history(
 ) -> Response:
     """The workflow may be deleted by now."""
     async with database.reading(request, who) as session:
-        page = await session.call(
-            workflow_versions,
-            workflow_id,
-            node_id=query.node_id,
-            before_version=query.before_version,
-            page_size=query.page_size,
+        page = await session.run(
+            workflow_versions.read(
+                workflow_id,
+                node_id=query.node_id,
+                before_version=query.before_version,
+                page_size=query.page_size,
+            )
         )
         if not page.versions and await reads.find_version(session, workflow_id) is None:
             raise no_version(workflow_id)
@@ -317,7 +322,7 @@ async def diff(
 ) -> Response:
     """In either direction."""
     async with database.reading(request, who) as session:
-        found = await session.call(compare_versions, workflow_id, before, after)
+        found = await session.run(compare_versions.read(workflow_id, before, after))
     return answer(found.as_json())
 
 
@@ -374,8 +379,7 @@ async def put_back(
         )
     try:
         async with database.writing(request, who, "workflow.restore_failed") as session:
-            restored: RestoredVersion = await session.call(restore_workflow, workflow_id, version)
-            return restored
+            return await session.run(restore_workflow.read(workflow_id, version))
     except psycopg.errors.InsufficientPrivilege:
         raise ProblemError(403, "The application's login may not change this workflow.") from None
     except (psycopg.errors.IntegrityError, psycopg.errors.RaiseException) as error:
@@ -402,7 +406,7 @@ async def workflow(
         found = await reads.find_version(session, workflow_id, version)
         if found is None:
             raise no_version(workflow_id, version)
-        snapshot = await session.call(version_snapshot, workflow_id, found.version)
+        snapshot = await session.run(version_snapshot.read(workflow_id, found.version))
     return answer(
         {
             "id": found.workflow_id,

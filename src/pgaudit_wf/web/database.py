@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from anyio import CancelScope, to_thread
@@ -13,34 +12,33 @@ from psycopg import sql
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from starlette.requests import Request
 
-from pgaudit_wf._query import Read, run
+from pgaudit_wf._query import AsyncConnection, Connection, Read, run
 from pgaudit_wf.context import RequestContext, current_context
 from pgaudit_wf.integrations._http import correlation_id, header_text, parse_address
 from pgaudit_wf.request import request_context
 from pgaudit_wf.web.principal import Principal
 
+T = TypeVar("T")
 Pool: TypeAlias = AsyncConnectionPool[Any] | ConnectionPool[Any]
 
 
 class Session:
     """A transaction in which reads are made; the same for sync and async pools."""
 
-    def __init__(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-        self._conn: Any = conn
+    def __init__(self, conn: Connection | AsyncConnection) -> None:
+        self._conn = conn
 
-    # The overloads of the typed reads cannot be handed through: what comes back is what they say.
-    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Call a typed read of `pgaudit_wf.read` or `pgaudit_wf.workflow` on the connection."""
+    async def run(self, read: Read[T]) -> T:
+        """Send a statement, such as `audit_trail.read()`, and return its result."""
         if isinstance(self._conn, psycopg.AsyncConnection):
-            result = function(self._conn, *args, **kwargs)
-            return await result if inspect.isawaitable(result) else result
-        return await to_thread.run_sync(lambda: function(self._conn, *args, **kwargs))
+            return await run(self._conn, read)
+        return await to_thread.run_sync(run, self._conn, read)
 
-    async def rows(self, statement: sql.SQL | sql.Composed, **parameters: object) -> list[Any]:
+    async def rows(
+        self, statement: sql.SQL | sql.Composed, **parameters: object
+    ) -> list[dict[str, Any]]:
         """Run a statement and return its rows as dictionaries."""
-        read = Read(sql.Composed([statement]), parameters, list)
-        found: list[Any] = await self.call(run, read)
-        return found
+        return await self.run(Read(statement, parameters, list))
 
 
 class Database:
@@ -120,7 +118,7 @@ class Database:
 @asynccontextmanager
 async def _connection(
     pool: Pool,
-) -> AsyncIterator[psycopg.Connection[Any] | psycopg.AsyncConnection[Any]]:
+) -> AsyncIterator[Connection | AsyncConnection]:
     if isinstance(pool, AsyncConnectionPool):
         async with pool.connection() as conn:
             yield conn

@@ -51,7 +51,7 @@ async def export_response(
         # Its own record, and what comes in meanwhile, stay out.
         began: datetime = row["began"]
         wanted: TrailFilter = {**filters, "until": began if until is None else min(until, began)}
-        first = await session.call(audit_trail, page_size=_PAGE, **wanted)
+        first = await session.run(audit_trail.read(page_size=_PAGE, **wanted))
 
     async def body() -> AsyncIterator[str]:
         page: TrailPage = first
@@ -67,8 +67,8 @@ async def export_response(
                 if page.next_cursor is None:
                     break
                 async with database.reading(request, principal) as session:
-                    page = await session.call(
-                        audit_trail, after=page.next_cursor, page_size=_PAGE, **wanted
+                    page = await session.run(
+                        audit_trail.read(after=page.next_cursor, page_size=_PAGE, **wanted)
                     )
             outcome = "succeeded"
         finally:

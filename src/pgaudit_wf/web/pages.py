@@ -101,11 +101,11 @@ async def activity(request: Request, who: Who, database: Data) -> Response:
     live = None
     async with database.reading(request, who) as session:
         if after is None:
-            batch = await session.call(latest_trail, _PAGE, **filters)
+            batch = await session.run(latest_trail.read(_PAGE, **filters))
             entries, live = batch.entries[::-1], batch.cursor
             next_cursor = entries[-1].cursor if len(entries) == _PAGE else None
         else:
-            page = await session.call(audit_trail, after=after, page_size=_PAGE, **filters)
+            page = await session.run(audit_trail.read(after=after, page_size=_PAGE, **filters))
             entries, next_cursor = page.entries, page.next_cursor
         names = await _members(session, who, entries)
     return render(
@@ -142,9 +142,9 @@ async def live(request: Request, who: Who, database: Data) -> Response:
     since = _cursor(request, "since_cursor")
     async with database.reading(request, who) as session:
         if since is None:
-            batch = await session.call(latest_trail, 1, **filters)
+            batch = await session.run(latest_trail.read(1, **filters))
         else:
-            batch = await session.call(follow_trail, since, **filters)
+            batch = await session.run(follow_trail.read(since, **filters))
         names = await _members(session, who, batch.entries)
     answer = render(request, "events.html", entries=batch.entries[::-1], names=names)
     answer.headers["X-Live"] = link(request, "/activity/live", **shown, since_cursor=batch.cursor)
@@ -160,8 +160,10 @@ async def event(request: Request, who: Who, database: Data, cursor: models.Curso
             raise ProblemError(404, "There is no such event.")
         related: tuple[TrailEntry, ...] = ()
         if entry.correlation_id:
-            page = await session.call(
-                audit_trail, correlation_id=entry.correlation_id, org_id=who.org_id, page_size=50
+            page = await session.run(
+                audit_trail.read(
+                    correlation_id=entry.correlation_id, org_id=who.org_id, page_size=50
+                )
             )
             related = tuple(other for other in page.entries if other.id != entry.id)
         names = await _members(session, who, (entry, *related))
@@ -223,7 +225,7 @@ def _root(workflow_id: str) -> str:
 async def _snapshot(session: Session, workflow_id: str, version: int) -> Snapshot | None:
     """Return a version in full, None if its snapshot was pruned."""
     try:
-        kept: Snapshot = await session.call(version_snapshot, workflow_id, version)
+        kept = await session.run(version_snapshot.read(workflow_id, version))
     except VersionPrunedError:
         return None
     return kept
@@ -247,7 +249,7 @@ async def version_page(
         found = await reads.find_version(session, workflow_id, version)
         if found is None or newest is None:
             raise no_version(workflow_id, version)
-        now = await session.call(version_snapshot, workflow_id, version)
+        now = await session.run(version_snapshot.read(workflow_id, version))
         before = await _snapshot(session, workflow_id, version - 1) if version > 1 else None
     return render(
         request,
@@ -275,7 +277,7 @@ async def compare(
 ) -> Response:
     """Any two versions compared."""
     async with database.reading(request, who) as session:
-        diff = await session.call(compare_versions, workflow_id, before, after)
+        diff = await session.run(compare_versions.read(workflow_id, before, after))
         name = await _name(session, workflow_id, after)
     return render(
         request, "compare.html", diff=diff, before=before, after=after, name=name,
@@ -294,7 +296,7 @@ async def confirm(
         newest = await reads.find_version(session, workflow_id)
         if newest is None:
             raise no_version(workflow_id)
-        diff = await session.call(compare_versions, workflow_id, newest.version, version)
+        diff = await session.run(compare_versions.read(workflow_id, newest.version, version))
         name = await _name(session, workflow_id, newest.version)
     token = csrf.token_of(request)
     answer = render(
@@ -337,12 +339,13 @@ async def history(
         newest = await reads.find_version(session, workflow_id)
         if newest is None:
             raise no_version(workflow_id)
-        page = await session.call(
-            workflow_versions,
-            workflow_id,
-            node_id=node_id,
-            before_version=before_version,
-            page_size=_PAGE,
+        page = await session.run(
+            workflow_versions.read(
+                workflow_id,
+                node_id=node_id,
+                before_version=before_version,
+                page_size=_PAGE,
+            )
         )
         name = await _name(session, workflow_id, newest.version)
     root = _root(workflow_id)

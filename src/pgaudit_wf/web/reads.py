@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -13,13 +13,12 @@ from typing import Any
 from psycopg import sql
 
 from pgaudit_wf.errors import CursorError
-from pgaudit_wf.read import ApiKeyActivity, TrailEntry, api_key_activity, audit_trail
+from pgaudit_wf.read import TrailEntry, api_key_activity, audit_trail
 from pgaudit_wf.web.database import Session
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.workflow import (
     RunAttribution,
     Version,
-    VersionPage,
     execution_attribution,
     workflow_versions,
 )
@@ -70,7 +69,7 @@ async def find_event(session: Session, cursor: str) -> TrailEntry | None:
         ),
         cursor=cursor,
     )
-    page = await session.call(audit_trail, after=before["cursor"], page_size=1)
+    page = await session.run(audit_trail.read(after=before["cursor"], page_size=1))
     return next((entry for entry in page.entries if entry.cursor == cursor), None)
 
 
@@ -94,7 +93,7 @@ async def names_of(
 
 async def api_keys(session: Session, principal: Principal) -> list[dict[str, Any]]:
     """Return the organization's API keys with the names of who made and revoked them."""
-    keys: Sequence[ApiKeyActivity] = await session.call(api_key_activity, org_id=principal.org_id)
+    keys = await session.run(api_key_activity.read(org_id=principal.org_id))
     actors = [actor for key in keys for actor in (key.created_by, key.revoked_by)]
     names = await names_of(session, principal, actors)
     return [
@@ -112,8 +111,8 @@ async def find_version(
 ) -> Version | None:
     """Return a version, by default the newest; None if the organization has none."""
     before = None if version is None else min(version + 1, 2_147_483_647)
-    page: VersionPage = await session.call(
-        workflow_versions, workflow_id, before_version=before, page_size=1
+    page = await session.run(
+        workflow_versions.read(workflow_id, before_version=before, page_size=1)
     )
     if not page.versions or version not in (None, page.versions[0].version):
         return None
@@ -164,9 +163,7 @@ async def find_run(
     Raises:
         psycopg.DataError: The id is of another type than the table's.
     """
-    found: RunAttribution | None = await session.call(
-        execution_attribution, table["target"], execution_id
-    )
+    found = await session.run(execution_attribution.read(table["target"], execution_id))
     return found if found is not None and found.org_id == principal.org_id else None
 
 
