@@ -1,7 +1,13 @@
 """Contexts that the application signs, so that injected SQL cannot act in another's name."""
 
+import csv
 import hashlib
 import hmac
+import io
+import json
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -10,8 +16,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pgaudit_wf
-from pgaudit_wf import AttestationKey, RequestContext, request_context
+from pgaudit_wf import (
+    AttestationKey,
+    RequestContext,
+    audit_trail,
+    follow_trail,
+    latest_trail,
+    read_log,
+    request_context,
+)
+from pgaudit_wf._event import EVENT_COLUMNS, LogEvent, TrailEntry
+from pgaudit_wf.archive import archive_partition
+from pgaudit_wf.archive_read import archived_trail
+from pgaudit_wf.cli import app
 from pgaudit_wf.errors import InvalidContextError
+from pgaudit_wf.export import export_trail
 
 KEY = AttestationKey("web-1", bytes(range(40)))
 
@@ -36,6 +55,68 @@ def test_a_signed_context_is_attested(signed: psycopg.Connection[Any]) -> None:
     with request_context(signed, actor_id="u_1", org_id="o_1", correlation_id="r", attest=KEY):
         signed.execute("insert into invoice values (1, 'o_1')")
     assert events(signed) == [("u_1", True)]
+
+
+def test_the_columns_of_an_event_are_those_of_the_database(conn: psycopg.Connection[Any]) -> None:
+    def of(relation: str) -> list[str]:
+        found = conn.execute(
+            "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0"
+            " and not attisdropped order by attnum",
+            [f"pgaudit_wf.{relation}"],
+        )
+        return [name for (name,) in found.fetchall()]
+
+    assert sorted(EVENT_COLUMNS) == sorted(of("security_audit_log"))
+    assert [field.name for field in fields(LogEvent)] == [*EVENT_COLUMNS, "cursor"]
+    assert [field.name for field in fields(TrailEntry)] == of("trail_entry")
+
+
+def test_what_shows_an_event_says_whether_it_is_attested(
+    signed: psycopg.Connection[Any],
+    dsn: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    beginning = latest_trail(signed, 0).cursor
+    with request_context(signed, actor_id="u_1", correlation_id="r", attest=KEY):
+        signed.execute("insert into invoice values (1)")
+        signed.execute(
+            "insert into pgaudit_wf.security_audit_log (occurred_at, action)"
+            " values ('2021-03-05', 'old.event')"
+        )
+    with request_context(signed, actor_id="u_2"):
+        signed.execute("insert into invoice values (2)")
+    expected = {"u_1": True, "u_2": False}
+
+    def shown(entries: Any) -> dict[str, bool]:  # noqa: ANN401 - of any kind of event
+        return {e.actor_id: e.attested for e in entries if e.action == "invoice.created"}
+
+    assert shown(audit_trail(signed).entries) == expected
+    assert shown(follow_trail(signed, beginning).entries) == expected
+    assert shown(read_log(signed).events) == expected
+    for format_ in ("csv", "ndjson", "ocsf"):
+        out = io.StringIO(newline="")
+        export_trail(signed, format_, out, filters={"action": "invoice.created"})
+        if format_ == "csv":
+            rows = list(csv.DictReader(io.StringIO(out.getvalue())))
+            assert [row["attested"] for row in rows] == ["false", "true"]
+        else:
+            events_ = [json.loads(line) for line in out.getvalue().splitlines()]
+            where = [event["unmapped"] if format_ == "ocsf" else event for event in events_]
+            assert [event["attested"] for event in where] == [False, True]
+    signed.execute("select pgaudit_wf.add_log_partition('2021-03-01')")
+    archive = archive_partition(signed, "security_audit_log_y2021m03", str(tmp_path))
+    (archived,) = archived_trail(signed, [archive])
+    assert (archived.action, archived.attested) == ("old.event", True)
+    assert archived == audit_trail(signed, until=datetime(2022, 1, 1, tzinfo=UTC)).entries[0]
+    for arguments in ((), ("--diff",)):
+        with pytest.raises(SystemExit):
+            app(["log", "--action", "invoice.created", *arguments, "-d", dsn])
+        text = capsys.readouterr().out
+        lines = [line for line in text.splitlines() if "u_1" in line or "u_2" in line]
+        assert ["attested" in line for line in lines] == [False, True]
 
 
 def test_without_a_key_nothing_is_attested(signed: psycopg.Connection[Any]) -> None:

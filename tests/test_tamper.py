@@ -298,6 +298,7 @@ def test_row_and_tile_are_changed_to_fit(sealed: Connection) -> None:
 
 def rewrite(conn: Connection, place: int, change: str) -> None:
     """Change an event, and all that is unsigned in the database so that it fits."""
+    from pgaudit_wf._event import EventRow
     from pgaudit_wf.tlog import leaf as leaves
     from pgaudit_wf.tlog.merkle import leaf_hash
     from pgaudit_wf.tlog.proof import _EVENT
@@ -314,8 +315,9 @@ def rewrite(conn: Connection, place: int, change: str) -> None:
         ).fetchone()
         assert found is not None
         keyed = dict(zip(("event_id", "tx_id", "occurred_at"), found, strict=False))
-        row = text_cursor(conn).execute(_EVENT, keyed).fetchone()
-        assert row is not None
+        kept = text_cursor(conn).execute(_EVENT, keyed).fetchone()
+        assert kept is not None
+        row: leaves.EventText = EventRow._make(kept)
         parts = leaves.commitments(leaves.event_parts(row), found[3])
         forged = leaf_hash(leaves.canonical(leaves.event_leaf(row, parts)))
     conn.execute(

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pgaudit_wf._event import EVENT_COLUMNS, EventRow
 from pgaudit_wf.cli import app
 from pgaudit_wf.context import RequestContext
 from pgaudit_wf.devserver import DevServer
@@ -137,14 +138,14 @@ def test_the_database_cuts_a_diff_into_the_same_parts(conn: Connection, document
         " jsonb_build_object('diff', %(doc)s::jsonb, 'metadata', %(doc)s::jsonb))) as p",
         {"doc": document},
     ).fetchall()
-    row: list[Any] = [None] * len(leaves.EVENT_COLUMNS)
-    row[4], row[16], row[18] = ADA["actor_label"], ADA["ip"], ADA["user_agent"]
+    nothing: dict[str, Any] = dict.fromkeys(EVENT_COLUMNS)
     text = scalar(conn, "select %s::jsonb::text", document)
     # SQL's null and JSON's differ: populating a record makes one of the other.
-    row[14], row[15] = text, text
-    if document == "null":
-        row[14] = None
-        row[15] = "{}"
+    documents = (None, "{}") if document == "null" else (text, text)
+    known = dict(zip(("diff", "metadata"), documents, strict=True))
+    row: leaves.EventText = EventRow(
+        **nothing | known | {name: ADA[name] for name in ("actor_label", "ip", "user_agent")}
+    )
     expected = dict(leaves.event_parts(row))
     if document != "null":
         assert expected == dict(of_database)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import psycopg
@@ -13,7 +14,8 @@ import pytest
 from psycopg_pool import ConnectionPool
 from starlette.testclient import TestClient
 
-from pgaudit_wf import audit_trail, record_event, request_context
+from pgaudit_wf import AttestationKey, audit_trail, record_event, request_context
+from pgaudit_wf._event import TrailEntry
 from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.web import CONTENT_SECURITY_POLICY, create_app
 from web_world import (
@@ -26,6 +28,7 @@ from web_world import (
     World,
     make_world,
     mounted_app,
+    person,
     sync_app,
 )
 
@@ -102,6 +105,18 @@ def test_the_trail_is_what_the_typed_read_returns(client: TestClient, world: Wor
         "Dan", "203.0.113.9", "PT", "kh_9f2a…",
     )  # fmt: skip
     assert revoked["metadata"]["reason"] == "the vendor changed"
+
+
+def test_an_event_says_whether_it_is_attested(client: TestClient, world: World) -> None:
+    key = AttestationKey("web", bytes(40))
+    world.conn.execute("select pgaudit_wf.add_attestation_key('web', %s)", [key.secret])
+    with request_context(world.conn, **person("ana", "req_signed"), attest=key):
+        record_event(world.conn, "thing.seen")
+    newest, before = client.get("/api/security/audit", params={"page_size": 2}).json()["entries"]
+    assert (newest["attested"], before["attested"]) == (True, False)
+    assert set(newest) == {field.name for field in fields(TrailEntry)}
+    texts = [client.get(f"/activity/{entry['cursor']}").text for entry in (newest, before)]
+    assert ["attested" in text for text in texts] == [True, False]
 
 
 def test_pages_go_on_from_a_cursor(client: TestClient) -> None:

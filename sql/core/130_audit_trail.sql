@@ -46,6 +46,7 @@ create type pgaudit_wf.trail_entry as (
     resource_name text,
     outcome text,
     captured boolean,
+    attested boolean,
     diff jsonb,
     metadata jsonb,
     ip inet,
@@ -157,7 +158,7 @@ begin
             e.id, e.occurred_at, e.org_id, e.org_label,
             e.actor_id, left(coalesce(actor.name, e.actor_label), 255), left(actor.email, 255), left(actor.role, 255),
             e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, left(coalesce(resource.name, e.metadata ->> ''label''), 255),
-            e.outcome::text, e.captured,
+            e.outcome::text, e.captured, e.attested,
             case when pg_column_size(e.diff) < 256 then e.diff else pgaudit_wf.readable_json(e.diff, 16777216) end,
             case when pg_column_size(e.metadata) < 256 then e.metadata else pgaudit_wf.readable_json(e.metadata, 16777216) end, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
             pgaudit_wf.trail_cursor(e.occurred_at, e.id)

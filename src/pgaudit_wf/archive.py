@@ -24,6 +24,7 @@ from typing import IO, Any, TypeAlias
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from pgaudit_wf._event import EVENT_COLUMNS, EventRow
 from pgaudit_wf._query import Connection, Json
 from pgaudit_wf.errors import (
     ArchiveConflictError,
@@ -47,19 +48,13 @@ SCHEMA_VERSION = 1
 _BATCH = 2_000
 # Or fewer, of so many characters: an event may have megabytes, and Arrow takes 2 GB of texts.
 _BATCH_SIZE = 1 << 26
-COLUMNS = (
-    "id", "occurred_at", "tx_id", "actor_id", "actor_label", "org_id", "org_label", "auth_method",
-    "api_key_id", "action", "resource_type", "resource_id", "outcome", "captured", "diff",
-    "metadata", "ip", "country", "user_agent", "correlation_id", "db_user", "application_name",
-    "attested",
-)  # fmt: skip
 # What an erasure may change of an event.
 _ERASABLE = ("actor_label", "ip", "user_agent", "diff", "metadata")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Progress = Callable[[int, int], None]
 FileSystem: TypeAlias = Any
-Row = tuple[Any, ...]
+Row: TypeAlias = EventRow[int, datetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +107,7 @@ def _schema(pa: Any) -> Any:  # noqa: ANN401
     kinds = {"id": pa.int64(), "tx_id": pa.int64(), "captured": pa.bool_(), "attested": pa.bool_(),
              "occurred_at": pa.timestamp("us", "UTC")}  # fmt: skip
     return pa.schema(
-        [(name, kinds.get(name, pa.string())) for name in COLUMNS],
+        [(name, kinds.get(name, pa.string())) for name in EVENT_COLUMNS],
         metadata={"pgaudit_wf.schema_version": str(SCHEMA_VERSION)},
     )
 
@@ -128,11 +123,11 @@ class _Digest:
 
     def add(self, row: Row) -> None:
         self.events += 1
-        at: datetime = row[1]
-        plain = [row[0], at.astimezone(UTC).isoformat(), *row[2:]]
+        at = row.occurred_at.astimezone(UTC).isoformat()
+        plain = [*(row._asdict() | {"occurred_at": at}).values()]
         self._hash.update(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode())
         self._hash.update(b"\n")
-        for name, value in (("id", row[0]), ("tx_id", row[2]), ("occurred_at", at)):
+        for name, value in (("id", row.id), ("tx_id", row.tx_id), ("occurred_at", row.occurred_at)):
             if name not in self._low or value < self._low[name]:
                 self._low[name] = value
             if name not in self._high or value > self._high[name]:
@@ -218,18 +213,20 @@ def read_rows(filesystem: FileSystem, path: str) -> Iterator[list[Row]]:
     with filesystem.open(path, "rb") as file:
         try:
             parquet = pa.parquet.ParquetFile(file)
-            if parquet.schema_arrow.names != list(COLUMNS):
+            if parquet.schema_arrow.names != list(EVENT_COLUMNS):
                 raise ArchiveConflictError(
                     f"{path} is no archive of the log: its columns are others"
                 )
             for number in range(parquet.num_row_groups):
                 batch = parquet.read_row_group(number)
                 # Through UTC's own object: pyarrow would want pytz for one of its zones.
-                plain = batch.set_column(1, "at", batch.column(1).cast(pa.int64()))
-                yield [
-                    (row[0], EPOCH + timedelta(microseconds=row[1]), *row[2:])
-                    for row in zip(*(column.to_pylist() for column in plain.columns), strict=True)
+                place = EVENT_COLUMNS.index("occurred_at")
+                plain = batch.set_column(place, "micros", batch.column(place).cast(pa.int64()))
+                columns = [column.to_pylist() for column in plain.columns]
+                columns[place] = [
+                    EPOCH + timedelta(microseconds=micros) for micros in columns[place]
                 ]
+                yield [EventRow._make(values) for values in zip(*columns, strict=True)]
         except pa.ArrowInvalid as error:
             raise ArchiveConflictError(f"{path} cannot be read as Parquet: {error}") from error
 
@@ -272,21 +269,19 @@ def _events(conn: Connection, partition: str) -> Iterator[list[Row]]:
         sql.SQL("pgaudit_wf.readable_json({})::text").format(sql.Identifier(name))
         if name in ("diff", "metadata")
         else sql.Identifier(name)
-        for name in COLUMNS
+        for name in EVENT_COLUMNS
     )
     statement = sql.SQL("select {} from only {} order by tx_id, id").format(
         columns, sql.Identifier("pgaudit_wf", partition)
     )
-    place = COLUMNS.index("ip")
-    documents = COLUMNS.index("diff"), COLUMNS.index("metadata")
     with conn.transaction(), conn.cursor("pgaudit_wf_archive", row_factory=tuple_row) as cursor:
         cursor.execute(statement)
         batch: list[Row] = []
         size = 0
-        for row in cursor:
-            ip = row[place]
-            batch.append((*row[:place], None if ip is None else str(ip), *row[place + 1 :]))
-            size += sum(len(row[number] or "") for number in documents)
+        for values in cursor:
+            row: Row = EventRow._make(values)
+            batch.append(row._replace(ip=None if row.ip is None else str(row.ip)))
+            size += len(row.diff or "") + len(row.metadata)
             if len(batch) == _BATCH or size > _BATCH_SIZE:
                 yield batch
                 batch, size = [], 0
@@ -313,7 +308,6 @@ def _read_back(
         raise ArchiveConflictError(f"{path} is missing")
     sha256 = sha256_of(filesystem, path)
     digest = _Digest()
-    place = (COLUMNS.index("tx_id"), COLUMNS.index("id"))
 
     def rows() -> Iterator[Row]:
         for batch in read_rows(filesystem, path):
@@ -325,13 +319,13 @@ def _read_back(
     live_events = 0
     for batch in _events(conn, partition):
         for live in batch:
-            key = [live[column] for column in place]
+            key = live.tx_id, live.id
             # Both are in the order of tx_id and id.
-            found = next((row for row in archived if [row[c] for c in place] >= key), None)
-            if found is None or [found[column] for column in place] != key:
-                raise ArchiveConflictError(f"{path} does not hold event {live[0]}, which is live")
+            found = next((row for row in archived if (row.tx_id, row.id) >= key), None)
+            if found is None or (found.tx_id, found.id) != key:
+                raise ArchiveConflictError(f"{path} does not hold event {live.id}, which is live")
             if found != live and not _is_erased(conn, found, live):
-                raise ArchiveConflictError(f"{path} holds another event {live[0]} than the log")
+                raise ArchiveConflictError(f"{path} holds another event {live.id} than the log")
         live_events += len(batch)
         moved(digest.events)
     for _ in archived:
@@ -342,15 +336,14 @@ def _read_back(
 
 def _is_erased(conn: Connection, archived: Row, live: Row) -> bool:
     """Whether an erasure, which need not have come to the archive yet, explains the difference."""
-    event = dict(zip(COLUMNS, live, strict=True))
     differing = {
-        name for name, old, new in zip(COLUMNS, archived, live, strict=True) if old != new
+        name for name, old, new in zip(EVENT_COLUMNS, archived, live, strict=True) if old != new
     }  # fmt: skip
     return (
         differing.issubset(_ERASABLE)
         and conn.execute(
             "select from pgaudit_wf.erased_event where tx_id = %s and event_id = %s",
-            [event["tx_id"], event["id"]],
+            [live.tx_id, live.id],
         ).fetchone()
         is not None
     )

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Unpack
 
+from pgaudit_wf._event import EVENT_COLUMNS, EventRow, TrailEntry
 from pgaudit_wf._json import dumps, loads
 from pgaudit_wf._query import Connection, Json
 from pgaudit_wf.archive import (
-    COLUMNS,
     EPOCH,
     Archive,
     FileSystem,
     Progress,
+    Row,
     check_file,
     is_local,
     manifest_path,
@@ -36,7 +37,7 @@ from pgaudit_wf.archive import (
     write_rows,
 )
 from pgaudit_wf.errors import ArchiveConflictError, translated
-from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail, well_formed
+from pgaudit_wf.read import TrailFilter, audit_trail, well_formed
 
 __all__ = [
     "PersonalValue",
@@ -162,7 +163,7 @@ def _select(
         for archive in archives
     ]
     where = " and ".join(conditions) or "true"
-    names = [name for name in COLUMNS if name != "occurred_at"]
+    names = [name for name in EVENT_COLUMNS if name != "occurred_at"]
     source = "select *, epoch_us(occurred_at) as micros from read_parquet(?)"
     # A month that was archived twice has its events in both files.
     months = [archive.manifest["partition"] for archive in archives]
@@ -350,7 +351,7 @@ def _entries(
         )
         name, email, role = map(_cut, people.get((event["actor_id"], event["org_id"]), (None,) * 3))
         label = event.pop("actor_label")
-        del event["tx_id"], event["attested"]
+        del event["tx_id"]
         shown = well_formed(event)
         named_now = names.get((event["resource_type"], event["resource_id"]))
         yield TrailEntry(
@@ -494,11 +495,11 @@ def erase_from_archive(
     _check_untouched(filesystem, path, archive)
     changed = 0
 
-    def rewritten() -> Iterator[list[tuple[Any, ...]]]:
+    def rewritten() -> Iterator[list[Row]]:
         nonlocal changed
         done = 0
         for batch in read_rows(filesystem, path):
-            events = [dict(zip(COLUMNS, row, strict=True)) for row in batch]
+            events = [row._asdict() for row in batch]
             concerned = [event for event in events if _mentions(event, actor_id, pairs)]
             before = [tuple(event.values()) for event in concerned]
             if concerned:
@@ -506,7 +507,7 @@ def erase_from_archive(
             changed += sum(
                 old != tuple(event.values()) for old, event in zip(before, concerned, strict=True)
             )
-            yield [tuple(event.values()) for event in events]
+            yield [EventRow(**event) for event in events]
             done += len(batch)
             if progress:
                 progress(done, archive.events)

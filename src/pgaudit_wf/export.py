@@ -22,12 +22,13 @@ from typing import IO, Any, Literal, TypeAlias
 
 import psycopg
 
+from pgaudit_wf._event import TrailEntry
 from pgaudit_wf._json import dumps, key_parts
 from pgaudit_wf._query import Connection, Json
 from pgaudit_wf.archive import Archive
 from pgaudit_wf.archive_read import whole_trail
 from pgaudit_wf.errors import translated
-from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail
+from pgaudit_wf.read import TrailFilter, audit_trail
 
 __all__ = [
     "CSV_COLUMNS",
@@ -44,12 +45,8 @@ Context: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 _PAGE = 250
 OCSF_VERSION = "1.6.0"
-CSV_COLUMNS = (
-    "id", "occurred_at", "org_id", "org_label", "actor_id", "actor_name", "actor_email",
-    "actor_role", "auth_method", "api_key_id", "action", "resource_type", "resource_id",
-    "resource_name", "outcome", "captured", "diff", "metadata", "ip", "country", "user_agent",
-    "correlation_id", "db_user", "application_name",
-)  # fmt: skip
+# The cursor is of use only to whoever reads on.
+CSV_COLUMNS = tuple(f.name for f in dataclasses.fields(TrailEntry) if f.name != "cursor")
 # A spreadsheet takes what begins so for a formula; full-width signs are the same to some.
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
@@ -197,11 +194,7 @@ def plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def _as_object(entry: TrailEntry) -> dict[str, Json]:
-    return {
-        field.name: plain(getattr(entry, field.name))
-        for field in dataclasses.fields(entry)
-        if field.name != "cursor"
-    }
+    return {name: plain(getattr(entry, name)) for name in CSV_COLUMNS}
 
 
 # OCSF: a class for accounts, one for sessions, one for groups and their members, and API Activity
@@ -301,6 +294,7 @@ def to_ocsf(entry: TrailEntry) -> dict[str, Json]:
                 "diff": entry.diff,
                 "metadata": entry.metadata or None,
                 "captured": entry.captured,
+                "attested": entry.attested,
                 "resource_type": entry.resource_type,
                 "auth_method": entry.auth_method,
                 "db_user": entry.db_user,

@@ -25,6 +25,7 @@ from typing import Literal, TypedDict, Unpack
 from psycopg import sql
 from psycopg.rows import DictRow
 
+from pgaudit_wf._event import LogEvent, TrailEntry
 from pgaudit_wf._query import Json, Read, Statement, columns
 
 __all__ = [
@@ -48,56 +49,6 @@ __all__ = [
     "read_log",
     "row_as_of",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Event:
-    id: int
-    occurred_at: datetime
-    org_id: str | None
-    org_label: str | None
-    actor_id: str | None
-    auth_method: str | None
-    api_key_id: str | None
-    action: str
-    resource_type: str | None
-    resource_id: str | None
-    outcome: Literal["succeeded", "failed", "denied"]
-    captured: bool
-    diff: list[dict[str, Json]] | None
-    metadata: dict[str, Json]
-    ip: str | None
-    country: str | None
-    user_agent: str | None
-    correlation_id: str | None
-    db_user: str
-    application_name: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class TrailEntry(_Event):
-    """An event of the trail as people read it.
-
-    `actor_name` and `resource_name` are the present names, or the ones kept in the event where
-    there are none (any more). `captured` is True for what a trigger saw and False for what the
-    application told by `record_event`. `diff` is a JSON Patch with "old" values, `cursor` the place
-    to go on from.
-    """
-
-    actor_name: str | None
-    actor_email: str | None
-    actor_role: str | None
-    resource_name: str | None
-    cursor: str
-
-
-@dataclass(frozen=True, slots=True)
-class LogEvent(_Event):
-    """An event as the log holds it, with the cursor that stands behind it."""
-
-    tx_id: int
-    actor_label: str | None
-    cursor: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,8 +112,8 @@ def resource(entry: TrailEntry) -> Text:
 
 
 def origin(entry: TrailEntry) -> Text:
-    """Return where it came from: address, country and kind of sign-in."""
-    parts = [entry.ip, entry.country, entry.auth_method]
+    """Return where it came from: address, country, kind of sign-in, and whether that is proved."""
+    parts = [entry.ip, entry.country, entry.auth_method, "attested" if entry.attested else None]
     return Text(printable(" ".join(part for part in parts if part)), style="dim")
 
 

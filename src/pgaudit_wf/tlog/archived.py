@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from pgaudit_wf._event import EventRow
 from pgaudit_wf._query import Connection
-from pgaudit_wf.archive import COLUMNS, list_archives, open_filesystem, read_rows
+from pgaudit_wf.archive import Row, list_archives, open_filesystem, read_rows
 from pgaudit_wf.errors import ProofError, translated
 from pgaudit_wf.tlog import leaf as leaves
 from pgaudit_wf.tlog.verify import Item, Problem, Report, item_hash, read_kept
@@ -38,15 +39,17 @@ def _address(conn: Connection, ip: str | None) -> str | None:
     return str(row[0]) if row else ip
 
 
-def _row(conn: Connection, archived: Sequence[Any]) -> leaves.Row:
-    event = dict(zip(COLUMNS, archived, strict=True))
-    event["id"], event["tx_id"] = str(event["id"]), str(event["tx_id"])
-    event["occurred_at"] = _time(event["occurred_at"])
-    event["ip"] = _address(conn, event["ip"])
-    return [event[name] for name in leaves.EVENT_COLUMNS]
+def _row(conn: Connection, archived: Row) -> leaves.EventText:
+    as_text: dict[str, Any] = {
+        "id": str(archived.id),
+        "tx_id": str(archived.tx_id),
+        "occurred_at": _time(archived.occurred_at),
+        "ip": _address(conn, archived.ip),
+    }
+    return EventRow(**archived._asdict() | as_text)
 
 
-def archived_row(conn: Connection, url: str, event_id: int) -> leaves.Row:
+def archived_row(conn: Connection, url: str, event_id: int) -> leaves.EventText:
     """Return an event's row from the archives under a path or URL.
 
     Raises:
@@ -57,7 +60,7 @@ def archived_row(conn: Connection, url: str, event_id: int) -> leaves.Row:
         if archive.manifest["first_id"] <= event_id <= archive.manifest["last_id"]:
             for batch in read_rows(*open_filesystem(archive.url)):
                 for archived in batch:
-                    if archived[0] == event_id:
+                    if archived.id == event_id:
                         return _row(conn, archived)
     raise ProofError(f"event {event_id} is in no archive there")
 
@@ -84,16 +87,16 @@ def verify_archives(conn: Connection, url: str, report: Report) -> None:
             for batch in read_rows(*open_filesystem(archive.url)):
                 for row, known in _with_leaves(conn, batch):
                     if known is None:
-                        if first < row[0] < last:
-                            _add(report, "inserted", f"event {row[0]} in {archive.url} was put in:"
-                                 " it is not among those sealed", None, row[0])  # fmt: skip
+                        if first < row.id < last:
+                            _add(report, "inserted", f"event {row.id} in {archive.url} was put in:"
+                                 " it is not among those sealed", None, row.id)  # fmt: skip
                         continue
                     index, salt, stored, is_live = known
-                    item = Item(index, (str(row[0]), str(row[2]), ""), salt, None, None)
+                    item = Item(index, (str(row.id), str(row.tx_id), ""), salt, None, None)
                     kept = None if salt is not None else read_kept(conn, index)
                     if item_hash(item, _row(conn, row), kept) != stored:
-                        _add(report, "altered", f"event {row[0]} (leaf {index}) in {archive.url}"
-                             " is not what was sealed", index, row[0])  # fmt: skip
+                        _add(report, "altered", f"event {row.id} (leaf {index}) in {archive.url}"
+                             " is not what was sealed", index, row.id)  # fmt: skip
                         continue
                     report.archived += 1
                     gone += not is_live
@@ -108,11 +111,11 @@ def _add(report: Report, kind: Any, message: str, index: int | None, event: int 
 
 
 def _with_leaves(
-    conn: Connection, batch: list[tuple[Any, ...]]
-) -> Iterator[tuple[tuple[Any, ...], tuple[int, bytes | None, bytes, bool] | None]]:
+    conn: Connection, batch: list[Row]
+) -> Iterator[tuple[Row, tuple[int, bytes | None, bytes, bool] | None]]:
     known = {
         (row[0], row[1]): row[2:]
-        for row in conn.execute(_LEAVES, [[archived[0] for archived in batch]]).fetchall()
+        for row in conn.execute(_LEAVES, [[archived.id for archived in batch]]).fetchall()
     }
     for archived in batch:
-        yield archived, known.get((archived[0], archived[2]))
+        yield archived, known.get((archived.id, archived.tx_id))

@@ -13,34 +13,45 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from json.encoder import encode_basestring
-from typing import Final
+from typing import NamedTuple, TypeAlias
 
 import rfc8785
 
+from pgaudit_wf._event import EventRow
 from pgaudit_wf.errors import DefinitionError
 
 SALT_SIZE = 16
 EVENT_FORMAT = "pgaudit_wf.event/1"
 VERSION_FORMAT = "pgaudit_wf.workflow_version/1"
 
-# In the order in which rows come from the database: all as text, but captured and attested.
-EVENT_COLUMNS: Final = (
-    "id", "occurred_at", "tx_id", "actor_id", "actor_label", "org_id", "org_label", "auth_method",
-    "api_key_id", "action", "resource_type", "resource_id", "outcome", "captured", "diff",
-    "metadata", "ip", "country", "user_agent", "correlation_id", "db_user", "application_name",
-    "attested",
-)  # fmt: skip
-VERSION_COLUMNS: Final = (
-    "workflow_id", "version", "org_id", "source", "content_hash", "previous_version",
-    "previous_hash", "restored_from", "actor_id", "actor_label", "auth_method", "api_key_id",
-    "correlation_id", "created_at", "snapshot", "change",
-)  # fmt: skip
 
-Row = Sequence[str | bool | None]
+class VersionRow(NamedTuple):
+    """A row of the history, all as PostgreSQL prints it, in the order in which it is read."""
+
+    workflow_id: str
+    version: str
+    org_id: str | None
+    source: str
+    content_hash: str
+    previous_version: str | None
+    previous_hash: str | None
+    restored_from: str | None
+    actor_id: str | None
+    actor_label: str | None
+    auth_method: str | None
+    api_key_id: str | None
+    correlation_id: str | None
+    created_at: str
+    snapshot: str | None
+    change: str
+
+
+EventText: TypeAlias = EventRow[str, str]
+Row: TypeAlias = EventText | VersionRow
 Leaf = dict[str, object]
 # The parts of a leaf that are in it as commitments: name of the part, its text.
 Parts = list[tuple[str, str]]
@@ -144,9 +155,7 @@ def metadata_parts(metadata: str) -> list[str] | str:
     return _members(metadata, 1)[0] if metadata[0] == "{" else metadata
 
 
-def _named(name: str, texts: list[str] | str | None) -> Parts:
-    if texts is None:
-        return []
+def _named(name: str, texts: list[str] | str) -> Parts:
     if isinstance(texts, str):
         return [(name, texts)]
     return [(f"{name}/{number}", text) for number, text in enumerate(texts)]
@@ -157,22 +166,26 @@ def who_text(*values: str | None) -> str:
     return f"[{', '.join('null' if v is None else encode_basestring(v) for v in values)}]"
 
 
-def event_parts(row: Row) -> Parts:
+def event_parts(row: EventText) -> Parts:
     """Return the parts of an event's leaf."""
-    diff, metadata = row[14], row[15]
-    parts = [("who", who_text(row[4], row[16], row[18]))]  # type: ignore[arg-type]
-    if diff is not None:
-        parts += _named("diff", diff_parts(diff))  # type: ignore[arg-type]
-    parts += _named("metadata", metadata_parts(metadata))  # type: ignore[arg-type]
+    parts = [("who", who_text(row.actor_label, row.ip, row.user_agent))]
+    if row.diff is not None:
+        parts += _named("diff", diff_parts(row.diff))
+    parts += _named("metadata", metadata_parts(row.metadata))
     return parts
 
 
-def version_parts(row: Row) -> Parts:
+def version_parts(row: VersionRow) -> Parts:
     """Return the parts of a version's leaf; a snapshot that was let go is none."""
-    parts = [("change", str(row[15])), ("who", who_text(row[9]))]  # type: ignore[arg-type]
-    if row[14] is not None:
-        parts.append(("snapshot", str(row[14])))
+    parts = [("change", row.change), ("who", who_text(row.actor_label))]
+    if row.snapshot is not None:
+        parts.append(("snapshot", row.snapshot))
     return parts
+
+
+def parts_of(row: Row) -> Parts:
+    """Return the parts of the leaf of an event or a version."""
+    return event_parts(row) if isinstance(row, EventRow) else version_parts(row)
 
 
 def commitments(parts: Parts, salt: bytes) -> dict[str, str]:
@@ -204,52 +217,57 @@ def _listed(name: str, found: Mapping[str, str]) -> str | list[str]:
     return listed
 
 
-def event_leaf(row: Row, found: Mapping[str, str]) -> Leaf:
+def event_leaf(row: EventText, found: Mapping[str, str]) -> Leaf:
     """Return an event's leaf, given the commitments to its parts."""
     return {
-        "action": row[9],
-        "actor_id": row[3],
-        "api_key_id": row[8],
-        "application_name": row[21],
-        "attested": row[22],
-        "auth_method": row[7],
-        "captured": row[13],
-        "correlation_id": row[19],
-        "country": row[17],
-        "db_user": row[20],
-        "diff": None if row[14] is None else _listed("diff", found),
+        "action": row.action,
+        "actor_id": row.actor_id,
+        "api_key_id": row.api_key_id,
+        "application_name": row.application_name,
+        "attested": row.attested,
+        "auth_method": row.auth_method,
+        "captured": row.captured,
+        "correlation_id": row.correlation_id,
+        "country": row.country,
+        "db_user": row.db_user,
+        "diff": None if row.diff is None else _listed("diff", found),
         "format": EVENT_FORMAT,
-        "id": row[0],
+        "id": row.id,
         "metadata": _listed("metadata", found),
-        "occurred_at": row[1],
-        "org_id": row[5],
-        "org_label": row[6],
-        "outcome": row[12],
-        "resource_id": row[11],
-        "resource_type": row[10],
-        "tx_id": row[2],
+        "occurred_at": row.occurred_at,
+        "org_id": row.org_id,
+        "org_label": row.org_label,
+        "outcome": row.outcome,
+        "resource_id": row.resource_id,
+        "resource_type": row.resource_type,
+        "tx_id": row.tx_id,
         "who": found.get("who"),
     }
 
 
-def version_leaf(row: Row, found: Mapping[str, str]) -> Leaf:
+def version_leaf(row: VersionRow, found: Mapping[str, str]) -> Leaf:
     """Return a version's leaf, given the commitments to its parts."""
     return {
-        "actor_id": row[8],
-        "api_key_id": row[11],
-        "auth_method": row[10],
+        "actor_id": row.actor_id,
+        "api_key_id": row.api_key_id,
+        "auth_method": row.auth_method,
         "change": found.get("change"),
-        "content_hash": row[4],
-        "correlation_id": row[12],
-        "created_at": row[13],
+        "content_hash": row.content_hash,
+        "correlation_id": row.correlation_id,
+        "created_at": row.created_at,
         "format": VERSION_FORMAT,
-        "org_id": row[2],
-        "previous_hash": row[6],
-        "previous_version": row[5],
-        "restored_from": row[7],
+        "org_id": row.org_id,
+        "previous_hash": row.previous_hash,
+        "previous_version": row.previous_version,
+        "restored_from": row.restored_from,
         "snapshot": found.get("snapshot"),
-        "source": row[3],
-        "version": row[1],
+        "source": row.source,
+        "version": row.version,
         "who": found.get("who"),
-        "workflow_id": row[0],
+        "workflow_id": row.workflow_id,
     }
+
+
+def leaf_of(row: Row, found: Mapping[str, str]) -> Leaf:
+    """Return the leaf of an event or a version, given the commitments to its parts."""
+    return event_leaf(row, found) if isinstance(row, EventRow) else version_leaf(row, found)

@@ -9,10 +9,11 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from psycopg import sql
 
+from pgaudit_wf._event import EVENT_COLUMNS, EventRow
 from pgaudit_wf._json import loads
 from pgaudit_wf._query import Connection, Json
 from pgaudit_wf.errors import DefinitionError, NoteError, ProofError, translated
@@ -46,11 +47,11 @@ _LEAF = (
 _EVENT = sql.SQL(
     "select {} from pgaudit_wf.security_audit_log as e"
     " where e.id = %(event_id)s and e.tx_id = %(tx_id)s and e.occurred_at = %(occurred_at)s"
-).format(column_list(leaves.EVENT_COLUMNS, sql.SQL("e")))
+).format(column_list(EVENT_COLUMNS, sql.SQL("e")))
 _VERSION = sql.SQL(
     "select {} from pgaudit_wf.workflow_history as h"
     " where h.workflow_id = %(workflow_id)s and h.version = %(version)s"
-).format(column_list(leaves.VERSION_COLUMNS, sql.SQL("h")))
+).format(column_list(leaves.VersionRow._fields, sql.SQL("h")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +144,14 @@ def _encode(hashes: Sequence[bytes]) -> list[str]:
 
 
 def prove_event(
-    conn: Connection, event_id: int, archived: Sequence[Any] | None = None
+    conn: Connection, event_id: int, archived: leaves.Row | None = None
 ) -> dict[str, Json]:
     """Return a proof that an event is in the log.
 
     Args:
         conn: The owner's connection, in autocommit mode.
         event_id: The event.
-        archived: The event's row from an archive, as `leaf.EVENT_COLUMNS` has it, for one that is
+        archived: The event's row from an archive, as `archived_row` returns it, for one that is
             not in the database any more.
 
     Raises:
@@ -187,7 +188,7 @@ def _prove(
     condition: str,
     subject: Mapping[str, object],
     name: str,
-    archived: Sequence[Any] | None,
+    archived: leaves.Row | None,
 ) -> dict[str, Json]:
     with translated(), conn.transaction():
         conn.execute("set transaction isolation level repeatable read, read only")
@@ -206,7 +207,8 @@ def _prove(
         is_event = keyed["event_id"] is not None
         row = archived
         if row is None:
-            row = text_cursor(conn).execute(_EVENT if is_event else _VERSION, keyed).fetchone()
+            kept = text_cursor(conn).execute(_EVENT if is_event else _VERSION, keyed).fetchone()
+            row = kept and (EventRow._make(kept) if is_event else leaves.VersionRow._make(kept))
         if row is None:
             raise ProofError(
                 f"{name} was sealed, and is not there; if it was archived, name the archive:"
@@ -218,7 +220,7 @@ def _prove(
         note = newest_checkpoint(conn)
         checkpoint = Checkpoint.parse(Note.parse(note).text)
         node = nodes_from_tiles(tile_reader(conn))
-        parts = leaves.event_parts(row) if is_event else leaves.version_parts(row)
+        parts = leaves.parts_of(row)
         if salt is not None:
             keys = {part: leaves.part_key(salt, part) for part, _ in parts}
             found_commitments = leaves.commitments(parts, salt)
@@ -229,8 +231,7 @@ def _prove(
             )
         if not is_event and snapshot is not None:
             found_commitments.setdefault("snapshot", bytes(snapshot).hex())
-        make = leaves.event_leaf if is_event else leaves.version_leaf
-        leaf = make(row, found_commitments)
+        leaf = leaves.leaf_of(row, found_commitments)
         try:
             if index >= checkpoint.size:
                 raise ProofError(f"{name} is sealed, and not signed yet; run pgaudit-wf seal")

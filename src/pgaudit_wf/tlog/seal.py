@@ -18,6 +18,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 from psycopg.types.string import TextLoader
 
+from pgaudit_wf._event import EVENT_COLUMNS, EventRow
 from pgaudit_wf._query import Connection
 from pgaudit_wf.errors import NoteError, SealError, translated
 from pgaudit_wf.tlog import leaf as leaves
@@ -84,13 +85,13 @@ def column_list(names: tuple[str, ...], source: sql.Composable) -> sql.Composed:
 
 _EVENTS = sql.SQL(
     "select r.cursor, {} from pgaudit_wf.read_as({}, %s) as r",
-).format(column_list(leaves.EVENT_COLUMNS, sql.SQL("(r.event)")), sql.Literal(READER))
+).format(column_list(EVENT_COLUMNS, sql.SQL("(r.event)")), sql.Literal(READER))
 _VERSIONS = sql.SQL(
     "select {} from pgaudit_wf.workflow_history as h where h.tx_id >= %s and not exists"
     " (select from pgaudit_wf.log_leaf as l"
     "  where l.workflow_id = h.workflow_id and l.version = h.version)"
     " order by h.tx_id, h.workflow_id, h.version limit %s"
-).format(column_list(leaves.VERSION_COLUMNS, sql.SQL("h")))
+).format(column_list(leaves.VersionRow._fields, sql.SQL("h")))
 
 
 def tile_reader(conn: Connection) -> ReadTile:
@@ -207,7 +208,8 @@ class Sealer:
             " where g.last_id is null"
         ).fetchone()
         assert place is not None, "there always is a current cluster"  # noqa: S101
-        versions = text_cursor(conn).execute(_VERSIONS, [place[2], _VERSION_BATCH]).fetchall()
+        found = text_cursor(conn).execute(_VERSIONS, [place[2], _VERSION_BATCH])
+        versions = list(map(leaves.VersionRow._make, found))
         size = self._tree_size(conn)
         if not events and not versions:
             self._note_place(conn, place)
@@ -233,12 +235,13 @@ class Sealer:
         with psycopg.ServerCursor(conn, "pgaudit_wf_seal", row_factory=tuple_row) as cursor:
             _as_text(cursor)
             cursor.itersize = _FETCH
-            for place, *row in cursor.execute(_EVENTS, [self._batch]):
+            for place, *values in cursor.execute(_EVENTS, [self._batch]):
                 last = place
+                row: leaves.EventText = EventRow._make(values)
                 salt = os.urandom(leaves.SALT_SIZE)
                 found = leaves.commitments(leaves.event_parts(row), salt)
                 leaf = leaf_hash(leaves.canonical(leaves.event_leaf(row, found)))
-                events.append((row[0], row[2], row[1], salt, leaf))
+                events.append((row.id, row.tx_id, row.occurred_at, salt, leaf))
         return events, last
 
     def _note_place(self, conn: Connection, place: tuple[int, int, int]) -> None:
@@ -286,7 +289,7 @@ class Sealer:
         conn: Connection,
         tree: TreeBuilder,
         events: list[_SealedEvent],
-        versions: list[tuple[Any, ...]],
+        versions: list[leaves.VersionRow],
     ) -> None:
         with conn.cursor().copy(
             "copy pgaudit_wf.log_leaf (leaf_index, event_id, tx_id, occurred_at, workflow_id,"
@@ -299,7 +302,9 @@ class Sealer:
                 salt = os.urandom(leaves.SALT_SIZE)
                 found = leaves.commitments(leaves.version_parts(row), salt)
                 snapshot = bytes.fromhex(found["snapshot"]) if "snapshot" in found else None
-                copy.write_row((tree.size, None, None, None, row[0], row[1], salt, snapshot))
+                copy.write_row(
+                    (tree.size, None, None, None, row.workflow_id, row.version, salt, snapshot)
+                )
                 tree.append(leaf_hash(leaves.canonical(leaves.version_leaf(row, found))))
         conn.cursor().executemany(
             "insert into pgaudit_wf.log_tile (level, tile_number, hashes) values (%s, %s, %s)"

@@ -20,6 +20,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 from psycopg.types.string import TextLoader
 
+from pgaudit_wf._event import EVENT_COLUMNS, EventRow
 from pgaudit_wf._query import Connection
 from pgaudit_wf.errors import NoteError, translated
 from pgaudit_wf.tlog import leaf as leaves
@@ -101,7 +102,7 @@ class Item:
     subject: tuple[str, ...]
     salt: bytes | None
     snapshot: bytes | None
-    row: tuple[Any, ...] | None
+    row: leaves.Row | None
 
     @property
     def is_event(self) -> bool:
@@ -130,15 +131,15 @@ _EVENTS = sql.SQL(
     " as l left join pgaudit_wf.security_audit_log as e"
     " on e.tx_id = l.tx_id and e.id = l.event_id and e.occurred_at = l.occurred_at"
     " where l.event_id is not null order by l.leaf_index"
-).format(column_list(leaves.EVENT_COLUMNS, sql.SQL("e")))
+).format(column_list(EVENT_COLUMNS, sql.SQL("e")))
 _VERSIONS = sql.SQL(
     "select l.leaf_index, l.workflow_id, l.version, l.salt, l.snapshot, {} from pgaudit_wf.log_leaf"
     " as l left join pgaudit_wf.workflow_history as h"
     " on h.workflow_id = l.workflow_id and h.version = l.version"
     " where l.workflow_id is not null order by l.leaf_index"
-).format(column_list(leaves.VERSION_COLUMNS, sql.SQL("h")))
+).format(column_list(leaves.VersionRow._fields, sql.SQL("h")))
 _BY_ID = sql.SQL("select {} from pgaudit_wf.security_audit_log as e where e.id = %s").format(
-    column_list(leaves.EVENT_COLUMNS, sql.SQL("e"))
+    column_list(EVENT_COLUMNS, sql.SQL("e"))
 )
 # Which leaves an erasure may have touched, and the pseudonyms that stand there now.
 _ERASED = """
@@ -179,18 +180,16 @@ _PRUNED = (
 )
 
 
-def item_hash(item: Item, row: Sequence[Any], kept: Mapping[str, leaves.Kept] | None) -> bytes:
+def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> bytes:
     """Return the hash of the leaf that a row makes with the secrets of a leaf."""
-    parts = leaves.event_parts(row) if item.is_event else leaves.version_parts(row)
+    parts = leaves.parts_of(row)
     if kept is not None:
         found = leaves.kept_commitments(parts, kept)
     else:
         found = leaves.commitments(parts, item.salt or b"")
-    if item.is_event:
-        return leaf_hash(leaves.canonical(leaves.event_leaf(row, found)))
-    if row[14] is None and item.snapshot is not None:
+    if not isinstance(row, EventRow) and row.snapshot is None and item.snapshot is not None:
         found["snapshot"] = item.snapshot.hex()
-    return leaf_hash(leaves.canonical(leaves.version_leaf(row, found)))
+    return leaf_hash(leaves.canonical(leaves.leaf_of(row, found)))
 
 
 def read_kept(conn: Connection, index: int) -> dict[str, leaves.Kept]:
@@ -212,8 +211,8 @@ class _Verification:
         self.report = Report()
         # Of the leaves since the last checkpoint that held: the tile's hash, the row's, the leaf.
         self.span: list[tuple[bytes, bytes | None]] = []
-        self.suspects: list[tuple[Item, Kind, str, Sequence[Any] | None, bytes]] = []
-        self.swappable: list[tuple[Item, Sequence[Any], bytes, int]] = []
+        self.suspects: list[tuple[Item, Kind, str, leaves.Row | None, bytes]] = []
+        self.swappable: list[tuple[Item, leaves.Row, bytes, int]] = []
         self.moved: set[str] = set()
         self.pruned_times: list[tuple[datetime, datetime]] = []
         self.pruned_leaves: int = 0
@@ -242,13 +241,16 @@ class _Verification:
     def events(self) -> Iterator[Item]:
         with self.cursor("verify_events") as cursor:
             for row in cursor.execute(_EVENTS):
-                event = row[5:] if row[5] is not None else None
-                yield Item(int(row[0]), (row[1], row[2], row[3]), row[4], None, event)
+                index, number, tx_id, at, salt, *values = row
+                event: leaves.EventText | None = None
+                if values[0] is not None:
+                    event = EventRow._make(values)
+                yield Item(int(index), (number, tx_id, at), salt, None, event)
 
     def versions(self) -> Iterator[Item]:
         with self.cursor("verify_versions") as cursor:
             for row in cursor.execute(_VERSIONS):
-                version = row[5:] if row[5] is not None else None
+                version = leaves.VersionRow._make(row[5:]) if row[5] is not None else None
                 yield Item(int(row[0]), (row[1], row[2]), row[3], row[4], version)
 
     def hashes(self) -> Iterator[bytes]:
@@ -388,7 +390,7 @@ class _Verification:
         kept = None if item.salt is not None else read_kept(self.conn, item.index)
         try:
             found = item_hash(item, row, kept)
-        except (ValueError, IndexError, UnicodeError) as error:
+        except (ValueError, IndexError, TypeError, AttributeError) as error:
             self.suspects.append(
                 (item, "altered", f"cannot be read as sealed: {error}", row, stored)
             )
@@ -404,14 +406,14 @@ class _Verification:
         return found
 
     def doubt_erasure(
-        self, item: Item, row: Sequence[Any], kept: Mapping[str, leaves.Kept]
+        self, item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept]
     ) -> str | None:
         rows = self.conn.execute(_ERASED, {"index": item.index}).fetchall()
         pseudonyms = dict(rows)
         if not pseudonyms:
             return "is marked as erased in part, and no erasure is recorded"
-        parts = leaves.event_parts(row) if item.is_event else leaves.version_parts(row)
-        own = pseudonyms.get(row[3] if item.is_event else row[8])
+        parts = leaves.parts_of(row)
+        own = pseudonyms.get(row.actor_id)
         for name, text in parts:
             rest = kept.get(name)
             if rest is None or rest.commitment is None:
@@ -435,7 +437,8 @@ class _Verification:
             moved = cursor.execute(_BY_ID, [item.subject[0]]).fetchone()
         if moved is not None:
             self.moved.add(item.subject[0])
-            self.suspects.append((item, "altered", "is not what was sealed", moved, stored))
+            found: leaves.EventText = EventRow._make(moved)
+            self.suspects.append((item, "altered", "is not what was sealed", found, stored))
             return
         at = self.conn.execute("select %s::timestamptz", [item.subject[2]]).fetchone()
         if at and any(start <= at[0] < end for start, end in self.pruned_times):
@@ -527,12 +530,15 @@ class _Verification:
             if not item.is_event or item.salt is None or place >= len(self.report.problems):
                 continue
             for other, row, _, _ in self.swappable:
-                if other.is_event and other is not item:
-                    moved = [item.subject[0], item.subject[2], item.subject[1], *row[3:]]
+                if isinstance(row, EventRow) and other is not item:
+                    number, tx_id, at = item.subject
+                    moved = row._replace(id=number, tx_id=tx_id, occurred_at=at)
                     if item_hash(item, moved, None) == stored:
-                        at = self.report.problems[place].intact_at
+                        intact_at = self.report.problems[place].intact_at
                         message = f"was re-ordered: its content stands at {other.name}"
-                        self.report.problems[place] = self.problem(item, "reordered", message, at)
+                        self.report.problems[place] = self.problem(
+                            item, "reordered", message, intact_at
+                        )
                         break
 
     # Tiles above, and what no leaf is of

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-Outcome: TypeAlias = Literal["succeeded", "failed", "denied"]
+from pgaudit_wf._event import Outcome, TrailEntry
+
 _CURSOR = "MTc3MjQ0Mjg0NzEyMDAwMCA0NzEx"
 # What a text of PostgreSQL cannot hold.
 NO_NUL = r"^[^\x00]*$"
@@ -104,9 +105,7 @@ class _Answer(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
 
-class Event(_Answer):
-    """An event of the trail; `diff` is a JSON Patch whose operations also carry "old"."""
-
+class _Event(_Answer):
     model_config = ConfigDict(
         from_attributes=True,
         json_schema_extra={
@@ -118,7 +117,7 @@ class Event(_Answer):
                     "auth_method": "session", "api_key_id": None,
                     "action": "org_api_key.revoked", "resource_type": "api_key",
                     "resource_id": "k_ci", "resource_name": "kh_9f2a…", "outcome": "succeeded",
-                    "captured": True,
+                    "captured": True, "attested": True,
                     "diff": [{"op": "replace", "path": "/revoked_at", "old": None,
                               "value": "2026-03-02T09:14:07.1191+00:00"}],
                     "metadata": {"label": "kh_9f2a…", "reason": "the vendor changed"},
@@ -130,31 +129,17 @@ class Event(_Answer):
         },
     )  # fmt: skip
 
-    id: int
-    occurred_at: datetime
-    org_id: str | None
-    org_label: str | None
-    actor_id: str | None
-    actor_name: str | None
-    actor_email: str | None
-    actor_role: str | None
-    auth_method: str | None
-    api_key_id: str | None
-    action: str
-    resource_type: str | None
-    resource_id: str | None
-    resource_name: str | None
-    outcome: Outcome
-    captured: bool
-    diff: list[dict[str, Any]] | None
-    metadata: dict[str, Any]
-    ip: str | None
-    country: str | None
-    user_agent: str | None
-    correlation_id: str | None
-    db_user: str
-    application_name: str | None
-    cursor: str
+
+if TYPE_CHECKING:
+    Event: TypeAlias = TrailEntry
+else:
+    # With the columns that the typed read returns, so that none is left out of an answer.
+    Event = create_model(
+        "Event",
+        __base__=_Event,
+        __doc__='An event of the trail; `diff` is a JSON Patch whose operations also carry "old".',
+        **{name: (kind, ...) for name, kind in get_type_hints(TrailEntry).items()},
+    )
 
 
 class EventPage(_Answer):
