@@ -514,6 +514,19 @@ def test_an_unreachable_database_is_not_tried_for_every_request(db: Conn, spool:
     assert len(spooled(spool)) == 5
 
 
+def test_a_fallback_says_itself_how_long_to_wait(db: Conn, spool: Path) -> None:
+    db.close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"host=127.0.0.1 port={silent.getsockname()[1]} sslmode=disable gssencmode=disable"
+        waits = []
+        for fallback in (target, f"{target} connect_timeout=4"):
+            configure_attempts(fallback=fallback, spool=spool)
+            began = time.monotonic()
+            record_denied(db, "a.denied")
+            waits.append(round(time.monotonic() - began))
+    assert waits[0] < waits[1] >= 4
+
+
 def spool_many(path: str, number: int) -> None:
     for turn in range(100):
         line = Attempt(f"p{number}.t{turn}", "failed", WHO, metadata={"x": "y" * 5000})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -612,3 +614,51 @@ def test_ages_and_days() -> None:
     for wrong in ("", "-3d", "3 parsecs", "2026-13-01"):
         with pytest.raises(typer.BadParameter):
             parse_time(wrong)
+
+
+@pytest.mark.lint
+def test_no_option_is_written_twice() -> None:
+    written: dict[str, list[str]] = {}
+    for path in sorted((Path(__file__).parents[1] / "src/pgaudit_wf/cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Annotated":
+                written.setdefault(ast.unparse(node), []).append(f"{path.name}:{node.lineno}")
+    assert {text: places for text, places in written.items() if len(places) > 1} == {}
+
+
+def test_log_and_export_filter_alike(cli: Callable[..., Result]) -> None:
+    def options(command: str) -> list[str]:
+        return re.findall(r"│ (--[a-z-]+) .*?(?=│)", cli(command, "--help").out)
+
+    shared = [
+        "--org", "--action", "--resource-type", "--resource-id", "--actor", "--correlation-id",
+        "--outcome", "--since", "--until", "--search",
+    ]  # fmt: skip
+    assert options("log")[:10] == options("export")[:10] == shared
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "log",
+        "alerts run --once",
+        "maintain",
+        "migrate",
+        "serve --org o --as a",
+    ],
+)
+def test_a_connection_string_says_how_long_to_wait(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server that accepts and never answers; without its word it would be ten seconds."""
+    monkeypatch.delenv("PGCONNECT_TIMEOUT", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        target = f"host=127.0.0.1 port={port} sslmode=disable gssencmode=disable connect_timeout=2"
+        began = time.monotonic()
+        with process(*command.split(), "-d", target) as running:
+            _, err = running.communicate(timeout=60)
+        waited = time.monotonic() - began
+    assert running.returncode == 3
+    assert "timeout expired" in err
+    assert 2 <= waited < 9.5

@@ -28,6 +28,7 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from pgaudit_wf._conninfo import with_timeout
 from pgaudit_wf.context import RequestContext
 from pgaudit_wf.errors import translated
 
@@ -221,7 +222,8 @@ def configure_attempts(
         spool: The file for attempts that reach no database. Default: what the environment variable
             PGAUDIT_WF_SPOOL says, else pgaudit_wf/attempts.jsonl in $XDG_STATE_HOME or
             ~/.local/state.
-        connect_timeout: Seconds that a new connection may take; libpq takes 1 for 2.
+        connect_timeout: Seconds that a new connection may take; libpq takes 1 for 2. What the
+            fallback's connection string says comes first.
 
     Raises:
         ValueError: The timeout is not positive.
@@ -366,7 +368,7 @@ def _second(
     if isinstance(_settings.fallback, kind):
         return _settings.fallback
     if isinstance(_settings.fallback, str):
-        return make_conninfo(_settings.fallback, connect_timeout=timeout)
+        return with_timeout(_settings.fallback, timeout)
     # What the server refuses on one connection it refuses on the next.
     if refused is not None and not is_passing(refused):
         return None

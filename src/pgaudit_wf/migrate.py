@@ -38,6 +38,7 @@ from yoyo.backends.core.postgresql import (  # type: ignore[import-untyped]
 )
 from yoyo.migrations import Migration, default_migration_table  # type: ignore[import-untyped]
 
+from pgaudit_wf._conninfo import without_driver
 from pgaudit_wf.errors import MigrationChangedError, MigrationError, MigrationLockedError
 from pgaudit_wf.migration_files import (
     GROUPS,
@@ -322,8 +323,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 
 @contextmanager
 def _connect(conninfo: str) -> Iterator[_Backend]:
-    plain = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", conninfo.strip())
-    with _Backend(plain, default_migration_table) as backend:
+    with _Backend(without_driver(conninfo), default_migration_table) as backend:
         yield backend
 
 

@@ -11,53 +11,24 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Annotated, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import psycopg
 import typer
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import set_json_loads
 from typer.core import TyperGroup
 
+from pgaudit_wf._conninfo import with_timeout, without_driver
 from pgaudit_wf._json import loads
 from pgaudit_wf.cli._output import printable
 from pgaudit_wf.errors import AccessDeniedError, DatabaseError, PgauditError, from_database
 
 FAILED, USAGE, UNREACHABLE, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
 
+# Seconds; whoever waits at a terminal does not wait for the kernel to give up.
+_CONNECT_TIMEOUT = 10
+
 Connection: TypeAlias = psycopg.Connection[Any]
-
-HealthPortOption = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        max=65535,
-        metavar="PORT",
-        show_default=False,
-        help="With --watch, serve /healthz, /readyz and /metrics here; 0 picks a port.",
-    ),
-]
-
-HealthHostOption = Annotated[str, typer.Option(metavar="ADDRESS", help="Where to serve them.")]
-
-DatabaseOption = Annotated[
-    str,
-    typer.Option(
-        "--database",
-        "-d",
-        envvar="PGAUDIT_WF_DATABASE",
-        metavar="CONNINFO",
-        show_default=False,
-        help="URL or libpq connection string; what it leaves out comes from PG* variables.",
-    ),
-]
-DatabaseArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="[CONNINFO]", show_default=False, help="The database; the same as -d CONNINFO."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 class Failure(Exception):  # noqa: N818 - it ends a command; the user reads its message, no name
@@ -202,13 +173,13 @@ def add(app: typer.Typer, function: Callable[..., Any]) -> None:
 
 
 def check_conninfo(conninfo: str) -> str:
-    """Return a connection string as libpq takes it.
+    """Return a connection string as libpq takes it, with a timeout of ours if nothing sets one.
 
     Raises:
         Failure: It cannot be read. libpq's own message is not shown, as it quotes the part that it
             cannot read, which may well be a password.
     """
-    conninfo = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", conninfo.strip())
+    conninfo = without_driver(conninfo)
     userinfo = re.match(r"postgres(?:ql)?://[^:@/?#]*:(.*)@", conninfo, re.DOTALL)
     if userinfo and re.search(r"[@/?#\s]|%(?![0-9A-Fa-f]{2})", userinfo[1]):
         raise Failure(
@@ -217,7 +188,7 @@ def check_conninfo(conninfo: str) -> str:
             USAGE,
         )
     try:
-        conninfo_to_dict(conninfo)
+        timed = with_timeout(conninfo, _CONNECT_TIMEOUT)
     except psycopg.Error:
         raise Failure(
             "the connection string cannot be read",
@@ -225,7 +196,7 @@ def check_conninfo(conninfo: str) -> str:
             " value with spaces in it",
             USAGE,
         ) from None
-    return conninfo
+    return conninfo if "PGCONNECT_TIMEOUT" in os.environ else timed
 
 
 def choose_database(argument: str, option: str) -> str:
@@ -233,21 +204,30 @@ def choose_database(argument: str, option: str) -> str:
     return argument or option
 
 
+def opener(conninfo: str, application_name: str = "pgaudit-wf") -> Callable[[], Connection]:
+    """Return a function that opens connections in autocommit mode.
+
+    Raises:
+        Failure: The connection string cannot be read.
+    """
+    given = check_conninfo(conninfo)
+
+    def open_() -> Connection:
+        return psycopg.connect(
+            given,
+            autocommit=True,
+            # A pooler hands prepared statements to the next client.
+            prepare_threshold=None,
+            fallback_application_name=application_name,
+        )
+
+    return open_
+
+
 @contextmanager
 def connect(conninfo: str) -> Iterator[Connection]:
     """Open a connection in autocommit mode for a command; close it in the end."""
-    given = check_conninfo(conninfo)
-    wait = {} if "PGCONNECT_TIMEOUT" in os.environ else {"connect_timeout": 10}
-    if "connect_timeout" in conninfo_to_dict(given):
-        wait = {}
-    # A pooler hands prepared statements to the next client.
-    with psycopg.connect(
-        given,
-        autocommit=True,
-        prepare_threshold=None,
-        fallback_application_name="pgaudit-wf",
-        **wait,  # type: ignore[arg-type]
-    ) as conn:
+    with opener(conninfo)() as conn:
         # What is printed is what is stored: 0.10 stays 0.10, and nothing is rounded.
         set_json_loads(loads, conn)
         yield conn

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -255,6 +256,19 @@ def print_line(entry: TrailEntry, zone: tzinfo | None, *, diff: bool = False) ->
     if diff:
         for change in change_lines(entry):
             out.print(change, soft_wrap=True)
+
+
+def progress_bar(hidden: bool) -> Progress:
+    """Return bars on standard error, to be entered; nothing shows there but at a terminal."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+        transient=True,
+        disable=hidden or not sys.stderr.isatty(),
+    )
 
 
 def print_attachments(attachments: Sequence[Attachment], events: dict[str, int] | None) -> None:

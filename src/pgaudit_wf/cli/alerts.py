@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import psycopg
 import typer
 from psycopg.rows import dict_row
 
-from pgaudit_wf.cli._base import (
-    USAGE,
-    DatabaseOption,
-    Failure,
-    HealthHostOption,
-    JsonOption,
-    add,
-    check_conninfo,
-    connect,
-    help_text,
-)
+from pgaudit_wf.cli._base import USAGE, Failure, add, connect, help_text, opener
 from pgaudit_wf.cli._output import console, moment, print_json, print_table
+from pgaudit_wf.cli.options import (
+    DatabaseOption,
+    HealthHostOption,
+    HealthPortOption,
+    JsonOption,
+    LimitOption,
+    UtcOption,
+)
 from pgaudit_wf.service import Service, json_logs
 
 if TYPE_CHECKING:
@@ -92,16 +88,7 @@ def run(
         float,
         typer.Option(min=0.05, max=3600, metavar="SECONDS", help="How often to look when idle."),
     ] = 5.0,
-    health_port: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=65535,
-            metavar="PORT",
-            show_default=False,
-            help="Serve /healthz, /readyz and /metrics here; 0 picks a port.",
-        ),
-    ] = None,
+    health_port: HealthPortOption = None,
     health_host: HealthHostOption = "127.0.0.1",
     channel: Annotated[
         list[str] | None,
@@ -136,7 +123,7 @@ def run(
     from pgaudit_wf.alerts import Worker
 
     service = Service("alerts")
-    worker = Worker(_opener(database), found, service)
+    worker = Worker(opener(database, "pgaudit-wf alerts"), found, service)
     with json_logs():
         try:
             service.run(
@@ -150,22 +137,6 @@ def run(
             worker.close()
 
 
-def _opener(database: str) -> Callable[[], psycopg.Connection[Any]]:
-    conninfo = check_conninfo(database)
-    wait = {} if "PGCONNECT_TIMEOUT" in os.environ else {"connect_timeout": 10}
-
-    def open_() -> psycopg.Connection[Any]:
-        return psycopg.connect(
-            conninfo,
-            autocommit=True,
-            prepare_threshold=None,
-            fallback_application_name="pgaudit-wf alerts",
-            **wait,  # type: ignore[arg-type]
-        )
-
-    return open_
-
-
 def list_(
     state: Annotated[
         Literal["pending", "sending", "sent", "dead", "unaddressed"] | None,
@@ -174,8 +145,8 @@ def list_(
     recipient: Annotated[
         str | None, typer.Option(metavar="TEXT", show_default=False, help="Only to this recipient.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 50,
-    utc: Annotated[bool, typer.Option("--utc", help="Show times in UTC.")] = False,
+    limit: LimitOption = 50,
+    utc: UtcOption = False,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:

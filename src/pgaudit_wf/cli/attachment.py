@@ -10,17 +10,7 @@ import typer
 from psycopg import sql
 from rich.text import Text
 
-from pgaudit_wf.cli._base import (
-    FAILED,
-    Connection,
-    DatabaseArgument,
-    DatabaseOption,
-    JsonOption,
-    add,
-    choose_database,
-    connect,
-    without_empty,
-)
+from pgaudit_wf.cli._base import FAILED, Connection, add, choose_database, connect, without_empty
 from pgaudit_wf.cli._output import (
     console,
     moment,
@@ -29,6 +19,7 @@ from pgaudit_wf.cli._output import (
     print_table,
     printable,
 )
+from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
 from pgaudit_wf.read import attached, partitions
 from pgaudit_wf.read import doctor as read_findings
 

@@ -8,19 +8,9 @@ from typing import Annotated
 import typer
 
 from pgaudit_wf.attempt import read_spool, spool_path, spooled
-from pgaudit_wf.cli._base import (
-    FAILED,
-    Commands,
-    DatabaseArgument,
-    DatabaseOption,
-    Failure,
-    JsonOption,
-    add,
-    choose_database,
-    connect,
-    help_text,
-)
+from pgaudit_wf.cli._base import FAILED, Commands, Failure, add, choose_database, connect, help_text
 from pgaudit_wf.cli._output import console, print_json, print_table, printable
+from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
 
 FileOption = Annotated[
     Path | None,

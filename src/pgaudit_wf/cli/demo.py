@@ -14,9 +14,10 @@ import typer
 from rich.text import Text
 
 from pgaudit_wf._json import dumps
-from pgaudit_wf.cli._base import Failure, JsonOption, add
+from pgaudit_wf.cli._base import Failure, add
 from pgaudit_wf.cli._output import console, moment, print_json, print_table, print_trail
 from pgaudit_wf.cli._version import heading, print_diff, print_versions, put
+from pgaudit_wf.cli.options import JsonOption
 from pgaudit_wf.cli.serve import Visitor, running
 from pgaudit_wf.cli.trail import print_api_keys
 from pgaudit_wf.demo import APP_ROLE, AUDITOR_ROLE, DATABASE, Day, play

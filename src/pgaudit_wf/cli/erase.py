@@ -16,16 +16,9 @@ from pgaudit_wf.archive_read import (
     erase_from_archive,
     find_archived_values,
 )
-from pgaudit_wf.cli._base import (
-    USAGE,
-    Connection,
-    DatabaseOption,
-    Failure,
-    JsonOption,
-    add,
-    connect,
-)
+from pgaudit_wf.cli._base import USAGE, Connection, Failure, add, connect
 from pgaudit_wf.cli._output import console, print_json
+from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 from pgaudit_wf.errors import translated
 
 

@@ -6,16 +6,16 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Any
 
 import typer
 
 from pgaudit_wf import request_context
 from pgaudit_wf.archive import list_archives
-from pgaudit_wf.cli._base import Connection, DatabaseOption, Failure, add, connect, parse_time
+from pgaudit_wf.cli._base import Connection, Failure, add, connect
 from pgaudit_wf.cli._output import console
+from pgaudit_wf.cli.options import ArchivesOption, AsOption, DatabaseOption, filtering
 from pgaudit_wf.export import Format, export_trail
 from pgaudit_wf.read import TrailFilter
 
@@ -25,7 +25,9 @@ def register(app: typer.Typer) -> None:
     add(app, export)
 
 
+@filtering
 def export(
+    filters: TrailFilter,
     format_: Annotated[
         Format, typer.Option("--format", "-F", help="csv, ndjson, or ocsf: a SIEM's events.")
     ] = "csv",
@@ -35,60 +37,8 @@ def export(
             "--output", "-o", metavar="FILE", show_default=False, help="Default: standard output."
         ),
     ] = None,
-    org: Annotated[
-        str | None, typer.Option(metavar="ID", show_default=False, help="Only this org.")
-    ] = None,
-    action: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", show_default=False, help="Only this action: 'api_key.*'."),
-    ] = None,
-    resource_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", show_default=False, help="Only this kind.")
-    ] = None,
-    resource_id: Annotated[
-        str | None, typer.Option(metavar="ID", show_default=False, help="Only this resource.")
-    ] = None,
-    actor: Annotated[
-        str | None, typer.Option(metavar="ID", show_default=False, help="Only what this actor did.")
-    ] = None,
-    correlation_id: Annotated[
-        str | None, typer.Option(metavar="ID", show_default=False, help="Only this request.")
-    ] = None,
-    outcome: Annotated[
-        Literal["succeeded", "failed", "denied"] | None,
-        typer.Option(show_default=False, help="Only with this outcome."),
-    ] = None,
-    since: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=parse_time, metavar="TIME", show_default=False, help="From this time on."
-        ),
-    ] = None,
-    until: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=parse_time, metavar="TIME", show_default=False, help="Before this time."
-        ),
-    ] = None,
-    search: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", show_default=False, help="Only with this text in it."),
-    ] = None,
-    archive: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH", show_default=False, help="Archived months here too, as one trail."
-        ),
-    ] = None,
-    as_actor: Annotated[
-        str | None,
-        typer.Option(
-            "--as",
-            metavar="ACTOR",
-            show_default=False,
-            help="Who exports; logins of role pgaudit_wf_reader must be an owner or admin.",
-        ),
-    ] = None,
+    archive: ArchivesOption = None,
+    as_actor: AsOption = None,
     reason: Annotated[
         str | None, typer.Option(metavar="TEXT", show_default=False, help="Why, for the record.")
     ] = None,
@@ -96,25 +46,13 @@ def export(
 ) -> None:
     """Write the trail to a file for a spreadsheet, a program or a SIEM, newest first.
 
-    Constant memory, whatever there is. What was exported, in which format and by whom is itself
-    recorded: audit.export_started, then audit.exported with the number of events.
+    Constant memory, whatever there is. What was exported, in which format and by whom (--as), is
+    itself recorded: audit.export_started, then audit.exported with the number of events.
 
         pgaudit-wf export --org o_acme --since 30d -o trail.csv
         pgaudit-wf export --format ndjson --action 'api_key.*' | gzip > keys.ndjson.gz
         pgaudit-wf export --format ocsf --archive s3://bucket/audit -o events.ndjson
     """
-    filters: TrailFilter = {
-        "org_id": org,
-        "action": action,
-        "resource_type": resource_type,
-        "resource_id": resource_id,
-        "actor_id": actor,
-        "correlation_id": correlation_id,
-        "outcome": outcome,
-        "since": since,
-        "until": until,
-        "search": search,
-    }
     archives = list_archives(archive) if archive else []
     with connect(database) as conn, _destination(output) as file:
         written = export_trail(
@@ -123,7 +61,7 @@ def export(
             file,
             filters=filters,
             archives=archives,
-            reading=_context(conn, org, as_actor, reason),
+            reading=_context(conn, filters["org_id"], as_actor, reason),
         )
     if output is not None:
         console(stderr=True).print(f"{written:,} event{'' if written == 1 else 's'} in {output}")

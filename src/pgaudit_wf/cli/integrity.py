@@ -6,28 +6,22 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pgaudit_wf._json import dumps, loads
-from pgaudit_wf.cli._base import (
-    FAILED,
-    USAGE,
-    Connection,
+from pgaudit_wf.cli._base import FAILED, USAGE, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli._output import console, print_json, printable, progress_bar
+from pgaudit_wf.cli.options import (
     DatabaseOption,
-    Failure,
     HealthHostOption,
     HealthPortOption,
     JsonOption,
-    add,
-    connect,
-    help_text,
+    KeysOption,
+    watch_option,
 )
-from pgaudit_wf.cli._output import console, print_json, printable
 from pgaudit_wf.maintain import Hook
 from pgaudit_wf.service import Service, json_logs
 from pgaudit_wf.tlog.archived import archived_row, verify_archives
@@ -47,17 +41,6 @@ from pgaudit_wf.tlog.seal import Sealer
 from pgaudit_wf.tlog.verify import Report
 from pgaudit_wf.tlog.verify import verify as verify_log
 
-KeysOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--key",
-        "-k",
-        envvar="PGAUDIT_WF_VERIFY_KEY",
-        metavar="KEY",
-        show_default=False,
-        help="Public key, or a file with it; repeat it for keys before a rotation and witnesses.",
-    ),
-]
 PushOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -93,7 +76,13 @@ def _read(path: str, what: str) -> str:
         raise Failure(f"the {what} {path} cannot be read: {error}", code=USAGE) from error
 
 
-def _verifier_keys(given: list[str] | None) -> list[VerifierKey]:
+def verifier_keys(given: list[str] | None) -> list[VerifierKey]:
+    """Return the public keys that are given as text, or as files with one a line.
+
+    Raises:
+        Failure: None is given, or a file cannot be read.
+        VerifierKeyError: It is no key.
+    """
     if not given:
         raise Failure(
             "which key signed is what the check hangs on, and none was named",
@@ -111,7 +100,7 @@ def _signer(key: Path | None, command: str | None, public_key: str | None) -> Si
     if command:
         if not public_key:
             raise Failure("--sign-command needs the --public-key that belongs to it", code=USAGE)
-        return CommandSigner(shlex.split(command), _verifier_keys([public_key])[0])
+        return CommandSigner(shlex.split(command), verifier_keys([public_key])[0])
     text = os.environ.get("PGAUDIT_WF_SEAL_KEY", "")
     if key is not None:
         text = _read(str(key), "key")
@@ -214,16 +203,7 @@ def seal(
         bool, typer.Option("--rotate", help="Go on under a new key of the same name.")
     ] = False,
     push: PushOption = None,
-    watch: Annotated[
-        float | None,
-        typer.Option(
-            min=0.1,
-            max=86400,
-            metavar="SECONDS",
-            show_default=False,
-            help="Go on, with a pause, until SIGTERM or Ctrl-C; logs JSON to standard error.",
-        ),
-    ] = None,
+    watch: Annotated[float | None, watch_option(0.1)] = None,
     health_port: HealthPortOption = None,
     health_host: HealthHostOption = "127.0.0.1",
     database: DatabaseOption = "",
@@ -269,17 +249,6 @@ def seal(
         )
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("Verifying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-        transient=True,
-    )
-
-
 def verify(
     key: KeysOption = None,
     checkpoint: Annotated[
@@ -313,11 +282,14 @@ def verify(
         pgaudit-wf verify --key seal.pub
         pgaudit-wf verify --key seal.pub --checkpoint /mnt/auditor/checkpoint
     """
-    keys = _verifier_keys(key)
+    keys = verifier_keys(key)
     notes = {path: _read(path, "checkpoint") for path in checkpoint or []}
-    shows = sys.stderr.isatty() and not as_json
-    with connect(database) as conn, _progress() if shows else nullcontext() as bar:
-        update = _progress_callback(bar)
+    with connect(database) as conn, progress_bar(as_json) as bar:
+        task = bar.add_task("Verifying", total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
         report = verify_log(conn, keys, notes=notes, progress=update, limit=max(limit, 100))
         for url in archive or []:
             verify_archives(conn, url, report)
@@ -334,17 +306,6 @@ def verify(
         _print_report(report, limit)
     if not report.holds:
         raise typer.Exit(FAILED)
-
-
-def _progress_callback(bar: Progress | None) -> Any:  # noqa: ANN401 - a function
-    if bar is None:
-        return lambda _done, _total: None
-    task = bar.add_task("verify", total=None)
-
-    def update(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-
-    return update
 
 
 _COUNTS = (
@@ -436,7 +397,7 @@ def check(
 
         pgaudit-wf check proof.json --key seal.pub
     """
-    keys = _verifier_keys(key)
+    keys = verifier_keys(key)
     try:
         loaded = loads(_read(proof, "proof"))
     except ValueError as error:
@@ -551,7 +512,7 @@ def checkpoint_push(
                 continue
             lines = push_checkpoint(conn, note, target)
             if lines and witness:
-                add_cosignatures(conn, note + lines, _verifier_keys(witness))
+                add_cosignatures(conn, note + lines, verifier_keys(witness))
 
 
 def checkpoint_cosign(
@@ -569,7 +530,7 @@ def checkpoint_cosign(
 
         pgaudit-wf checkpoint cosign cosigned.txt --witness witness.pub
     """
-    keys = _verifier_keys(witness)
+    keys = verifier_keys(witness)
     text = _read(note, "checkpoint")
     with connect(database) as conn:
         added = add_cosignatures(conn, text, keys)

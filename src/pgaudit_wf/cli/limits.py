@@ -6,17 +6,9 @@ from typing import Annotated
 
 import typer
 
-from pgaudit_wf.cli._base import (
-    Commands,
-    Connection,
-    DatabaseOption,
-    Failure,
-    JsonOption,
-    add,
-    connect,
-    help_text,
-)
+from pgaudit_wf.cli._base import Commands, Connection, Failure, add, connect, help_text
 from pgaudit_wf.cli._output import console, print_json, print_table, printable
+from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 
 TypeArgument = Annotated[
     str,

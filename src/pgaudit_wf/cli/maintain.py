@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from pgaudit_wf.cli._base import (
-    FAILED,
-    INTERRUPTED,
+from pgaudit_wf.cli._base import FAILED, INTERRUPTED, add, choose_database, connect
+from pgaudit_wf.cli._output import console, print_json, printable, progress_bar
+from pgaudit_wf.cli.integrity import seal_hook
+from pgaudit_wf.cli.options import (
     DatabaseArgument,
     DatabaseOption,
     HealthHostOption,
     HealthPortOption,
     JsonOption,
-    add,
-    choose_database,
-    connect,
+    watch_option,
 )
-from pgaudit_wf.cli._output import console, print_json, printable
-from pgaudit_wf.cli.integrity import seal_hook
 from pgaudit_wf.maintain import Maintenance, Step, plan
 from pgaudit_wf.service import Service, json_logs
 
@@ -52,16 +49,7 @@ def maintain(
     months_ahead: Annotated[
         int, typer.Option(min=1, max=120, help="Months to come that get their partitions now.")
     ] = 3,
-    watch: Annotated[
-        float | None,
-        typer.Option(
-            min=1,
-            max=86400,
-            metavar="SECONDS",
-            show_default=False,
-            help="Go on, with a pause, until SIGTERM or Ctrl-C; logs JSON to standard error.",
-        ),
-    ] = None,
+    watch: Annotated[float | None, watch_option(1)] = None,
     health_port: HealthPortOption = None,
     health_host: HealthHostOption = "127.0.0.1",
     seal_key: Annotated[
@@ -101,18 +89,14 @@ def maintain(
         return
     service = Service("maintain")
     with ExitStack() as stack:
-
-        def open_() -> Any:  # noqa: ANN401
-            return connect(conninfo)
-
-        bar = None if as_json or watch or not sys.stderr.isatty() else stack.enter_context(_bar())
+        bar = stack.enter_context(progress_bar(as_json or watch is not None))
         job = Maintenance(
             service,
-            open_,
+            partial(connect, conninfo),
             archive_url=archive,
             months_ahead=months_ahead,
             hooks=[seal_hook(seal_key, seal_state)] if seal_key else [],
-            progress=_shown(bar) if bar else None,
+            progress=_shown(bar),
         )
         stack.enter_context(json_logs() if watch else nullcontext())
         service.run(
@@ -132,17 +116,6 @@ def maintain(
         raise typer.Exit(INTERRUPTED)
     if any(step.problem for step in job.steps):
         raise typer.Exit(FAILED)
-
-
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-        transient=True,
-    )
 
 
 def _shown(bar: Progress) -> Callable[[Step, int, int], None]:

@@ -6,15 +6,9 @@ from typing import Annotated
 
 import typer
 
-from pgaudit_wf.cli._base import (
-    DatabaseArgument,
-    DatabaseOption,
-    JsonOption,
-    add,
-    check_conninfo,
-    choose_database,
-)
+from pgaudit_wf.cli._base import add, check_conninfo, choose_database
 from pgaudit_wf.cli._output import print_json, printable
+from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
 from pgaudit_wf.migrate import migrate as run_migrations
 
 

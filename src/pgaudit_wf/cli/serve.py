@@ -14,9 +14,11 @@ from urllib.parse import urlencode
 import typer
 from psycopg_pool import ConnectionPool
 
-from pgaudit_wf.cli._base import USAGE, DatabaseOption, Failure, add, check_conninfo
+from pgaudit_wf.cli._base import USAGE, Failure, add, check_conninfo
 from pgaudit_wf.cli._base import connect as connect_once
 from pgaudit_wf.cli._output import console
+from pgaudit_wf.cli.integrity import verifier_keys
+from pgaudit_wf.cli.options import DatabaseOption, KeysOption
 from pgaudit_wf.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -54,17 +56,7 @@ def serve(
             help="The schema's owner, for the page Integrity and for proofs.",
         ),
     ] = "",
-    key: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--key",
-            "-k",
-            envvar="PGAUDIT_WF_VERIFY_KEY",
-            metavar="KEY",
-            show_default=False,
-            help="The log's public key, or a file with it, for Verify now; repeat it.",
-        ),
-    ] = None,
+    key: KeysOption = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
 ) -> None:
     """Serve the pages on this machine to whoever opens the address that is printed.
@@ -77,12 +69,7 @@ def serve(
         pgaudit-wf serve --org o_acme --as u_ana
         pgaudit-wf serve --org o_acme --as u_ana --write postgresql://app@localhost/product
     """
-    keys = []
-    if key:
-        from pgaudit_wf.tlog.note import VerifierKey
-
-        lines = [line for given in key for line in _text(given).splitlines() if line.strip()]
-        keys = [VerifierKey.parse(line) for line in lines]
+    keys = verifier_keys(key) if key else []
     visit = Visitor(org, actor, database, write, owner, tuple(keys))
     with running(visit, port) as (address, wait):
         console(stderr=True).print(
@@ -101,13 +88,6 @@ class Visitor:
     write: str = ""
     owner: str = ""
     keys: tuple[Any, ...] = ()
-
-
-def _text(key: str) -> str:
-    from pathlib import Path
-
-    path = Path(key)
-    return path.read_text() if path.is_file() else key
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated
 
 import psycopg
 import typer
@@ -19,17 +19,7 @@ from pgaudit_wf import request_context
 from pgaudit_wf._json import dumps
 from pgaudit_wf.archive import list_archives
 from pgaudit_wf.archive_read import whole_trail
-from pgaudit_wf.cli._base import (
-    UNREACHABLE,
-    USAGE,
-    Connection,
-    DatabaseOption,
-    Failure,
-    JsonOption,
-    add,
-    connect,
-    parse_time,
-)
+from pgaudit_wf.cli._base import UNREACHABLE, USAGE, Connection, Failure, add, connect, parse_time
 from pgaudit_wf.cli._output import (
     console,
     moment,
@@ -37,6 +27,15 @@ from pgaudit_wf.cli._output import (
     print_line,
     print_table,
     print_trail,
+)
+from pgaudit_wf.cli.options import (
+    ArchivesOption,
+    AsOption,
+    DatabaseOption,
+    JsonOption,
+    OrgOption,
+    UtcOption,
+    filtering,
 )
 from pgaudit_wf.read import (
     ApiKeyActivity,
@@ -52,22 +51,6 @@ from pgaudit_wf.read import (
 _PAGE = 500
 _LIST_LIMIT = 50
 _FOLLOW_LIMIT = 10
-
-OrgOption = Annotated[
-    str | None, typer.Option("--org", metavar="ID", show_default=False, help="Only this org.")
-]
-AsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--as",
-        metavar="ACTOR",
-        show_default=False,
-        help="Read as this owner or admin of --org; needed by logins of role pgaudit_wf_reader.",
-    ),
-]
-UtcOption = Annotated[
-    bool, typer.Option("--utc", help="Show times in UTC instead of the local time zone.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -87,55 +70,9 @@ def reading(conn: Connection, org: str | None, actor: str | None) -> Iterator[No
         yield
 
 
+@filtering
 def log(
-    org: OrgOption = None,
-    action: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATTERN",
-            show_default=False,
-            help="Only this action; * stands for anything: 'api_key.*', '*.deleted'.",
-        ),
-    ] = None,
-    resource_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", show_default=False, help="Only this kind.")
-    ] = None,
-    resource_id: Annotated[
-        str | None, typer.Option(metavar="ID", show_default=False, help="Only this resource.")
-    ] = None,
-    actor: Annotated[
-        str | None, typer.Option(metavar="ID", show_default=False, help="Only what this actor did.")
-    ] = None,
-    correlation_id: Annotated[
-        str | None, typer.Option(metavar="ID", show_default=False, help="Only this request.")
-    ] = None,
-    outcome: Annotated[
-        Literal["succeeded", "failed", "denied"] | None,
-        typer.Option(show_default=False, help="Only with this outcome."),
-    ] = None,
-    since: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=parse_time,
-            metavar="TIME",
-            show_default=False,
-            help="From this time on: 2026-03-01, '2026-03-01 14:30', yesterday, 90m, 7d.",
-        ),
-    ] = None,
-    until: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=parse_time, metavar="TIME", show_default=False, help="Before this time."
-        ),
-    ] = None,
-    search: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            show_default=False,
-            help="Only with this text in a name, label, action, address or user agent.",
-        ),
-    ] = None,
+    filters: TrailFilter,
     follow: Annotated[
         bool,
         typer.Option("--follow", "-f", help="Go on printing new events, oldest first, to Ctrl-C."),
@@ -165,14 +102,7 @@ def log(
         float,
         typer.Option(min=0.05, max=3600, metavar="SECONDS", help="With -f, how often to look."),
     ] = 1.0,
-    archive: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            show_default=False,
-            help="Archived months too: a directory or URL that maintain archives to.",
-        ),
-    ] = None,
+    archive: ArchivesOption = None,
     as_actor: AsOption = None,
     utc: UtcOption = False,
     database: DatabaseOption = "",
@@ -191,18 +121,7 @@ def log(
         pgaudit-wf log --search 203.0.113.9 --outcome denied --json | jq
         pgaudit-wf log --archive /srv/audit-archive --since 2023-01-01
     """
-    filters: TrailFilter = {
-        "org_id": org,
-        "action": action,
-        "resource_type": resource_type,
-        "resource_id": resource_id,
-        "actor_id": actor,
-        "correlation_id": correlation_id,
-        "outcome": outcome,
-        "since": since,
-        "until": until,
-        "search": search,
-    }
+    org = filters["org_id"]
     zone = UTC if utc else None
     if follow and archive:
         raise Failure("-f shows what is new, and archives hold what is old", code=USAGE)

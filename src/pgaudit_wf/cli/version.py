@@ -11,16 +11,7 @@ import typer
 from rich.text import Text
 
 from pgaudit_wf import request_context
-from pgaudit_wf.cli._base import (
-    FAILED,
-    USAGE,
-    Connection,
-    DatabaseOption,
-    Failure,
-    JsonOption,
-    add,
-    connect,
-)
+from pgaudit_wf.cli._base import FAILED, USAGE, Connection, Failure, add, connect
 from pgaudit_wf.cli._output import console, moment, print_json, print_table, printable
 from pgaudit_wf.cli._version import (
     counted,
@@ -32,7 +23,15 @@ from pgaudit_wf.cli._version import (
     put,
     saved_by,
 )
-from pgaudit_wf.cli.trail import AsOption, OrgOption, UtcOption, reading
+from pgaudit_wf.cli.options import (
+    AsOption,
+    DatabaseOption,
+    JsonOption,
+    LimitOption,
+    OrgOption,
+    UtcOption,
+)
+from pgaudit_wf.cli.trail import reading
 from pgaudit_wf.workflow import (
     Version,
     compare_versions,
@@ -104,7 +103,7 @@ def history(
         int | None,
         typer.Option(metavar="N", show_default=False, help="Only versions older than this one."),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 50,
+    limit: LimitOption = 50,
     org: OrgOption = None,
     as_actor: AsOption = None,
     utc: UtcOption = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +13,7 @@ from typing import Annotated
 import psycopg
 import typer
 from psycopg import sql
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from pgaudit_wf._json import dumps
@@ -29,9 +21,7 @@ from pgaudit_wf.cli._base import (
     FAILED,
     INTERRUPTED,
     Connection,
-    DatabaseOption,
     Failure,
-    JsonOption,
     add,
     connect,
     without_empty,
@@ -42,6 +32,7 @@ from pgaudit_wf.cli._output import (
     print_json,
     print_table,
     printable,
+    progress_bar,
 )
 from pgaudit_wf.cli.attachment import (
     IdColumnOption,
@@ -54,6 +45,7 @@ from pgaudit_wf.cli.attachment import (
     TableArgument,
     call_attach,
 )
+from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 from pgaudit_wf.read import attached
 from pgaudit_wf.workflow import BackfillBatch, RefusedWorkflow, backfill_batch, workflow_tables
 
@@ -248,7 +240,7 @@ def backfill(
                 raise Failure(
                     "no table of workflows is attached", "run pgaudit-wf attach-workflow TABLE"
                 )
-            with _progress(as_json) as progress:
+            with progress_bar(as_json) as progress:
                 for name in tables:
                     done.append(_Work(name))
                     task = progress.add_task(printable(name), total=_count(conn, name))
@@ -280,17 +272,6 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _progress(as_json: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-        disable=as_json or not sys.stderr.isatty(),
-    )
 
 
 def _count(conn: Connection, table: str) -> int:

@@ -1,0 +1,183 @@
+"""Options that several commands have, each written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from pgaudit_wf._event import Outcome
+from pgaudit_wf.cli._base import parse_time
+from pgaudit_wf.read import TrailFilter
+
+DatabaseOption = Annotated[
+    str,
+    typer.Option(
+        "--database",
+        "-d",
+        envvar="PGAUDIT_WF_DATABASE",
+        metavar="CONNINFO",
+        show_default=False,
+        help="URL or libpq connection string; what it leaves out comes from PG* variables.",
+    ),
+]
+DatabaseArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[CONNINFO]", show_default=False, help="The database; the same as -d CONNINFO."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+UtcOption = Annotated[
+    bool, typer.Option("--utc", help="Show times in UTC instead of the local time zone.")
+]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")]
+
+OrgOption = Annotated[
+    str | None, typer.Option("--org", metavar="ID", show_default=False, help="Only this org.")
+]
+AsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        metavar="ACTOR",
+        show_default=False,
+        help="Read as this owner or admin of --org; needed by logins of role pgaudit_wf_reader.",
+    ),
+]
+ArchivesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--archive",
+        metavar="PATH",
+        show_default=False,
+        help="Archived months too: a directory or URL that maintain archives to.",
+    ),
+]
+
+HealthPortOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        metavar="PORT",
+        show_default=False,
+        help="While it keeps running, serve /healthz, /readyz and /metrics here; 0 picks a port.",
+    ),
+]
+HealthHostOption = Annotated[str, typer.Option(metavar="ADDRESS", help="Where to serve them.")]
+
+KeysOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key",
+        "-k",
+        envvar="PGAUDIT_WF_VERIFY_KEY",
+        metavar="KEY",
+        show_default=False,
+        help="Public key, or a file with it; repeat it for keys before a rotation and witnesses.",
+    ),
+]
+
+
+def watch_option(shortest: float) -> Any:  # noqa: ANN401 - typer's type is private
+    """Return the option that keeps a job running, with the shortest pause that it takes."""
+    return typer.Option(
+        "--watch",
+        min=shortest,
+        max=86400,
+        metavar="SECONDS",
+        show_default=False,
+        help="Go on, with a pause, until SIGTERM or Ctrl-C; logs JSON to standard error.",
+    )
+
+
+def _trail_filter(
+    org: OrgOption = None,
+    action: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            show_default=False,
+            help="Only this action; * stands for anything: 'api_key.*', '*.deleted'.",
+        ),
+    ] = None,
+    resource_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", show_default=False, help="Only this kind.")
+    ] = None,
+    resource_id: Annotated[
+        str | None, typer.Option(metavar="ID", show_default=False, help="Only this resource.")
+    ] = None,
+    actor: Annotated[
+        str | None, typer.Option(metavar="ID", show_default=False, help="Only what this actor did.")
+    ] = None,
+    correlation_id: Annotated[
+        str | None, typer.Option(metavar="ID", show_default=False, help="Only this request.")
+    ] = None,
+    outcome: Annotated[
+        Outcome | None, typer.Option(show_default=False, help="Only with this outcome.")
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=parse_time,
+            metavar="TIME",
+            show_default=False,
+            help="From this time on: 2026-03-01, '2026-03-01 14:30', yesterday, 90m, 7d.",
+        ),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=parse_time, metavar="TIME", show_default=False, help="Before this time."
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            show_default=False,
+            help="Only with this text in a name, label, action, address or user agent.",
+        ),
+    ] = None,
+) -> TrailFilter:
+    return {
+        "org_id": org,
+        "action": action,
+        "resource_type": resource_type,
+        "resource_id": resource_id,
+        "actor_id": actor,
+        "correlation_id": correlation_id,
+        "outcome": outcome,
+        "since": since,
+        "until": until,
+        "search": search,
+    }
+
+
+def filtering(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that narrow a trail down; it takes them as `filters`."""
+    options = _parameters(_trail_filter)
+    own = [parameter for parameter in _parameters(command) if parameter.name != "filters"]
+
+    @wraps(command)
+    def run(**given: Any) -> None:  # noqa: ANN401 - what typer has read
+        filters = _trail_filter(**{option.name: given.pop(option.name) for option in options})
+        command(filters=filters, **given)
+
+    # Typer reads these, and nothing else.
+    run.__signature__ = Signature([*options, *own])  # type: ignore[attr-defined]
+    run.__annotations__ = {shown.name: shown.annotation for shown in (*options, *own)}
+    return run
+
+
+def _parameters(function: Callable[..., Any]) -> list[Parameter]:
+    kinds = get_type_hints(function, include_extras=True)
+    return [
+        parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kinds[name])
+        for name, parameter in signature(function).parameters.items()
+    ]
