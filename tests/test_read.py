@@ -405,6 +405,14 @@ def test_partitions(app_conn: psycopg.Connection) -> None:
     assert all(p.size > 0 for p in found)
 
 
+def test_partitions_are_the_same_to_a_reader_in_another_time_zone(
+    app_conn: psycopg.Connection, reader: psycopg.Connection
+) -> None:
+    expected = [(p.name, p.from_time, p.to_time) for p in partitions(app_conn)]
+    reader.execute("set timezone = 'Asia/Kolkata'")
+    assert [(p.name, p.from_time, p.to_time) for p in partitions(reader)] == expected
+
+
 @pytest.mark.parametrize(
     ("read", "kind"),
     [

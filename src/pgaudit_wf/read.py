@@ -435,14 +435,12 @@ def partitions() -> Read[tuple[Partition, ...]]:
     """
     return Read(
         sql.SQL(
-            "select c.relname as name, b.bound[1]::timestamptz as from_time,"
-            " b.bound[2]::timestamptz as to_time,"
+            "select c.relname as name, m.from_time, m.to_time,"
             " nullif(c.reltuples, -1)::bigint as events, pg_total_relation_size(c.oid) as size"
-            " from pg_inherits as i join pg_class as c on c.oid = i.inhrelid,"
-            " lateral (select regexp_match(pg_get_expr(c.relpartbound, c.oid),"
-            " $$FROM \\('(.+)'\\) TO \\('(.+)'\\)$$) as bound) as b"
+            " from pg_inherits as i join pg_class as c on c.oid = i.inhrelid"
+            " left join pgaudit_wf.log_months() as m on m.relation = c.oid"
             " where i.inhparent = 'pgaudit_wf.security_audit_log'::regclass"
-            " order by b.bound is null, c.relname"
+            " order by m.from_time nulls last, c.relname"
         ),
         {},
         lambda rows: tuple(Partition(**row) for row in rows),
