@@ -1,11 +1,12 @@
 -- The schema, the role it belongs to and the two group roles.
 --
--- How it hangs together: attach() (080) compiles a trigger function for a table (070) from its settings (060) and rules (050);
--- the trigger appends one row to security_audit_log (030), whose column defaults say who is asking (020). Everything after
--- that only reads the log: the reader cursor (110), the trail (130), row_as_of (140).
+-- How it hangs together: attach() compiles a trigger function for a table from its settings (attachment) and rules (action_rule);
+-- the trigger appends one row to security_audit_log, whose column defaults say who is asking. Everything after that only reads the
+-- log: read_log(), which no reader's cursor gets past an event with, audit_trail() and row_as_of(). Folders are subjects, in the order in
+-- which they are loaded.
 
 -- Roles are shared by all databases of a server, so another database may have made them already, or be making them now; and a
--- managed server may not let us. grant_roles() in 900_grants.sql does the granting and can be run again once they exist.
+-- managed server may not let us. grant_roles() does the granting and can be run again once they exist.
 do $$
 declare
     role_name text;
@@ -71,13 +72,13 @@ begin
             raise notice 'schema pgaudit_wf belongs to %, which may not make or act for a role pgaudit_wf_owner', current_user
                 using hint = 'An administrator can have it belong to a role that does nothing else: create role pgaudit_wf_owner nologin; grant pgaudit_wf_owner to the installing role.';
     end;
-    -- Until 990, which makes what only the installing role can make.
+    -- Until the event triggers, which only the installing role may be able to make.
     execute format('set role %s', (select nspowner::regrole from pg_namespace where nspname = 'pgaudit_wf'));
 end
 $$;
 
 comment on schema pgaudit_wf is
-    'Security audit trail: attach(table) records every change of it in security_audit_log, in the same transaction. Start with the views attached and audit_trail_entry and the function doctor().';
+    'Security audit trail: attach(table) records every change of it in security_audit_log, in the same transaction. Start with the view attached and the functions audit_trail() and doctor().';
 
 create function pgaudit_wf.schema_owner() returns name
 language sql stable

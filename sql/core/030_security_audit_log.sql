@@ -30,7 +30,7 @@ create table pgaudit_wf.security_audit_log (
     correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
     db_user text not null default session_user,
     application_name text default nullif(current_setting('application_name', true), ''),
-    -- tx_id first: it is the order in which readers follow the log (110_reader.sql), and inserts go to the right edge.
+    -- tx_id first: it is the order in which read_log() follows the log, and inserts go to the right edge.
     primary key (tx_id, id, occurred_at)
 ) partition by range (occurred_at);
 

@@ -1,12 +1,4 @@
--- The part of a workflow table's trigger function that keeps its versions (260_workflow_history.sql).
-
-create type pgaudit_wf.version_ref as (
-    version integer,
-    content_hash text,
-    previous_hash text,
-    restored_from integer
-);
-comment on type pgaudit_wf.version_ref is 'What add_version() tells the trigger about the version it made.';
+-- The part of a workflow table's trigger function that keeps its versions, in workflow_history.
 
 create function pgaudit_wf.record_value(setting pgaudit_wf.attachment, record_name text, column_name text) returns text
 language sql stable

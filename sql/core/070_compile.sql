@@ -303,10 +303,11 @@ $$;
 comment on function pgaudit_wf.truncate_statements(pgaudit_wf.attachment) is 'PL/pgSQL for a TRUNCATE: the one event it makes names the table that was emptied.';
 
 create function pgaudit_wf.compiled_body(setting pgaudit_wf.attachment) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format($body$
+begin
+    return format($body$
     if tg_op = 'UPDATE' then
 %1$s%14$s        if event_diff is null then
             return null;
@@ -341,7 +342,8 @@ as $$
         pgaudit_wf.version_statements(setting, 'update'),
         pgaudit_wf.version_statements(setting, 'insert'),
         pgaudit_wf.version_statements(setting, 'delete'),
-        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end)
+        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end);
+end
 $$;
 comment on function pgaudit_wf.compiled_body(pgaudit_wf.attachment) is 'The part of a compiled trigger function that works out what changed.';
 
@@ -488,10 +490,11 @@ $$;
 comment on function pgaudit_wf.describe_generic(pgaudit_wf.attachment) is 'SQL expression for what a trigger of the generic form knows of its table''s columns.';
 
 create function pgaudit_wf.generic_body(setting pgaudit_wf.attachment) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format($body$
+begin
+    return format($body$
     as_attached := pgaudit_wf.columns_of(tg_relid) = %15$L;
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
@@ -559,7 +562,8 @@ as $$
         (
             select coalesce('array_remove(array[' || string_agg(
                 format('case when record_image_ne(row(%s), row(%s)) then %L end', pgaudit_wf.field('old', name), pgaudit_wf.field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
-            from unnest(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting))) as col where redacted))
+            from unnest(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting))) as col where redacted));
+end
 $$;
 comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
 

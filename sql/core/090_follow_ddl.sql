@@ -3,7 +3,7 @@
 -- Whoever runs the DDL need not have any right here, so after_ddl() and after_drop() run as the owner of our schema; that role owns
 -- no table of anybody's and can do nothing to one. What has to be done to a table (a new partition's own triggers) is done by
 -- follow_as_author(), as whoever runs the DDL. Nothing here evaluates a default, a cast, a domain or a condition. The event
--- triggers themselves are made in 990, by the role that installs.
+-- triggers themselves are made last, by the role that installs.
 
 create function pgaudit_wf.renamed(name text, renames jsonb) returns text
 language sql immutable parallel safe

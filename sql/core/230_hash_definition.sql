@@ -1,7 +1,7 @@
 -- The content hash. canonical_definition(nodes, edges) is canonical_json(normalize_definition(nodes, edges)), written out level
 -- by level: two statements for the whole graph where the general way builds the normalised document and then needs one for
 -- every object in it. That takes a third of the time; the tests hold the two ways together. A save takes the texts of nodes that
--- stayed as they were from 255_canonical_cache.sql.
+-- stayed as they were from canonical_cache.
 
 create or replace function pgaudit_wf.canonical_edges(edges jsonb)
 returns text

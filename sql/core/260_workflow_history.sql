@@ -101,6 +101,14 @@ $$;
 comment on function pgaudit_wf.restored_version(text, jsonb, jsonb, text, text) is
     'The version that a save by restore_workflow() puts back; null for any other save.';
 
+create type pgaudit_wf.version_ref as (
+    version integer,
+    content_hash text,
+    previous_hash text,
+    restored_from integer
+);
+comment on type pgaudit_wf.version_ref is 'What add_version() tells the trigger about the version it made.';
+
 create function pgaudit_wf.add_version(
     workflow_id text, org_id text, source text, before jsonb, after jsonb,
     old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb)

@@ -1,6 +1,6 @@
 -- How long events and versions are kept, and the only way in which old ones leave.
 --
--- Events leave a whole partition at a time, once archived (350_archive.sql): what is judged is the partition's end, so that each is
+-- Events leave a whole partition at a time, once archived: what is judged is the partition's end, so that each is
 -- touched once for each number of days in force. Rows under a longer policy than the rest of their month are carried over into a
 -- fresh partition in its place: a long policy for one organisation does not keep everybody's events.
 
