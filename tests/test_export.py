@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
+from psycopg.rows import dict_row
 
 from pgaudit_wf import request_context
 from pgaudit_wf.archive import archive_partition, list_archives
@@ -80,6 +81,13 @@ def test_csv_is_read_back_whole_and_without_formulas(hostile: Conn) -> None:
     for row in rows:
         for cell in row.values():
             assert not cell or cell[0] not in "=+-@\t\r\n"
+
+
+def test_rows_of_any_kind_will_do(hostile: Conn) -> None:
+    expected = export(hostile, "ndjson")
+    hostile.row_factory = dict_row
+    exported = export(hostile, "ndjson")
+    assert exported.endswith(expected)
 
 
 @given(st.text())

@@ -10,7 +10,8 @@ from typing import Any, Generic, LiteralString, ParamSpec, TypeAlias, TypeVar, o
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import DictRow, dict_row
+from psycopg.abc import Params
+from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg.types.json import set_json_loads
 
 from pgaudit_wf._json import loads
@@ -57,6 +58,22 @@ async def _run_async(conn: AsyncConnection, read: Read[T]) -> T:
         set_json_loads(loads, cursor)
         await cursor.execute(read.statement, read.parameters)
         return read.shape(await cursor.fetchall())
+
+
+def one(
+    conn: Connection,
+    statement: LiteralString | sql.SQL | sql.Composed,
+    parameters: Params | None = None,
+) -> tuple[Any, ...]:
+    """Return the row of a statement that always has one, whatever rows the connection makes.
+
+    Raises:
+        psycopg.ProgrammingError: It has none.
+    """
+    row = conn.cursor(row_factory=tuple_row).execute(statement, parameters).fetchone()
+    if row is None:
+        raise psycopg.ProgrammingError("the statement returned no row")
+    return row
 
 
 class Statement(Generic[P, T]):

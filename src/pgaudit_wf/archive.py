@@ -25,7 +25,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from pgaudit_wf._event import EVENT_COLUMNS, EventRow
-from pgaudit_wf._query import Connection, Json
+from pgaudit_wf._query import Connection, Json, one
 from pgaudit_wf.errors import (
     ArchiveConflictError,
     ArchiveError,
@@ -397,7 +397,8 @@ def archive_partition(
     """
     filesystem, root = open_filesystem(url)
     with translated():
-        row = conn.execute(
+        from_time, to_time, expected, earlier, place, about = one(
+            conn,
             sql.SQL(
                 "select m.from_time, m.to_time, (select count(*) from only {}),"
                 " (select count(*) from pgaudit_wf.archive as a"
@@ -411,9 +412,7 @@ def archive_partition(
                 " where d.datname = current_database()) as i"
             ).format(sql.Identifier("pgaudit_wf", _checked(conn, partition))),
             {"name": partition},
-        ).fetchone()
-        assert row is not None  # noqa: S101 - month_of raises instead
-        from_time, to_time, expected, earlier, place, about = row
+        )
         if not expected:
             raise ArchiveError(f"{partition} has no events to archive")
         _check_place(conn, url)

@@ -19,7 +19,7 @@ from typing import Any, Unpack
 
 from pgaudit_wf._event import EVENT_COLUMNS, EventRow, TrailEntry
 from pgaudit_wf._json import dumps, loads
-from pgaudit_wf._query import Connection, Json
+from pgaudit_wf._query import Connection, Json, one
 from pgaudit_wf.archive import (
     EPOCH,
     Archive,
@@ -68,9 +68,8 @@ def _cursor(at: datetime, number: int) -> str:
 
 def _position(conn: Connection, cursor: str) -> tuple[datetime, int]:
     with translated():
-        row = conn.execute("select * from pgaudit_wf.trail_position(%s)", [cursor]).fetchone()
-    assert row is not None  # noqa: S101 - a function with out parameters returns one row
-    return row[0], row[1]
+        at, number = one(conn, "select * from pgaudit_wf.trail_position(%s)", [cursor])
+    return at, number
 
 
 def _conditions(
@@ -124,10 +123,7 @@ def _actors_called(conn: Connection, pattern: str, org_id: str | None) -> list[s
 
 
 def _restricted(conn: Connection) -> bool:
-    row = conn.execute(
-        "select row_security_active('pgaudit_wf.security_audit_log')"
-    ).fetchone()  # fmt: skip
-    return bool(row and row[0])
+    return bool(one(conn, "select row_security_active('pgaudit_wf.security_audit_log')")[0])
 
 
 @contextmanager
@@ -298,8 +294,7 @@ def archived_trail(
     if restricted:
         # Raises, with a hint, where the database would.
         audit_trail(conn, page_size=1, **wanted)
-        row = conn.execute("select pgaudit_wf.readable_org()").fetchone()
-        wanted["org_id"] = row[0] if row else None
+        (wanted["org_id"],) = one(conn, "select pgaudit_wf.readable_org()")
     conditions, values = _conditions(conn, wanted, after)
     chosen = [archive for archive in archives if _may_match(archive, wanted)]
     if not chosen:

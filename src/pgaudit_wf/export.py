@@ -24,7 +24,7 @@ import psycopg
 
 from pgaudit_wf._event import TrailEntry
 from pgaudit_wf._json import dumps, key_parts
-from pgaudit_wf._query import Connection, Json
+from pgaudit_wf._query import Connection, Json, one
 from pgaudit_wf.archive import Archive
 from pgaudit_wf.archive_read import whole_trail
 from pgaudit_wf.errors import translated
@@ -83,12 +83,11 @@ def export_trail(
     """
     wanted: TrailFilter = {**(filters or {})}
     told = {name: plain(value) for name, value in wanted.items() if value is not None}
+    began: datetime
     with translated(), reading():
-        row = conn.execute(
-            "select pgaudit_wf.record_export(%s, %s), now()", [format, dumps(told)]
-        ).fetchone()
-    assert row is not None  # noqa: S101 - a function returns one row
-    began: datetime = row[1]
+        _, began = one(
+            conn, "select pgaudit_wf.record_export(%s, %s), now()", [format, dumps(told)]
+        )
     until = wanted.get("until")
     # Its own record, and what is written meanwhile, would make the number of events a moving one.
     wanted["until"] = began if until is None else min(until, began)

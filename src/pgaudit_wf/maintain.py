@@ -18,7 +18,7 @@ import psycopg
 from prometheus_client import Counter, Gauge
 from psycopg.rows import tuple_row
 
-from pgaudit_wf._query import Connection
+from pgaudit_wf._query import Connection, one
 from pgaudit_wf.archive import archive_partition, confirm_archive
 from pgaudit_wf.errors import (
     ArchiveConflictError,
@@ -137,16 +137,16 @@ def _plan(conn: Connection, archive_url: str | None, months_ahead: int) -> Itera
             problem = None if archive_url else "no place for archives is given (--archive)"
             yield Step("archive", name, events, problem)
         yield Step("prune", name, expired, problem and "it is not archived")
-    row = cursor.execute("select pgaudit_wf.prunable_versions()").fetchone()
-    if row and row[0]:
-        yield Step("prune_versions", "workflow_history", row[0])
-    row = cursor.execute(
-        "select count(*) from pgaudit_wf.canonical_cache as c"
-        " where c.written_at < now() - %s::interval",
+    versions, cached = one(
+        conn,
+        "select pgaudit_wf.prunable_versions(), (select count(*)"
+        " from pgaudit_wf.canonical_cache as c where c.written_at < now() - %s::interval)",
         [_CACHE_KEPT],
-    ).fetchone()
-    if row and row[0]:
-        yield Step("prune_cache", "canonical_cache", row[0])
+    )
+    if versions:
+        yield Step("prune_versions", "workflow_history", versions)
+    if cached:
+        yield Step("prune_cache", "canonical_cache", cached)
 
 
 def maintain(
@@ -204,9 +204,8 @@ def maintain(
 
 @contextmanager
 def _alone(conn: Connection) -> Iterator[None]:
-    cursor = conn.cursor(row_factory=tuple_row)
-    row = cursor.execute("select pg_try_advisory_lock(hashtext(%s))", [_LOCK]).fetchone()
-    if not (row and row[0]):
+    (is_ours,) = one(conn, "select pg_try_advisory_lock(hashtext(%s))", [_LOCK])
+    if not is_ours:
         raise MaintenanceRunningError("another maintenance run is at work on this database")
     try:
         yield
@@ -271,10 +270,7 @@ def _prune_versions(conn: Connection, expected: int, report: Callable[[int, int]
     pruned = 0
     while True:
         with translated():
-            row = conn.execute(
-                "select pgaudit_wf.prune_history(%s)", [_VERSIONS_AT_A_TIME]
-            ).fetchone()
-        last = row[0] if row else 0
+            last = int(one(conn, "select pgaudit_wf.prune_history(%s)", [_VERSIONS_AT_A_TIME])[0])
         pruned += last
         report(pruned, max(expected, pruned))
         if last < _VERSIONS_AT_A_TIME:

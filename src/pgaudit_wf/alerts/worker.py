@@ -12,6 +12,7 @@ import psycopg
 from prometheus_client import Counter, Gauge
 from psycopg.rows import dict_row
 
+from pgaudit_wf._query import one
 from pgaudit_wf.alerts.channels import Channel, DeliveryError
 from pgaudit_wf.alerts.message import Alert
 from pgaudit_wf.errors import AlertSettingsError
@@ -126,8 +127,7 @@ class Worker:
             self._conn = None
 
     def _enqueue(self, conn: psycopg.Connection[Any], service: Service) -> int:
-        row = conn.execute("select * from pgaudit_wf.enqueue_alerts(%s)", [_BATCH]).fetchone()
-        assert row is not None  # noqa: S101 - the function returns one row
+        (row,) = one(conn, "select to_jsonb(e) from pgaudit_wf.enqueue_alerts(%s) as e", [_BATCH])
         service.alive()
         self._events.inc(row["events"])
         self._unaddressed.inc(row["unaddressed"])
@@ -233,5 +233,5 @@ class Worker:
         self._deliveries.clear()
         for row in rows:
             self._deliveries.labels(row["channel"], row["state"]).set(row["deliveries"])
-        lag = conn.execute("select pgaudit_wf.alert_lag() as lag").fetchone()
-        self._lag.set(lag["lag"] if lag else 0)
+        (lag,) = one(conn, "select pgaudit_wf.alert_lag()")
+        self._lag.set(lag)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from psycopg.rows import dict_row
 
+from pgaudit_wf._query import one
 from pgaudit_wf.cli._base import USAGE, Failure, add, connect, help_text, opener
 from pgaudit_wf.cli._output import console, moment, print_json, print_table
 from pgaudit_wf.cli.options import (
@@ -214,8 +215,7 @@ def requeue(
     if (delivery is None) != all_dead:
         raise Failure("name either one delivery or --all-dead", "see alerts list", USAGE)
     with connect(database) as conn:
-        row = conn.execute("select pgaudit_wf.requeue_alert(%s)", [delivery]).fetchone()
-    requeued = row[0] if row else 0
+        (requeued,) = one(conn, "select pgaudit_wf.requeue_alert(%s)", [delivery])
     if as_json:
         print_json({"requeued": requeued})
     else:

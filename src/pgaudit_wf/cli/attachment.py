@@ -10,6 +10,7 @@ import typer
 from psycopg import sql
 from rich.text import Text
 
+from pgaudit_wf._query import one
 from pgaudit_wf.cli._base import FAILED, Connection, add, choose_database, connect, without_empty
 from pgaudit_wf.cli._output import (
     console,
@@ -128,13 +129,14 @@ def call_attach(conn: Connection, function: str, table: str, settings: Mapping[s
     arguments = [
         sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in given
     ]
-    row = conn.execute(
+    (name,) = one(
+        conn,
         sql.SQL("select %(table)s::regclass::text from {}(%(table)s::regclass{})").format(
             sql.Identifier("pgaudit_wf", function), sql.SQL("").join(arguments)
         ),
         {"table": table, **given},
-    ).fetchone()
-    return str(row[0]) if row else table
+    )
+    return str(name)
 
 
 def detach(table: TableArgument, database: DatabaseOption = "") -> None:

@@ -6,9 +6,9 @@ import sys
 from typing import Annotated
 
 import typer
-from psycopg.rows import dict_row
 
 from pgaudit_wf import request_context
+from pgaudit_wf._query import one
 from pgaudit_wf.archive import Archive
 from pgaudit_wf.archive_read import (
     PersonalValue,
@@ -75,26 +75,23 @@ def erase(
         for number, archive in archives:
             rewritten += erase_from_archive(conn, number, archive, actor, pseudonym, values)
         with translated(), request_context(conn, actor_id=as_actor, reason=reason):
-            row = (
-                conn.cursor(row_factory=dict_row)
-                .execute(
-                    "select * from pgaudit_wf.pseudonymise(%s, %s)",
-                    [actor, [known.value for known in values if known.kind in ("name", "email")]],
-                )
-                .fetchone()
+            (changed,) = one(
+                conn,
+                "select to_jsonb(p) from pgaudit_wf.pseudonymise(%s, %s) as p",
+                [actor, [known.value for known in values if known.kind in ("name", "email")]],
             )
-    assert row is not None  # noqa: S101 - it returns one row
-    result = {"actor_id": actor, **row, "archived_events": rewritten}
+    result = {"actor_id": actor, **changed, "archived_events": rewritten}
     if as_json:
         print_json(result)
         return
     console().print(
-        f"{actor} is {row['pseudonym']} now: {row['events']:,} events, {row['versions']:,} versions"
-        f" and {rewritten:,} archived events changed."
+        f"{actor} is {changed['pseudonym']} now: {changed['events']:,} events,"
+        f" {changed['versions']:,} versions and {rewritten:,} archived events changed."
     )
-    if row["archives"]:
+    if changed["archives"]:
         console(stderr=True).print(
-            f"{row['archives']} archives were not rewritten; they are masked when they are read."
+            f"{changed['archives']} archives were not rewritten;"
+            " they are masked when they are read."
         )
 
 
@@ -116,8 +113,5 @@ def _prepare(
         ).fetchone()
         archives = [] if skip_archives else archives_with(conn, before[0] if before else "")
         archived, found = find_archived_values(conn, [archive for _, archive in archives], actor)
-        row = conn.execute(
-            "select pgaudit_wf.begin_erasure(%s, %s)", [actor, archived > 0]
-        ).fetchone()
-    assert row is not None  # noqa: S101 - it returns one row
-    return {known for known in values | found if known.value != row[0]}, archives, row[0]
+        (pseudonym,) = one(conn, "select pgaudit_wf.begin_erasure(%s, %s)", [actor, archived > 0])
+    return {known for known in values | found if known.value != pseudonym}, archives, pseudonym

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pgaudit_wf._json import dumps, loads
+from pgaudit_wf._query import one
 from pgaudit_wf.cli._base import FAILED, USAGE, Connection, Failure, add, connect, help_text
 from pgaudit_wf.cli._output import console, print_json, printable, progress_bar
 from pgaudit_wf.cli.options import (
@@ -125,8 +126,7 @@ def seal_hook(key: Path | None, state: Path | None) -> Hook:
 
     def run(conn: Connection, look_only: bool) -> int:
         if look_only:
-            row = conn.execute("select pgaudit_wf.reader_lag('seal')").fetchone()
-            return int(row[0]) if row else 0
+            return int(one(conn, "select pgaudit_wf.reader_lag('seal')")[0])
         done = sealer.run(conn)
         return done.events + done.versions
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pgaudit_wf._query import one
 from pgaudit_wf.cli._base import Commands, Connection, Failure, add, connect, help_text
 from pgaudit_wf.cli._output import console, print_json, print_table, printable
 from pgaudit_wf.cli.options import DatabaseOption, JsonOption
@@ -131,11 +132,12 @@ def put(
 
 
 def _warn_if_unused(conn: Connection, resource_type: str) -> None:
-    used = conn.execute(
+    (is_used,) = one(
+        conn,
         "select exists (select from pgaudit_wf.attachment where resource_type = %s)",
         [resource_type],
-    ).fetchone()
-    if used and not used[0]:
+    )
+    if not is_used:
         typer.echo(
             f"warning: no attached table is of type {printable(resource_type)} yet;"
             " pgaudit-wf status lists them",

@@ -17,6 +17,7 @@ from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from pgaudit_wf._json import dumps
+from pgaudit_wf._query import one
 from pgaudit_wf.cli._base import (
     FAILED,
     INTERRUPTED,
@@ -282,10 +283,7 @@ def _count(conn: Connection, table: str) -> int:
     ).fetchone()
     if row is None:
         return 0
-    counted = conn.execute(
-        sql.SQL("select count(*) from {}").format(sql.Identifier(*row))
-    ).fetchone()
-    return int(counted[0]) if counted else 0
+    return int(one(conn, sql.SQL("select count(*) from {}").format(sql.Identifier(*row)))[0])
 
 
 def _backfill(

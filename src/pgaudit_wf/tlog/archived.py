@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pgaudit_wf._event import EventRow
-from pgaudit_wf._query import Connection
+from pgaudit_wf._query import Connection, one
 from pgaudit_wf.archive import Row, list_archives, open_filesystem, read_rows
 from pgaudit_wf.errors import ProofError, translated
 from pgaudit_wf.tlog import leaf as leaves
@@ -35,8 +35,7 @@ def _address(conn: Connection, ip: str | None) -> str | None:
     if ip is None or ":" not in ip:
         return ip
     # Libraries differ in how they shorten an IPv6 address.
-    row = conn.execute("select json_build_array(%s::inet) ->> 0", [ip]).fetchone()
-    return str(row[0]) if row else ip
+    return str(one(conn, "select json_build_array(%s::inet) ->> 0", [ip])[0])
 
 
 def _row(conn: Connection, archived: Row) -> leaves.EventText:
@@ -79,10 +78,11 @@ def verify_archives(conn: Connection, url: str, report: Report) -> None:
     """
     gone = 0
     with translated():
-        sealed = conn.execute(
-            "select min(event_id), max(event_id) from pgaudit_wf.log_leaf"
-        ).fetchone()
-        first, last = sealed if sealed and sealed[0] is not None else (0, -1)
+        first, last = one(
+            conn,
+            "select coalesce(min(event_id), 0), coalesce(max(event_id), -1)"
+            " from pgaudit_wf.log_leaf",
+        )
         for archive in list_archives(url):
             for batch in read_rows(*open_filesystem(archive.url)):
                 for row, known in _with_leaves(conn, batch):

@@ -19,7 +19,7 @@ from psycopg.rows import tuple_row
 from psycopg.types.string import TextLoader
 
 from pgaudit_wf._event import EVENT_COLUMNS, EventRow
-from pgaudit_wf._query import Connection
+from pgaudit_wf._query import Connection, one
 from pgaudit_wf.errors import NoteError, SealError, translated
 from pgaudit_wf.tlog import leaf as leaves
 from pgaudit_wf.tlog.merkle import leaf_hash, tree_root
@@ -201,13 +201,13 @@ class Sealer:
         )
         # Takes the turn: from here on this is the only sealer.
         events, last = self._events(conn)
-        place = conn.execute(
+        place = one(
+            conn,
             "select g.system_identifier, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,"
             " coalesce(p.below_tx, 0) from pgaudit_wf.log_generations() as g"
             " left join pgaudit_wf.version_place as p using (system_identifier)"
-            " where g.last_id is null"
-        ).fetchone()
-        assert place is not None, "there always is a current cluster"  # noqa: S101
+            " where g.last_id is null",
+        )
         found = text_cursor(conn).execute(_VERSIONS, [place[2], _VERSION_BATCH])
         versions = list(map(leaves.VersionRow._make, found))
         size = self._tree_size(conn)
@@ -254,16 +254,16 @@ class Sealer:
             )
 
     def _tree_size(self, conn: Connection) -> int:
-        row = conn.execute(
+        size, sealed = one(
+            conn,
             "select (select coalesce(max(leaf_index) + 1, 0) from pgaudit_wf.log_leaf),"
-            " (select coalesce(max(size), 0) from pgaudit_wf.log_checkpoint)"
-        ).fetchone()
-        assert row is not None, "an aggregate has a row"  # noqa: S101
-        if row[0] != row[1]:
+            " (select coalesce(max(size), 0) from pgaudit_wf.log_checkpoint)",
+        )
+        if size != sealed:
             raise SealError(
-                f"the log has {row[0]} leaves, but its last checkpoint is of {row[1]}; {_ALTERED}"
+                f"the log has {size} leaves, but its last checkpoint is of {sealed}; {_ALTERED}"
             )
-        return int(row[0])
+        return int(size)
 
     def _tree(self, conn: Connection, size: int) -> TreeBuilder:
         try:

@@ -21,7 +21,7 @@ from psycopg.rows import tuple_row
 from psycopg.types.string import TextLoader
 
 from pgaudit_wf._event import EVENT_COLUMNS, EventRow
-from pgaudit_wf._query import Connection
+from pgaudit_wf._query import Connection, one
 from pgaudit_wf.errors import NoteError, translated
 from pgaudit_wf.tlog import leaf as leaves
 from pgaudit_wf.tlog.merkle import HASH_SIZE, leaf_hash
@@ -317,7 +317,7 @@ class _Verification:
     # Leaf by leaf
 
     def run(self, progress: Callable[[int, int], None]) -> None:
-        total = self.conn.execute("select count(*) from pgaudit_wf.log_leaf").fetchone()[0]  # type: ignore[index]
+        (total,) = one(self.conn, "select count(*) from pgaudit_wf.log_leaf")
         self.pruned_times = [(row[0], row[1]) for row in self.conn.execute(_PRUNED).fetchall()]
         marks = self.marks()
         mark = next(marks, None)
@@ -440,8 +440,8 @@ class _Verification:
             found: leaves.EventText = EventRow._make(moved)
             self.suspects.append((item, "altered", "is not what was sealed", found, stored))
             return
-        at = self.conn.execute("select %s::timestamptz", [item.subject[2]]).fetchone()
-        if at and any(start <= at[0] < end for start, end in self.pruned_times):
+        (at,) = one(self.conn, "select %s::timestamptz", [item.subject[2]])
+        if any(start <= at < end for start, end in self.pruned_times):
             self.report.pruned += 1
             return
         self.suspects.append((item, "removed", "is gone", None, stored))

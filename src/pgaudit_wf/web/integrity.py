@@ -13,6 +13,7 @@ import psycopg
 from anyio import to_thread
 from psycopg_pool import ConnectionPool
 
+from pgaudit_wf._query import one
 from pgaudit_wf.tlog.merkle import HASH_SIZE
 from pgaudit_wf.tlog.note import VerifierKey
 from pgaudit_wf.tlog.proof import newest_checkpoint, prove_event
@@ -72,7 +73,8 @@ class Integrity:
                 "select size, sealed_at, note from pgaudit_wf.log_checkpoint"
                 " order by size desc limit 1"
             ).fetchone() or (0, None, None)
-            row = conn.execute(
+            (unsealed,) = one(
+                conn,
                 "select count(*) from (select from pgaudit_wf.security_audit_log as l"
                 " where l.org_id = %(org)s"
                 # What is older was sealed then, but for transactions that ran an hour long.
@@ -80,8 +82,8 @@ class Integrity:
                 " and not exists (select from pgaudit_wf.log_leaf as s"
                 "   where s.event_id = l.id and s.tx_id = l.tx_id) limit 1000) as unsealed",
                 {"org": org_id, "at": last[1]},
-            ).fetchone()
-            return Sealing(last[0], last[1], last[2], row[0] if row else 0)
+            )
+            return Sealing(last[0], last[1], last[2], unsealed)
 
         return await self._call(work)
 
