@@ -20,17 +20,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import psycopg
 from psycopg import errors, generators, pq
 from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgaudit_wf._conninfo import with_timeout
 from pgaudit_wf.context import RequestContext
 from pgaudit_wf.errors import translated
+
+if TYPE_CHECKING:
+    from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 __all__ = ["Attempt", "SpoolReading", "configure_attempts", "read_spool", "spool_path", "spooled"]
 
@@ -285,13 +287,13 @@ def _deliver(conn: psycopg.Connection[Any], attempt: Attempt) -> bool:
             except psycopg.Error as error:
                 refused = error
         second = _second(conn, refused)
-        if isinstance(second, ConnectionPool):
-            with second.connection(_settings.connect_timeout) as pooled:
-                _record_on(pooled, attempt)
-            return True
         if isinstance(second, str):
             with psycopg.connect(second, autocommit=True) as own:
                 _record_on(own, attempt)
+            return True
+        if second is not None:
+            with second.connection(_settings.connect_timeout) as pooled:
+                _record_on(pooled, attempt)
             return True
     except Exception as error:
         _second_failed(error)
@@ -313,13 +315,13 @@ async def _deliver_async(conn: psycopg.AsyncConnection[Any], attempt: Attempt) -
             except psycopg.Error as error:
                 refused = error
         second = _second(conn, refused)
-        if isinstance(second, AsyncConnectionPool):
-            async with second.connection(_settings.connect_timeout) as pooled:
-                await _record_on_async(pooled, attempt)
-            return True
         if isinstance(second, str):
             async with await psycopg.AsyncConnection.connect(second, autocommit=True) as own:
                 await _record_on_async(own, attempt)
+            return True
+        if second is not None:
+            async with second.connection(_settings.connect_timeout) as pooled:
+                await _record_on_async(pooled, attempt)
             return True
     except Exception as error:
         _second_failed(error)
@@ -355,6 +357,16 @@ def _record_gen(pgconn: pq.abc.PGconn, attempt: Attempt) -> PQGen[None]:
             raise errors.error_from_result(result)
 
 
+@overload
+def _second(
+    conn: psycopg.Connection[Any], refused: psycopg.Error | None
+) -> str | ConnectionPool[Any] | None: ...
+@overload
+def _second(
+    conn: psycopg.AsyncConnection[Any], refused: psycopg.Error | None
+) -> str | AsyncConnectionPool[Any] | None: ...
+
+
 def _second(
     conn: AnyConnection, refused: psycopg.Error | None
 ) -> str | ConnectionPool[Any] | AsyncConnectionPool[Any] | None:
@@ -363,12 +375,17 @@ def _second(
         _logger.warning("a connection did not record an attempt: %s", _name(refused))
     if time.monotonic() < _settings.wait_until:
         return None
-    kind = AsyncConnectionPool if isinstance(conn, psycopg.AsyncConnection) else ConnectionPool
     timeout = _settings.connect_timeout
-    if isinstance(_settings.fallback, kind):
-        return _settings.fallback
-    if isinstance(_settings.fallback, str):
-        return with_timeout(_settings.fallback, timeout)
+    fallback = _settings.fallback
+    if isinstance(fallback, str):
+        return with_timeout(fallback, timeout)
+    if fallback is not None:
+        # Whoever gives a pool has imported it; the others do without.
+        from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+        is_async = isinstance(conn, psycopg.AsyncConnection)
+        if isinstance(fallback, AsyncConnectionPool if is_async else ConnectionPool):
+            return fallback
     # What the server refuses on one connection it refuses on the next.
     if refused is not None and not is_passing(refused):
         return None
