@@ -68,6 +68,8 @@ def main(
 
     Exit codes: 0 all right; 1 refused, or something was found; 2 wrong usage; 3 database not
     reachable; 130 interrupted; 141 whoever read the output has gone.
+
+    The manual begins with docs/cli.md
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

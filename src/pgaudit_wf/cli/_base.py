@@ -16,8 +16,10 @@ from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 import psycopg
 import typer
 from psycopg.types.json import set_json_loads
+from rich.markup import escape
 from typer.core import TyperGroup
 
+from pgaudit_wf import manual
 from pgaudit_wf._conninfo import with_timeout, without_driver
 from pgaudit_wf._json import loads
 from pgaudit_wf.cli._output import printable
@@ -155,9 +157,17 @@ def hide_passwords(text: str) -> str:
 
 
 def help_text(function: Callable[..., Any]) -> str:
-    """Return a function's docstring as the text of --help; paragraphs of commands are examples."""
+    """Return a function's docstring as the text of --help.
+
+    Paragraphs of commands are examples. A page of docs/ is named by where it is installed.
+    """
+    text = re.sub(
+        r"\bdocs/([\w/-]+\.md)\b",
+        lambda named: escape(manual.page(named[1])),
+        inspect.cleandoc(function.__doc__ or ""),
+    )
     paragraphs = []
-    for part in inspect.cleandoc(function.__doc__ or "").split("\n\n"):
+    for part in text.split("\n\n"):
         if part.lstrip().startswith("pgaudit-wf "):
             lines = [line.strip() for line in part.splitlines()]
             # A backspace at its beginning is how a paragraph says that its lines are to stay.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from psycopg.rows import dict_row
 
+from pgaudit_wf import manual
 from pgaudit_wf._query import one
 from pgaudit_wf.cli._base import USAGE, Failure, add, connect, help_text, opener
 from pgaudit_wf.cli._output import console, moment, print_json, print_table
@@ -62,11 +63,15 @@ def alerts(ctx: typer.Context) -> None:
         pgaudit-wf alerts list --state dead
 
     Where mails and webhooks go out is set by PGAUDIT_WF_SMTP_* and PGAUDIT_WF_WEBHOOK_* in the
-    environment: see docs/alerts.md.
+    environment. The manual: docs/alerts.md
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
         raise typer.Exit
+
+
+def _variables() -> str:
+    return f"for the variables of smtp and webhook see {manual.page('alerts.md')}"
 
 
 def _channels(templates: Path | None, timeout: float) -> dict[str, Channel]:
@@ -117,7 +122,7 @@ def run(
         if missing := set(channel) - set(found):
             raise Failure(
                 f"channel {', '.join(sorted(missing))} is not set up",
-                "see docs/alerts.md for the variables of smtp and webhook",
+                _variables(),
                 USAGE,
             )
         found = {name: found[name] for name in channel}
@@ -276,7 +281,7 @@ def send_test(
     from pgaudit_wf.alerts.message import SAMPLE
 
     if channel not in found:
-        raise Failure(f"channel {channel} is not set up", "see docs/alerts.md", USAGE)
+        raise Failure(f"channel {channel} is not set up", _variables(), USAGE)
     with json_logs():
         try:
             found[channel].send(Alert(channel, recipient, os.urandom(16).hex(), [SAMPLE], 1))

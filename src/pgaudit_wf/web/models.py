@@ -323,5 +323,5 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    code: str | None = Field(None, description="For programs: a SQLSTATE of docs/errors.md.")
+    code: str | None = Field(None, description="For programs: a SQLSTATE of class PA.")
     errors: list[dict[str, Any]] | None = None

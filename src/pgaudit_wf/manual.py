@@ -1,0 +1,10 @@
+"""Where the pages of the manual are, for help texts and errors that point to one."""
+
+from pathlib import Path
+
+
+def page(name: str) -> str:
+    """Return the path of a page of docs/: in the wheel, or else in the checkout."""
+    packaged = Path(__file__).with_name("_docs")
+    folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "docs"
+    return str(folder / name)

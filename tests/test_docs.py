@@ -1,0 +1,67 @@
+"""What the documentation says is there: commands, options, pages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from pgaudit_wf import manual
+from pgaudit_wf.cli import app
+
+pytestmark = pytest.mark.lint
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+SOURCES = sorted(
+    path
+    for folder in ("src", "sql", "tools", "contrib")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in {".py", ".sql", ".html", ".txt"}
+)
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each group and command of the command line, with the words that call it."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), typer.main.get_command(app))]
+    while waiting:
+        words, command = waiting.pop()
+        yield words, command
+        waiting += [
+            ((*words, name), inner) for name, inner in getattr(command, "commands", {}).items()
+        ]
+
+
+COMMANDS = dict(commands())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=label)
+def test_links_lead_to_files(path: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#]+)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_pages_named_in_sources_exist() -> None:
+    named = {
+        page
+        for path in [*SOURCES, *PAGES]
+        for page in re.findall(r"(?:\bdocs/|manual\.page\(['\"])([\w/-]+\.md)\b", path.read_text())
+    }
+    assert named
+    assert [page for page in sorted(named) if not (DOCS / page).is_file()] == []
+
+
+def test_help_names_pages_by_where_they_are() -> None:
+    helps = [command.help or "" for command in COMMANDS.values()]
+    assert manual.page("alerts.md") in COMMANDS["alerts",].help
+    assert Path(manual.page("alerts.md")).is_file()
+    assert [text for text in helps if re.search(r"(?<![\w/])docs/", text)] == []
