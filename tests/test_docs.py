@@ -44,6 +44,28 @@ def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
 COMMANDS = dict(commands())
 
 
+@pytest.mark.parametrize("command", [" ".join(words) for words in sorted(COMMANDS) if words])
+def test_command_is_in_the_manual(command: str) -> None:
+    assert re.search(rf"`{command}[ `]", (DOCS / "cli.md").read_text())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=label)
+def test_commands_in_examples_exist(path: Path) -> None:
+    unknown = []
+    for example in re.findall(r"pgaudit-wf ([a-z-][^`\n]*)", path.read_text()):
+        # What stands behind blanks or a semicolon is a remark, or another command.
+        given = re.split(r"\s{2,}|;|\s#", example)[0].split()
+        words: tuple[str, ...] = ()
+        while given and (*words, given[0]) in COMMANDS:
+            words = (*words, given.pop(0))
+        command = COMMANDS[words]
+        options = {name for parameter in command.params for name in parameter.opts}
+        wrong = {word for word in given if word.startswith("--")} - options - {"--help"}
+        if wrong or (hasattr(command, "commands") and given and given[0][0] != "-"):
+            unknown.append(example)
+    assert unknown == []
+
+
 @pytest.mark.parametrize("path", PAGES, ids=label)
 def test_links_lead_to_files(path: Path) -> None:
     links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#]+)", path.read_text())
