@@ -1,0 +1,69 @@
+"""What is published: the source distribution runs its tests, the wheel has what it points to."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+def run(
+    *command: str | Path, cwd: Path, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(path or ""), "COLUMNS": "200"}
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked source distribution."""
+    scratch = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", scratch, cwd=ROOT)
+    (archive,) = scratch.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(scratch, filter="data")
+    return scratch / archive.name.removesuffix(".tar.gz")
+
+
+def test_source_distribution_runs_its_tests(sdist: Path) -> None:
+    # Collecting imports every test; those for lint read the sources, docs and tools next to them.
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    run(*pytest_, "-m", "lint", cwd=sdist, path=sdist / "src")
+    tool = "test_before_a_release_the_first_migration_is_rewritten"
+    run(*pytest_, "tests/test_migrate.py", "-k", tool, cwd=sdist, path=sdist / "src")
+
+
+def test_wheel_has_its_license_and_the_pages_that_it_names(sdist: Path, tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, sdist, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    target = tmp_path / "installed"
+    run(*pip, "install", "--no-deps", "--target", target, wheel, cwd=tmp_path)
+    (info,) = target.glob("*.dist-info")
+    assert (info / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert "License-Expression: Apache-2.0\n" in (info / "METADATA").read_text()
+    program = "import sys; from pgaudit_wf.cli import app; app(sys.argv[1:])"
+    help_text = run(
+        sys.executable, "-c", program, "alerts", "--help", cwd=tmp_path, path=target
+    ).stdout
+    (page,) = re.findall(r"\S+\.md\b", help_text)
+    assert Path(page).is_relative_to(target)
+    assert Path(page).read_text() == (ROOT / "docs" / "alerts.md").read_text()
