@@ -9,9 +9,13 @@ WORKERS ?= 2
 # The stamp is newer than pyproject.toml when the packages named there are installed.
 STAMP := $(VENV)/.dev-installed
 DEMO_STAMP := $(VENV)/.demo-installed
+# The versions that developers share hold for the Python they were found with; others take the newest.
+LOCK := requirements-dev.lock
+PYTHON_NAME = $(shell $(BIN)/python -c 'import sys; print("Python %d.%d" % sys.version_info[:2])')
+CONSTRAINTS = $(if $(shell grep -x '. $(PYTHON_NAME)' $(LOCK)),--constraint $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint check bench migration release clean
+.PHONY: help venv demo test lint check bench migration release lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,12 +25,12 @@ venv: $(STAMP) ## make the virtual environment with everything that developers n
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP): pyproject.toml hatch_build.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(STAMP): pyproject.toml hatch_build.py $(LOCK) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[dev]'
 	@touch $(STAMP) $(DEMO_STAMP)
 
-$(DEMO_STAMP): pyproject.toml hatch_build.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+$(DEMO_STAMP): pyproject.toml hatch_build.py $(LOCK) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[demo]'
 	@touch $(DEMO_STAMP)
 
 demo: $(DEMO_STAMP) ## play a working day on an embedded PostgreSQL and print its audit trail
@@ -52,6 +56,13 @@ migration: $(STAMP) ## write what changed in sql/ since the last release into a 
 
 release: $(STAMP) ## freeze the migrations under a version, the first one from sql/: VERSION=0.1.0
 	$(BIN)/python tools/make_migration.py --release "$(VERSION)"
+
+lock: ## find the newest versions of developers' packages and write them to requirements-dev.lock
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	build/lock/bin/python -c 'import sys; print("# Written by make lock with\n# Python %d.%d" % sys.version_info[:2])' >$(LOCK)
+	build/lock/bin/python -m pip freeze --disable-pip-version-check --exclude-editable >>$(LOCK)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
