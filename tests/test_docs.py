@@ -87,3 +87,11 @@ def test_help_names_pages_by_where_they_are() -> None:
     assert manual.page("alerts.md") in COMMANDS["alerts",].help
     assert Path(manual.page("alerts.md")).is_file()
     assert [text for text in helps if re.search(r"(?<![\w/])docs/", text)] == []
+
+
+def test_commits_are_checked_as_make_lint_checks() -> None:
+    recipe = re.search(r"^lint: .*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    linters = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"^ +entry: (.*)", hooks, re.MULTILINE) == linters
