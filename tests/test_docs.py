@@ -12,6 +12,7 @@ import typer.main
 
 from pgaudit_wf import manual
 from pgaudit_wf.cli import app
+from pgaudit_wf.devserver import OLDEST_MAJOR
 
 pytestmark = pytest.mark.lint
 
@@ -95,3 +96,14 @@ def test_commits_are_checked_as_make_lint_checks() -> None:
     linters = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     assert re.findall(r"^ +entry: (.*)", hooks, re.MULTILINE) == linters
+
+
+def test_the_forge_tests_what_the_package_claims() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    matrix = {
+        name: re.findall(r'"([\d.]+)"', values)
+        for name, values in re.findall(r"^ +(python|postgresql): \[(.*)\]", workflow, re.MULTILINE)
+    }
+    project = (ROOT / "pyproject.toml").read_text()
+    assert matrix["python"] == re.findall(r"Python :: (3\.\d+)", project)
+    assert matrix["postgresql"] == [str(major) for major in range(OLDEST_MAJOR, 19)]
