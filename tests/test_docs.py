@@ -73,6 +73,15 @@ def test_links_lead_to_files(path: Path) -> None:
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=label)
+def test_files_named_are_there(path: Path) -> None:
+    tops = "|".join(sorted(re.escape(child.name) for child in ROOT.iterdir() if child.is_dir()))
+    named = re.findall(rf"`((?:{tops})/[\w./-]+)`", path.read_text())
+    # Made by the first release.
+    missing = {name for name in named if not (ROOT / name).exists()} - {"migrations/CHECKSUMS"}
+    assert missing == set()
+
+
 def test_pages_named_in_sources_exist() -> None:
     named = {
         page
