@@ -15,7 +15,7 @@ PYTHON_NAME = $(shell $(BIN)/python -c 'import sys; print("Python %d.%d" % sys.v
 CONSTRAINTS = $(if $(shell grep -x '. $(PYTHON_NAME)' $(LOCK)),--constraint $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint check bench migration release lock clean
+.PHONY: help venv demo test lint check coverage bench migration release lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,14 @@ demo: $(DEMO_STAMP) ## play a working day on an embedded PostgreSQL and print it
 
 test: $(STAMP) ## run the suite; PG=15|16|17|18 picks the server, ARGS='-k name' goes to pytest
 	PG=$(PG) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+coverage: $(STAMP) ## run the suite and list what it never runs: lines of Python, functions in the database
+	rm -rf build/coverage
+	mkdir -p build/coverage/functions
+	-PG=$(PG) PGAUDIT_WF_FUNCTION_CALLS=$(CURDIR)/build/coverage/functions \
+		$(BIN)/coverage run -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(STAMP) ## check style and types of Python and SQL
 	$(BIN)/ruff check .

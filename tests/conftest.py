@@ -24,6 +24,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+import function_calls
 from pgaudit_wf.devserver import DevServer, find_binaries
 from pgaudit_wf.migrate import migrate
 
@@ -41,7 +42,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def server() -> Iterator[DevServer]:
     """The session's server; not to be stopped, killed or reconfigured by a test."""
     major = os.environ.get("PG")
-    settings = {"max_connections": 200, "max_prepared_transactions": 20}
+    settings: dict[str, str | int | float | bool] = {
+        "max_connections": 200,
+        "max_prepared_transactions": 20,
+        **function_calls.SETTINGS,
+    }
     # Each test copies a database; where there is room for that, the copies need no disk.
     memory = Path("/dev/shm")
     spacious = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 8 << 30
@@ -62,6 +67,7 @@ def _template(server: DevServer, name: str, fill: Callable[[str], object], user:
         server, sql.SQL("create database {} owner {}").format(database, sql.Identifier(user))
     )
     fill(server.dsn(name, user))
+    function_calls.prepare(server.dsn(name))
     # Cloning needs a database that nobody is connected to.
     _administer(
         server,
@@ -126,6 +132,7 @@ def _clone(server: DevServer, template: str, user: str = "postgres") -> Iterator
         with psycopg.connect(server.dsn(name), options="-c statement_timeout=0") as search:
             assert tables_with_secrets(search) == [], "a redacted value reached the audit schema"
     finally:
+        function_calls.collect(server.dsn(name))
         _administer(server, sql.SQL("drop database {} with (force)").format(database))
 
 
@@ -232,3 +239,11 @@ max_client_conn = 100
         finally:
             process.terminate()
             process.wait(20)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Under `make coverage`, list the functions of the database that no test has called."""
+    uncalled = function_calls.uncalled()
+    if uncalled:
+        terminalreporter.section("functions that no test calls")
+        terminalreporter.write("\n".join(uncalled) + "\n")
