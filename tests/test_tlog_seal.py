@@ -555,6 +555,45 @@ def test_an_erasure_leaves_nothing_to_guess_from_and_still_verifies(
     assert late
 
 
+@pytest.mark.parametrize("kept_part", ["snapshot", "who"])
+def test_a_version_without_author_or_snapshot_still_verifies(
+    app_conn: Connection, kept_part: str
+) -> None:
+    app_conn.execute("insert into organization (id, name) values ('o_1', 'Acme')")
+    app_conn.execute("insert into app_user (id, name, email) values ('u_1', 'Ada', 'a@x.io')")
+    with request_context(app_conn, actor_id="u_1", actor_label="Ada", org_id="o_1"):
+        workflow = scalar(
+            app_conn,
+            "insert into workflow (org_id, user_id, name, nodes, edges)"
+            " values ('o_1', 'u_1', 'Flow', '[]', '[]') returning id::text",
+        )
+    with request_context(app_conn, actor_id="u_2", org_id="o_1"):
+        app_conn.execute("update workflow set name = 'Other'")
+    app_conn.execute("alter table pgaudit_wf.workflow_history disable trigger append_only")
+    app_conn.execute(
+        "update pgaudit_wf.workflow_history set created_at = now() - interval '1 year'"
+    )
+    app_conn.execute("alter table pgaudit_wf.workflow_history enable always trigger append_only")
+    seal_all(app_conn)
+    before = prove_version(app_conn, workflow, 1)
+    if kept_part == "snapshot":
+        gone = "who"
+        assert scalar(app_conn, "select versions from pgaudit_wf.pseudonymise('u_1')") == 1
+    else:
+        gone = "snapshot"
+        app_conn.execute("update pgaudit_wf.version_policy set keep_versions = 1")
+        assert scalar(app_conn, "select pgaudit_wf.prune_history(10)") == 1
+    report = verify(app_conn, [KEY.verifier])
+    assert (report.holds, report.versions) == (True, 2)
+    after = prove_version(app_conn, workflow, 1)
+    assert after["leaf"] == before["leaf"]
+    assert gone not in after["opened"]
+    assert after["opened"][kept_part] == before["opened"][kept_part]
+    key = bytes.fromhex(before["opened"][gone]["key"])
+    assert scalar(app_conn, "select count(*) from pgaudit_wf.log_kept where key = %s", key) == 0
+    check(after, [KEY.verifier])
+
+
 def test_the_rest_of_an_erased_event_is_still_guarded(conn: Connection) -> None:
     ids = record(conn, 1, **ADA)
     seal_all(conn)

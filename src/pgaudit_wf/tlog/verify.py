@@ -408,6 +408,9 @@ class _Verification:
     def doubt_erasure(
         self, item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept]
     ) -> str | None:
+        gone = {name for name, rest in kept.items() if rest.commitment is not None}
+        if not item.is_event and row[14] is None and gone == {"snapshot"}:
+            return None  # pruned: nothing else of the version may have changed
         rows = self.conn.execute(_ERASED, {"index": item.index}).fetchall()
         pseudonyms = dict(rows)
         if not pseudonyms:
