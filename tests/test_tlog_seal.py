@@ -836,6 +836,8 @@ def test_maintenance_seals(dsn: str, tmp_path: Path) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         record(conn, 3)
         arguments = ["maintain", "-d", dsn, "--seal-key", str(key), "--json"]
+        planned = json.loads(CliRunner().invoke(app, [*arguments, "--dry-run"]).stdout)
+        assert [step["events"] for step in planned if step["subject"] == "seal"] == [3]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
         steps = json.loads(result.stdout)

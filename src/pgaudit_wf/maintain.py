@@ -90,7 +90,11 @@ class Hook:
 
 
 def plan(
-    conn: Connection, *, archive_url: str | None = None, months_ahead: int = 3
+    conn: Connection,
+    *,
+    archive_url: str | None = None,
+    months_ahead: int = 3,
+    hooks: Sequence[Hook] = (),
 ) -> tuple[Step, ...]:
     """Return what `maintain` would do now, in its order; changes nothing.
 
@@ -98,12 +102,14 @@ def plan(
         conn: A connection of the schema's owner, in autocommit mode.
         archive_url: Where archives go; without one, what is not archived yet cannot leave.
         months_ahead: For how many months after this one partitions are to be there.
+        hooks: As for `maintain`.
 
     Raises:
         psycopg.Error: The database could not answer.
     """
     with translated():
-        return tuple(_plan(conn, archive_url, months_ahead))
+        besides = [Step("hook", hook.name, hook.run(conn, True)) for hook in hooks]
+        return (*besides, *_plan(conn, archive_url, months_ahead))
 
 
 def _plan(conn: Connection, archive_url: str | None, months_ahead: int) -> Iterator[Step]:

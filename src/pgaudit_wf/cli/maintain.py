@@ -82,9 +82,10 @@ def maintain(
         pgaudit-wf maintain --archive s3://bucket/audit --watch 3600 --health-port 9188
     """
     conninfo = choose_database(argument, database)
+    hooks = [seal_hook(seal_key, seal_state)] if seal_key else []
     if dry_run:
         with connect(conninfo) as conn:
-            steps = plan(conn, archive_url=archive, months_ahead=months_ahead)
+            steps = plan(conn, archive_url=archive, months_ahead=months_ahead, hooks=hooks)
         _print(steps, as_json, to_do=True)
         return
     service = Service("maintain")
@@ -95,7 +96,7 @@ def maintain(
             partial(connect, conninfo),
             archive_url=archive,
             months_ahead=months_ahead,
-            hooks=[seal_hook(seal_key, seal_state)] if seal_key else [],
+            hooks=hooks,
             progress=_shown(bar),
         )
         stack.enter_context(json_logs() if watch else nullcontext())
