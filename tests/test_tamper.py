@@ -154,6 +154,14 @@ def test_one_byte_of_a_column(sealed: Connection, column: str) -> None:
     assert report.events == EVENTS - 1
 
 
+@pytest.mark.parametrize("column", ["metadata", "action", "captured"])
+def test_a_column_is_emptied_that_never_is_empty(sealed: Connection, column: str) -> None:
+    victim = event_ids(sealed)[3]
+    sealed.execute(f"alter table {LOG} alter {column} drop not null")
+    sealed.execute(f"update {LOG} set {column} = null where id = %s", [victim])
+    assert kinds(check(sealed).problems) == [("altered", victim)]
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
     [

@@ -48,6 +48,7 @@ SCHEMA_VERSION = 1
 _BATCH = 2_000
 # Or fewer, of so many characters: an event may have megabytes, and Arrow takes 2 GB of texts.
 _BATCH_SIZE = 1 << 26
+_OCCURRED_AT = EVENT_COLUMNS.index("occurred_at")
 # What an erasure may change of an event.
 _ERASABLE = ("actor_label", "ip", "user_agent", "diff", "metadata")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -123,8 +124,8 @@ class _Digest:
 
     def add(self, row: Row) -> None:
         self.events += 1
-        at = row.occurred_at.astimezone(UTC).isoformat()
-        plain = [*(row._asdict() | {"occurred_at": at}).values()]
+        plain: list[object] = [*row]
+        plain[_OCCURRED_AT] = row.occurred_at.astimezone(UTC).isoformat()
         self._hash.update(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode())
         self._hash.update(b"\n")
         for name, value in (("id", row.id), ("tx_id", row.tx_id), ("occurred_at", row.occurred_at)):
@@ -220,11 +221,11 @@ def read_rows(filesystem: FileSystem, path: str) -> Iterator[list[Row]]:
             for number in range(parquet.num_row_groups):
                 batch = parquet.read_row_group(number)
                 # Through UTC's own object: pyarrow would want pytz for one of its zones.
-                place = EVENT_COLUMNS.index("occurred_at")
-                plain = batch.set_column(place, "micros", batch.column(place).cast(pa.int64()))
+                micros = batch.column(_OCCURRED_AT).cast(pa.int64())
+                plain = batch.set_column(_OCCURRED_AT, "micros", micros)
                 columns = [column.to_pylist() for column in plain.columns]
-                columns[place] = [
-                    EPOCH + timedelta(microseconds=micros) for micros in columns[place]
+                columns[_OCCURRED_AT] = [
+                    EPOCH + timedelta(microseconds=since) for since in columns[_OCCURRED_AT]
                 ]
                 yield [EventRow._make(values) for values in zip(*columns, strict=True)]
         except pa.ArrowInvalid as error:
