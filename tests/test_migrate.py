@@ -686,8 +686,9 @@ def test_settings_of_role_and_database_do_not_matter(empty_dsn: str) -> None:
             f"alter database {database} set {setting}"
             for setting in (
                 "search_path = elsewhere",
-                "statement_timeout = '20ms'",
-                "idle_in_transaction_session_timeout = '20ms'",
+                # Short for an installation, long for its first statement on a busy machine.
+                "statement_timeout = '100ms'",
+                "idle_in_transaction_session_timeout = '500ms'",
                 "default_transaction_isolation = 'serializable'",
                 "datestyle = 'German'",
             )

@@ -12,13 +12,19 @@ end
 $$;
 comment on function pgaudit_wf.base_type(oid) is 'The type itself, or what a domain is made of.';
 
-create function pgaudit_wf.field(record_name text, column_name text) returns text
+create function pgaudit_wf.quote_column(name text) returns text
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Always in quotes: PL/pgSQL takes some names (by, if, loop, …) for its own words that quote_ident() leaves as they are.
-    select quote_ident(record_name) || '."' || replace(column_name, '"', '""') || '"'
+    -- PL/pgSQL takes these for words of its own, whatever stands before them; quote_ident() knows only SQL's.
+    select case when name in ('begin', 'by', 'declare', 'execute', 'foreach', 'if', 'loop', 'strict', 'while') then '"' || name || '"' else quote_ident(name) end
 $$;
+comment on function pgaudit_wf.quote_column(text) is 'A column''s name as it can stand after old. and new. in PL/pgSQL.';
+
+create function pgaudit_wf.field(record_name text, column_name text) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$ select quote_ident(record_name) || '.' || pgaudit_wf.quote_column(column_name) $$;
 comment on function pgaudit_wf.field(text, text) is 'A column of a record as PL/pgSQL reads it, whatever it is called.';
 
 create function pgaudit_wf.is_built_in(type oid) returns boolean

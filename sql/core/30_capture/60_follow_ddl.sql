@@ -23,7 +23,7 @@ as $$
                 then format('\m(old|new)\s*\.\s*%s(?![[:alnum:]_$])', replace(old_name, '$', '\$')) else '(?!)' end as plain,
             format('\m([oO][lL][dD]|[nN][eE][wW])\s*\.\s*%s',
                 regexp_replace(format('"%s"', replace(old_name, '"', '""')), '([][\\.^$*+?(){}|-])', '\\\1', 'g')) as quoted,
-            '\1.' || replace(quote_ident(new_name), '\', '\\') as replacement
+            '\1.' || replace(pgaudit_wf.quote_column(new_name), '\', '\\') as replacement
     ) as rename
     where action_rule.resource_type = rename_in_rules.resource_type and (condition ~* plain or condition ~ quoted)
 $$;
