@@ -47,7 +47,7 @@ def test_source_distribution_runs_its_tests(sdist: Path) -> None:
     # Collecting imports every test; those for lint read the sources, docs and tools next to them.
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     run(*pytest_, "-m", "lint", cwd=sdist, path=sdist / "src")
-    tool = "test_before_a_release_the_first_migration_is_rewritten"
+    tool = "test_a_release_freezes_sql_as_the_first_migrations"
     run(*pytest_, "tests/test_migrate.py", "-k", tool, cwd=sdist, path=sdist / "src")
 
 
