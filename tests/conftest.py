@@ -38,6 +38,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite-golden",
+        action="store_true",
+        help="write tests/capture_golden/ anew from what the database makes now",
+    )
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[DevServer]:
     """The session's server; not to be stopped, killed or reconfigured by a test."""

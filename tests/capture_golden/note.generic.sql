@@ -1,0 +1,137 @@
+CREATE OR REPLACE FUNCTION pgaudit_wf.capture_note()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET bytea_output TO 'hex'
+ SET "DateStyle" TO 'ISO, MDY'
+ SET extra_float_digits TO '1'
+ SET "IntervalStyle" TO 'postgres'
+ SET lc_monetary TO 'C'
+ SET quote_all_identifiers TO 'off'
+ SET "TimeZone" TO 'UTC'
+AS $function$
+-- Records every change of an attached table; written by pgaudit_wf.attach().
+-- To change it, attach the table again or edit pgaudit_wf.action_rule. Columns as of <digest>.
+declare
+    event_id text;
+    event_previous_id text;
+    event_org text;
+    event_label text;
+    event_action text;
+    event_diff jsonb;
+    event_metadata jsonb;
+    setting constant pgaudit_wf.generic_setting := row('{id,org_id,title,state,published_at,reading_time,tags,access_code,seen_at}'::text[], '{seen_at}'::text[], '{access_code}'::text[], '{8}'::smallint[])::pgaudit_wf.generic_setting;
+    as_attached boolean;
+    hidden_changes text[];
+    before jsonb;
+    after jsonb;
+    shown_before jsonb;
+    shown_after jsonb;
+begin
+    begin
+    as_attached := pgaudit_wf.columns_of(tg_relid) = 'access_code:25,id:20,org_id:2950,published_at:1184,reading_time:1186,seen_at:1184,state:<note_state>,tags:1009,title:25';
+    if tg_op in ('UPDATE', 'DELETE') then
+        if as_attached then
+            before := jsonb_build_object(
+                'id', old."id",
+                'org_id', old."org_id",
+                'title', old."title",
+                'state', old."state",
+                'published_at', old."published_at",
+                'reading_time', old."reading_time",
+                'tags', old."tags",
+                'access_code', case when old."access_code" is distinct from null then '[redacted]' end);
+        else
+            before := pgaudit_wf.generic_row(old, setting);
+        end if;
+        shown_before := before - '{}'::text[];
+    end if;
+    if tg_op in ('UPDATE', 'INSERT') then
+        if as_attached then
+            after := jsonb_build_object(
+                'id', new."id",
+                'org_id', new."org_id",
+                'title', new."title",
+                'state', new."state",
+                'published_at', new."published_at",
+                'reading_time', new."reading_time",
+                'tags', new."tags",
+                'access_code', case when new."access_code" is distinct from null then '[redacted]' end);
+        else
+            after := pgaudit_wf.generic_row(new, setting);
+        end if;
+        shown_after := after - '{}'::text[];
+    end if;
+    if tg_level = 'ROW' then
+        event_id := pgaudit_wf.generic_key(coalesce(after, before), '{id}', tg_relid);
+        event_label := left(nullif(coalesce(shown_after, shown_before) ->> 'title', '[redacted]'), 255);
+        event_org := left(nullif(coalesce(after ->> 'org_id', before ->> 'org_id'), '[redacted]'), 255);
+        if tg_op = 'UPDATE' and before -> 'org_id' is distinct from after -> 'org_id' then
+            event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', before -> 'org_id');
+        end if;
+    end if;
+    if tg_op = 'UPDATE' then
+        if as_attached then
+            hidden_changes := array_remove(array[case when record_image_ne(row(old."access_code"), row(new."access_code")) then 'access_code' end]::text[], null);
+        else
+            hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
+        end if;
+        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, hidden_changes);
+        if event_diff is null then
+            return null;
+        end if;
+        if pgaudit_wf.generic_key(before, '{id}', tg_relid) is distinct from event_id then
+            event_previous_id := pgaudit_wf.generic_key(before, '{id}', tg_relid);
+        end if;
+        begin
+            perform pgaudit_wf.refuse_casts(tg_relid, 'old.state = ''draft'' and new.state = ''published''
+old.title is distinct from new.title');
+            event_action := case
+                when old.state = 'draft' and new.state = 'published' then 'note.published'
+                when old.title is distinct from new.title then 'note.renamed'
+                else 'note.updated'
+            end;
+        exception
+            -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
+            when others then
+                if sqlstate ~ '^(40|53|57)' then
+                    raise;
+                end if;
+                event_action := 'note.updated';
+                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'note', sqlstate, event_action
+                    using hint = 'pgaudit_wf.doctor() names the rule.';
+        end;
+    elsif tg_op = 'INSERT' then
+        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after));
+        event_action := 'note.created';
+    elsif tg_op = 'DELETE' then
+        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before));
+        event_action := 'note.discarded';
+    else
+        event_action := 'note.truncated';
+        event_metadata := jsonb_build_object('table', format('%I.%I', tg_table_schema, tg_table_name));
+    end if;
+    if event_label is not null then
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
+    end if;
+    if current_setting('app.reason', true) <> '' then
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
+    end if;
+    if event_previous_id is not null then
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
+        insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
+        select 'note', event_previous_id, event_id, event_org where event_id is not null
+        on conflict on constraint key_change_pkey do nothing;
+    end if;
+
+    insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+    values (event_org, event_action, 'note', event_id, true, event_diff, coalesce(event_metadata, '{}'));
+    exception
+        when others then
+            perform pgaudit_wf.count_failure('public.note', tg_op, sqlstate);
+            raise warning '% of % went through unrecorded (SQLSTATE %)', tg_op, 'public.note', sqlstate;
+    end;
+    return null;
+end
+$function$
