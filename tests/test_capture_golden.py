@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 Conn = psycopg.Connection[Any]
 
@@ -36,7 +37,8 @@ select pgaudit_wf.attach(
 );
 """
 # PostgreSQL 17 was the first that can compare long values by their place.
-BY_PLACE = re.compile(r"\(pg_column_toast_chunk_id\(\S+ = pg_column_toast_chunk_id\(\S+ is not true")
+PLACE = r"pg_column_toast_chunk_id\(\S+\)"
+BY_PLACE = re.compile(rf"\({PLACE} = {PLACE}\) is not true")
 
 
 def produced(conn: Conn, table: str, form: str) -> str:
@@ -73,3 +75,55 @@ def test_trigger_functions_read_as_in_the_golden_files(
     if pytestconfig.getoption("--rewrite-golden"):
         golden.write_text(text)
     assert text == golden.read_text(), "if that is as intended, run `make golden`"
+
+
+def fill(conn: Conn, template: str, **pieces: str | list[str]) -> str:
+    row = conn.execute(
+        "select array_to_string(pgaudit_wf.fill(%s, %s), e'\\n')", [template, Jsonb(pieces)]
+    ).fetchone()
+    assert row is not None
+    text: str = row[0]
+    return text
+
+
+def test_what_fills_a_slot_is_searched_for_no_other(conn: Conn) -> None:
+    assert (
+        fill(conn, "{{a}}, {{b}}", a="{{b}} }} {{ %s", b="\\1 {{a}}") == "{{b}} }} {{ %s, \\1 {{a}}"
+    )
+    assert fill(conn, "  {{a}}", a=["{{b}}"]) == "  {{b}}"
+
+
+def test_lines_are_indented_as_their_slot_and_what_they_quote_is_not(conn: Conn) -> None:
+    inner = fill(conn, "if {{a}} then\n    {{b}}\nend if;", a="x = 'two\nlines'", b=["y;", "z;"])
+    assert inner == "if x = 'two\nlines' then\n    y;\n    z;\nend if;"
+    nested = conn.execute(
+        "select array_to_string(pgaudit_wf.fill(e'begin\n    {{inner}}\nend', jsonb_build_object("
+        "'inner', pgaudit_wf.fill(e'if {{a}} then\n    y;\nend if;', %s))), e'\n')",
+        [Jsonb({"a": "x = 'two\nlines'"})],
+    ).fetchone()
+    assert nested == ("begin\n    if x = 'two\nlines' then\n        y;\n    end if;\nend",)
+
+
+def test_an_empty_piece_takes_its_line_along(conn: Conn) -> None:
+    assert fill(conn, "a\n    {{none}}\n\nb{{none}}\n", none="") == "a\n\nb\n"
+    assert fill(conn, "a\n    {{none}}\nb", none=[]) == "a\nb"
+
+
+def test_a_slot_without_a_piece_is_an_error(conn: Conn) -> None:
+    with pytest.raises(psycopg.errors.InternalError_, match='"b"'):
+        fill(conn, "{{a}}\n{{b}}", a="")
+
+
+def test_either_form_has_a_piece_for_each_slot_and_no_other(app_conn: Conn) -> None:
+    assert app_conn.execute(
+        "select distinct s.slots @> p.pieces, p.pieces @> s.slots, c.common && p.own"
+        " from pgaudit_wf.attachment as a,"
+        " lateral (select array(select (regexp_matches(pgaudit_wf.capture_template(),"
+        "   '\\{\\{(.+?)\\}\\}', 'g'))[1]) as slots) as s,"
+        " lateral (select array(select jsonb_object_keys(pgaudit_wf.common_pieces(a)))"
+        "   as common) as c,"
+        " lateral (values (pgaudit_wf.compiled_pieces(a)), (pgaudit_wf.generic_pieces(a)))"
+        "   as form (made),"
+        " lateral (select own, c.common || own as pieces"
+        "   from (select array(select jsonb_object_keys(form.made)) as own) as o) as p"
+    ).fetchall() == [(True, True, False)]

@@ -59,7 +59,7 @@ begin
                 'created_at', old."created_at");
         else
             before := pgaudit_wf.generic_row(old, setting);
-        before := pgaudit_wf.compiled_names(before, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
+            before := pgaudit_wf.compiled_names(before, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
         end if;
         shown_before := before - '{nodes,edges}'::text[];
     end if;
@@ -85,7 +85,7 @@ begin
                 'created_at', new."created_at");
         else
             after := pgaudit_wf.generic_row(new, setting);
-        after := pgaudit_wf.compiled_names(after, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
+            after := pgaudit_wf.compiled_names(after, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
         end if;
         shown_after := after - '{nodes,edges}'::text[];
     end if;

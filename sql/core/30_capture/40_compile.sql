@@ -1,4 +1,288 @@
--- Writes the trigger function of an attached table. The text is for people too: \sf pgaudit_wf.capture_<table>.
+-- What the trigger function of an attached table reads like: one template for both forms, whose slots are filled in by pieces of
+-- PL/pgSQL. The result is for people too: \sf pgaudit_wf.capture_<table>; for samples of it, see tests/capture_golden/.
+
+create function pgaudit_wf.fill(template text, pieces jsonb) returns text[]
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    missing constant text := (
+        select slot[1] from regexp_matches(template, '\{\{([^{}]+)\}\}', 'g') as slot where pieces ->> slot[1] is null limit 1);
+begin
+    if missing is not null then
+        raise exception 'no piece for the slot "%"', missing using errcode = 'internal_error';
+    end if;
+    -- The template is cut once: what fills a slot, such as the name of a column, is never searched for others. And only whole lines of
+    -- templates are indented: what is quoted in one, such as a rule, can have line breaks that must stay as they are.
+    return array(
+        select filled.line
+        from string_to_table(template, e'\n') with ordinality as given (line, number)
+        cross join lateral regexp_match(given.line, '^( *)\{\{([^{}]+)\}\}$') as alone
+        cross join lateral (
+            select alone[1] || piece.line as line, piece.number
+            from jsonb_array_elements_text(
+                case when jsonb_typeof(pieces -> alone[2]) = 'array' then pieces -> alone[2]
+                    when pieces ->> alone[2] = '' then '[]'
+                    else jsonb_build_array(pieces -> alone[2]) end) with ordinality as piece (line, number)
+            where alone is not null
+            union all
+            select coalesce(string_agg(
+                case when part.number = 1 then part.line
+                    else (pieces ->> split_part(part.line, '}}', 1)) || substr(part.line, strpos(part.line, '}}') + 2) end,
+                '' order by part.number), ''), 1
+            from string_to_table(given.line, '{{') with ordinality as part (line, number)
+            having alone is null
+        ) as filled
+        order by given.number, filled.number);
+end
+$$;
+comment on function pgaudit_wf.fill(text, jsonb) is
+    'The lines of a template with pieces in its {{slots}}. On a line of its own, a slot takes an array of lines, each of which is indented as the slot is; none, or an empty text, takes the line away. Elsewhere it takes a text. Raises an error if a slot has no piece.';
+
+create function pgaudit_wf.capture_template() returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $template$ select $body$
+-- Records every change of an attached table; written by pgaudit_wf.attach().
+-- To change it, attach the table again or edit pgaudit_wf.action_rule. Columns as of {{shape}}.
+declare
+    event_id text;
+    event_previous_id text;
+    event_org text{{org at first}};
+    event_label text;
+    event_action text;
+    event_diff jsonb;
+    event_metadata jsonb;
+    {{variables of the form}}
+    {{variables of a version}}
+begin
+    {{check of the place}}
+    {{begin of the attempt}}
+    {{rows as JSON}}
+    if tg_op = 'UPDATE' then
+        {{changed columns}}
+        {{version of the update}}
+        if event_diff is null then
+            return null;
+        end if;
+        {{key of the update}}
+        {{org and label of the update}}
+        {{action of the update}}
+    elsif tg_op = 'INSERT' then
+        {{key of the insert}}
+        {{org and label of the insert}}
+        {{version of the insert}}
+        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', {{inserted row}}{{with its hash}}));
+        {{action of the insert}}
+    elsif tg_op = 'DELETE' then
+        {{key of the delete}}
+        {{org and label of the delete}}
+        {{version of the delete}}
+        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', {{deleted row}}{{with its hash}}));
+        {{action of the delete}}
+    else
+        event_action := {{action of the truncate}};
+        event_metadata := jsonb_build_object('table', format('%I.%I', tg_table_schema, tg_table_name));
+    end if;
+    {{action of a restore}}
+    if event_label is not null then
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
+    end if;
+    if current_setting('app.reason', true) <> '' then
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
+    end if;
+    if event_previous_id is not null then
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
+        insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
+        select {{type}}, event_previous_id, event_id, event_org where event_id is not null
+        on conflict on constraint key_change_pkey do nothing;
+    end if;
+
+    insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+    values (event_org, event_action, {{type}}, event_id, true, event_diff, coalesce(event_metadata, '{}'));
+    {{end of the attempt}}
+    return null;
+end
+$body$ $template$;
+comment on function pgaudit_wf.capture_template() is
+    'The trigger function of an attached table as \sf shows it, with slots for fill(): see common_pieces(), compiled_pieces() and generic_pieces().';
+
+create function pgaudit_wf.rule_could_cast(target oid, condition text) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- By its text alone, so rather too often: a mention of the column, or of the row as a whole.
+    select coalesce(bool_or(case when name ~ '^\w+$' then condition ~* ('\m' || name || '\M') else strpos(condition, replace(name, '"', '""')) > 0 end
+        or condition ~* '\m(old|new)\M\s*($|[^.[:space:]]|\.\s*\*)'), false)
+    from unnest(pgaudit_wf.columns_with_casts(target)) as name
+$$;
+comment on function pgaudit_wf.rule_could_cast(oid, text) is
+    'Whether a rule''s condition may run, with our rights, a cast that somebody made of a type of the table''s columns: it is then left out.';
+
+create function pgaudit_wf.refuse_casts(relation oid, conditions text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from pg_attribute where attrelid = relation and attnum > 0 and not attisdropped and atttypid >= 16384)
+        and pgaudit_wf.rule_could_cast(relation, conditions)
+    then
+        raise exception 'a column of % has a type with a cast that this could run: %', relation::regclass, conditions using errcode = 'PA003';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.refuse_casts(oid, text) is
+    'Raises PA003 where a condition over the table''s columns could run a cast that somebody made, with our rights; for the generic form.';
+
+create function pgaudit_wf.action_statements(setting pgaudit_wf.attachment, op text) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with rule as (
+        select id, position, condition, action from pgaudit_wf.action_rule
+        where action_rule.resource_type = (setting).resource_type and action_rule.op = $2
+            and not pgaudit_wf.rule_could_cast((setting).target, condition)
+    ), fallback as (
+        select quote_literal((setting).resource_type || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
+    )
+    select case when exists (select from rule where condition is not null) then pgaudit_wf.fill(
+$rules$begin
+    {{check of casts}}
+    event_action := case
+        {{rules}}
+        else {{fallback}}
+    end;
+exception
+    -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
+    when others then
+        if sqlstate ~ '^(40|53|57)' then
+            raise;
+        end if;
+        event_action := {{fallback}};
+        raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', {{type}}, sqlstate, event_action
+            using hint = 'pgaudit_wf.doctor() names the rule.';
+end;$rules$,
+        jsonb_build_object(
+            -- Nobody tells a trigger of the generic form of a cast that is made later.
+            'check of casts', case when (setting).form = 'generic' then (
+                select format('perform pgaudit_wf.refuse_casts(tg_relid, %L);', string_agg(condition, e'\n')) from rule) else '' end,
+            'rules', (
+                select array_agg(line order by position, id, number)
+                from rule
+                cross join lateral unnest(
+                    -- What follows a comment has to stand on a line of its own.
+                    case when strpos(condition, '--') > 0 then array['when ' || condition, format('then %L', action)]
+                        else array[format('when %s then %L', coalesce(condition, 'true'), action)] end
+                ) with ordinality as branch (line, number)),
+            'fallback', fallback.action,
+            'type', quote_literal((setting).resource_type)))
+        else array[format('event_action := %s;',
+            coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action))] end
+    from fallback
+$$;
+comment on function pgaudit_wf.action_statements(pgaudit_wf.attachment, text) is
+    'PL/pgSQL that names the action of an insert, update or delete, from action_rule.';
+
+create function pgaudit_wf.shape_of(relation oid) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select md5(string_agg(concat_ws(',', attnum, attname, atttypid, attcollation, attgenerated, (
+            select pgaudit_wf.shape_of(c.oid) from pg_class as c
+            join pg_type as t on t.typrelid = c.oid
+            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf.contains_type(atttypid, t.oid) and t.oid <> (select reltype from pg_class where oid = shape_of.relation)
+            order by c.oid limit 1)), ';' order by attnum))
+        from pg_attribute where attrelid = shape_of.relation and attnum > 0 and not attisdropped);
+end
+$$;
+comment on function pgaudit_wf.shape_of(oid) is 'A fingerprint of the names and types of a relation''s columns.';
+
+create function pgaudit_wf.capture_settings(setting pgaudit_wf.attachment) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select array(
+        select distinct pinned
+        from (
+            select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
+            from pg_attribute
+            where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore || (setting).redact)
+            -- The generic form does not know what columns will come.
+            union all
+            select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
+                'lc_monetary = ''C''', 'extra_float_digits = 1', 'quote_all_identifiers = off'])
+            where (setting).form = 'generic'
+        ) as type_setting (pinned)
+        order by pinned)
+$$;
+comment on function pgaudit_wf.capture_settings(pgaudit_wf.attachment) is
+    'The settings that an attached table''s trigger pins, so that what it records does not depend on the session.';
+
+create function pgaudit_wf.common_pieces(setting pgaudit_wf.attachment) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    versioned constant boolean := pgaudit_wf.definition_columns((setting).target) <> '{}';
+    warns constant boolean := (setting).on_failure = 'warn';
+begin
+    return jsonb_build_object(
+        -- PL/pgSQL keeps plans by the types of a row's columns: another type must make it another function.
+        'shape', pgaudit_wf.shape_of((setting).target),
+        'org at first', case when (setting).org_column = any ((setting).columns) then ''
+            else ' := pgaudit_wf.context_value(''app.org_id'')' end,
+        'variables of a version', case when versioned then array[
+            'event_hash text;',
+            'event_version pgaudit_wf.version_ref;',
+            'definition_changed boolean := false;',
+            'old_nodes jsonb;',
+            'old_edges jsonb;',
+            'new_nodes jsonb;',
+            'new_edges jsonb;'] else '{}' end,
+        'check of the place', pgaudit_wf.check_place((setting).target, (setting).function_name),
+        'begin of the attempt', case when warns then 'begin' else '' end,
+        'version of the update', pgaudit_wf.version_statements(setting, 'update'),
+        'action of the update', pgaudit_wf.action_statements(setting, 'update'),
+        'version of the insert', pgaudit_wf.version_statements(setting, 'insert'),
+        'with its hash', case when versioned then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end,
+        'action of the insert', pgaudit_wf.action_statements(setting, 'insert'),
+        'version of the delete', pgaudit_wf.version_statements(setting, 'delete'),
+        'action of the delete', pgaudit_wf.action_statements(setting, 'delete'),
+        'action of the truncate', quote_literal((setting).resource_type || '.truncated'),
+        'action of a restore', case when versioned then pgaudit_wf.fill(
+$restore$if event_version.restored_from is not null then
+    event_action := {{action}};
+    event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('restored_from', event_version.restored_from);
+end if;$restore$, jsonb_build_object('action', quote_literal((setting).resource_type || '.restored'))) else '{}' end,
+        'type', quote_literal((setting).resource_type),
+        'end of the attempt', case when warns then pgaudit_wf.fill(
+$failure$exception
+    when others then
+        perform pgaudit_wf.count_failure({{table}}, tg_op, sqlstate);
+        raise warning '% of % went through unrecorded (SQLSTATE %)', tg_op, {{table}}, sqlstate;
+end;$failure$, jsonb_build_object('table', quote_literal((setting).target::text))) else '{}' end);
+end
+$$;
+comment on function pgaudit_wf.common_pieces(pgaudit_wf.attachment) is
+    'The pieces of capture_template() that are made alike for both forms, in the order of its slots.';
+
+create function pgaudit_wf.capture_body(setting pgaudit_wf.attachment) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return array_to_string(
+        pgaudit_wf.fill(pgaudit_wf.capture_template(), pgaudit_wf.common_pieces(setting) || case (setting).form
+            when 'compiled' then pgaudit_wf.compiled_pieces(setting)
+            else pgaudit_wf.generic_pieces(setting) end),
+        e'\n');
+end
+$$;
+comment on function pgaudit_wf.capture_body(pgaudit_wf.attachment) is 'The body of an attached table''s trigger function.';
+
+-- The pieces of the compiled form, which names each column and compares it in its own type.
 
 create type pgaudit_wf.capture_column as (
     name text,
@@ -128,75 +412,6 @@ as $$
 $$;
 comment on function pgaudit_wf.bounded_key(text) is 'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
 
-create function pgaudit_wf.rule_could_cast(target oid, condition text) returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    -- By its text alone, so rather too often: a mention of the column, or of the row as a whole.
-    select coalesce(bool_or(case when name ~ '^\w+$' then condition ~* ('\m' || name || '\M') else strpos(condition, replace(name, '"', '""')) > 0 end
-        or condition ~* '\m(old|new)\M\s*($|[^.[:space:]]|\.\s*\*)'), false)
-    from unnest(pgaudit_wf.columns_with_casts(target)) as name
-$$;
-comment on function pgaudit_wf.rule_could_cast(oid, text) is
-    'Whether a rule''s condition may run, with our rights, a cast that somebody made of a type of the table''s columns: it is then left out.';
-
-create function pgaudit_wf.refuse_casts(relation oid, conditions text) returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if exists (select from pg_attribute where attrelid = relation and attnum > 0 and not attisdropped and atttypid >= 16384)
-        and pgaudit_wf.rule_could_cast(relation, conditions)
-    then
-        raise exception 'a column of % has a type with a cast that this could run: %', relation::regclass, conditions using errcode = 'PA003';
-    end if;
-end
-$$;
-comment on function pgaudit_wf.refuse_casts(oid, text) is
-    'Raises PA003 where a condition over the table''s columns could run a cast that somebody made, with our rights; for the generic form.';
-
-create function pgaudit_wf.action_statements(setting pgaudit_wf.attachment, op text) returns text
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    with rule as (
-        select id, position, condition, action from pgaudit_wf.action_rule
-        where action_rule.resource_type = (setting).resource_type and action_rule.op = $2
-            and not pgaudit_wf.rule_could_cast((setting).target, condition)
-    ), fallback as (
-        select quote_literal((setting).resource_type || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
-    )
-    select case when exists (select from rule where condition is not null) then format($rules$
-        begin%4$s
-            event_action := case
-%1$s                else %2$s
-            end;
-        exception
-            -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
-            when others then
-                if sqlstate ~ '^(40|53|57)' then
-                    raise;
-                end if;
-                event_action := %2$s;
-                raise warning 'an action rule of %% failed (SQLSTATE %%), and the change is recorded as %%', %3$L, sqlstate, event_action
-                    using hint = 'pgaudit_wf.doctor() names the rule.';
-        end;$rules$,
-            (
-                select string_agg(format(e'                when %s then %L\n',
-                    case when strpos(coalesce(condition, 'true'), '--') > 0 then condition || e'\n               ' else coalesce(condition, 'true') end,
-                    rule.action), '' order by position, id)
-                from rule
-            ), fallback.action, (setting).resource_type,
-            -- There, nobody tells us of a cast that is made later.
-            case when (setting).form = 'generic' then 
-                (select format(e'\n            perform pgaudit_wf.refuse_casts(tg_relid, %L);', string_agg(condition, e'\n')) from rule) else '' end)
-        else format(e'\n        event_action := %s;',
-            coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action)) end
-    from fallback
-$$;
-comment on function pgaudit_wf.action_statements(pgaudit_wf.attachment, text) is
-    'PL/pgSQL that names the action of an insert, update or delete, from action_rule.';
-
 create function pgaudit_wf.row_object(columns pgaudit_wf.capture_column[], record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -235,20 +450,29 @@ as $$
 $$;
 comment on function pgaudit_wf.row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
 
-create function pgaudit_wf.update_statements(setting pgaudit_wf.attachment) returns text
-language sql stable
+create function pgaudit_wf.update_statements(setting pgaudit_wf.attachment) returns text[]
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    col pgaudit_wf.capture_column;
+    lines text[] := '{}';
+begin
     -- One statement a column: PL/pgSQL evaluates such simple expressions several times faster than one long expression.
-    select coalesce(string_agg(format(
-        e'        if %s then\n'
-        '            event_diff := coalesce(event_diff, ''[]'') || jsonb_build_object(''op'', ''replace'', ''path'', %L,\n'
-        '                ''old'', %s, ''value'', %s);\n'
-        '        end if;\n',
-        pgaudit_wf.changed_expression(col), pgaudit_wf.pointer((col).name),
-        pgaudit_wf.shown_expression(col, 'old'), pgaudit_wf.shown_expression(col, 'new')
-        ), ''), '')
-    from pgaudit_wf.capture_columns(setting) as col
+    for col in select * from pgaudit_wf.capture_columns(setting) loop
+        lines := lines || pgaudit_wf.fill(
+$change$if {{changed}} then
+    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', {{path}},
+        'old', {{old}}, 'value', {{new}});
+end if;$change$,
+            jsonb_build_object(
+                'changed', pgaudit_wf.changed_expression(col),
+                'path', quote_literal(pgaudit_wf.pointer(col.name)),
+                'old', pgaudit_wf.shown_expression(col, 'old'),
+                'new', pgaudit_wf.shown_expression(col, 'new')));
+    end loop;
+    return lines;
+end
 $$;
 comment on function pgaudit_wf.update_statements(pgaudit_wf.attachment) is 'PL/pgSQL that collects the changed columns of an update into event_diff.';
 
@@ -272,80 +496,71 @@ $$;
 comment on function pgaudit_wf.org_expression(pgaudit_wf.attachment) is
     'SQL expression for the organization of an updated row: the new one, or the old one of a row that has left it.';
 
-create function pgaudit_wf.assignments(setting pgaudit_wf.attachment, record_name text, on_update boolean) returns text
+create function pgaudit_wf.key_statements(setting pgaudit_wf.attachment) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf.fill(
+$key$event_id := {{new key}};
+if {{changed}} then
+    event_previous_id := {{old key}};
+end if;$key$,
+        jsonb_build_object(
+            'new key', pgaudit_wf.key_expression(setting, 'new'),
+            'changed', string_agg(pgaudit_wf.changed_expression(col), ' or '),
+            'old key', pgaudit_wf.key_expression(setting, 'old')))
+    from pgaudit_wf.capture_columns(setting) as col where (col).name = any ((setting).id_columns)
+$$;
+comment on function pgaudit_wf.key_statements(pgaudit_wf.attachment) is 'PL/pgSQL that takes the key of an updated row, and the one before if it is another.';
+
+create function pgaudit_wf.assignments(setting pgaudit_wf.attachment, record_name text, on_update boolean) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case
-            when org is null then ''
+            when org is null then '{}'
             when record_name = 'new' and on_update then (
-                select format(e'\n        event_org := %s;'
-                    '\n        if %s then'
-                    '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', %s);'
-                    '\n        end if;', pgaudit_wf.org_expression(setting), pgaudit_wf.changed_expression(pgaudit_wf.describe_column(col, false)),
-                    pgaudit_wf.json_expression(atttypid, pgaudit_wf.field('old', attname)))
+                select pgaudit_wf.fill(
+$org$event_org := {{org}};
+if {{changed}} then
+    event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', {{old org}});
+end if;$org$,
+                    jsonb_build_object(
+                        'org', pgaudit_wf.org_expression(setting),
+                        'changed', pgaudit_wf.changed_expression(pgaudit_wf.describe_column(col, false)),
+                        'old org', pgaudit_wf.json_expression(atttypid, pgaudit_wf.field('old', attname))))
                 from pg_attribute as col where attrelid = (setting).target and attname = (setting).org_column)
-            else format(e'\n        event_org := left(%s, 255);', org)
+            else array[format('event_org := left(%s, 255);', org)]
         end
-        || case when label is null then '' else format(e'\n        event_label := left(%s, 255);', label) end
+        || case when label is null then '{}' else array[format('event_label := left(%s, 255);', label)] end
     from (select pgaudit_wf.column_text(setting, (setting).org_column, record_name) as org,
         pgaudit_wf.column_text(setting, (setting).label_column, record_name) as label) as taken
 $$;
 comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text, boolean) is 'PL/pgSQL that takes org and label from the given record.';
 
-create function pgaudit_wf.truncate_statements(setting pgaudit_wf.attachment) returns text
-language sql immutable
-set search_path = pg_catalog, pg_temp
-as $$
-    select format(e'        event_action := %L;\n        event_metadata := jsonb_build_object(''table'', format(''%%I.%%I'', tg_table_schema, tg_table_name));',
-        (setting).resource_type || '.truncated')
-$$;
-comment on function pgaudit_wf.truncate_statements(pgaudit_wf.attachment) is 'PL/pgSQL for a TRUNCATE: the one event it makes names the table that was emptied.';
-
-create function pgaudit_wf.compiled_body(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf.compiled_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return format($body$
-    if tg_op = 'UPDATE' then
-%1$s%14$s        if event_diff is null then
-            return null;
-        end if;
-        event_id := %2$s;%3$s%13$s%5$s
-    elsif tg_op = 'INSERT' then
-        event_id := %2$s;%4$s
-%15$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', %6$s%17$s));%7$s
-    elsif tg_op = 'DELETE' then
-        event_id := %9$s;%10$s
-%16$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', %8$s%17$s));%11$s
-    else
-%12$s
-    end if;$body$,
-        pgaudit_wf.update_statements(setting),
-        pgaudit_wf.key_expression(setting, 'new'),
-        (
-            select format(e'\n        if %s then\n            event_previous_id := %s;\n        end if;',
-                string_agg(pgaudit_wf.changed_expression(col), ' or '), pgaudit_wf.key_expression(setting, 'old'))
-            from pgaudit_wf.capture_columns(setting) as col where (col).name = any ((setting).id_columns)
-        ),
-        pgaudit_wf.assignments(setting, 'new', false),
-        pgaudit_wf.action_statements(setting, 'update'),
-        pgaudit_wf.row_expression(setting, 'new'),
-        pgaudit_wf.action_statements(setting, 'insert'),
-        pgaudit_wf.row_expression(setting, 'old'),
-        pgaudit_wf.key_expression(setting, 'old'),
-        pgaudit_wf.assignments(setting, 'old', false),
-        pgaudit_wf.action_statements(setting, 'delete'),
-        pgaudit_wf.truncate_statements(setting),
-        pgaudit_wf.assignments(setting, 'new', true),
-        pgaudit_wf.version_statements(setting, 'update'),
-        pgaudit_wf.version_statements(setting, 'insert'),
-        pgaudit_wf.version_statements(setting, 'delete'),
-        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end);
+    return jsonb_build_object(
+        'variables of the form', '',
+        'rows as JSON', '',
+        'changed columns', pgaudit_wf.update_statements(setting),
+        'key of the update', pgaudit_wf.key_statements(setting),
+        'org and label of the update', pgaudit_wf.assignments(setting, 'new', true),
+        'key of the insert', format('event_id := %s;', pgaudit_wf.key_expression(setting, 'new')),
+        'org and label of the insert', pgaudit_wf.assignments(setting, 'new', false),
+        'inserted row', pgaudit_wf.row_expression(setting, 'new'),
+        'key of the delete', format('event_id := %s;', pgaudit_wf.key_expression(setting, 'old')),
+        'org and label of the delete', pgaudit_wf.assignments(setting, 'old', false),
+        'deleted row', pgaudit_wf.row_expression(setting, 'old'));
 end
 $$;
-comment on function pgaudit_wf.compiled_body(pgaudit_wf.attachment) is 'The part of a compiled trigger function that works out what changed.';
+comment on function pgaudit_wf.compiled_pieces(pgaudit_wf.attachment) is
+    'The pieces of capture_template() that the compiled form has of its own, in the order of its slots.';
+
+-- The pieces of the generic form, which reads rows as JSON, and what its triggers call: for servers where nobody says that a table changes.
 
 create type pgaudit_wf.generic_setting as (
     known text[],
@@ -489,186 +704,98 @@ as $$
 $$;
 comment on function pgaudit_wf.describe_generic(pgaudit_wf.attachment) is 'SQL expression for what a trigger of the generic form knows of its table''s columns.';
 
-create function pgaudit_wf.generic_body(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf.generic_org(setting pgaudit_wf.attachment) returns text[]
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when (setting).org_column is null then array['-- no org column: app.org_id is taken']
+        else pgaudit_wf.fill(
+$org$event_org := left(nullif(coalesce(after ->> {{column}}, before ->> {{column}}), '[redacted]'), 255);
+if tg_op = 'UPDATE' and before -> {{column}} is distinct from after -> {{column}} then
+    event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', before -> {{column}});
+end if;$org$,
+            jsonb_build_object('column', quote_literal((setting).org_column)))
+    end
+$$;
+comment on function pgaudit_wf.generic_org(pgaudit_wf.attachment) is 'PL/pgSQL of the generic form that takes the org from the rows as JSON.';
+
+create function pgaudit_wf.generic_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    columns constant pgaudit_wf.capture_column[] := pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting));
+    id_columns constant text := quote_literal((setting).id_columns::text);
 begin
-    return format($body$
-    as_attached := pgaudit_wf.columns_of(tg_relid) = %15$L;
-    if tg_op in ('UPDATE', 'DELETE') then
-        if as_attached then
-            before := %16$s;
-        else
-            before := pgaudit_wf.generic_row(old, setting);%1$s
-        end if;
-        shown_before := before - %5$L::text[];
-    end if;
-    if tg_op in ('UPDATE', 'INSERT') then
-        if as_attached then
-            after := %17$s;
-        else
-            after := pgaudit_wf.generic_row(new, setting);%2$s
-        end if;
-        shown_after := after - %5$L::text[];
-    end if;
-    if tg_level = 'ROW' then
-        event_id := pgaudit_wf.generic_key(coalesce(after, before), %3$L, tg_relid);
-        event_label := left(nullif(coalesce(shown_after, shown_before) ->> %14$L, '[redacted]'), 255);
-        %4$s
-    end if;
-    if tg_op = 'UPDATE' then
-        if as_attached then
-            hidden_changes := %18$s;
-        else
-            hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
-        end if;
-        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, hidden_changes);
-%6$s        if event_diff is null then
-            return null;
-        end if;
-        if pgaudit_wf.generic_key(before, %3$L, tg_relid) is distinct from event_id then
-            event_previous_id := pgaudit_wf.generic_key(before, %3$L, tg_relid);
-        end if;%7$s
-    elsif tg_op = 'INSERT' then
-%8$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after%9$s));%10$s
-    elsif tg_op = 'DELETE' then
-%11$s        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before%9$s));%12$s
+    return jsonb_build_object(
+        'variables of the form', array[
+            format('setting constant pgaudit_wf.generic_setting := %s;', pgaudit_wf.describe_generic(setting)),
+            'as_attached boolean;',
+            'hidden_changes text[];',
+            'before jsonb;',
+            'after jsonb;',
+            'shown_before jsonb;',
+            'shown_after jsonb;'],
+        'rows as JSON', pgaudit_wf.fill(
+$rows$as_attached := pgaudit_wf.columns_of(tg_relid) = {{columns}};
+if tg_op in ('UPDATE', 'DELETE') then
+    if as_attached then
+        before := {{old row}};
     else
-%13$s
-    end if;$body$,
-        pgaudit_wf.follow_names(setting, 'before'),
-        pgaudit_wf.follow_names(setting, 'after'),
-        (setting).id_columns,
-        case when (setting).org_column is null then '-- no org column: app.org_id is taken'
-            else format(
-                e'event_org := left(nullif(coalesce(after ->> %1$L, before ->> %1$L), ''[redacted]''), 255);'
-                '\n        if tg_op = ''UPDATE'' and before -> %1$L is distinct from after -> %1$L then'
-                '\n            event_metadata := coalesce(event_metadata, ''{}'') || jsonb_build_object(''previous_org_id'', before -> %1$L);'
-                '\n        end if;', (setting).org_column) end,
-        pgaudit_wf.definition_columns((setting).target),
-        pgaudit_wf.version_statements(setting, 'update'),
-        pgaudit_wf.action_statements(setting, 'update'),
-        pgaudit_wf.version_statements(setting, 'insert'),
-        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end,
-        pgaudit_wf.action_statements(setting, 'insert'),
-        pgaudit_wf.version_statements(setting, 'delete'),
-        pgaudit_wf.action_statements(setting, 'delete'),
-        pgaudit_wf.truncate_statements(setting),
-        (setting).label_column,
-        pgaudit_wf.columns_of((setting).target),
-        pgaudit_wf.row_object(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting)), 'old'),
-        pgaudit_wf.row_object(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting)), 'new'),
-        (
-            select coalesce('array_remove(array[' || string_agg(
-                format('case when record_image_ne(row(%s), row(%s)) then %L end', pgaudit_wf.field('old', name), pgaudit_wf.field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
-            from unnest(pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting))) as col where redacted));
+        before := pgaudit_wf.generic_row(old, setting);
+        {{old names}}
+    end if;
+    shown_before := before - {{graph}}::text[];
+end if;
+if tg_op in ('UPDATE', 'INSERT') then
+    if as_attached then
+        after := {{new row}};
+    else
+        after := pgaudit_wf.generic_row(new, setting);
+        {{new names}}
+    end if;
+    shown_after := after - {{graph}}::text[];
+end if;
+if tg_level = 'ROW' then
+    event_id := pgaudit_wf.generic_key(coalesce(after, before), {{id columns}}, tg_relid);
+    event_label := left(nullif(coalesce(shown_after, shown_before) ->> {{label column}}, '[redacted]'), 255);
+    {{org}}
+end if;$rows$,
+            jsonb_build_object(
+                'columns', quote_literal(pgaudit_wf.columns_of((setting).target)),
+                'old row', pgaudit_wf.row_object(columns, 'old'),
+                'old names', pgaudit_wf.follow_names(setting, 'before'),
+                'new row', pgaudit_wf.row_object(columns, 'new'),
+                'new names', pgaudit_wf.follow_names(setting, 'after'),
+                'graph', quote_literal(pgaudit_wf.definition_columns((setting).target)::text),
+                'id columns', id_columns,
+                'label column', quote_nullable((setting).label_column),
+                'org', pgaudit_wf.generic_org(setting))),
+        'changed columns', pgaudit_wf.fill(
+$changes$if as_attached then
+    hidden_changes := {{hidden changes}};
+else
+    hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
+end if;
+event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, hidden_changes);$changes$,
+            jsonb_build_object('hidden changes', (
+                select coalesce('array_remove(array[' || string_agg(format('case when record_image_ne(row(%s), row(%s)) then %L end',
+                    pgaudit_wf.field('old', name), pgaudit_wf.field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
+                from unnest(columns) where redacted))),
+        'key of the update', pgaudit_wf.fill(
+$key$if pgaudit_wf.generic_key(before, {{id columns}}, tg_relid) is distinct from event_id then
+    event_previous_id := pgaudit_wf.generic_key(before, {{id columns}}, tg_relid);
+end if;$key$, jsonb_build_object('id columns', id_columns)),
+        -- Those of the other branches were taken from the rows as JSON.
+        'org and label of the update', '',
+        'key of the insert', '',
+        'org and label of the insert', '',
+        'inserted row', 'shown_after',
+        'key of the delete', '',
+        'org and label of the delete', '',
+        'deleted row', 'shown_before');
 end
 $$;
-comment on function pgaudit_wf.generic_body(pgaudit_wf.attachment) is 'The part of a generic trigger function that works out what changed.';
-
-create function pgaudit_wf.shape_of(relation oid) returns text
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    return (
-        select md5(string_agg(concat_ws(',', attnum, attname, atttypid, attcollation, attgenerated, (
-            select pgaudit_wf.shape_of(c.oid) from pg_class as c
-            join pg_type as t on t.typrelid = c.oid
-            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf.contains_type(atttypid, t.oid) and t.oid <> (select reltype from pg_class where oid = shape_of.relation)
-            order by c.oid limit 1)), ';' order by attnum))
-        from pg_attribute where attrelid = shape_of.relation and attnum > 0 and not attisdropped);
-end
-$$;
-comment on function pgaudit_wf.shape_of(oid) is 'A fingerprint of the names and types of a relation''s columns.';
-
-create function pgaudit_wf.capture_settings(setting pgaudit_wf.attachment) returns text[]
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select array(
-        select distinct pinned
-        from (
-            select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
-            from pg_attribute
-            where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore || (setting).redact)
-            -- The generic form does not know what columns will come.
-            union all
-            select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
-                'lc_monetary = ''C''', 'extra_float_digits = 1', 'quote_all_identifiers = off'])
-            where (setting).form = 'generic'
-        ) as type_setting (pinned)
-        order by pinned)
-$$;
-comment on function pgaudit_wf.capture_settings(pgaudit_wf.attachment) is
-    'The settings that an attached table''s trigger pins, so that what it records does not depend on the session.';
-
-create function pgaudit_wf.capture_body(setting pgaudit_wf.attachment) returns text
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    statements text;
-begin
-    statements := case (setting).form when 'compiled' then pgaudit_wf.compiled_body(setting) else pgaudit_wf.generic_body(setting) end
-        || case when pgaudit_wf.definition_columns((setting).target) <> '{}' then format($restored$
-    if event_version.restored_from is not null then
-        event_action := %L;
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('restored_from', event_version.restored_from);
-    end if;$restored$, (setting).resource_type || '.restored') else '' end
-        || format($insert$
-    if event_label is not null then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
-    end if;
-    if current_setting('app.reason', true) <> '' then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
-    end if;
-    if event_previous_id is not null then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
-        insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
-        select %1$L, event_previous_id, event_id, event_org where event_id is not null
-        on conflict on constraint key_change_pkey do nothing;
-    end if;
-
-    insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-    values (event_org, event_action, %1$L, event_id, true, event_diff, coalesce(event_metadata, '{}'));$insert$,
-        (setting).resource_type);
-
-    if (setting).on_failure = 'warn' then
-        statements := e'\n    begin' || statements || format($warn$
-    exception
-        when others then
-            perform pgaudit_wf.count_failure(%1$L, tg_op, sqlstate);
-            raise warning '%% of %% went through unrecorded (SQLSTATE %%)', tg_op, %1$L, sqlstate;
-    end;$warn$, (setting).target);
-    end if;
-
-    return format($body$
--- Records every change of an attached table; written by pgaudit_wf.attach().
--- To change it, attach the table again or edit pgaudit_wf.action_rule. Columns as of %s.
-declare
-    event_id text;
-    event_previous_id text;
-    event_org text%s;
-    event_label text;
-    event_action text;
-    event_diff jsonb;
-    event_metadata jsonb;%s%s
-begin%s%s
-    return null;
-end
-$body$,
-        -- PL/pgSQL keeps plans by the types of a row's columns: another type must make it another function.
-        pgaudit_wf.shape_of((setting).target),
-        case when (setting).org_column = any ((setting).columns) then '' else ' := pgaudit_wf.context_value(''app.org_id'')' end,
-        case when (setting).form = 'generic' then format(
-            e'\n    setting constant pgaudit_wf.generic_setting := %s;\n    as_attached boolean;\n    hidden_changes text[];\n    before jsonb;\n    after jsonb;\n    shown_before jsonb;\n    shown_after jsonb;',
-            pgaudit_wf.describe_generic(setting)) else '' end,
-        case when pgaudit_wf.definition_columns((setting).target) <> '{}' then
-            e'\n    event_hash text;\n    event_version pgaudit_wf.version_ref;\n    definition_changed boolean := false;\n    old_nodes jsonb;\n    old_edges jsonb;\n    new_nodes jsonb;\n    new_edges jsonb;' else '' end,
-        pgaudit_wf.check_place((setting).target, (setting).function_name),
-        statements);
-end
-$$;
-comment on function pgaudit_wf.capture_body(pgaudit_wf.attachment) is 'The body of an attached table''s trigger function.';
+comment on function pgaudit_wf.generic_pieces(pgaudit_wf.attachment) is
+    'The pieces of capture_template() that the generic form has of its own, in the order of its slots.';

@@ -221,16 +221,19 @@ end
 $$;
 comment on function pgaudit_wf.stands_on(oid, text) is 'Whether a trigger function was written for a table or for others of its partition tree.';
 
-create function pgaudit_wf.check_place(target regclass, function_name text) returns text
+create function pgaudit_wf.check_place(target regclass, function_name text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- The owner of a partitioned table may call its trigger functions, as he makes partitions. On a table of his own making, whose
     -- columns can be of types of his, they would run his casts with our rights, or tell what never happened.
-    select case when (select relkind from pg_class where oid = check_place.target) = 'p' then format($check$
-    if pg_partition_root(tg_relid) is distinct from %s and not pgaudit_wf.stands_on(tg_relid, %L) then
-        raise exception 'this trigger function is not for table %%', tg_relid::regclass using errcode = 'insufficient_privilege';
-    end if;$check$, pg_partition_root(check_place.target)::oid, check_place.function_name) else '' end
+    select case when (select relkind from pg_class where oid = check_place.target) = 'p' then pgaudit_wf.fill(
+$check$if pg_partition_root(tg_relid) is distinct from {{root}} and not pgaudit_wf.stands_on(tg_relid, {{function}}) then
+    raise exception 'this trigger function is not for table %', tg_relid::regclass using errcode = 'insufficient_privilege';
+end if;$check$,
+        jsonb_build_object(
+            'root', pg_partition_root(check_place.target)::oid,
+            'function', quote_literal(check_place.function_name))) else '{}' end
 $$;
 comment on function pgaudit_wf.check_place(regclass, text) is
     'PL/pgSQL with which the trigger function of a partitioned table refuses to work anywhere else; nothing for other tables.';

@@ -37,17 +37,18 @@ $$;
 comment on function pgaudit_wf.compiled_names(jsonb, oid, jsonb, text[]) is
     'A row with a workflow''s columns under the names that the trigger was compiled with, for the generic form, which nothing recompiles when one is renamed. numbers: {compiled name: column number}; known: all columns at that time.';
 
-create function pgaudit_wf.follow_names(setting pgaudit_wf.attachment, variable text) returns text
+create function pgaudit_wf.follow_names(setting pgaudit_wf.attachment, variable text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((
-        select format(e'\n        %1$s := pgaudit_wf.compiled_names(%1$s, tg_relid, %2$L, %3$L);', variable, jsonb_object_agg(attname, attnum), (setting).columns)
+        select array[format('%1$s := pgaudit_wf.compiled_names(%1$s, tg_relid, %2$L, %3$L);',
+            variable, jsonb_object_agg(attname, attnum), (setting).columns)]
         from pgaudit_wf.workflow_attachment as w
         join pg_attribute on attrelid = w.target and attname = any (array[w.nodes_column, w.edges_column, w.name_column,
             w.description_column, w.visibility_column, w.enabled_column, w.listed_column] || w.listing_columns)
         where w.target = (setting).target
-        having count(*) > 0), '')
+        having count(*) > 0), '{}')
 $$;
 comment on function pgaudit_wf.follow_names(pgaudit_wf.attachment, text) is
     'PL/pgSQL of the generic form that reads a workflow''s renamed columns under their compiled names; nothing for other tables.';
@@ -105,76 +106,88 @@ $$;
 comment on function pgaudit_wf.snapshot_expression(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text, text, text) is
     'SQL expression for what a version keeps of a workflow row: name, description, visibility, enabled, nodes, edges. nodes and edges are expressions in place of those columns; empty to leave them out.';
 
-create function pgaudit_wf.graph_assignments(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text, indent text) returns text
+create function pgaudit_wf.graph_assignments(
+    setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- In a variable the value is decompressed once, where each mention of old.nodes would do it again; #> '{}' is what does it.
-    select format(e'%1$s%2$s_nodes := %3$s #> ''{}'';\n%1$s%2$s_edges := %4$s #> ''{}'';\n', indent, record_name,
-        pgaudit_wf.record_value(setting, record_name, (workflow).nodes_column),
-        pgaudit_wf.record_value(setting, record_name, (workflow).edges_column))
+    select array[
+        format('%s_nodes := %s #> ''{}'';', record_name, pgaudit_wf.record_value(setting, record_name, (workflow).nodes_column)),
+        format('%s_edges := %s #> ''{}'';', record_name, pgaudit_wf.record_value(setting, record_name, (workflow).edges_column))]
 $$;
-comment on function pgaudit_wf.graph_assignments(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text, text) is
+comment on function pgaudit_wf.graph_assignments(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
     'PL/pgSQL that takes nodes and edges of old or new into variables.';
 
-create function pgaudit_wf.version_statements(setting pgaudit_wf.attachment, op text) returns text
+create function pgaudit_wf.version_statements(setting pgaudit_wf.attachment, op text) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     workflow pgaudit_wf.workflow_attachment;
     key text;
-    organisation text;
+    org text;
 begin
     select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
     if workflow.target is null then
-        return '';
+        return '{}';
     end if;
     key := case when (setting).form = 'generic' then 'event_id'
         else pgaudit_wf.key_expression(setting, case op when 'delete' then 'old' else 'new' end) end;
     if workflow.id_prefix <> '' then
         key := format('%L || %s', workflow.id_prefix, key);
     end if;
-    organisation := case
+    org := case
         when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'
         else pgaudit_wf.org_expression(setting) end;
 
     if op = 'delete' then
-        return format(e'        event_hash := pgaudit_wf.latest_hash(%s);\n', key);
+        return array[format('event_hash := pgaudit_wf.latest_hash(%s);', key)];
     elsif op = 'insert' then
-        return pgaudit_wf.graph_assignments(setting, workflow, 'new', '        ') || format($insert$        event_version := pgaudit_wf.add_version(%1$s, %2$s, 'create', null,
-            %3$s, null, null, new_nodes, new_edges);
-        event_hash := event_version.content_hash;
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
-$insert$, key, organisation, pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges'));
+        return pgaudit_wf.fill(
+$insert${{new graph}}
+event_version := pgaudit_wf.add_version({{key}}, {{org}}, 'create', null,
+    {{snapshot}}, null, null, new_nodes, new_edges);
+event_hash := event_version.content_hash;
+event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);$insert$,
+            jsonb_build_object(
+                'new graph', pgaudit_wf.graph_assignments(setting, workflow, 'new'),
+                'key', key,
+                'org', org,
+                'snapshot', pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
     end if;
-    return format($update$        -- What only moves things about on the canvas makes no version.
-        if %1$s then
-%2$s            definition_changed := not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges);
-        end if;
-        if definition_changed or %3$s then
-            if not definition_changed then
-%4$s            end if;
-            event_version := pgaudit_wf.add_version(%5$s, %6$s, case when %7$s then 'listing' else 'update' end,
-                %8$s,
-                %9$s,
-                old_nodes, old_edges, new_nodes, new_edges);
-            event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
-            if event_version.content_hash is distinct from event_version.previous_hash then
-                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash',
-                    'old', event_version.previous_hash, 'value', event_version.content_hash);
-            end if;
-        end if;
-$update$,
-        pgaudit_wf.maybe_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
-        pgaudit_wf.graph_assignments(setting, workflow, 'old', '            ') || pgaudit_wf.graph_assignments(setting, workflow, 'new', '            '),
-        pgaudit_wf.any_changed(setting, array_remove(array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
-            || workflow.listing_columns),
-        pgaudit_wf.graph_assignments(setting, workflow, 'old', '                ') || pgaudit_wf.graph_assignments(setting, workflow, 'new', '                '),
-        key, organisation,
-        pgaudit_wf.any_changed(setting, workflow.listing_columns),
-        coalesce(pgaudit_wf.snapshot_expression(setting, workflow, 'old', '', ''), '''{}''::jsonb'),
-        pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges'));
+    return pgaudit_wf.fill(
+$update$-- What only moves things about on the canvas makes no version.
+if {{graph may differ}} then
+    {{old and new graph}}
+    definition_changed := not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges);
+end if;
+if definition_changed or {{settings differ}} then
+    if not definition_changed then
+        {{old and new graph}}
+    end if;
+    event_version := pgaudit_wf.add_version({{key}}, {{org}}, case when {{listing differs}} then 'listing' else 'update' end,
+        {{old settings}},
+        {{new snapshot}},
+        old_nodes, old_edges, new_nodes, new_edges);
+    event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
+    if event_version.content_hash is distinct from event_version.previous_hash then
+        event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash',
+            'old', event_version.previous_hash, 'value', event_version.content_hash);
+    end if;
+end if;$update$,
+        jsonb_build_object(
+            'graph may differ', pgaudit_wf.maybe_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
+            'old and new graph', pgaudit_wf.graph_assignments(setting, workflow, 'old')
+                || pgaudit_wf.graph_assignments(setting, workflow, 'new'),
+            'settings differ', pgaudit_wf.any_changed(setting, array_remove(
+                array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
+                || workflow.listing_columns),
+            'key', key,
+            'org', org,
+            'listing differs', pgaudit_wf.any_changed(setting, workflow.listing_columns),
+            'old settings', coalesce(pgaudit_wf.snapshot_expression(setting, workflow, 'old', '', ''), '''{}''::jsonb'),
+            'new snapshot', pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
 end
 $$;
 comment on function pgaudit_wf.version_statements(pgaudit_wf.attachment, text) is

@@ -173,7 +173,7 @@ as $$
 declare
     workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = (setting).target);
     generic constant boolean := (setting).form = 'generic';
-    body text := '';
+    checks text[] := '{}';
     switch record;
 begin
     if workflow.target is null or coalesce(workflow.enabled_column, workflow.listed_column) is null then
@@ -182,25 +182,50 @@ begin
     for switch in
         select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
     loop
-        body := body || case when generic then format(
-                e'    if (after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true and not pgaudit_wf.is_restored(tg_relid, false) then\n'
-                '        perform pgaudit_wf.check_definition(after -> %2$L, after -> %3$L, %4$L);\n    end if;\n',
-                switch.name, workflow.nodes_column, workflow.edges_column, switch.doing)
-            else format(
-                e'    if %1$s and (tg_op = ''INSERT'' or %5$s is not true) and not pgaudit_wf.is_restored(tg_relid, false) then\n'
-                '        perform pgaudit_wf.check_definition(%2$s, %3$s, %4$L);\n    end if;\n',
-                pgaudit_wf.field('new', switch.name), pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
-                pgaudit_wf.record_value(setting, 'new', workflow.edges_column), switch.doing, pgaudit_wf.field('old', switch.name)) end;
+        checks := checks || pgaudit_wf.fill(
+$check$if {{goes live}} and not pgaudit_wf.is_restored(tg_relid, false) then
+    perform pgaudit_wf.check_definition({{nodes}}, {{edges}}, {{doing}});
+end if;$check$,
+            case when generic then jsonb_build_object(
+                'goes live', format('(after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true', switch.name),
+                'nodes', format('after -> %L', workflow.nodes_column),
+                'edges', format('after -> %L', workflow.edges_column))
+            else jsonb_build_object(
+                'goes live', format('%s and (tg_op = ''INSERT'' or %s is not true)',
+                    pgaudit_wf.field('new', switch.name), pgaudit_wf.field('old', switch.name)),
+                'nodes', pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
+                'edges', pgaudit_wf.record_value(setting, 'new', workflow.edges_column)) end
+            || jsonb_build_object('doing', quote_literal(switch.doing)));
     end loop;
-    if generic then
-        body := format(e'    after := pgaudit_wf.generic_row(new, setting);%s\n    if tg_op = ''UPDATE'' then\n        before := pgaudit_wf.generic_row(old, setting);%s\n    end if;\n',
-            pgaudit_wf.follow_names(setting, 'after'), pgaudit_wf.follow_names(setting, 'before')) || body;
-    end if;
-    return format(e'\n-- Keeps an invalid workflow from going live; written by pgaudit_wf.attach_workflow(). Columns as of %s.\n%sbegin%s\n%s    return new;\nend\n',
-        pgaudit_wf.shape_of((setting).target),
-        case when generic then format(e'declare\n    setting constant pgaudit_wf.generic_setting := %s;\n    before jsonb;\n    after jsonb;\n',
-            pgaudit_wf.describe_generic(setting)) else '' end,
-        pgaudit_wf.check_place((setting).target, pgaudit_wf.guard_function_name(setting)), body);
+    return array_to_string(pgaudit_wf.fill($body$
+-- Keeps an invalid workflow from going live; written by pgaudit_wf.attach_workflow(). Columns as of {{shape}}.
+{{variables}}
+begin
+    {{check of the place}}
+    {{rows as JSON}}
+    {{checks}}
+    return new;
+end
+$body$,
+        jsonb_build_object(
+            'shape', pgaudit_wf.shape_of((setting).target),
+            'variables', case when generic then array[
+                'declare',
+                format('    setting constant pgaudit_wf.generic_setting := %s;', pgaudit_wf.describe_generic(setting)),
+                '    before jsonb;',
+                '    after jsonb;'] else '{}' end,
+            'check of the place', pgaudit_wf.check_place((setting).target, pgaudit_wf.guard_function_name(setting)),
+            'rows as JSON', case when generic then pgaudit_wf.fill(
+$rows$after := pgaudit_wf.generic_row(new, setting);
+{{new names}}
+if tg_op = 'UPDATE' then
+    before := pgaudit_wf.generic_row(old, setting);
+    {{old names}}
+end if;$rows$,
+                jsonb_build_object(
+                    'new names', pgaudit_wf.follow_names(setting, 'after'),
+                    'old names', pgaudit_wf.follow_names(setting, 'before'))) else '{}' end,
+            'checks', checks)), e'\n');
 end
 $$;
 comment on function pgaudit_wf.guard_body(pgaudit_wf.attachment) is

@@ -122,30 +122,37 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform pgaudit_wf.replace_function((run).function_name, format($body$
--- Stamps each run with credential and definition; written by pgaudit_wf.attach_execution(). Columns as of %6$s.
+    perform pgaudit_wf.replace_function((run).function_name, array_to_string(pgaudit_wf.fill($body$
+-- Stamps each run with credential and definition; written by pgaudit_wf.attach_execution(). Columns as of {{shape}}.
 declare
     credential record;
-begin%7$s
-    if greatest(pg_typeof(%2$s)::oid, pg_typeof(%3$s)::oid, pg_typeof(%4$s)::oid) >= 16384 then
+begin
+    {{check of the place}}
+    if greatest(pg_typeof({{type}})::oid, pg_typeof({{label}})::oid, pg_typeof({{hash}})::oid) >= 16384 then
         raise warning 'this run has no stamp: a column for it was given a type that is not PostgreSQL''s own';
         return new;
     end if;
-    if pgaudit_wf.is_restored(tg_relid, %2$s is not null) then
+    if pgaudit_wf.is_restored(tg_relid, {{type}} is not null) then
         return new;
     end if;
     select * into credential from pgaudit_wf.current_credential();
-    %2$s := credential.credential_type;
-    %3$s := credential.label;
+    {{type}} := credential.credential_type;
+    {{label}} := credential.label;
     -- The workflow table is looked up, as it can be renamed. A type of others is not cast, as the cast can be theirs too.
-    %4$s := pgaudit_wf.runnable_hash(
-        (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = %1$L),
-        case when pg_typeof(%5$s)::oid < 16384 then %5$s::text else concat(%5$s) end);
+    {{hash}} := pgaudit_wf.runnable_hash(
+        (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = {{function}}),
+        case when pg_typeof({{workflow}})::oid < 16384 then {{workflow}}::text else concat({{workflow}}) end);
     return new;
 end
-$body$, (run).function_name, pgaudit_wf.field('new', (run).type_column), pgaudit_wf.field('new', (run).label_column),
-        pgaudit_wf.field('new', (run).hash_column), pgaudit_wf.field('new', (run).workflow_column), pgaudit_wf.shape_of((run).target),
-        pgaudit_wf.check_place((run).target, (run).function_name)),
+$body$,
+            jsonb_build_object(
+                'shape', pgaudit_wf.shape_of((run).target),
+                'check of the place', pgaudit_wf.check_place((run).target, (run).function_name),
+                'type', pgaudit_wf.field('new', (run).type_column),
+                'label', pgaudit_wf.field('new', (run).label_column),
+                'hash', pgaudit_wf.field('new', (run).hash_column),
+                'function', quote_literal((run).function_name),
+                'workflow', pgaudit_wf.field('new', (run).workflow_column))), e'\n'),
         '{}', (run).target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
 end
 $$;

@@ -281,7 +281,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    statements text := '';
+    branches text[] := '{}';
     op text;
 begin
     begin
@@ -295,65 +295,75 @@ begin
             '        using hint = ''Attach the table again with another org_column: pgaudit_wf.doctor() says how.'';\n    return null;\nend\n', (limited).resource_type);
     end if;
     foreach op in array array['insert', 'update', 'delete'] loop
-        statements := statements || format($branch$
-        %1$s tg_op = %2$L then
-            with moved as materialized (
-                %3$s
-            ), counted as (
-                insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)
-                select moved.org_id, %4$L, moved.change from moved order by moved.org_id
-                on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used
-                returning u.org_id, u.used
-            )
-            select counted.org_id, own.max_count into refused_org, maximum
-            from counted,
-            lateral (
-                select l.max_count from pgaudit_wf.org_limit as l
-                where l.resource_type = %4$L and (l.org_id = counted.org_id or l.org_id is null)
-                order by l.org_id nulls last limit 1
-            ) as own
-            where %5$s
-            order by 1 limit 1;$branch$,
-            case op when 'insert' then 'if' else 'elsif' end, upper(op),
-            pgaudit_wf.moved_rows(limited, op), (limited).resource_type,
-            case op
-                when 'insert' then 'counted.used > own.max_count'
-                -- Asked for those over the limit only: whose places became fewer is not to be refused.
-                when 'update' then 'counted.used > own.max_count and (select moved.change from moved where moved.org_id = counted.org_id) > 0'
-                -- Who frees places is never over.
-                else 'false'
-            end);
+        branches := branches || pgaudit_wf.fill(
+$branch${{if}} tg_op = {{op}} then
+    with moved as materialized (
+        {{moved rows}}
+    ), counted as (
+        insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)
+        select moved.org_id, {{type}}, moved.change from moved order by moved.org_id
+        on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used
+        returning u.org_id, u.used
+    )
+    select counted.org_id, own.max_count into refused_org, maximum
+    from counted,
+    lateral (
+        select l.max_count from pgaudit_wf.org_limit as l
+        where l.resource_type = {{type}} and (l.org_id = counted.org_id or l.org_id is null)
+        order by l.org_id nulls last limit 1
+    ) as own
+    where {{refused}}
+    order by 1 limit 1;$branch$,
+            jsonb_build_object(
+                'if', case op when 'insert' then 'if' else 'elsif' end,
+                'op', quote_literal(upper(op)),
+                'moved rows', pgaudit_wf.moved_rows(limited, op),
+                'type', quote_literal((limited).resource_type),
+                'refused', case op
+                    when 'insert' then 'counted.used > own.max_count'
+                    -- Asked for those over the limit only: whose places became fewer is not to be refused.
+                    when 'update' then 'counted.used > own.max_count and (select moved.change from moved where moved.org_id = counted.org_id) > 0'
+                    -- Who frees places is never over.
+                    else 'false'
+                end));
     end loop;
-    return format($body$
+    return array_to_string(pgaudit_wf.fill($body$
 -- Counts the rows of an attached table that take a place and refuses those over the limit; written because of pgaudit_wf.org_limit.
 -- The counters are locked in the order of their organisations, so that two statements never wait for each other.
 #variable_conflict use_column
 declare
     refused_org text;
     maximum bigint;
-begin%3$s
-    begin%4$s%1$s
+begin
+    {{check of the place}}
+    begin
+        {{check of casts}}
+        {{branches}}
         else
-            perform pgaudit_wf.count_truncated(%2$L);
+            perform pgaudit_wf.count_truncated({{type}});
         end if;
     exception
         -- What the condition names was renamed or dropped meanwhile, and that must not fail the write.
         when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name or sqlstate 'PA003' then
-            raise warning 'rows of %% are not being counted (SQLSTATE %%)', %2$L, sqlstate
+            raise warning 'rows of % are not being counted (SQLSTATE %)', {{type}}, sqlstate
                 using hint = 'Mend pgaudit_wf.limit_condition and attach the table again: pgaudit_wf.doctor() says how.';
             return null;
     end;
     if refused_org is not null then
-        raise exception 'organisation %% has reached its limit of %% for %%', refused_org, maximum, %2$L
+        raise exception 'organisation % has reached its limit of % for %', refused_org, maximum, {{type}}
             using errcode = 'PA330', schema = tg_table_schema, table = tg_table_name,
-                detail = jsonb_build_object('org_id', refused_org, 'resource_type', %2$L, 'max_count', maximum)::text,
+                detail = jsonb_build_object('org_id', refused_org, 'resource_type', {{type}}, 'max_count', maximum)::text,
                 hint = 'Delete or revoke one first, or raise the limit in pgaudit_wf.org_limit.';
     end if;
     return null;
 end
-$body$, statements, (limited).resource_type, pgaudit_wf.check_place((limited).target, (limited).function_name),
-        case when (select a.form from pgaudit_wf.attachment as a where a.target = (limited).target) = 'generic'
-            then format(e'\n        perform pgaudit_wf.refuse_casts(tg_relid, %L);', (limited).condition) else '' end);
+$body$,
+        jsonb_build_object(
+            'check of the place', pgaudit_wf.check_place((limited).target, (limited).function_name),
+            'check of casts', case when (select a.form from pgaudit_wf.attachment as a where a.target = (limited).target) = 'generic'
+                then format('perform pgaudit_wf.refuse_casts(tg_relid, %L);', (limited).condition) else '' end,
+            'branches', branches,
+            'type', quote_literal((limited).resource_type))), e'\n');
 end
 $$;
 comment on function pgaudit_wf.limit_body(pgaudit_wf.limit_target) is 'The body of the trigger function that counts the rows of a table.';
