@@ -1,0 +1,283 @@
+-- What the trigger function of an attached table reads like: one template for both forms, whose slots are filled in by pieces of
+-- PL/pgSQL. The result is for people too: \sf pgaudit_wf.capture_<table>; for samples of it, see tests/capture_golden/.
+
+create function pgaudit_wf.fill(template text, pieces jsonb) returns text[]
+language plpgsql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    missing constant text := (
+        select slot[1] from regexp_matches(template, '\{\{([^{}]+)\}\}', 'g') as slot where pieces ->> slot[1] is null limit 1);
+begin
+    if missing is not null then
+        raise exception 'no piece for the slot "%"', missing using errcode = 'internal_error';
+    end if;
+    -- The template is cut once: what fills a slot, such as the name of a column, is never searched for others. And only whole lines of
+    -- templates are indented: what is quoted in one, such as a rule, can have line breaks that must stay as they are.
+    return array(
+        select filled.line
+        from string_to_table(template, e'\n') with ordinality as given (line, number)
+        cross join lateral regexp_match(given.line, '^( *)\{\{([^{}]+)\}\}$') as alone
+        cross join lateral (
+            select alone[1] || piece.line as line, piece.number
+            from jsonb_array_elements_text(
+                case when jsonb_typeof(pieces -> alone[2]) = 'array' then pieces -> alone[2]
+                    when pieces ->> alone[2] = '' then '[]'
+                    else jsonb_build_array(pieces -> alone[2]) end) with ordinality as piece (line, number)
+            where alone is not null
+            union all
+            select coalesce(string_agg(
+                case when part.number = 1 then part.line
+                    else (pieces ->> split_part(part.line, '}}', 1)) || substr(part.line, strpos(part.line, '}}') + 2) end,
+                '' order by part.number), ''), 1
+            from string_to_table(given.line, '{{') with ordinality as part (line, number)
+            having alone is null
+        ) as filled
+        order by given.number, filled.number);
+end
+$$;
+comment on function pgaudit_wf.fill(text, jsonb) is
+    'The lines of a template with pieces in its {{slots}}. On a line of its own, a slot takes an array of lines, each of which is indented as the slot is; none, or an empty text, takes the line away. Elsewhere it takes a text. Raises an error if a slot has no piece.';
+
+create function pgaudit_wf.capture_template() returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $template$ select $body$
+-- Records every change of an attached table; written by pgaudit_wf.attach().
+-- To change it, attach the table again or edit pgaudit_wf.action_rule. Columns as of {{shape}}.
+declare
+    event_id text;
+    event_previous_id text;
+    event_org text{{org at first}};
+    event_label text;
+    event_action text;
+    event_diff jsonb;
+    event_metadata jsonb;
+    {{variables of the form}}
+    {{variables of a version}}
+begin
+    {{check of the place}}
+    {{begin of the attempt}}
+    {{rows as JSON}}
+    if tg_op = 'UPDATE' then
+        {{changed columns}}
+        {{version of the update}}
+        if event_diff is null then
+            return null;
+        end if;
+        {{key of the update}}
+        {{org and label of the update}}
+        {{action of the update}}
+    elsif tg_op = 'INSERT' then
+        {{key of the insert}}
+        {{org and label of the insert}}
+        {{version of the insert}}
+        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', {{inserted row}}{{with its hash}}));
+        {{action of the insert}}
+    elsif tg_op = 'DELETE' then
+        {{key of the delete}}
+        {{org and label of the delete}}
+        {{version of the delete}}
+        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', {{deleted row}}{{with its hash}}));
+        {{action of the delete}}
+    else
+        event_action := {{action of the truncate}};
+        event_metadata := jsonb_build_object('table', format('%I.%I', tg_table_schema, tg_table_name));
+    end if;
+    {{action of a restore}}
+    if event_label is not null then
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
+    end if;
+    if current_setting('app.reason', true) <> '' then
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
+    end if;
+    if event_previous_id is not null then
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
+        insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
+        select {{type}}, event_previous_id, event_id, event_org where event_id is not null
+        on conflict on constraint key_change_pkey do nothing;
+    end if;
+
+    insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+    values (event_org, event_action, {{type}}, event_id, true, event_diff, coalesce(event_metadata, '{}'));
+    {{end of the attempt}}
+    return null;
+end
+$body$ $template$;
+comment on function pgaudit_wf.capture_template() is
+    'The trigger function of an attached table as \sf shows it, with slots for fill(): see common_pieces(), compiled_pieces() and generic_pieces().';
+
+create function pgaudit_wf.rule_could_cast(target oid, condition text) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- By its text alone, so rather too often: a mention of the column, or of the row as a whole.
+    select coalesce(bool_or(case when name ~ '^\w+$' then condition ~* ('\m' || name || '\M') else strpos(condition, replace(name, '"', '""')) > 0 end
+        or condition ~* '\m(old|new)\M\s*($|[^.[:space:]]|\.\s*\*)'), false)
+    from unnest(pgaudit_wf.columns_with_casts(target)) as name
+$$;
+comment on function pgaudit_wf.rule_could_cast(oid, text) is
+    'Whether a rule''s condition may run, with our rights, a cast that somebody made of a type of the table''s columns: it is then left out.';
+
+create function pgaudit_wf.refuse_casts(relation oid, conditions text) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from pg_attribute where attrelid = relation and attnum > 0 and not attisdropped and atttypid >= 16384)
+        and pgaudit_wf.rule_could_cast(relation, conditions)
+    then
+        raise exception 'a column of % has a type with a cast that this could run: %', relation::regclass, conditions using errcode = 'PA003';
+    end if;
+end
+$$;
+comment on function pgaudit_wf.refuse_casts(oid, text) is
+    'Raises PA003 where a condition over the table''s columns could run a cast that somebody made, with our rights; for the generic form.';
+
+create function pgaudit_wf.action_statements(setting pgaudit_wf.attachment, op text) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with rule as (
+        select id, position, condition, action from pgaudit_wf.action_rule
+        where action_rule.resource_type = (setting).resource_type and action_rule.op = $2
+            and not pgaudit_wf.rule_could_cast((setting).target, condition)
+    ), fallback as (
+        select quote_literal((setting).resource_type || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
+    )
+    select case when exists (select from rule where condition is not null) then pgaudit_wf.fill(
+$rules$begin
+    {{check of casts}}
+    event_action := case
+        {{rules}}
+        else {{fallback}}
+    end;
+exception
+    -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
+    when others then
+        if sqlstate ~ '^(40|53|57)' then
+            raise;
+        end if;
+        event_action := {{fallback}};
+        raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', {{type}}, sqlstate, event_action
+            using hint = 'pgaudit_wf.doctor() names the rule.';
+end;$rules$,
+        jsonb_build_object(
+            -- Nobody tells a trigger of the generic form of a cast that is made later.
+            'check of casts', case when (setting).form = 'generic' then (
+                select format('perform pgaudit_wf.refuse_casts(tg_relid, %L);', string_agg(condition, e'\n')) from rule) else '' end,
+            'rules', (
+                select array_agg(line order by position, id, number)
+                from rule
+                cross join lateral unnest(
+                    -- What follows a comment has to stand on a line of its own.
+                    case when strpos(condition, '--') > 0 then array['when ' || condition, format('then %L', action)]
+                        else array[format('when %s then %L', coalesce(condition, 'true'), action)] end
+                ) with ordinality as branch (line, number)),
+            'fallback', fallback.action,
+            'type', quote_literal((setting).resource_type)))
+        else array[format('event_action := %s;',
+            coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action))] end
+    from fallback
+$$;
+comment on function pgaudit_wf.action_statements(pgaudit_wf.attachment, text) is
+    'PL/pgSQL that names the action of an insert, update or delete, from action_rule.';
+
+create function pgaudit_wf.shape_of(relation oid) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select md5(string_agg(concat_ws(',', attnum, attname, atttypid, attcollation, attgenerated, (
+            select pgaudit_wf.shape_of(c.oid) from pg_class as c
+            join pg_type as t on t.typrelid = c.oid
+            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf.contains_type(atttypid, t.oid) and t.oid <> (select reltype from pg_class where oid = shape_of.relation)
+            order by c.oid limit 1)), ';' order by attnum))
+        from pg_attribute where attrelid = shape_of.relation and attnum > 0 and not attisdropped);
+end
+$$;
+comment on function pgaudit_wf.shape_of(oid) is 'A fingerprint of the names and types of a relation''s columns.';
+
+create function pgaudit_wf.capture_settings(setting pgaudit_wf.attachment) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select array(
+        select distinct pinned
+        from (
+            select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
+            from pg_attribute
+            where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore || (setting).redact)
+            -- The generic form does not know what columns will come.
+            union all
+            select unnest(array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''', 'intervalstyle = ''postgres''', 'bytea_output = ''hex''',
+                'lc_monetary = ''C''', 'extra_float_digits = 1', 'quote_all_identifiers = off'])
+            where (setting).form = 'generic'
+        ) as type_setting (pinned)
+        order by pinned)
+$$;
+comment on function pgaudit_wf.capture_settings(pgaudit_wf.attachment) is
+    'The settings that an attached table''s trigger pins, so that what it records does not depend on the session.';
+
+create function pgaudit_wf.common_pieces(setting pgaudit_wf.attachment) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    versioned constant boolean := pgaudit_wf.definition_columns((setting).target) <> '{}';
+    warns constant boolean := (setting).on_failure = 'warn';
+begin
+    return jsonb_build_object(
+        -- PL/pgSQL keeps plans by the types of a row's columns: another type must make it another function.
+        'shape', pgaudit_wf.shape_of((setting).target),
+        'org at first', case when (setting).org_column = any ((setting).columns) then ''
+            else ' := pgaudit_wf.context_value(''app.org_id'')' end,
+        'variables of a version', case when versioned then array[
+            'event_hash text;',
+            'event_version pgaudit_wf.version_ref;',
+            'definition_changed boolean := false;',
+            'old_nodes jsonb;',
+            'old_edges jsonb;',
+            'new_nodes jsonb;',
+            'new_edges jsonb;'] else '{}' end,
+        'check of the place', pgaudit_wf.check_place((setting).target, (setting).function_name),
+        'begin of the attempt', case when warns then 'begin' else '' end,
+        'version of the update', pgaudit_wf.version_statements(setting, 'update'),
+        'action of the update', pgaudit_wf.action_statements(setting, 'update'),
+        'version of the insert', pgaudit_wf.version_statements(setting, 'insert'),
+        'with its hash', case when versioned then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end,
+        'action of the insert', pgaudit_wf.action_statements(setting, 'insert'),
+        'version of the delete', pgaudit_wf.version_statements(setting, 'delete'),
+        'action of the delete', pgaudit_wf.action_statements(setting, 'delete'),
+        'action of the truncate', quote_literal((setting).resource_type || '.truncated'),
+        'action of a restore', case when versioned then pgaudit_wf.fill(
+$restore$if event_version.restored_from is not null then
+    event_action := {{action}};
+    event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('restored_from', event_version.restored_from);
+end if;$restore$, jsonb_build_object('action', quote_literal((setting).resource_type || '.restored'))) else '{}' end,
+        'type', quote_literal((setting).resource_type),
+        'end of the attempt', case when warns then pgaudit_wf.fill(
+$failure$exception
+    when others then
+        perform pgaudit_wf.count_failure({{table}}, tg_op, sqlstate);
+        raise warning '% of % went through unrecorded (SQLSTATE %)', tg_op, {{table}}, sqlstate;
+end;$failure$, jsonb_build_object('table', quote_literal((setting).target::text))) else '{}' end);
+end
+$$;
+comment on function pgaudit_wf.common_pieces(pgaudit_wf.attachment) is
+    'The pieces of capture_template() that are made alike for both forms, in the order of its slots.';
+
+create function pgaudit_wf.capture_body(setting pgaudit_wf.attachment) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return array_to_string(
+        pgaudit_wf.fill(pgaudit_wf.capture_template(), pgaudit_wf.common_pieces(setting) || case (setting).form
+            when 'compiled' then pgaudit_wf.compiled_pieces(setting)
+            else pgaudit_wf.generic_pieces(setting) end),
+        e'\n');
+end
+$$;
+comment on function pgaudit_wf.capture_body(pgaudit_wf.attachment) is 'The body of an attached table''s trigger function.';
