@@ -19,43 +19,53 @@ begin
     if tg_op = 'UPDATE' then
         if old."id" is distinct from new."id" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',
-                'old', old."id", 'value', new."id");
+                'old', old."id",
+                'value', new."id");
         end if;
         if old."org_id" is distinct from new."org_id" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/org_id',
-                'old', old."org_id", 'value', new."org_id");
+                'old', old."org_id",
+                'value', new."org_id");
         end if;
         if old."user_id" is distinct from new."user_id" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/user_id',
-                'old', old."user_id", 'value', new."user_id");
+                'old', old."user_id",
+                'value', new."user_id");
         end if;
         if old."name" is distinct from new."name" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/name',
-                'old', old."name", 'value', new."name");
+                'old', old."name",
+                'value', new."name");
         end if;
         if old."key_prefix" is distinct from new."key_prefix" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/key_prefix',
-                'old', old."key_prefix", 'value', new."key_prefix");
+                'old', old."key_prefix",
+                'value', new."key_prefix");
         end if;
         if old."key_hash" is distinct from new."key_hash" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/key_hash',
-                'old', case when old."key_hash" is distinct from null then '[redacted]' end, 'value', case when new."key_hash" is distinct from null then '[redacted]' end);
+                'old', case when old."key_hash" is distinct from null then '[redacted]' end,
+                'value', case when new."key_hash" is distinct from null then '[redacted]' end);
         end if;
         if old."scopes" is distinct from new."scopes" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/scopes',
-                'old', old."scopes", 'value', new."scopes");
+                'old', old."scopes",
+                'value', new."scopes");
         end if;
         if old."expires_at" is distinct from new."expires_at" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/expires_at',
-                'old', old."expires_at", 'value', new."expires_at");
+                'old', old."expires_at",
+                'value', new."expires_at");
         end if;
         if old."revoked_at" is distinct from new."revoked_at" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/revoked_at',
-                'old', old."revoked_at", 'value', new."revoked_at");
+                'old', old."revoked_at",
+                'value', new."revoked_at");
         end if;
         if old."created_at" is distinct from new."created_at" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/created_at',
-                'old', old."created_at", 'value', new."created_at");
+                'old', old."created_at",
+                'value', new."created_at");
         end if;
         if event_diff is null then
             return null;

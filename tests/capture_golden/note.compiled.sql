@@ -21,35 +21,43 @@ begin
     if tg_op = 'UPDATE' then
         if old."id" is distinct from new."id" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',
-                'old', old."id", 'value', new."id");
+                'old', old."id",
+                'value', new."id");
         end if;
         if old."org_id" is distinct from new."org_id" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/org_id',
-                'old', old."org_id", 'value', new."org_id");
+                'old', old."org_id",
+                'value', new."org_id");
         end if;
         if old."title" is distinct from new."title" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/title',
-                'old', old."title", 'value', new."title");
+                'old', old."title",
+                'value', new."title");
         end if;
         if (record_image_ne(row(old."state"), row(new."state")) and (case when old."state" is distinct from null then format('%s', old."state") end) collate "C" is distinct from (case when new."state" is distinct from null then format('%s', new."state") end) collate "C") then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/state',
-                'old', old."state", 'value', new."state");
+                'old', old."state",
+                'value', new."state");
         end if;
         if old."published_at" is distinct from new."published_at" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/published_at',
-                'old', old."published_at", 'value', new."published_at");
+                'old', old."published_at",
+                'value', new."published_at");
         end if;
         if old."reading_time"::text collate "C" is distinct from new."reading_time"::text collate "C" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/reading_time',
-                'old', old."reading_time", 'value', new."reading_time");
+                'old', old."reading_time",
+                'value', new."reading_time");
         end if;
         if old."tags" is distinct from new."tags" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/tags',
-                'old', old."tags", 'value', new."tags");
+                'old', old."tags",
+                'value', new."tags");
         end if;
         if old."access_code" is distinct from new."access_code" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/access_code',
-                'old', case when old."access_code" is distinct from null then '[redacted]' end, 'value', case when new."access_code" is distinct from null then '[redacted]' end);
+                'old', case when old."access_code" is distinct from null then '[redacted]' end,
+                'value', case when new."access_code" is distinct from null then '[redacted]' end);
         end if;
         if event_diff is null then
             return null;

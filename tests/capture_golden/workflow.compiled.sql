@@ -26,63 +26,78 @@ begin
     if tg_op = 'UPDATE' then
         if old."id" is distinct from new."id" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',
-                'old', old."id", 'value', new."id");
+                'old', old."id",
+                'value', new."id");
         end if;
         if old."org_id" is distinct from new."org_id" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/org_id',
-                'old', old."org_id", 'value', new."org_id");
+                'old', old."org_id",
+                'value', new."org_id");
         end if;
         if old."user_id" is distinct from new."user_id" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/user_id',
-                'old', old."user_id", 'value', new."user_id");
+                'old', old."user_id",
+                'value', new."user_id");
         end if;
         if old."name" is distinct from new."name" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/name',
-                'old', old."name", 'value', new."name");
+                'old', old."name",
+                'value', new."name");
         end if;
         if old."description" is distinct from new."description" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/description',
-                'old', old."description", 'value', new."description");
+                'old', old."description",
+                'value', new."description");
         end if;
         if old."visibility" is distinct from new."visibility" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/visibility',
-                'old', old."visibility", 'value', new."visibility");
+                'old', old."visibility",
+                'value', new."visibility");
         end if;
         if old."enabled" is distinct from new."enabled" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/enabled',
-                'old', old."enabled", 'value', new."enabled");
+                'old', old."enabled",
+                'value', new."enabled");
         end if;
         if old."listed" is distinct from new."listed" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listed',
-                'old', old."listed", 'value', new."listed");
+                'old', old."listed",
+                'value', new."listed");
         end if;
         if old."listed_slug" is distinct from new."listed_slug" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listed_slug',
-                'old', old."listed_slug", 'value', new."listed_slug");
+                'old', old."listed_slug",
+                'value', new."listed_slug");
         end if;
         if old."listed_at" is distinct from new."listed_at" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listed_at',
-                'old', old."listed_at", 'value', new."listed_at");
+                'old', old."listed_at",
+                'value', new."listed_at");
         end if;
         if old."listing_description" is distinct from new."listing_description" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_description',
-                'old', old."listing_description", 'value', new."listing_description");
+                'old', old."listing_description",
+                'value', new."listing_description");
         end if;
         if old."listing_category" is distinct from new."listing_category" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_category',
-                'old', old."listing_category", 'value', new."listing_category");
+                'old', old."listing_category",
+                'value', new."listing_category");
         end if;
         if old."listing_price" is distinct from new."listing_price" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_price',
-                'old', old."listing_price", 'value', new."listing_price");
+                'old', old."listing_price",
+                'value', new."listing_price");
         end if;
         if old."listing_currency" is distinct from new."listing_currency" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_currency',
-                'old', old."listing_currency", 'value', new."listing_currency");
+                'old', old."listing_currency",
+                'value', new."listing_currency");
         end if;
         if old."created_at" is distinct from new."created_at" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/created_at',
-                'old', old."created_at", 'value', new."created_at");
+                'old', old."created_at",
+                'value', new."created_at");
         end if;
         -- What only moves things about on the canvas makes no version.
         if (pg_column_toast_chunk_id(old."nodes") = pg_column_toast_chunk_id(new."nodes")) is not true or (pg_column_toast_chunk_id(old."edges") = pg_column_toast_chunk_id(new."edges")) is not true then

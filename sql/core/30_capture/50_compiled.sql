@@ -179,7 +179,8 @@ begin
         lines := lines || pgaudit_wf.fill(
 $change$if {{changed}} then
     event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', {{path}},
-        'old', {{old}}, 'value', {{new}});
+        'old', {{old}},
+        'value', {{new}});
 end if;$change$,
             jsonb_build_object(
                 'changed', pgaudit_wf.changed_expression(col),
