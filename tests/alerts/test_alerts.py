@@ -19,7 +19,6 @@ import standardwebhooks
 import trustme
 from psycopg.types.json import Jsonb
 
-from alert_servers import MailServer, WebServer
 from pgaudit_wf import request_context
 from pgaudit_wf.alerts import (
     Channel,
@@ -34,6 +33,7 @@ from pgaudit_wf.alerts import (
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import AlertSettingsError
 from pgaudit_wf.service import Service
+from support.alert_servers import MailServer, WebServer
 
 Conn = psycopg.Connection[Any]
 SENDER = "alerts@audit.example"

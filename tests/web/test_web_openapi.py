@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.web import create_app
-from web_world import FLOW, World, make_world, sync_app, whoever_asks
+from support.web_world import FLOW, World, make_world, sync_app, whoever_asks
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from pgaudit_wf import audit_trail, request_context
 from pgaudit_wf.devserver import DevServer
-from web_world import World, make_world, sync_app
+from support.web_world import World, make_world, sync_app
 
 EVENTS = 30_000
 

@@ -17,7 +17,7 @@ from pgaudit_wf.tlog.note import SigningKey, open_checkpoint
 from pgaudit_wf.tlog.proof import check
 from pgaudit_wf.tlog.seal import Sealer
 from pgaudit_wf.tlog.tiles import nodes_from_tiles, tile_path
-from web_world import World, make_world, mounted_app
+from support.web_world import World, make_world, mounted_app
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
 ANA = {"x-test-user": "ana"}

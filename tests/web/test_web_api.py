@@ -18,7 +18,7 @@ from pgaudit_wf import AttestationKey, audit_trail, record_event, request_contex
 from pgaudit_wf._event import TrailEntry
 from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.web import CONTENT_SECURITY_POLICY, create_app
-from web_world import (
+from support.web_world import (
     FLOW,
     FORMULA,
     OTHER_FLOW,

@@ -11,7 +11,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 HISTORIES = sorted(
-    (Path(__file__).parents[2] / "shared" / "data" / "workflow-histories").glob("*.jsonl")
+    (Path(__file__).parents[3] / "shared" / "data" / "workflow-histories").glob("*.jsonl")
 )
 KEYS = {
     "settings", "nodes_added", "nodes_removed", "nodes_changed",

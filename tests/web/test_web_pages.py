@@ -14,8 +14,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pgaudit_wf.devserver import DevServer
-from web_browser import serve
-from web_world import FLOW, FORMULA, OTHER_FLOW, SCRIPT, World, make_world, mounted_app
+from support.web_browser import serve
+from support.web_world import FLOW, FORMULA, OTHER_FLOW, SCRIPT, World, make_world, mounted_app
 
 CHROMIUM = Path("/usr/bin/chromium")
 # Where to leave pictures for people to look at; without it none are made.

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from pgaudit_wf.devserver import DevServer
-from web_world import FLOW, World, make_world
+from support.web_world import FLOW, World, make_world
 
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
 

@@ -20,8 +20,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from alert_servers import MailServer
 from pgaudit_wf.service import Service
+from support.alert_servers import MailServer
 
 Conn = psycopg.Connection[Any]
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")

@@ -14,7 +14,7 @@ from pgaudit_wf.definition import content_hash
 Conn = psycopg.Connection[Any]
 Graph = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "workflow-histories"
+DATA = Path(__file__).parents[3] / "shared" / "data" / "workflow-histories"
 FILES = sorted(DATA.glob("*.jsonl"))
 ID = "11111111-1111-4111-8111-111111111111"
 

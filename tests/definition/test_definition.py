@@ -18,7 +18,7 @@ from pgaudit_wf import definition
 from pgaudit_wf.errors import DefinitionError
 
 HISTORIES = sorted(
-    (Path(__file__).parents[2] / "shared" / "data" / "workflow-histories").glob("*.jsonl")
+    (Path(__file__).parents[3] / "shared" / "data" / "workflow-histories").glob("*.jsonl")
 )
 SHARED = settings(
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -55,7 +55,7 @@ from pgaudit_wf.tlog.seal import Sealer
 from pgaudit_wf.tlog.verify import Problem, verify
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
-CHECKER = Path(__file__).parents[1] / "contrib" / "check_proof.py"
+CHECKER = Path(__file__).parents[2] / "contrib" / "check_proof.py"
 
 Connection = psycopg.Connection[Any]
 

@@ -15,7 +15,7 @@ from pgaudit_wf import definition
 from pgaudit_wf.errors import DefinitionError
 
 HISTORIES = sorted(
-    (Path(__file__).parents[2] / "shared" / "data" / "workflow-histories").glob("*.jsonl")
+    (Path(__file__).parents[3] / "shared" / "data" / "workflow-histories").glob("*.jsonl")
 )
 
 # Pure functions over a shared connection: nothing to undo between two examples.

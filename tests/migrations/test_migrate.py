@@ -33,7 +33,7 @@ from pgaudit_wf.errors import MigrationChangedError, MigrationError, MigrationLo
 from pgaudit_wf.migrate import applied, migrate, pending
 from pgaudit_wf.migration_files import GROUPS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CORE = "pgaudit_wf.core.0001_first"
 APP = "pgaudit_wf.app.0001_first"
 # The version that a test releases, before the first that somebody else can have.

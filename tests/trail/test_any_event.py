@@ -51,12 +51,12 @@ from pgaudit_wf.tlog.note import SigningKey
 from pgaudit_wf.tlog.proof import check, prove_event
 from pgaudit_wf.tlog.seal import Sealer
 from pgaudit_wf.tlog.verify import verify
-from web_world import World, make_world, mounted_app
+from support.web_world import World, make_world, mounted_app
 
 Conn = psycopg.Connection[Any]
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
-CHECKER = Path(__file__).parents[1] / "contrib" / "check_proof.py"
+CHECKER = Path(__file__).parents[2] / "contrib" / "check_proof.py"
 DIGITS = (
     "12345678901234567.890123456789",
     "0.30000000000000000001",

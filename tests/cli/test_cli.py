@@ -619,7 +619,7 @@ def test_ages_and_days() -> None:
 @pytest.mark.lint
 def test_no_option_is_written_twice() -> None:
     written: dict[str, list[str]] = {}
-    for path in sorted((Path(__file__).parents[1] / "src/pgaudit_wf/cli").glob("*.py")):
+    for path in sorted((Path(__file__).parents[2] / "src/pgaudit_wf/cli").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Annotated":
                 written.setdefault(ast.unparse(node), []).append(f"{path.name}:{node.lineno}")

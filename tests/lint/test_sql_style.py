@@ -10,7 +10,7 @@ import pytest
 from pglast import ast
 from pglast.parser import scan
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "sql").rglob("*.sql"))
 MIGRATIONS = sorted((ROOT / "migrations").rglob("*.sql"))
 SQLSTATE = re.compile(r"\bPA\d{3}\b")
@@ -165,4 +165,4 @@ def codes(*paths: Path) -> set[str]:
 def test_every_sqlstate_is_explained_and_raised_by_a_test() -> None:
     raised = codes(*SOURCES)
     assert codes(ROOT / "docs" / "errors.md") == raised
-    assert raised - codes(*(ROOT / "tests").glob("test_*.py")) == set()
+    assert raised - codes(*(ROOT / "tests").rglob("test_*.py")) == set()

@@ -1,0 +1,1 @@
+"""Helpers that tests of several subjects share; pytest collects nothing here."""
