@@ -8,9 +8,10 @@ from typing import Any, LiteralString
 
 import psycopg
 import pytest
-from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
+from pytest_postgresql.executors import NoopExecutor
+from pytest_postgresql.janitor import DatabaseJanitor
 
 from pgaudit_wf.devserver import DevServer
 
@@ -640,19 +641,19 @@ def caused(conn: psycopg.Connection[Any], statement: LiteralString) -> list[Dict
 
 
 @pytest.fixture(scope="module")
-def filled(server: DevServer, app_template: str) -> Iterator[psycopg.Connection[Any]]:
+def filled(server: DevServer, app_template: NoopExecutor) -> Iterator[psycopg.Connection[Any]]:
     """One database for all tests here: cloning costs more than a test of one statement."""
-    with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        admin.execute(
-            sql.SQL("create database reference_actions template {}").format(
-                sql.Identifier(app_template)
-            )
-        )
-        with psycopg.connect(server.dsn("reference_actions"), autocommit=True) as conn:
-            with conn.transaction():
-                conn.execute(WORLD)
-            yield conn
-        admin.execute("drop database reference_actions")
+    name = "reference_actions"
+    with (
+        DatabaseJanitor(
+            user=app_template.user, host=app_template.host, port=app_template.port,
+            dbname=name, template_dbname=app_template.template_dbname,
+        ),
+        psycopg.connect(server.dsn(name), autocommit=True) as conn,
+    ):  # fmt: skip
+        with conn.transaction():
+            conn.execute(WORLD)
+        yield conn
 
 
 @pytest.fixture

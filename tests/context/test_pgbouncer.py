@@ -8,10 +8,9 @@ from typing import Any
 import psycopg
 
 from pgaudit_wf import bind, request_context
+from support.pgbouncer import SERVER_CONNECTIONS
 
 CLIENTS, TRANSACTIONS = 8, 50
-# As many as fixture `pooled_dsn` has.
-SERVER_CONNECTIONS = 3
 
 
 def test_contexts_of_interleaved_clients_never_mix(

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import textwrap
 import time
 import uuid
@@ -32,6 +31,7 @@ from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.errors import MigrationChangedError, MigrationError, MigrationLockedError
 from pgaudit_wf.migrate import applied, migrate, pending
 from pgaudit_wf.migration_files import GROUPS
+from support.pgbouncer import pooled
 
 ROOT = Path(__file__).parents[2]
 CORE = "pgaudit_wf.core.0001_first"
@@ -365,34 +365,9 @@ def test_many_processes_at_once(server: DevServer, empty_dsn: str, count: int) -
 
 @pytest.fixture
 def pooled_dsn(server: DevServer, empty_dsn: str) -> Iterator[str]:
-    """`empty_dsn` behind pgbouncer in transaction mode."""
-    pgbouncer = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    if pgbouncer is None:
-        pytest.skip("needs pgbouncer")
-    database = conninfo_to_dict(empty_dsn)["dbname"]
-    with tempfile.TemporaryDirectory(prefix="pgb", dir="/tmp") as name:
-        folder = Path(name)
-        folder.chmod(0o777)
-        (folder / "users").write_text('"postgres" ""\n')
-        (folder / "ini").write_text(
-            f"[databases]\n{database} = host={server.socket_dir} port=5432\n"
-            f"[pgbouncer]\npool_mode = transaction\ndefault_pool_size = 3\n"
-            f"unix_socket_dir = {folder}\nlisten_port = 6432\nlisten_addr =\n"
-            f"auth_type = trust\nauth_file = {folder}/users\n"
-        )
-        process = subprocess.Popen(
-            [pgbouncer, "-q", str(folder / "ini")], stderr=subprocess.DEVNULL, **server.run_as
-        )
-        try:
-            deadline = time.monotonic() + 20
-            while not (folder / ".s.PGSQL.6432").exists():
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            yield make_conninfo(host=str(folder), port=6432, user="postgres", dbname=database)
-        finally:
-            process.terminate()
-            process.wait()
+    """`empty_dsn` behind PgBouncer in transaction mode."""
+    with pooled(server, empty_dsn) as address:
+        yield address
 
 
 def test_behind_a_transaction_pooler(pooled_dsn: str) -> None:
