@@ -344,6 +344,7 @@ def test_row_at_a_time(on: Callable[..., Result], app_conn: psycopg.Connection) 
     assert (never.code, never.out) == (1, "null\n")
 
 
+@pytest.mark.usefixtures("secret")
 def test_api_keys(on: Callable[..., Result], app_conn: psycopg.Connection) -> None:
     add_users(app_conn, "u", 1)
     app_conn.execute(

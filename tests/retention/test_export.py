@@ -258,6 +258,7 @@ def test_ocsf_events_fit_the_schema(conn: Conn, check: Callable[[dict[str, Any]]
     assert seen == EXPECTED
 
 
+@pytest.mark.usefixtures("secret")
 def test_the_reference_application_s_events_fit_the_schema(
     app_conn: Conn, check: Callable[[dict[str, Any]], None]
 ) -> None:

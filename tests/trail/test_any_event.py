@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -409,7 +409,7 @@ def test_a_follower_goes_on_after_them(conn: Conn, dsn: str) -> None:
 
 
 @pytest.fixture
-def world(server: DevServer, app_conn: Conn) -> Iterator[World]:
+def world(server: DevServer, app_conn: Conn, secret: Callable[[], str]) -> Iterator[World]:
     with make_world(server, app_conn) as made:
         for resource_type in ("api_key", "workflow", "workflow_execution"):
             with request_context(made.conn, actor_id="u_ana", org_id="o_acme"):

@@ -44,7 +44,7 @@ insert into api_key (id, org_id, user_id, name, key_prefix, key_hash) values
 
 
 @pytest.fixture
-def world(app_conn: psycopg.Connection) -> psycopg.Connection:
+def world(app_conn: psycopg.Connection, secret: Callable[[], str]) -> psycopg.Connection:
     app_conn.execute(WORLD.encode())
     return app_conn
 

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 from starlette.testclient import TestClient
 
 from pgaudit_wf import AttestationKey, audit_trail, record_event, request_context
 from pgaudit_wf._event import TrailEntry
-from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.web import CONTENT_SECURITY_POLICY, create_app
 from support.web_world import (
     FLOW,
@@ -26,19 +24,12 @@ from support.web_world import (
     SCRIPT,
     SECRET,
     World,
-    make_world,
     mounted_app,
     person,
     sync_app,
 )
 
 Get = Callable[..., Any]
-
-
-@pytest.fixture
-def world(server: DevServer, app_conn: psycopg.Connection[Any]) -> Iterator[World]:
-    with make_world(server, app_conn) as made:
-        yield made
 
 
 @pytest.fixture(params=["sync", "mounted"])

@@ -11,8 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from pgaudit_wf import audit_trail, request_context
-from pgaudit_wf.devserver import DevServer
-from support.web_world import World, make_world, sync_app
+from support.web_world import World, sync_app
 
 EVENTS = 30_000
 
@@ -33,10 +32,9 @@ def fill(conn: psycopg.Connection[Any], events: int) -> None:
 
 
 @pytest.fixture
-def world(server: DevServer, app_conn: psycopg.Connection[Any]) -> Iterator[World]:
-    with make_world(server, app_conn) as made:
-        fill(app_conn, EVENTS)
-        yield made
+def world(world: World) -> World:
+    fill(world.conn, EVENTS)
+    return world
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
-import psycopg
 import pytest
 from starlette.testclient import TestClient
 
 from pgaudit_wf import audit_trail
-from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.tlog.merkle import tree_root
 from pgaudit_wf.tlog.note import SigningKey, open_checkpoint
 from pgaudit_wf.tlog.proof import check
 from pgaudit_wf.tlog.seal import Sealer
 from pgaudit_wf.tlog.tiles import nodes_from_tiles, tile_path
-from support.web_world import World, make_world, mounted_app
+from support.web_world import World, mounted_app
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
 ANA = {"x-test-user": "ana"}
-
-
-@pytest.fixture
-def world(server: DevServer, app_conn: psycopg.Connection[Any]) -> Iterator[World]:
-    with make_world(server, app_conn) as made:
-        yield made
 
 
 @pytest.fixture

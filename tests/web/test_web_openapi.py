@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -15,15 +13,8 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
-from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.web import create_app
-from support.web_world import FLOW, World, make_world, sync_app, whoever_asks
-
-
-@pytest.fixture
-def world(server: DevServer, app_conn: psycopg.Connection[Any]) -> Iterator[World]:
-    with make_world(server, app_conn) as made:
-        yield made
+from support.web_world import FLOW, World, sync_app, whoever_asks
 
 
 def test_every_route_is_documented_with_its_problems(world: World) -> None:

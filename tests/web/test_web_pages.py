@@ -6,16 +6,13 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from pgaudit_wf.devserver import DevServer
 from support.web_browser import serve
-from support.web_world import FLOW, FORMULA, OTHER_FLOW, SCRIPT, World, make_world, mounted_app
+from support.web_world import FLOW, FORMULA, OTHER_FLOW, SCRIPT, World, mounted_app
 
 CHROMIUM = Path("/usr/bin/chromium")
 # Where to leave pictures for people to look at; without it none are made.
@@ -39,12 +36,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         )  # fmt: skip
         yield started
         started.close()
-
-
-@pytest.fixture
-def world(server: DevServer, app_conn: psycopg.Connection[Any]) -> Iterator[World]:
-    with make_world(server, app_conn) as made:
-        yield made
 
 
 @pytest.fixture

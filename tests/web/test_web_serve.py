@@ -7,24 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import psycopg
 import pytest
 
-from pgaudit_wf.devserver import DevServer
-from support.web_world import FLOW, World, make_world
+from support.web_world import FLOW, World
 
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
-
-
-@pytest.fixture
-def world(server: DevServer, app_conn: psycopg.Connection[Any]) -> Iterator[World]:
-    with make_world(server, app_conn) as made:
-        yield made
 
 
 def get(address: str, path: str, cookie: str = "") -> tuple[int, str, str]:

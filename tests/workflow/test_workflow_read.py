@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -83,7 +83,7 @@ def start(conn: Conn, workflow: str = FLOW) -> str:
 
 
 @pytest.fixture
-def world(app_conn: Conn) -> Conn:
+def world(app_conn: Conn, secret: Callable[[], str]) -> Conn:
     """A workflow with three versions: made by Ana, edited by a key, renamed by Bo."""
     app_conn.execute(
         """
