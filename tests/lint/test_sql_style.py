@@ -10,6 +10,9 @@ import pytest
 from pglast import ast
 from pglast.parser import scan
 
+from pgaudit_wf.devserver import DevServer
+from support.needs import missing
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "sql").rglob("*.sql"))
 MIGRATIONS = sorted((ROOT / "migrations").rglob("*.sql"))
@@ -130,12 +133,15 @@ def test_schema_and_event_triggers_have_a_comment(app_conn: psycopg.Connection) 
     )
 
 
-def test_plpgsql_check_finds_nothing(app_conn: psycopg.Connection) -> None:
+def test_plpgsql_check_finds_nothing(server: DevServer, app_conn: psycopg.Connection) -> None:
     available = app_conn.execute(
         "select 1 from pg_available_extensions where name = 'plpgsql_check'"
     ).fetchone()
     if not available:
-        pytest.skip("this server has no plpgsql_check (Debian: postgresql-15-plpgsql-check)")
+        missing(
+            "this server has no plpgsql_check (Debian: postgresql-15-plpgsql-check)",
+            required=server.binaries.bindir == Path("/usr/lib/postgresql/15/bin"),
+        )
     app_conn.execute("create extension plpgsql_check with schema public")
     found = app_conn.execute(
         """

@@ -15,6 +15,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgaudit_wf.devserver import DevServer
+from support.needs import missing
 
 SERVER_CONNECTIONS = 3
 
@@ -24,7 +25,7 @@ def pooled(server: DevServer, dsn: str) -> Iterator[str]:
     """Where the database of `dsn` is to be found behind a pool of `SERVER_CONNECTIONS`."""
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
-        pytest.skip("pgbouncer is not installed")
+        missing("PgBouncer is not installed (Debian: pgbouncer)")
     parts = conninfo_to_dict(dsn)
     host, port, dbname, user = (parts.get(key) for key in ("host", "port", "dbname", "user"))
     with tempfile.TemporaryDirectory(dir="/tmp") as name:

@@ -11,6 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from support.needs import missing
 from support.web_browser import serve
 from support.web_world import FLOW, FORMULA, OTHER_FLOW, SCRIPT, World, mounted_app
 
@@ -18,13 +19,11 @@ CHROMIUM = Path("/usr/bin/chromium")
 # Where to leave pictures for people to look at; without it none are made.
 PICTURES = os.environ.get("PGAUDIT_WF_PICTURES")
 
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(), reason="needs Debian's package chromium at /usr/bin/chromium"
-)
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        missing(f"there is no {CHROMIUM} (Debian: chromium)")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=CHROMIUM,
