@@ -47,8 +47,8 @@ coverage: $(STAMP) ## run the suite and list what it never runs: lines of Python
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-golden: $(STAMP) ## write tests/capture_golden/ anew: the trigger functions as they are made now
-	$(BIN)/python -m pytest -q --rewrite-golden tests/test_capture_golden.py
+golden: $(STAMP) ## write tests/capture/golden/ anew: the trigger functions as they are made now
+	$(BIN)/python -m pytest -q --rewrite-golden tests/capture/test_golden.py
 
 lint: $(STAMP) ## check style and types of Python and SQL
 	$(BIN)/ruff check .

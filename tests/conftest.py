@@ -15,5 +15,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite-golden",
         action="store_true",
-        help="write tests/capture_golden/ anew from what the database makes now",
+        help="write tests/capture/golden/ anew from what the database makes now",
     )

@@ -1,5 +1,5 @@
 -- What the trigger function of an attached table reads like: one template for both forms, whose slots are filled in by pieces of
--- PL/pgSQL. The result is for people too: \sf pgaudit_wf.capture_<table>; for samples of it, see tests/capture_golden/.
+-- PL/pgSQL. The result is for people too: \sf pgaudit_wf.capture_<table>; for samples of it, see tests/capture/golden/.
 
 create function pgaudit_wf.fill(template text, pieces jsonb) returns text[]
 language plpgsql immutable strict parallel safe

@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 Conn = psycopg.Connection[Any]
 
-GOLDEN = Path(__file__).parent / "capture_golden"
+GOLDEN = Path(__file__).parent / "golden"
 NOTE = """
 create type note_state as enum ('draft', 'published');
 create table note (

@@ -17,68 +17,68 @@ declare
     event_metadata jsonb;
 begin
     if tg_op = 'UPDATE' then
-        if old."id" is distinct from new."id" then
+        if old.id is distinct from new.id then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',
-                'old', old."id",
-                'value', new."id");
+                'old', old.id,
+                'value', new.id);
         end if;
-        if old."org_id" is distinct from new."org_id" then
+        if old.org_id is distinct from new.org_id then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/org_id',
-                'old', old."org_id",
-                'value', new."org_id");
+                'old', old.org_id,
+                'value', new.org_id);
         end if;
-        if old."user_id" is distinct from new."user_id" then
+        if old.user_id is distinct from new.user_id then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/user_id',
-                'old', old."user_id",
-                'value', new."user_id");
+                'old', old.user_id,
+                'value', new.user_id);
         end if;
-        if old."name" is distinct from new."name" then
+        if old.name is distinct from new.name then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/name',
-                'old', old."name",
-                'value', new."name");
+                'old', old.name,
+                'value', new.name);
         end if;
-        if old."key_prefix" is distinct from new."key_prefix" then
+        if old.key_prefix is distinct from new.key_prefix then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/key_prefix',
-                'old', old."key_prefix",
-                'value', new."key_prefix");
+                'old', old.key_prefix,
+                'value', new.key_prefix);
         end if;
-        if old."key_hash" is distinct from new."key_hash" then
+        if old.key_hash is distinct from new.key_hash then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/key_hash',
-                'old', case when old."key_hash" is distinct from null then '[redacted]' end,
-                'value', case when new."key_hash" is distinct from null then '[redacted]' end);
+                'old', case when old.key_hash is distinct from null then '[redacted]' end,
+                'value', case when new.key_hash is distinct from null then '[redacted]' end);
         end if;
-        if old."scopes" is distinct from new."scopes" then
+        if old.scopes is distinct from new.scopes then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/scopes',
-                'old', old."scopes",
-                'value', new."scopes");
+                'old', old.scopes,
+                'value', new.scopes);
         end if;
-        if old."expires_at" is distinct from new."expires_at" then
+        if old.expires_at is distinct from new.expires_at then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/expires_at',
-                'old', old."expires_at",
-                'value', new."expires_at");
+                'old', old.expires_at,
+                'value', new.expires_at);
         end if;
-        if old."revoked_at" is distinct from new."revoked_at" then
+        if old.revoked_at is distinct from new.revoked_at then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/revoked_at',
-                'old', old."revoked_at",
-                'value', new."revoked_at");
+                'old', old.revoked_at,
+                'value', new.revoked_at);
         end if;
-        if old."created_at" is distinct from new."created_at" then
+        if old.created_at is distinct from new.created_at then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/created_at',
-                'old', old."created_at",
-                'value', new."created_at");
+                'old', old.created_at,
+                'value', new.created_at);
         end if;
         if event_diff is null then
             return null;
         end if;
-        event_id := pgaudit_wf.bounded_key(new."id"::text);
-        if old."id" is distinct from new."id" then
-            event_previous_id := pgaudit_wf.bounded_key(old."id"::text);
+        event_id := pgaudit_wf.bounded_key(new.id::text);
+        if old.id is distinct from new.id then
+            event_previous_id := pgaudit_wf.bounded_key(old.id::text);
         end if;
-        event_org := left(coalesce(new."org_id"::text, old."org_id"::text), 255);
-        if old."org_id" is distinct from new."org_id" then
-            event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', old."org_id");
+        event_org := left(coalesce(new.org_id::text, old.org_id::text), 255);
+        if old.org_id is distinct from new.org_id then
+            event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', old.org_id);
         end if;
-        event_label := left(new."key_prefix"::text, 255);
+        event_label := left(new.key_prefix::text, 255);
         begin
             event_action := case
                 when old.revoked_at is null and new.revoked_at is not null and new.org_id is null then 'api_key.revoked'
@@ -104,20 +104,20 @@ begin
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'INSERT' then
-        event_id := pgaudit_wf.bounded_key(new."id"::text);
-        event_org := left(new."org_id"::text, 255);
-        event_label := left(new."key_prefix"::text, 255);
+        event_id := pgaudit_wf.bounded_key(new.id::text);
+        event_org := left(new.org_id::text, 255);
+        event_label := left(new.key_prefix::text, 255);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
-                'id', new."id",
-                'org_id', new."org_id",
-                'user_id', new."user_id",
-                'name', new."name",
-                'key_prefix', new."key_prefix",
-                'key_hash', case when new."key_hash" is distinct from null then '[redacted]' end,
-                'scopes', new."scopes",
-                'expires_at', new."expires_at",
-                'revoked_at', new."revoked_at",
-                'created_at', new."created_at")));
+                'id', new.id,
+                'org_id', new.org_id,
+                'user_id', new.user_id,
+                'name', new.name,
+                'key_prefix', new.key_prefix,
+                'key_hash', case when new.key_hash is distinct from null then '[redacted]' end,
+                'scopes', new.scopes,
+                'expires_at', new.expires_at,
+                'revoked_at', new.revoked_at,
+                'created_at', new.created_at)));
         begin
             event_action := case
                 when new.org_id is null then 'api_key.created'
@@ -135,20 +135,20 @@ begin
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'DELETE' then
-        event_id := pgaudit_wf.bounded_key(old."id"::text);
-        event_org := left(old."org_id"::text, 255);
-        event_label := left(old."key_prefix"::text, 255);
+        event_id := pgaudit_wf.bounded_key(old.id::text);
+        event_org := left(old.org_id::text, 255);
+        event_label := left(old.key_prefix::text, 255);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
-                'id', old."id",
-                'org_id', old."org_id",
-                'user_id', old."user_id",
-                'name', old."name",
-                'key_prefix', old."key_prefix",
-                'key_hash', case when old."key_hash" is distinct from null then '[redacted]' end,
-                'scopes', old."scopes",
-                'expires_at', old."expires_at",
-                'revoked_at', old."revoked_at",
-                'created_at', old."created_at")));
+                'id', old.id,
+                'org_id', old.org_id,
+                'user_id', old.user_id,
+                'name', old.name,
+                'key_prefix', old.key_prefix,
+                'key_hash', case when old.key_hash is distinct from null then '[redacted]' end,
+                'scopes', old.scopes,
+                'expires_at', old.expires_at,
+                'revoked_at', old.revoked_at,
+                'created_at', old.created_at)));
         begin
             event_action := case
                 when old.revoked_at is not null and old.org_id is null then 'api_key.deleted'

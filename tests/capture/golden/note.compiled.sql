@@ -19,58 +19,58 @@ declare
 begin
     begin
     if tg_op = 'UPDATE' then
-        if old."id" is distinct from new."id" then
+        if old.id is distinct from new.id then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',
-                'old', old."id",
-                'value', new."id");
+                'old', old.id,
+                'value', new.id);
         end if;
-        if old."org_id" is distinct from new."org_id" then
+        if old.org_id is distinct from new.org_id then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/org_id',
-                'old', old."org_id",
-                'value', new."org_id");
+                'old', old.org_id,
+                'value', new.org_id);
         end if;
-        if old."title" is distinct from new."title" then
+        if old.title is distinct from new.title then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/title',
-                'old', old."title",
-                'value', new."title");
+                'old', old.title,
+                'value', new.title);
         end if;
-        if (record_image_ne(row(old."state"), row(new."state")) and (case when old."state" is distinct from null then format('%s', old."state") end) collate "C" is distinct from (case when new."state" is distinct from null then format('%s', new."state") end) collate "C") then
+        if (record_image_ne(row(old.state), row(new.state)) and (case when old.state is distinct from null then format('%s', old.state) end) collate "C" is distinct from (case when new.state is distinct from null then format('%s', new.state) end) collate "C") then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/state',
-                'old', old."state",
-                'value', new."state");
+                'old', old.state,
+                'value', new.state);
         end if;
-        if old."published_at" is distinct from new."published_at" then
+        if old.published_at is distinct from new.published_at then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/published_at',
-                'old', old."published_at",
-                'value', new."published_at");
+                'old', old.published_at,
+                'value', new.published_at);
         end if;
-        if old."reading_time"::text collate "C" is distinct from new."reading_time"::text collate "C" then
+        if old.reading_time::text collate "C" is distinct from new.reading_time::text collate "C" then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/reading_time',
-                'old', old."reading_time",
-                'value', new."reading_time");
+                'old', old.reading_time,
+                'value', new.reading_time);
         end if;
-        if old."tags" is distinct from new."tags" then
+        if old.tags is distinct from new.tags then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/tags',
-                'old', old."tags",
-                'value', new."tags");
+                'old', old.tags,
+                'value', new.tags);
         end if;
-        if old."access_code" is distinct from new."access_code" then
+        if old.access_code is distinct from new.access_code then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/access_code',
-                'old', case when old."access_code" is distinct from null then '[redacted]' end,
-                'value', case when new."access_code" is distinct from null then '[redacted]' end);
+                'old', case when old.access_code is distinct from null then '[redacted]' end,
+                'value', case when new.access_code is distinct from null then '[redacted]' end);
         end if;
         if event_diff is null then
             return null;
         end if;
-        event_id := new."id"::text;
-        if old."id" is distinct from new."id" then
-            event_previous_id := old."id"::text;
+        event_id := new.id::text;
+        if old.id is distinct from new.id then
+            event_previous_id := old.id::text;
         end if;
-        event_org := left(coalesce(new."org_id"::text, old."org_id"::text), 255);
-        if old."org_id" is distinct from new."org_id" then
-            event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', old."org_id");
+        event_org := left(coalesce(new.org_id::text, old.org_id::text), 255);
+        if old.org_id is distinct from new.org_id then
+            event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', old.org_id);
         end if;
-        event_label := left(new."title"::text, 255);
+        event_label := left(new.title::text, 255);
         begin
             event_action := case
                 when old.state = 'draft' and new.state = 'published' then 'note.published'
@@ -88,32 +88,32 @@ begin
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'INSERT' then
-        event_id := new."id"::text;
-        event_org := left(new."org_id"::text, 255);
-        event_label := left(new."title"::text, 255);
+        event_id := new.id::text;
+        event_org := left(new.org_id::text, 255);
+        event_label := left(new.title::text, 255);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
-                'id', new."id",
-                'org_id', new."org_id",
-                'title', new."title",
-                'state', new."state",
-                'published_at', new."published_at",
-                'reading_time', new."reading_time",
-                'tags', new."tags",
-                'access_code', case when new."access_code" is distinct from null then '[redacted]' end)));
+                'id', new.id,
+                'org_id', new.org_id,
+                'title', new.title,
+                'state', new.state,
+                'published_at', new.published_at,
+                'reading_time', new.reading_time,
+                'tags', new.tags,
+                'access_code', case when new.access_code is distinct from null then '[redacted]' end)));
         event_action := 'note.created';
     elsif tg_op = 'DELETE' then
-        event_id := old."id"::text;
-        event_org := left(old."org_id"::text, 255);
-        event_label := left(old."title"::text, 255);
+        event_id := old.id::text;
+        event_org := left(old.org_id::text, 255);
+        event_label := left(old.title::text, 255);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
-                'id', old."id",
-                'org_id', old."org_id",
-                'title', old."title",
-                'state', old."state",
-                'published_at', old."published_at",
-                'reading_time', old."reading_time",
-                'tags', old."tags",
-                'access_code', case when old."access_code" is distinct from null then '[redacted]' end)));
+                'id', old.id,
+                'org_id', old.org_id,
+                'title', old.title,
+                'state', old.state,
+                'published_at', old.published_at,
+                'reading_time', old.reading_time,
+                'tags', old.tags,
+                'access_code', case when old.access_code is distinct from null then '[redacted]' end)));
         event_action := 'note.discarded';
     else
         event_action := 'note.truncated';

@@ -40,23 +40,23 @@ begin
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
             before := jsonb_build_object(
-                'id', old."id",
-                'org_id', old."org_id",
-                'user_id', old."user_id",
-                'name', old."name",
-                'description', old."description",
-                'visibility', old."visibility",
-                'enabled', old."enabled",
-                'listed', old."listed",
-                'listed_slug', old."listed_slug",
-                'listed_at', old."listed_at",
-                'listing_description', old."listing_description",
-                'listing_category', old."listing_category",
-                'listing_price', old."listing_price",
-                'listing_currency', old."listing_currency",
-                'nodes', old."nodes",
-                'edges', old."edges",
-                'created_at', old."created_at");
+                'id', old.id,
+                'org_id', old.org_id,
+                'user_id', old.user_id,
+                'name', old.name,
+                'description', old.description,
+                'visibility', old.visibility,
+                'enabled', old.enabled,
+                'listed', old.listed,
+                'listed_slug', old.listed_slug,
+                'listed_at', old.listed_at,
+                'listing_description', old.listing_description,
+                'listing_category', old.listing_category,
+                'listing_price', old.listing_price,
+                'listing_currency', old.listing_currency,
+                'nodes', old.nodes,
+                'edges', old.edges,
+                'created_at', old.created_at);
         else
             before := pgaudit_wf.generic_row(old, setting);
             before := pgaudit_wf.compiled_names(before, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
@@ -66,23 +66,23 @@ begin
     if tg_op in ('UPDATE', 'INSERT') then
         if as_attached then
             after := jsonb_build_object(
-                'id', new."id",
-                'org_id', new."org_id",
-                'user_id', new."user_id",
-                'name', new."name",
-                'description', new."description",
-                'visibility', new."visibility",
-                'enabled', new."enabled",
-                'listed', new."listed",
-                'listed_slug', new."listed_slug",
-                'listed_at', new."listed_at",
-                'listing_description', new."listing_description",
-                'listing_category', new."listing_category",
-                'listing_price', new."listing_price",
-                'listing_currency', new."listing_currency",
-                'nodes', new."nodes",
-                'edges', new."edges",
-                'created_at', new."created_at");
+                'id', new.id,
+                'org_id', new.org_id,
+                'user_id', new.user_id,
+                'name', new.name,
+                'description', new.description,
+                'visibility', new.visibility,
+                'enabled', new.enabled,
+                'listed', new.listed,
+                'listed_slug', new.listed_slug,
+                'listed_at', new.listed_at,
+                'listing_description', new.listing_description,
+                'listing_category', new.listing_category,
+                'listing_price', new.listing_price,
+                'listing_currency', new.listing_currency,
+                'nodes', new.nodes,
+                'edges', new.edges,
+                'created_at', new.created_at);
         else
             after := pgaudit_wf.generic_row(new, setting);
             after := pgaudit_wf.compiled_names(after, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');

@@ -16,7 +16,7 @@ from pgaudit_wf.devserver import OLDEST_MAJOR
 
 pytestmark = pytest.mark.lint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 SOURCES = sorted(

@@ -34,14 +34,14 @@ begin
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
             before := jsonb_build_object(
-                'id', old."id",
-                'org_id', old."org_id",
-                'title', old."title",
-                'state', old."state",
-                'published_at', old."published_at",
-                'reading_time', old."reading_time",
-                'tags', old."tags",
-                'access_code', case when old."access_code" is distinct from null then '[redacted]' end);
+                'id', old.id,
+                'org_id', old.org_id,
+                'title', old.title,
+                'state', old.state,
+                'published_at', old.published_at,
+                'reading_time', old.reading_time,
+                'tags', old.tags,
+                'access_code', case when old.access_code is distinct from null then '[redacted]' end);
         else
             before := pgaudit_wf.generic_row(old, setting);
         end if;
@@ -50,14 +50,14 @@ begin
     if tg_op in ('UPDATE', 'INSERT') then
         if as_attached then
             after := jsonb_build_object(
-                'id', new."id",
-                'org_id', new."org_id",
-                'title', new."title",
-                'state', new."state",
-                'published_at', new."published_at",
-                'reading_time', new."reading_time",
-                'tags', new."tags",
-                'access_code', case when new."access_code" is distinct from null then '[redacted]' end);
+                'id', new.id,
+                'org_id', new.org_id,
+                'title', new.title,
+                'state', new.state,
+                'published_at', new.published_at,
+                'reading_time', new.reading_time,
+                'tags', new.tags,
+                'access_code', case when new.access_code is distinct from null then '[redacted]' end);
         else
             after := pgaudit_wf.generic_row(new, setting);
         end if;
@@ -73,7 +73,7 @@ begin
     end if;
     if tg_op = 'UPDATE' then
         if as_attached then
-            hidden_changes := array_remove(array[case when record_image_ne(row(old."access_code"), row(new."access_code")) then 'access_code' end]::text[], null);
+            hidden_changes := array_remove(array[case when record_image_ne(row(old.access_code), row(new.access_code)) then 'access_code' end]::text[], null);
         else
             hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
         end if;

@@ -33,16 +33,16 @@ begin
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
             before := jsonb_build_object(
-                'id', old."id",
-                'org_id', old."org_id",
-                'user_id', old."user_id",
-                'name', old."name",
-                'key_prefix', old."key_prefix",
-                'key_hash', case when old."key_hash" is distinct from null then '[redacted]' end,
-                'scopes', old."scopes",
-                'expires_at', old."expires_at",
-                'revoked_at', old."revoked_at",
-                'created_at', old."created_at");
+                'id', old.id,
+                'org_id', old.org_id,
+                'user_id', old.user_id,
+                'name', old.name,
+                'key_prefix', old.key_prefix,
+                'key_hash', case when old.key_hash is distinct from null then '[redacted]' end,
+                'scopes', old.scopes,
+                'expires_at', old.expires_at,
+                'revoked_at', old.revoked_at,
+                'created_at', old.created_at);
         else
             before := pgaudit_wf.generic_row(old, setting);
         end if;
@@ -51,16 +51,16 @@ begin
     if tg_op in ('UPDATE', 'INSERT') then
         if as_attached then
             after := jsonb_build_object(
-                'id', new."id",
-                'org_id', new."org_id",
-                'user_id', new."user_id",
-                'name', new."name",
-                'key_prefix', new."key_prefix",
-                'key_hash', case when new."key_hash" is distinct from null then '[redacted]' end,
-                'scopes', new."scopes",
-                'expires_at', new."expires_at",
-                'revoked_at', new."revoked_at",
-                'created_at', new."created_at");
+                'id', new.id,
+                'org_id', new.org_id,
+                'user_id', new.user_id,
+                'name', new.name,
+                'key_prefix', new.key_prefix,
+                'key_hash', case when new.key_hash is distinct from null then '[redacted]' end,
+                'scopes', new.scopes,
+                'expires_at', new.expires_at,
+                'revoked_at', new.revoked_at,
+                'created_at', new.created_at);
         else
             after := pgaudit_wf.generic_row(new, setting);
         end if;
@@ -76,7 +76,7 @@ begin
     end if;
     if tg_op = 'UPDATE' then
         if as_attached then
-            hidden_changes := array_remove(array[case when record_image_ne(row(old."key_hash"), row(new."key_hash")) then 'key_hash' end]::text[], null);
+            hidden_changes := array_remove(array[case when record_image_ne(row(old.key_hash), row(new.key_hash)) then 'key_hash' end]::text[], null);
         else
             hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
         end if;

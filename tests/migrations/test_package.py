@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def test_source_distribution_runs_its_tests(sdist: Path) -> None:
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     run(*pytest_, "-m", "lint", cwd=sdist, path=sdist / "src")
     tool = "test_a_release_freezes_sql_as_the_first_migrations"
-    run(*pytest_, "tests/test_migrate.py", "-k", tool, cwd=sdist, path=sdist / "src")
+    run(*pytest_, "tests/migrations/test_migrate.py", "-k", tool, cwd=sdist, path=sdist / "src")
 
 
 def test_wheel_has_its_license_and_the_pages_that_it_names(sdist: Path, tmp_path: Path) -> None:
