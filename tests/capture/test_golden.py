@@ -118,7 +118,7 @@ def test_either_form_has_a_piece_for_each_slot_and_no_other(app_conn: Conn) -> N
     assert app_conn.execute(
         "select distinct s.slots @> p.pieces, p.pieces @> s.slots, c.common && p.own"
         " from pgaudit_wf.attachment as a,"
-        " lateral (select array(select (regexp_matches(pgaudit_wf.capture_template(),"
+        " lateral (select array(select (regexp_matches(pgaudit_wf.trigger_template(),"
         "   '\\{\\{(.+?)\\}\\}', 'g'))[1]) as slots) as s,"
         " lateral (select array(select jsonb_object_keys(pgaudit_wf.common_pieces(a)))"
         "   as common) as c,"

@@ -133,6 +133,24 @@ def test_schema_and_event_triggers_have_a_comment(app_conn: psycopg.Connection) 
     )
 
 
+def test_no_function_of_ours_has_the_name_of_one_written_for_a_table(
+    conn: psycopg.Connection,
+) -> None:
+    # Named after the table; attach() would replace ours, and detach() would drop it.
+    assert (
+        rows(
+            conn,
+            """
+            select p.oid::regprocedure::text
+              from pg_proc p
+             where p.pronamespace = 'pgaudit_wf'::regnamespace
+               and p.pronargs = 0 and p.proname ~ '^(capture|guard|limit|stamp)_'
+            """,
+        )
+        == []
+    )
+
+
 def test_plpgsql_check_finds_nothing(server: DevServer, app_conn: psycopg.Connection) -> None:
     available = app_conn.execute(
         "select 1 from pg_available_extensions where name = 'plpgsql_check'"

@@ -39,7 +39,7 @@ $$;
 comment on function pgaudit_wf.fill(text, jsonb) is
     'The lines of a template with pieces in its {{slots}}. On a line of its own, a slot takes an array of lines, each of which is indented as the slot is; none, or an empty text, takes the line away. Elsewhere it takes a text. Raises an error if a slot has no piece.';
 
-create function pgaudit_wf.capture_template() returns text
+create function pgaudit_wf.trigger_template() returns text
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $template$ select $body$
@@ -104,7 +104,7 @@ begin
     return null;
 end
 $body$ $template$;
-comment on function pgaudit_wf.capture_template() is
+comment on function pgaudit_wf.trigger_template() is
     'The trigger function of an attached table as \sf shows it, with slots for fill(): see common_pieces(), compiled_pieces() and generic_pieces().';
 
 create function pgaudit_wf.rule_could_cast(target oid, condition text) returns boolean
@@ -266,7 +266,7 @@ end;$failure$, jsonb_build_object('table', quote_literal((setting).target::text)
 end
 $$;
 comment on function pgaudit_wf.common_pieces(pgaudit_wf.attachment) is
-    'The pieces of capture_template() that are made alike for both forms, in the order of its slots.';
+    'The pieces of trigger_template() that are made alike for both forms, in the order of its slots.';
 
 create function pgaudit_wf.capture_body(setting pgaudit_wf.attachment) returns text
 language plpgsql stable
@@ -274,7 +274,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     return array_to_string(
-        pgaudit_wf.fill(pgaudit_wf.capture_template(), pgaudit_wf.common_pieces(setting) || case (setting).form
+        pgaudit_wf.fill(pgaudit_wf.trigger_template(), pgaudit_wf.common_pieces(setting) || case (setting).form
             when 'compiled' then pgaudit_wf.compiled_pieces(setting)
             else pgaudit_wf.generic_pieces(setting) end),
         e'\n');

@@ -275,4 +275,4 @@ begin
 end
 $$;
 comment on function pgaudit_wf.compiled_pieces(pgaudit_wf.attachment) is
-    'The pieces of capture_template() that the compiled form has of its own, in the order of its slots.';
+    'The pieces of trigger_template() that the compiled form has of its own, in the order of its slots.';

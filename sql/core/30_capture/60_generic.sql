@@ -236,4 +236,4 @@ end if;$key$, jsonb_build_object('id columns', id_columns)),
 end
 $$;
 comment on function pgaudit_wf.generic_pieces(pgaudit_wf.attachment) is
-    'The pieces of capture_template() that the generic form has of its own, in the order of its slots.';
+    'The pieces of trigger_template() that the generic form has of its own, in the order of its slots.';

@@ -97,7 +97,7 @@ comment on column pgaudit_wf.version_place.system_identifier is 'The cluster.';
 comment on column pgaudit_wf.version_place.below_tx is 'Every version saved by a transaction below this one is sealed.';
 comment on column pgaudit_wf.version_place.noted_at is 'When it last moved on.';
 
-create function pgaudit_wf.guard_tree() returns trigger
+create function pgaudit_wf.refuse_tree_change() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set bytea_output = 'hex'
@@ -122,12 +122,12 @@ begin
         using errcode = 'PA501', hint = 'A tile grows, a checkpoint is signed once, a secret is destroyed by pseudonymise(); nothing else may change.';
 end
 $$;
-comment on function pgaudit_wf.guard_tree() is 'Trigger of the tree''s tables: raises PA501 on an UPDATE of what was sealed.';
+comment on function pgaudit_wf.refuse_tree_change() is 'Trigger of the tree''s tables: raises PA501 on an UPDATE of what was sealed.';
 
-create trigger append_only_row before update on pgaudit_wf.log_tile for each row execute function pgaudit_wf.guard_tree();
-create trigger append_only_row before update on pgaudit_wf.log_leaf for each row execute function pgaudit_wf.guard_tree();
-create trigger append_only_row before update on pgaudit_wf.log_kept for each row execute function pgaudit_wf.guard_tree();
-create trigger append_only_row before update on pgaudit_wf.log_checkpoint for each row execute function pgaudit_wf.guard_tree();
+create trigger append_only_row before update on pgaudit_wf.log_tile for each row execute function pgaudit_wf.refuse_tree_change();
+create trigger append_only_row before update on pgaudit_wf.log_leaf for each row execute function pgaudit_wf.refuse_tree_change();
+create trigger append_only_row before update on pgaudit_wf.log_kept for each row execute function pgaudit_wf.refuse_tree_change();
+create trigger append_only_row before update on pgaudit_wf.log_checkpoint for each row execute function pgaudit_wf.refuse_tree_change();
 create trigger append_only before delete or truncate on pgaudit_wf.log_tile for each statement execute function pgaudit_wf.refuse_change();
 create trigger append_only before delete or truncate on pgaudit_wf.log_leaf for each statement execute function pgaudit_wf.refuse_change();
 create trigger append_only before delete or truncate on pgaudit_wf.log_kept for each statement execute function pgaudit_wf.refuse_change();
