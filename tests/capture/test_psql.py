@@ -118,11 +118,11 @@ def test_a_trigger_reads_line_by_line(psql: Psql, app_conn: Conn) -> None:
     )
     lines = [line.strip() for line in subprocess_text(psql, "capture_note").splitlines()]
     for expected in (
-        'if old."title" is distinct from new."title" then',
-        'if old."code" is distinct from new."code" then',
+        "if old.title is distinct from new.title then",
+        "if old.code is distinct from new.code then",
         "when old.title <> new.title then 'note.renamed'",
         "else 'note.updated'",
         "event_action := 'note.created';",
-        'event_id := new."id"::text;',
+        "event_id := new.id::text;",
     ):
         assert expected in lines
