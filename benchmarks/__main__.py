@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import workflow
 from benchmarks.database import ROOT
 from benchmarks.measure import go_first, measure
-from benchmarks.report import aims, as_json, markdown, summarise
+from benchmarks.report import aims, as_json, markdown, summarize
 from benchmarks.scenarios import SCENARIOS
 from pgaudit_wf.devserver import DevServer, find_binaries
 
@@ -72,7 +72,7 @@ def main() -> None:
         for scenario in SCENARIOS:
             if not arguments.scenarios or scenario.name in arguments.scenarios:
                 times = measure(server, scenario, arguments.rounds, arguments.seconds)
-                results.append(summarise(scenario, times))
+                results.append(summarize(scenario, times))
                 print(markdown(results[-1]), flush=True)
         saves = []
         if not arguments.scenarios or workflow.NAME in arguments.scenarios:

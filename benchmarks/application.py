@@ -97,7 +97,7 @@ def _edge_key(edge: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def diff(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> dict[str, Any]:
-    """Compare two normalised definitions for people."""
+    """Compare two normalized definitions for people."""
     old, new = _by_id(before["nodes"]), _by_id(after["nodes"])
     old_edges = {_edge_key(edge): edge for edge in before["edges"]}
     new_edges = {_edge_key(edge): edge for edge in after["edges"]}

@@ -63,7 +63,7 @@ class Result:
         return next(line for line in self.lines if line.variant == variant.name)
 
 
-def summarise(scenario: Scenario, times: Times) -> Result:
+def summarize(scenario: Scenario, times: Times) -> Result:
     """Pair each variant's rounds with those of its base."""
     elapsed = {name: [sample.elapsed for sample in samples] for name, samples in times.items()}
     cpu = {name: [sample.cpu for sample in samples] for name, samples in times.items()}

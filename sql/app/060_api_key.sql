@@ -34,7 +34,7 @@ comment on column public.api_key.user_id is
     'who answers for them.';
 comment on column public.api_key.name is 'What its maker calls it.';
 comment on column public.api_key.key_prefix is
-    'First characters of the key, to recognise it by: wfb_… or kh_…, at most 16.';
+    'First characters of the key, to recognize it by: wfb_… or kh_…, at most 16.';
 comment on column public.api_key.key_hash is 'Hash of the key. Secret: never in the log.';
 comment on column public.api_key.scopes is 'What the key may do. Empty: all that its maker may.';
 comment on column public.api_key.last_used_at is

@@ -120,7 +120,7 @@ def newest_hash(conn: Conn) -> str:
 
 
 def on_a_terminal(width: int, *arguments: str) -> tuple[int, str]:
-    """Run a command on a pseudo-terminal; its colours are taken out of what it prints."""
+    """Run a command on a pseudo-terminal; its colors are taken out of what it prints."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [PROGRAM, *arguments],

@@ -231,7 +231,7 @@ def test_one_go_and_step_by_step_agree_with_the_reference(
 
 @SHARED
 @given(data=st.data())
-def test_same_definition_is_equality_of_normalised_definitions(
+def test_same_definition_is_equality_of_normalized_definitions(
     call: Call, data: st.DataObject
 ) -> None:
     nodes = data.draw(nodes_strategy)

@@ -127,7 +127,7 @@ def test_it_is_told_to_people_in_seconds_and_again() -> None:
         assert re.search(r"Ana Ferreira  session  restore\n +version \d+ put back", done.stdout)
         assert "ledger-test.acme.example/entries → https://ledger.acme.example" in done.stdout
         assert re.search(r"version \d+, started with org_api_key kh_9f2a…", done.stdout)
-        assert "only owners and admins of an organisation may read its trail" in done.stdout
+        assert "only owners and admins of an organization may read its trail" in done.stdout
         assert "Next: " in done.stdout
 
 

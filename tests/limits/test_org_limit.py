@@ -74,7 +74,7 @@ def test_the_row_over_the_limit_is_refused_with_its_own_error(key: Conn) -> None
         insert(key, 3, 3)
     diag = caught.value.diag
     assert caught.value.sqlstate == "PA330"
-    assert diag.message_primary == "organisation o1 has reached its limit of 2 for key"
+    assert diag.message_primary == "organization o1 has reached its limit of 2 for key"
     assert json.loads(diag.message_detail or "") == {
         "org_id": "o1",
         "resource_type": "key",
@@ -105,7 +105,7 @@ def test_a_row_that_moves_takes_its_place_along(key: Conn) -> None:
     limit(key, 2)
     insert(key, 1, 2)
     insert(key, 3, 4, "o2")
-    with pytest.raises(psycopg.Error, match="organisation o2"):
+    with pytest.raises(psycopg.Error, match="organization o2"):
         key.execute("update key set org_id = 'o2' where id = 1")
     # In one statement, only what remains counts.
     key.execute("update key set org_id = case org_id when 'o1' then 'o2' else 'o1' end")
@@ -122,7 +122,7 @@ def test_statements_with_many_rows_are_refused_or_kept_as_a_whole(key: Conn) -> 
     with key.cursor().copy("copy key (id, org_id) from stdin") as copy:
         copy.write(b"20\to9\n21\to9\n")
     with (
-        pytest.raises(psycopg.Error, match="organisation o9"),
+        pytest.raises(psycopg.Error, match="organization o9"),
         key.cursor().copy("copy key (id, org_id) from stdin") as copy,
     ):
         copy.write(b"22\to9\n23\to9\n")
@@ -181,7 +181,7 @@ def test_own_limits_go_before_the_default(key: Conn) -> None:
     insert(key, 1, 3)
     insert(key, 11, 30, "o2")
     for number, org in enumerate(("o1", "o3"), 31):
-        with pytest.raises(psycopg.Error, match=f"organisation {org}"):
+        with pytest.raises(psycopg.Error, match=f"organization {org}"):
             insert(key, number, number, org)
     insert(key, 41, 42, None)
     assert key.execute(
@@ -446,7 +446,7 @@ def test_a_transaction_older_than_the_limit_is_counted(key: Conn, dsn: str) -> N
     key.execute("rollback")
 
 
-def test_statements_over_many_organisations_do_not_deadlock(key: Conn, dsn: str) -> None:
+def test_statements_over_many_organizations_do_not_deadlock(key: Conn, dsn: str) -> None:
     limit(key, 1_000_000)
 
     def write(own: Conn, number: int) -> None:
@@ -543,7 +543,7 @@ def test_a_blocked_attempt_is_in_the_log_as_denied(app_conn: Conn) -> None:
     ).fetchall() == [("api_key.limit_reached", "u1", "o1", "c1", "api_key", "denied", "PA330", 1)]
 
 
-def test_readers_see_their_own_organisation_only(app_conn: Conn) -> None:
+def test_readers_see_their_own_organization_only(app_conn: Conn) -> None:
     app_conn.execute("insert into organization (id, name) values ('o1', 'One'), ('o2', 'Two')")
     app_conn.execute("insert into app_user (id, email) values ('u1', 'u1@example.com')")
     app_conn.execute("insert into member values ('o1', 'u1', 'owner', 'active')")

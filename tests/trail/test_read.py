@@ -131,8 +131,8 @@ def test_filters(world: psycopg.Connection, filters: TrailFilter, expected: set[
 
 
 def test_an_unknown_filter_is_named(app_conn: psycopg.Connection) -> None:
-    with pytest.raises(TypeError, match="no such filter: colour; valid are org_id, action"):
-        audit_trail(app_conn, colour="red")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="no such filter: color; valid are org_id, action"):
+        audit_trail(app_conn, color="red")  # type: ignore[call-overload]
 
 
 def test_an_entry_says_all_there_is(world: psycopg.Connection) -> None:

@@ -364,7 +364,7 @@ def test_an_export_of_more_than_a_page_is_whole(client: TestClient, world: World
 def test_errors_are_problems(client: TestClient) -> None:
     for path, status in (
         ("/api/security/audit?page_size=0", 422),
-        ("/api/security/audit?colour=red", 422),
+        ("/api/security/audit?color=red", 422),
         ("/api/security/audit?outcome=maybe", 422),
         ("/api/security/audit?since=2026-01-01T00:00:00", 422),
         ("/api/security/audit?after=nonsense", 400),

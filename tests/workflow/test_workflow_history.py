@@ -155,7 +155,7 @@ COSMETIC: dict[str, tuple[object, object]] = {
     "drag": (moved(NODES), EDGES),
     "selection": ([{**item, "selected": True} for item in NODES], EDGES),
     "resize": ([{**item, "width": 300, "measured": {"width": 9}} for item in NODES], EDGES),
-    "edge colour": (NODES, [{**EDGES[0], "style": {"stroke": "red"}, "animated": True}]),
+    "edge color": (NODES, [{**EDGES[0], "style": {"stroke": "red"}, "animated": True}]),
     "the same once more": (NODES, EDGES),
     "ignored key": (
         [NODES[0], {**NODES[1], "data": {**NODES[1]["data"], "config":
@@ -369,7 +369,7 @@ def test_restore_says_what_is_not_there(db: Conn) -> None:
     fails(db, "PA005", "no attached workflow", "select pgaudit_wf.restore_workflow('w', 1)")
 
 
-def test_restore_stays_within_the_organisation_of_the_request(db: Conn) -> None:
+def test_restore_stays_within_the_organization_of_the_request(db: Conn) -> None:
     insert(db)
     save(db, NODES[:1], [])
     with db.transaction():
@@ -412,7 +412,7 @@ def test_an_application_restores_with_its_own_rights(app_conn: Conn) -> None:
     assert versions(app_conn, "source", ID) == [("create",), ("update",), ("restore",)]
 
 
-def test_readers_see_the_versions_of_the_organisation_they_run(app_conn: Conn) -> None:
+def test_readers_see_the_versions_of_the_organization_they_run(app_conn: Conn) -> None:
     app_conn.execute("insert into organization (id, name) values ('o_1', 'One'), ('o_2', 'Two')")
     app_conn.execute(
         "insert into app_user (id, email, name) values ('u_1', 'a@example.com', 'Ada')"

@@ -89,7 +89,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.check_attestation(text) is
-    'Whether app.attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, organisation and correlation id. Stated in docs/context.md.';
+    'Whether app.attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, organization and correlation id. Stated in docs/context.md.';
 
 create function pgaudit_wf.context_attested() returns boolean
 language sql stable

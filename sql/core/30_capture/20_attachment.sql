@@ -30,7 +30,7 @@ comment on column pgaudit_wf.attachment.redact is 'Columns that are shown as "[r
 comment on column pgaudit_wf.attachment.on_failure is 'abort: no change without its record. warn: the change goes through, the failure is counted.';
 comment on column pgaudit_wf.attachment.form is 'compiled: native comparisons, kept up to date by the DDL event trigger. generic: by to_jsonb, for servers without that event trigger.';
 comment on column pgaudit_wf.attachment.function_name is 'Trigger function in schema pgaudit_wf; read it with \sf.';
-comment on column pgaudit_wf.attachment.columns is 'The table''s columns as compiled, in order: how a rename is recognised.';
+comment on column pgaudit_wf.attachment.columns is 'The table''s columns as compiled, in order: how a rename is recognized.';
 comment on column pgaudit_wf.attachment.usage_granted is 'Owner of a partitioned table who was given USAGE of our schema because of it.';
 comment on column pgaudit_wf.attachment.attached_at is 'When it was attached first.';
 comment on column pgaudit_wf.attachment.attached_by is 'Login role that attached it first.';
@@ -114,7 +114,7 @@ comment on table pgaudit_wf.key_change is 'Rows whose key was changed: where the
 comment on column pgaudit_wf.key_change.resource_type is 'resource_type of the row.';
 comment on column pgaudit_wf.key_change.old_id is 'resource_id before.';
 comment on column pgaudit_wf.key_change.new_id is 'resource_id of the event that changed it, and of those after it.';
-comment on column pgaudit_wf.key_change.org_id is 'Organisation of the row.';
+comment on column pgaudit_wf.key_change.org_id is 'Organization of the row.';
 
 create function pgaudit_wf.count_failure(target text, op text, failure text) returns void
 language plpgsql security definer

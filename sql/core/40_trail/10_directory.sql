@@ -19,10 +19,10 @@ select
     null::text as role
 where false;
 comment on view pgaudit_wf.org_member is
-    'Who belongs to which organisation, and as what: owners and admins may read its trail. Empty until you point it at your own memberships: create or replace view pgaudit_wf.org_member as select org_id::text, user_id::text as actor_id, role::text from …';
+    'Who belongs to which organization, and as what: owners and admins may read its trail. Empty until you point it at your own memberships: create or replace view pgaudit_wf.org_member as select org_id::text, user_id::text as actor_id, role::text from …';
 comment on column pgaudit_wf.org_member.org_id is 'Id as in app.org_id.';
 comment on column pgaudit_wf.org_member.actor_id is 'Id as in app.actor_id.';
-comment on column pgaudit_wf.org_member.role is 'Role in the organisation; owner and admin may read.';
+comment on column pgaudit_wf.org_member.role is 'Role in the organization; owner and admin may read.';
 
 create function pgaudit_wf.readable_org() returns text
 language sql stable security definer
@@ -37,7 +37,7 @@ as $$
     limit 1
 $$;
 comment on function pgaudit_wf.readable_org() is
-    'The organisation whose trail the current actor may read: app.org_id, if org_member has app.actor_id as its owner or admin; else null.';
+    'The organization whose trail the current actor may read: app.org_id, if org_member has app.actor_id as its owner or admin; else null.';
 
 -- One subquery, evaluated once a query, so that the index on org_id serves the policy too.
 alter table pgaudit_wf.security_audit_log enable row level security;
@@ -58,12 +58,12 @@ as $$
     where (describe_actors.actor_ids is null or d.actor_id = any (describe_actors.actor_ids))
         and (describe_actors.pattern is null or d.name ilike describe_actors.pattern or d.email ilike describe_actors.pattern)
         and describe_actors.org_id = (select pgaudit_wf.readable_org())
-        -- Of strangers, only those who left a trace in this organisation.
+        -- Of strangers, only those who left a trace in this organization.
         and (m.actor_id is not null or exists (
             select from pgaudit_wf.security_audit_log as l where l.actor_id = d.actor_id and l.org_id = describe_actors.org_id))
 $$;
 comment on function pgaudit_wf.describe_actors(text, text[], text) is
-    'Name, e-mail and role of the organisation''s members and of actors in its trail, for its owners and admins only: those with the given ids, or whose name or e-mail matches an ILIKE pattern.';
+    'Name, e-mail and role of the organization''s members and of actors in its trail, for its owners and admins only: those with the given ids, or whose name or e-mail matches an ILIKE pattern.';
 
 create function pgaudit_wf.grant_directory() returns void
 language plpgsql

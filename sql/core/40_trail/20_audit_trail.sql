@@ -73,7 +73,7 @@ as $$
 #variable_conflict use_column
 begin
     if present_actors.restricted then
-        -- Row-level security has left one organisation.
+        -- Row-level security has left one organization.
         return query
             select d.actor_id, asked.org_id, d.name, d.email, d.role
             from (select org_id from unnest(present_actors.org_ids) as org (org_id) where org_id is not null limit 1) as asked,
@@ -88,7 +88,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.present_actors(text[], text[], boolean) is
-    'Present names of the actors of a page of the trail, with their roles in the events'' organisations, as far as the caller may see them: $1 actors, $2 organisations, pairwise.';
+    'Present names of the actors of a page of the trail, with their roles in the events'' organizations, as far as the caller may see them: $1 actors, $2 organizations, pairwise.';
 
 create function pgaudit_wf.audit_trail(
     org_id text default null,
@@ -119,7 +119,7 @@ begin
         raise exception 'page_size must be from 1 to 1000' using errcode = 'PA008';
     end if;
     if restricted and (org is null or org is distinct from pgaudit_wf.readable_org()) then
-        raise exception 'only owners and admins of an organisation may read its trail'
+        raise exception 'only owners and admins of an organization may read its trail'
             using errcode = 'PA006',
                 hint = 'Set app.org_id and app.actor_id in the transaction; pgaudit_wf.org_member must have the actor as owner or admin of it.';
     end if;
@@ -173,5 +173,5 @@ end
 $$;
 comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, text, timestamptz, timestamptz, text, text, integer) is
     'A page of the trail, newest first. Every filter is optional: org_id, action (* is a wildcard: api_key.*), resource_type, resource_id, actor_id, correlation_id, outcome, since (inclusive) and until (exclusive), '
-    'search (text in names, labels, action, address, user agent, ids). A diff or metadata of more than 16 MiB is given by SHA-256 and length. Next page: after => the cursor of the last event. The reader role sees the organisation app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
+    'search (text in names, labels, action, address, user agent, ids). A diff or metadata of more than 16 MiB is given by SHA-256 and length. Next page: after => the cursor of the last event. The reader role sees the organization app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
     'Raises PA007 on a cursor that is none, PA008 on a page_size outside 1 to 1000.';

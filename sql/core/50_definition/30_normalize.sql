@@ -1,5 +1,5 @@
 -- What of a workflow makes a version: of a node its id, type and data, of an edge its ends, handles, id and data. The canvas
--- (position, selection, size, style, colour, …) is everything else, whatever an editor calls it, so this is an allow-list.
+-- (position, selection, size, style, color, …) is everything else, whatever an editor calls it, so this is an allow-list.
 --
 -- The order of nodes and edges is kept: it is part of the stored definition, and a hash over the arrays as saved is what
 -- anybody outside recomputes without a sorting rule of ours. Absent and null stay different for the same reason.

@@ -1,5 +1,5 @@
 -- The content hash. canonical_definition(nodes, edges) is canonical_json(normalize_definition(nodes, edges)), written out level
--- by level: two statements for the whole graph where the general way builds the normalised document and then needs one for
+-- by level: two statements for the whole graph where the general way builds the normalized document and then needs one for
 -- every object in it. That takes a third of the time; the tests hold the two ways together. A save takes the texts of nodes that
 -- stayed as they were from canonical_cache.
 
@@ -32,7 +32,7 @@ end
 $$;
 
 comment on function pgaudit_wf.canonical_edges(jsonb) is
-    'The normalised edges as they stand between the brackets of the text that is hashed; null for none. Unchecked: '
+    'The normalized edges as they stand between the brackets of the text that is hashed; null for none. Unchecked: '
     'canonical_checked() must see the whole text. Internal.';
 
 
@@ -79,7 +79,7 @@ end
 $$;
 
 comment on function pgaudit_wf.canonical_nodes(jsonb[], text[]) is
-    'Each node, normalised, as it stands in the text that is hashed. aliases is every alias of config_alias, read once by the '
+    'Each node, normalized, as it stands in the text that is hashed. aliases is every alias of config_alias, read once by the '
     'caller. Unchecked: canonical_checked() must see the whole text. Internal.';
 
 
@@ -199,5 +199,5 @@ end
 $$;
 
 comment on function pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb) is
-    'Whether two states of a workflow have the same normalised definition, that is, whether nothing but the canvas changed. '
+    'Whether two states of a workflow have the same normalized definition, that is, whether nothing but the canvas changed. '
     'Much cheaper than comparing two hashes.';

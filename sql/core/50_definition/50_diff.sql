@@ -164,7 +164,7 @@ begin
                 from jsonb_array_elements(arguments) with ordinality as given (argument, place)
                 -- Editors pad the array with empty strings past the function's own parameters.
                 where inputs is null or place <= jsonb_array_length(inputs) or argument <> '""'
-            ) as labelled
+            ) as labeled
         ) as counted;
     return pgaudit_wf.readable_text(coalesce(named, arguments::text));
 end

@@ -29,7 +29,7 @@ create table pgaudit_wf.workflow_history (
 comment on table pgaudit_wf.workflow_history is 'Every version of every workflow, append-only. Made by the triggers of attach_workflow(); read workflow_timeline.';
 comment on column pgaudit_wf.workflow_history.workflow_id is 'Id of the workflow (resource_id of its events); with <resource_type>/ before it for all but the first attached workflow table.';
 comment on column pgaudit_wf.workflow_history.version is '1, 2, 3, … without gaps.';
-comment on column pgaudit_wf.workflow_history.org_id is 'Organisation of the workflow.';
+comment on column pgaudit_wf.workflow_history.org_id is 'Organization of the workflow.';
 comment on column pgaudit_wf.workflow_history.source is 'create, update, listing (its marketplace listing changed), restore, or backfill (older than its table''s attachment).';
 comment on column pgaudit_wf.workflow_history.snapshot is 'The version in full: name, description, visibility, enabled, nodes, edges as saved, canvas positions included; null once pruned.';
 comment on column pgaudit_wf.workflow_history.change is 'version_diff() from the previous version, for people.';

@@ -10,7 +10,7 @@ comment on view pgaudit_wf.credential_directory is
     'API keys by handle, for the stamp of a run. Empty until you point it at your own keys: create or replace view pgaudit_wf.credential_directory as select id::text as credential_id, ''org_api_key'' as credential_type, prefix as label from …';
 comment on column pgaudit_wf.credential_directory.credential_id is 'Id as in app.api_key_id.';
 comment on column pgaudit_wf.credential_directory.credential_type is 'webhook_key or org_api_key.';
-comment on column pgaudit_wf.credential_directory.label is 'A handle that people recognise and that is no secret, such as kh_9f2….';
+comment on column pgaudit_wf.credential_directory.label is 'A handle that people recognize and that is no secret, such as kh_9f2….';
 
 create function pgaudit_wf.current_credential(out credential_type text, out label text)
 language plpgsql stable security definer
@@ -76,7 +76,7 @@ comment on column pgaudit_wf.execution_attachment.hash_column is 'Column that is
 comment on column pgaudit_wf.execution_attachment.type_column is 'Column that is stamped with the credential''s type.';
 comment on column pgaudit_wf.execution_attachment.label_column is 'Column that is stamped with the credential''s handle.';
 comment on column pgaudit_wf.execution_attachment.id_column is 'Primary key of the table.';
-comment on column pgaudit_wf.execution_attachment.org_column is 'Column with the organisation, if any.';
+comment on column pgaudit_wf.execution_attachment.org_column is 'Column with the organization, if any.';
 comment on column pgaudit_wf.execution_attachment.time_column is 'Column that says when the run started, if any.';
 comment on column pgaudit_wf.execution_attachment.function_name is 'Trigger function in schema pgaudit_wf.';
 

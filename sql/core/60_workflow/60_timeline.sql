@@ -62,7 +62,7 @@ comment on column pgaudit_wf.workflow_timeline.restored_from is 'The version put
 comment on column pgaudit_wf.workflow_timeline.summary is 'What changed, in one line.';
 comment on column pgaudit_wf.workflow_timeline.content_hash is 'Hash of the definition.';
 comment on column pgaudit_wf.workflow_timeline.change is 'What changed, in full: version_diff() from the version before.';
-comment on column pgaudit_wf.workflow_timeline.org_id is 'Organisation of the workflow.';
+comment on column pgaudit_wf.workflow_timeline.org_id is 'Organization of the workflow.';
 comment on column pgaudit_wf.workflow_timeline.correlation_id is 'Request it was saved in.';
 comment on column pgaudit_wf.workflow_timeline.is_current is 'Whether it is the newest version.';
 
@@ -118,7 +118,7 @@ as $$
         and h.org_id is not distinct from nullif(current_setting('app.org_id', true), '')
 $$;
 comment on function pgaudit_wf.org_version_snapshot(text, integer) is
-    'A version of a workflow of the organisation app.org_id, or of one without organisation while that is not set; nulls for any other.';
+    'A version of a workflow of the organization app.org_id, or of one without organization while that is not set; nulls for any other.';
 
 create function pgaudit_wf.version_snapshot(workflow_id text, version integer) returns jsonb
 language plpgsql stable
@@ -131,7 +131,7 @@ begin
     if has_table_privilege('pgaudit_wf.workflow_history', 'select') then
         select h.snapshot, h.content_hash into kept, hash from pgaudit_wf.workflow_history as h
         where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version
-            -- Who may read all organisations acts in one all the same, where the request says in which.
+            -- Who may read all organizations acts in one all the same, where the request says in which.
             and (h.org_id = current_setting('app.org_id', true) or h.org_id is null or coalesce(current_setting('app.org_id', true), '') = '');
     else
         select s.snapshot, s.content_hash into kept, hash
@@ -139,7 +139,7 @@ begin
     end if;
     if hash is null then
         raise exception 'there is no version % of workflow %', version_snapshot.version, version_snapshot.workflow_id
-            using errcode = 'PA302', hint = 'See pgaudit_wf.workflow_timeline; another organisation''s workflows do not show.';
+            using errcode = 'PA302', hint = 'See pgaudit_wf.workflow_timeline; another organization''s workflows do not show.';
     end if;
     if kept is null then
         raise exception 'the snapshot of version % of workflow % was pruned', version_snapshot.version, version_snapshot.workflow_id

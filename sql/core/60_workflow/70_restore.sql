@@ -72,7 +72,7 @@ begin
     get diagnostics found_rows = row_count;
     if found_rows = 0 then
         raise exception 'workflow % is not there to be restored', restore_workflow.workflow_id
-            using errcode = 'PA302', hint = 'It was deleted, or its organisation is not yours. The definition is in pgaudit_wf.version_snapshot().';
+            using errcode = 'PA302', hint = 'It was deleted, or its organization is not yours. The definition is in pgaudit_wf.version_snapshot().';
     end if;
     -- Older than the attachment of these columns: there is nothing to put back.
     if not kept ? 'name' then
@@ -99,4 +99,4 @@ end
 $$;
 comment on function pgaudit_wf.restore_workflow(text, integer, regclass) is
     'Puts a version of a workflow back (nodes, edges, name, description; visibility, enabled and the listing stay) by an ordinary update with the caller''s rights, and returns the number of the version that is current then. '
-    'Putting back what is there changes nothing. target is needed only where two workflow tables share ids. Raises PA302 if there is no such workflow or version, or it is another organisation''s.';
+    'Putting back what is there changes nothing. target is needed only where two workflow tables share ids. Raises PA302 if there is no such workflow or version, or it is another organization''s.';

@@ -31,13 +31,13 @@ comment on table pgaudit_wf.alert_rule is
 comment on column pgaudit_wf.alert_rule.id is 'Number of the rule.';
 comment on column pgaudit_wf.alert_rule.action_pattern is 'The action, such as api_key.created; * stands for anything: api_key.*.';
 comment on column pgaudit_wf.alert_rule.outcome is 'Only events with this outcome; null: any.';
-comment on column pgaudit_wf.alert_rule.org_id is 'Only events of this organisation; null: all.';
+comment on column pgaudit_wf.alert_rule.org_id is 'Only events of this organization; null: all.';
 comment on column pgaudit_wf.alert_rule.channel is 'smtp (e-mail), webhook or log (a line of the worker''s log).';
 comment on column pgaudit_wf.alert_rule.audience is
-    'actor (who did it), owners or admins (of the event''s organisation; where it has none, "owners" is the person whom the row belongs to, by person_column, or else the actor) or address. Webhook and log have an address only.';
+    'actor (who did it), owners or admins (of the event''s organization; where it has none, "owners" is the person whom the row belongs to, by person_column, or else the actor) or address. Webhook and log have an address only.';
 comment on column pgaudit_wf.alert_rule.address is
     'E-mail address, webhook URL (https, without user name or secret in it) or name of a log stream, for the audience "address".';
-comment on column pgaudit_wf.alert_rule.person_column is 'Column of the changed row that holds the id of the person it belongs to, for events without organisation.';
+comment on column pgaudit_wf.alert_rule.person_column is 'Column of the changed row that holds the id of the person it belongs to, for events without organization.';
 comment on column pgaudit_wf.alert_rule.enabled is 'False: the rule rests.';
 comment on column pgaudit_wf.alert_rule.created_at is 'Events from before are not told of.';
 
@@ -176,7 +176,7 @@ begin
         where m.org_id = (alert_recipients.event).org_id
             and m.role = case (alert_recipients.rule).audience when 'owners' then 'owner' else 'admin' end;
     elsif (alert_recipients.rule).audience = 'owners' then
-        -- A person's own key opens what his organisations let him do, so their owners hear of it too.
+        -- A person's own key opens what his organizations let him do, so their owners hear of it too.
         select array_agg(whose.person) || array_agg(owner.actor_id) into actor_ids
         from (select pgaudit_wf.alert_person(alert_recipients.event, (alert_recipients.rule).person_column) as person) as whose
         left join pgaudit_wf.org_member as m on m.actor_id = whose.person

@@ -1,4 +1,4 @@
--- Limits: how many rows of a kind an organisation may have. A counter for each organisation and type is kept by statement
+-- Limits: how many rows of a kind an organization may have. A counter for each organization and type is kept by statement
 -- triggers, which only tables whose type has a limit have.
 
 create table pgaudit_wf.org_limit (
@@ -13,9 +13,9 @@ create table pgaudit_wf.org_limit (
     constraint org_limit_resource_type check (resource_type <> '')
 );
 comment on table pgaudit_wf.org_limit is
-    'How many rows of a resource type an organisation may have; takes effect at once on attached tables of that type: the statement that goes over is refused with PA330. Lowering a limit below what is there refuses new rows only.';
+    'How many rows of a resource type an organization may have; takes effect at once on attached tables of that type: the statement that goes over is refused with PA330. Lowering a limit below what is there refuses new rows only.';
 comment on column pgaudit_wf.org_limit.id is 'Number of the limit.';
-comment on column pgaudit_wf.org_limit.org_id is 'The organisation; null: all that have no limit of their own.';
+comment on column pgaudit_wf.org_limit.org_id is 'The organization; null: all that have no limit of their own.';
 comment on column pgaudit_wf.org_limit.resource_type is 'Resource type of the attached tables, as given to attach().';
 comment on column pgaudit_wf.org_limit.max_count is 'How many there may be; null: as many as it likes, whatever the default is.';
 
@@ -38,8 +38,8 @@ create table pgaudit_wf.org_usage (
     primary key (org_id, resource_type)
 ) with (fillfactor = 50);
 comment on table pgaudit_wf.org_usage is
-    'How many rows that take a place each organisation has, for resource types that have a limit; written by triggers only. recount_usage() counts anew.';
-comment on column pgaudit_wf.org_usage.org_id is 'The organisation.';
+    'How many rows that take a place each organization has, for resource types that have a limit; written by triggers only. recount_usage() counts anew.';
+comment on column pgaudit_wf.org_usage.org_id is 'The organization.';
 comment on column pgaudit_wf.org_usage.resource_type is 'The resource type.';
 comment on column pgaudit_wf.org_usage.used is 'Rows that take a place.';
 
@@ -57,7 +57,7 @@ create table pgaudit_wf.limit_target (
 comment on table pgaudit_wf.limit_target is 'Tables that are counted; written by install_limit() only.';
 comment on column pgaudit_wf.limit_target.target is 'The table.';
 comment on column pgaudit_wf.limit_target.resource_type is 'Its resource type.';
-comment on column pgaudit_wf.limit_target.org_column is 'Column with the organisation, by its alias; rows without one take no place.';
+comment on column pgaudit_wf.limit_target.org_column is 'Column with the organization, by its alias; rows without one take no place.';
 comment on column pgaudit_wf.limit_target.condition is 'Condition for a row to take a place, as PostgreSQL writes it, over the aliases of the columns.';
 comment on column pgaudit_wf.limit_target.condition_columns is 'Aliases of the columns that the condition names.';
 comment on column pgaudit_wf.limit_target.aliases is 'The columns'' names when the condition was compiled, by what they are called now ({name: alias}): so a renamed column is counted as before.';
@@ -78,7 +78,7 @@ as $$
     where l.resource_type = limit_of.resource_type and (l.org_id = limit_of.org_id or l.org_id is null)
     order by l.org_id nulls last limit 1
 $$;
-comment on function pgaudit_wf.limit_of(text, text) is 'How many rows of a resource type an organisation may have: its own limit, else the default; null: any number.';
+comment on function pgaudit_wf.limit_of(text, text) is 'How many rows of a resource type an organization may have: its own limit, else the default; null: any number.';
 
 create view pgaudit_wf.limit_usage with (security_invoker = true) as
 select
@@ -93,12 +93,12 @@ from (
     select l.org_id, l.resource_type from pgaudit_wf.org_limit as l where l.org_id is not null
 ) as known
 left join pgaudit_wf.org_usage as u on u.org_id = known.org_id and u.resource_type = known.resource_type;
-comment on view pgaudit_wf.limit_usage is 'How much of its limits each organisation has used. Owners and admins see their own organisation, as reader.';
-comment on column pgaudit_wf.limit_usage.org_id is 'The organisation.';
+comment on view pgaudit_wf.limit_usage is 'How much of its limits each organization has used. Owners and admins see their own organization, as reader.';
+comment on column pgaudit_wf.limit_usage.org_id is 'The organization.';
 comment on column pgaudit_wf.limit_usage.resource_type is 'The resource type.';
 comment on column pgaudit_wf.limit_usage.used is 'Rows that take a place now.';
 comment on column pgaudit_wf.limit_usage.max_count is 'How many there may be; null: any number.';
-comment on column pgaudit_wf.limit_usage.is_default is 'True when the limit is the default for all organisations.';
+comment on column pgaudit_wf.limit_usage.is_default is 'True when the limit is the default for all organizations.';
 
 create function pgaudit_wf.compile_limit_condition(target regclass, resource_type text, out condition text, out condition_columns text[])
 language plpgsql
@@ -274,7 +274,7 @@ as $$
     end
     from (select pgaudit_wf.limit_org_expression(limited, 'r') as org, pgaudit_wf.counted_alias(limited) as alias) as names
 $$;
-comment on function pgaudit_wf.moved_rows(pgaudit_wf.limit_target, text) is 'Query for how many places each organisation takes (or frees) by a statement.';
+comment on function pgaudit_wf.moved_rows(pgaudit_wf.limit_target, text) is 'Query for how many places each organization takes (or frees) by a statement.';
 
 create function pgaudit_wf.limit_body(limited pgaudit_wf.limit_target) returns text
 language plpgsql stable
@@ -329,7 +329,7 @@ $branch${{if}} tg_op = {{op}} then
     end loop;
     return array_to_string(pgaudit_wf.fill($body$
 -- Counts the rows of an attached table that take a place and refuses those over the limit; written because of pgaudit_wf.org_limit.
--- The counters are locked in the order of their organisations, so that two statements never wait for each other.
+-- The counters are locked in the order of their organizations, so that two statements never wait for each other.
 #variable_conflict use_column
 declare
     refused_org text;
@@ -350,7 +350,7 @@ begin
             return null;
     end;
     if refused_org is not null then
-        raise exception 'organisation % has reached its limit of % for %', refused_org, maximum, {{type}}
+        raise exception 'organization % has reached its limit of % for %', refused_org, maximum, {{type}}
             using errcode = 'PA330', schema = tg_table_schema, table = tg_table_name,
                 detail = jsonb_build_object('org_id', refused_org, 'resource_type', {{type}}, 'max_count', maximum)::text,
                 hint = 'Delete or revoke one first, or raise the limit in pgaudit_wf.org_limit.';
@@ -414,7 +414,7 @@ begin
         return;
     end if;
     if (setting).org_column is null or (setting).org_column <> all ((setting).columns) then
-        raise exception '% has a limit for each organisation, and % has no column that says whose a row is', (setting).resource_type, (setting).target
+        raise exception '% has a limit for each organization, and % has no column that says whose a row is', (setting).resource_type, (setting).target
             using errcode = 'PA002', hint = format('Attach the table with its org_column, or delete the limits of %s from pgaudit_wf.org_limit.', (setting).resource_type);
     end if;
     if not pg_has_role((select relowner from pg_class where oid = (setting).target), 'usage') then
@@ -646,5 +646,5 @@ begin
 end
 $$;
 comment on function pgaudit_wf.set_org_limit(text, text, bigint) is
-    'Sets the limit of an organisation (null: of all that have none of their own) for a resource type, whether it had one or not; max_count null: no limit for this organisation. '
+    'Sets the limit of an organization (null: of all that have none of their own) for a resource type, whether it had one or not; max_count null: no limit for this organization. '
     'Granted to nobody: whoever may call it decides what is paid for. A login that is to set limits and no more needs EXECUTE on it and on write_org_limit(); the first limit of a type must come from the owner of its tables or a superuser (else PA331).';

@@ -2,7 +2,7 @@
 --
 -- Events leave a whole partition at a time, once archived: what is judged is the partition's end, so that each is
 -- touched once for each number of days in force. Rows under a longer policy than the rest of their month are carried over into a
--- fresh partition in its place: a long policy for one organisation does not keep everybody's events.
+-- fresh partition in its place: a long policy for one organization does not keep everybody's events.
 
 create table pgaudit_wf.retention_policy (
     id bigint generated always as identity primary key,
@@ -14,10 +14,10 @@ create table pgaudit_wf.retention_policy (
     constraint retention_policy_keep_days check (keep_days between 30 and 1000000)
 );
 comment on table pgaudit_wf.retention_policy is
-    'How long events are kept. Of the policies that fit an event the most specific one holds: for its organisation before for all, then the longer pattern. An event that none fits stays for good.';
+    'How long events are kept. Of the policies that fit an event the most specific one holds: for its organization before for all, then the longer pattern. An event that none fits stays for good.';
 comment on column pgaudit_wf.retention_policy.id is 'Number of the policy.';
 comment on column pgaudit_wf.retention_policy.action_pattern is 'Actions it is for; * stands for any characters: api_key.*.';
-comment on column pgaudit_wf.retention_policy.org_id is 'Organisation it is for; null: all, and events without one.';
+comment on column pgaudit_wf.retention_policy.org_id is 'Organization it is for; null: all, and events without one.';
 comment on column pgaudit_wf.retention_policy.keep_days is 'Days, from 30 to 1,000,000, that an event stays after the end of its month (UTC); null: for good.';
 insert into pgaudit_wf.retention_policy (keep_days) values (730);
 
@@ -30,7 +30,7 @@ create table pgaudit_wf.version_policy (
 );
 comment on table pgaudit_wf.version_policy is
     'Which versions of workflows keep their snapshot: the newest ones, the young ones, and any that a run points at. Of the others the chain stays: number, hash, change, who and when.';
-comment on column pgaudit_wf.version_policy.org_id is 'Organisation it is for; null: all that have no policy of their own.';
+comment on column pgaudit_wf.version_policy.org_id is 'Organization it is for; null: all that have no policy of their own.';
 comment on column pgaudit_wf.version_policy.keep_versions is 'How many of a workflow''s newest versions keep it; null: all.';
 comment on column pgaudit_wf.version_policy.keep_days is 'Days, from 30 to 1,000,000, for which every version keeps it.';
 insert into pgaudit_wf.version_policy (keep_versions) values (100);
@@ -71,7 +71,7 @@ as $$
     limit 1
 $$;
 comment on function pgaudit_wf.retention_days(text, text) is
-    'Days for which an event of that action and organisation is kept after the end of its month; null: for good, as when no policy fits.';
+    'Days for which an event of that action and organization is kept after the end of its month; null: for good, as when no policy fits.';
 
 create function pgaudit_wf.keeps_until(to_time timestamptz, keep_days integer) returns timestamptz
 language sql immutable parallel safe
@@ -121,7 +121,7 @@ begin
         using retention_groups.to_time;
 end
 $$;
-comment on function pgaudit_wf.retention_groups(regclass, timestamptz) is 'What a month of the log holds by action and organisation, and until when each is kept.';
+comment on function pgaudit_wf.retention_groups(regclass, timestamptz) is 'What a month of the log holds by action and organization, and until when each is kept.';
 
 create function pgaudit_wf.log_retention(at timestamptz default now())
 returns table (partition_name text, from_time timestamptz, to_time timestamptz, events bigint, expired_events bigint, keep_until timestamptz)

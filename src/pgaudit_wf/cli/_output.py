@@ -92,7 +92,7 @@ def who(entry: TrailEntry) -> Text:
 
 
 def what(entry: TrailEntry) -> Text:
-    """Return the action, coloured by whether it adds, takes away or fails."""
+    """Return the action, colored by whether it adds, takes away or fails."""
     verb = entry.action.rpartition(".")[2]
     style = "green" if verb in _GOOD else "red" if verb in _BAD else "cyan"
     text = Text(printable(entry.action), style=style)
