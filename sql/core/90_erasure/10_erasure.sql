@@ -252,11 +252,6 @@ begin
         'select pgaudit_wf.keep_commitments(l::pgaudit_wf.security_audit_log, pgaudit_wf.mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
         ' from only %s as l where l.id = any ($5)', part)
         using erase_from_partition.actor_id, erase_from_partition.pseudonym, types, known, ids;
-    -- Before the values go, what their seal needs of them.
-    execute format(
-        'select pgaudit_wf.keep_commitments(l::pgaudit_wf.security_audit_log, pgaudit_wf.mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
-        ' from only %1$s as l where l.id = any ($5)', part)
-        using erase_from_partition.actor_id, erase_from_partition.pseudonym, types, known, ids;
     execute format('alter table %s disable trigger append_only_row, disable trigger append_only', part);
     execute format(
         'with masked as ('
@@ -344,15 +339,6 @@ begin
     perform pgaudit_wf.lock_seal();
     versions := 0;
     if exists (select from pgaudit_wf.workflow_history as h where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonym) then
-        perform pgaudit_wf.lock_seal();
-        for version in
-            select h.* from pgaudit_wf.workflow_history as h
-            where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonymise.pseudonym
-        loop
-            masked := version;
-            masked.actor_label := pseudonymise.pseudonym;
-            perform pgaudit_wf.keep_commitments(version, masked);
-        end loop;
         for version in
             select h.* from pgaudit_wf.workflow_history as h where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonymise.pseudonym
         loop
