@@ -34,8 +34,8 @@ from pgaudit_wf.cli import app
 from pgaudit_wf.errors import AlertSettingsError
 from pgaudit_wf.service import Service
 from support.alert_servers import MailServer, WebServer
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 SENDER = "alerts@audit.example"
 OWNER, OTHER_OWNER, ADMIN, PERSON = (
     "ana@acme.example",
@@ -168,13 +168,6 @@ def make_due(conn: Conn) -> None:
 
 def recipients(server: MailServer) -> list[str]:
     return sorted(address for one in server.taken for address in one.recipients)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 30 s"
-        time.sleep(0.02)
 
 
 # who is told

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ import pytest
 
 from pgaudit_wf.service import Service
 from support.alert_servers import MailServer
+from support.asserting import wait_until
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
 
 
@@ -75,13 +76,6 @@ def running(dsn: str, mail: MailServer, *options: str) -> Iterator[subprocess.Po
 def states(conn: Conn) -> dict[str, int]:
     rows = conn.execute("select state, count(*) from pgaudit_wf.alert_delivery group by 1")
     return dict(rows.fetchall())
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not happen within {seconds} s"
-        time.sleep(0.02)
 
 
 def get(url: str) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
 import decimal
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, LiteralString
 
@@ -11,7 +11,8 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import set_json_loads
 
-Conn = psycopg.Connection[Any]
+from support.asserting import events, fails
+from support.server import Conn
 
 ODD_NAMES = [
     "Order Items",
@@ -28,38 +29,15 @@ ODD_NAMES = [
 ]
 
 
-@pytest.fixture(params=["compiled", "generic"])
-def form(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
-def db(form: str, request: pytest.FixtureRequest) -> Iterator[Conn]:
-    """A database where attach() compiles the given form."""
-    dsn = request.getfixturevalue("dsn" if form == "compiled" else "owner_dsn")
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        set_json_loads(partial(json.loads, parse_float=decimal.Decimal), connection)
-        yield connection
-
-
-def events(conn: Conn, columns: LiteralString = "action, resource_id, diff") -> list[Any]:
-    return conn.execute(
-        sql.SQL("select {} from pgaudit_wf.security_audit_log where captured order by id").format(
-            sql.SQL(columns)
-        )
-    ).fetchall()
+def db(db: Conn) -> Conn:
+    set_json_loads(partial(json.loads, parse_float=decimal.Decimal), db)
+    return db
 
 
 def changes(diff: list[dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
     assert {op["op"] for op in diff} == {"replace"}
     return {op["path"]: (op["old"], op["value"]) for op in diff}
-
-
-def fails(conn: Conn, sqlstate: str, message: str, query: LiteralString) -> None:
-    with pytest.raises(psycopg.Error) as caught, conn.transaction():
-        conn.execute(query)
-    assert caught.value.sqlstate == sqlstate
-    assert message in str(caught.value.diag.message_primary)
 
 
 def test_the_form_is_what_the_server_allows(db: Conn, form: str) -> None:
@@ -159,7 +137,7 @@ def test_a_key_may_become_null_where_the_table_lets_it(db: Conn) -> None:
 @pytest.mark.parametrize("on_failure", ["abort", "warn"])
 def test_odd_names(db: Conn, on_failure: str) -> None:
     for name in ODD_NAMES:
-        seen = len(events(db))
+        seen = len(events(db, "action, resource_id, diff"))
         given = {
             "table": sql.SQL("{0}.{0}").format(sql.Identifier(name)),
             "schema": sql.Identifier(name),
@@ -191,7 +169,7 @@ def test_odd_names(db: Conn, on_failure: str) -> None:
         ]  # fmt: skip
         db.execute(sql.SQL("select pgaudit_wf.detach({target})").format(**given))
         db.execute(sql.SQL("insert into {table} values ('k', 'three', 'x')").format(**given))
-        assert len(events(db)) == seen + 3
+        assert len(events(db, "action, resource_id, diff")) == seen + 3
     assert db.execute("select count(*) from pgaudit_wf.capture_failure").fetchone() == (0,)
 
 
@@ -298,16 +276,16 @@ def test_partitioned_tables(db: Conn, form: str) -> None:
         ]  # fmt: skip
 
     # A partition that leaves is no longer recorded, and does not stand in the way of anything.
-    count = len(events(db))
+    count = len(events(db, "action, resource_id, diff"))
     db.execute("alter table reading detach partition reading_1")
     db.execute("update reading_1 set value = 0")
     db.execute("delete from reading_1")
     if form == "compiled":
         db.execute("truncate reading_1")
-    assert len(events(db)) == count
+    assert len(events(db, "action, resource_id, diff")) == count
     db.execute("select pgaudit_wf.detach('reading')")
     db.execute("update reading set value = 5; truncate reading, reading_1")
-    assert len(events(db)) == count
+    assert len(events(db, "action, resource_id, diff")) == count
     assert triggers(db) == []
 
 

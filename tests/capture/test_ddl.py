@@ -1,7 +1,7 @@
 """Tables change shape while they are written to: no write fails, and no column is missed."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, LiteralString
 
@@ -9,21 +9,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 WRITERS = 3
-
-
-@pytest.fixture(params=["compiled", "generic"])
-def form(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def db(form: str, request: pytest.FixtureRequest) -> Iterator[Conn]:
-    dsn = request.getfixturevalue("dsn" if form == "compiled" else "owner_dsn")
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
 
 
 def last_diff(conn: Conn) -> list[dict[str, Any]]:

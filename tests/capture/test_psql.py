@@ -3,14 +3,12 @@
 import re
 import subprocess
 from collections.abc import Callable
-from typing import Any
 
-import psycopg
 import pytest
 
 from pgaudit_wf.devserver import DevServer
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 Psql = Callable[[str], str]
 
 

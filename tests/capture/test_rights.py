@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -13,22 +13,9 @@ from psycopg import sql
 from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.errors import MigrationError, RuleError, translated
 from pgaudit_wf.migrate import migrate
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 _number = itertools.count()
-
-
-@pytest.fixture(params=["compiled", "generic"])
-def form(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def db(form: str, request: pytest.FixtureRequest) -> Iterator[Conn]:
-    dsn = request.getfixturevalue("dsn" if form == "compiled" else "owner_dsn")
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
 
 
 @contextmanager

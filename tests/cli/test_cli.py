@@ -30,6 +30,8 @@ from pgaudit_wf.cli import app
 from pgaudit_wf.cli._base import hide_passwords, parse_time
 from pgaudit_wf.cli._output import printable
 from pgaudit_wf.devserver import DevServer
+from support.asserting import wait_until
+from support.factories import add_users
 
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
 PASSWORD = "hunter2"
@@ -68,14 +70,6 @@ def on(app_dsn: str, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Result]
     return cli
 
 
-def add_users(conn: psycopg.Connection, prefix: str, count: int) -> None:
-    conn.execute(
-        "insert into app_user (id, email) select i, i || '@example.com'"
-        " from (select %s || g as i from generate_series(1, %s) as g) as s",
-        [prefix, count],
-    )
-
-
 @contextmanager
 def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     # Without a buffer, Python takes it for done when a pipe breaks in the middle of one write.
@@ -87,13 +81,6 @@ def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             yield running
         finally:
             running.kill()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 30 s"
-        time.sleep(0.02)
 
 
 def watchers(conn: psycopg.Connection) -> int:

@@ -24,8 +24,7 @@ from psycopg.types.json import Jsonb
 from pgaudit_wf import request_context
 from pgaudit_wf.cli import app
 from pgaudit_wf.workflow import compare_versions, workflow_versions
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
 FLOW = "11111111-1111-4111-8111-111111111111"

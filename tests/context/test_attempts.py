@@ -35,8 +35,8 @@ from pgaudit_wf.attempt import Attempt, append_lines, read_spool, spooled
 from pgaudit_wf.cli import app
 from pgaudit_wf.context import RequestContext
 from pgaudit_wf.errors import FailedTransactionError
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 Event = dict[str, Any]
 
 WHO = RequestContext(

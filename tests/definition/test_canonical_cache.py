@@ -13,8 +13,9 @@ from psycopg.types.json import Jsonb
 
 from pgaudit_wf.definition import content_hash
 from pgaudit_wf.maintain import Step, maintain, plan
+from support.factories import edge
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 Node = dict[str, Any]
 
 
@@ -25,10 +26,6 @@ def node(key: str, url: object = "https://a") -> Node:
         "position": {"x": 0, "y": 0},
         "data": {"label": key.upper(), "config": {"url": url, "retries": 3}},
     }
-
-
-def edge(source: str, target: str) -> Node:
-    return {"id": f"{source}-{target}", "source": source, "target": target}
 
 
 NODES = [node(key) for key in "abcdef"]

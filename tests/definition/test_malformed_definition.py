@@ -9,8 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from pgaudit_wf.definition import content_hash
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 GOOD = [{"id": "a", "type": "action", "data": {"label": "A"}}]
 

@@ -10,6 +10,8 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from support.factories import edge
+
 HISTORIES = sorted(
     (Path(__file__).parents[3] / "shared" / "data" / "workflow-histories").glob("*.jsonl")
 )
@@ -64,10 +66,6 @@ def node(identity: str, label: str | None = None, **data: object) -> dict[str, A
         "position": {"x": 0, "y": 0},
         "data": data if label is None else {"label": label, **data},
     }
-
-
-def edge(source: str, target: str, **more: object) -> dict[str, Any]:
-    return {"id": f"{source}-{target}", "source": source, "target": target, **more}
 
 
 def graph(nodes: list[Any], edges: list[Any] | None = None, **settings: object) -> dict[str, Any]:

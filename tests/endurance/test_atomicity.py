@@ -11,8 +11,7 @@ import pytest
 
 from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.migrate import migrate
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 WRITERS, TRANSACTIONS, ROWS = 4, 60, 30
 

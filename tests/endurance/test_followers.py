@@ -13,15 +13,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from pgaudit_wf.devserver import DevServer
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 EVENTS = int(os.environ.get("EVENTS", "5000"))
 WRITERS = 20

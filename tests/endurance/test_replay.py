@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.types.json import set_json_loads
 
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 FAST = settings(
     max_examples=25,

@@ -5,7 +5,7 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 SETTINGS: list[dict[str, str]] = [
     {},

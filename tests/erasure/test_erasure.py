@@ -21,8 +21,8 @@ from pgaudit_wf.archive_read import (
 )
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import ArchiveError
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 NAME, EMAIL, NEW_EMAIL = "Ada Lovelace", "ada@example.com", "countess@example.org"
 IP, AGENT = "203.0.113.77", "Analytical/1.0 (Engine)"
 PERSONAL = (NAME, EMAIL, NEW_EMAIL, IP, AGENT, "ADA@Example.com")

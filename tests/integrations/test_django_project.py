@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 SETTINGS = """
 import os

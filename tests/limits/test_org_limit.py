@@ -5,7 +5,6 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import psycopg
 import pytest
@@ -13,8 +12,7 @@ from psycopg import errors
 
 from pgaudit_wf import request_context
 from pgaudit_wf.errors import LimitReachedError, from_database
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 CONDITION = "revoked_at is null"
 

@@ -8,8 +8,7 @@ import pytest
 from psycopg import sql
 
 from pgaudit_wf.devserver import DevServer
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 CHANGES: list[LiteralString] = [
     "update {} set actor_id = 'somebody else'",

@@ -2,13 +2,12 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 SEEN = (
     "select tableoid::regclass::text, action, tx_id, occurred_at::text "

@@ -6,15 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from pgaudit_wf.devserver import DevServer
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 WRITERS, TRANSACTIONS = 4, 40
 

@@ -22,8 +22,8 @@ from pgaudit_wf.archive import archive_partition, list_archives, verify_archive
 from pgaudit_wf.archive_read import archived_trail, whole_trail
 from pgaudit_wf.errors import AccessDeniedError, ArchiveError, CursorError, DatabaseError
 from pgaudit_wf.read import TrailEntry, audit_trail
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 HARD = ("Zoë \u202e'\"\\ \n\t\x7f", "=cmd()", "", "😀", "100%_\\")
 OLD, OLDER = datetime(2021, 3, 15, tzinfo=UTC), datetime(2021, 2, 15, tzinfo=UTC)
 PARTITIONS = ("security_audit_log_y2021m02", "security_audit_log_y2021m03")

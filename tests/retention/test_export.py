@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,8 +21,8 @@ from pgaudit_wf.cli import app
 from pgaudit_wf.errors import AccessDeniedError
 from pgaudit_wf.export import CSV_COLUMNS, OCSF_VERSION, csv_cell, export_trail, to_ocsf
 from pgaudit_wf.read import audit_trail
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 FORMULA = '=HYPERLINK("http://evil","x")'
 HOSTILE = [
     FORMULA,

@@ -26,8 +26,8 @@ from pgaudit_wf.cli import app
 from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.errors import ArchiveConflictError, MaintenanceRunningError
 from pgaudit_wf.maintain import Hook, Step, maintain, plan
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
 MONTHS = ("security_audit_log_y2021m02", "security_audit_log_y2021m03")
 

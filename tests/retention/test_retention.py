@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -12,8 +11,8 @@ from psycopg import sql
 from pgaudit_wf import request_context, workflow
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import VersionPrunedError
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 SHA = "0" * 64
 
 

@@ -180,6 +180,18 @@ def app_conn(app_dsn: str) -> Iterator[Conn]:
         yield connection
 
 
+@pytest.fixture(params=["compiled", "generic"])
+def form(request: pytest.FixtureRequest) -> str:
+    """Which triggers attach() makes: those for a superuser, or those for a mere owner."""
+    return str(request.param)
+
+
+@pytest.fixture
+def db_dsn(form: str, request: pytest.FixtureRequest) -> str:
+    """`dsn` or `owner_dsn`: a database where attach() makes triggers of the given form."""
+    return str(request.getfixturevalue("dsn" if form == "compiled" else "owner_dsn"))
+
+
 @pytest.fixture
 def secret() -> Callable[[], str]:
     """Make values for redacted columns; the test's databases are searched for them at its end.

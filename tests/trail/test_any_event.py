@@ -51,9 +51,8 @@ from pgaudit_wf.tlog.note import SigningKey
 from pgaudit_wf.tlog.proof import check, prove_event
 from pgaudit_wf.tlog.seal import Sealer
 from pgaudit_wf.tlog.verify import verify
+from support.server import Conn
 from support.web_world import World, make_world, mounted_app
-
-Conn = psycopg.Connection[Any]
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
 CHECKER = Path(__file__).parents[2] / "contrib" / "check_proof.py"

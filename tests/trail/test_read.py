@@ -28,6 +28,7 @@ from pgaudit_wf import (
 )
 from pgaudit_wf.devserver import DevServer
 from pgaudit_wf.read import LogBatch, TrailBatch, TrailFilter, TrailPage, partitions
+from support.factories import add_users
 
 WORLD = """
 insert into organization (id, name) values ('o_acme', 'Acme'), ('o_globex', 'Globex');
@@ -57,14 +58,6 @@ def reader(server: DevServer, world: psycopg.Connection) -> Iterator[psycopg.Con
     with psycopg.connect(server.dsn(world.info.dbname, role), autocommit=True) as conn:
         yield conn
     world.execute(f"drop role {role}".encode())
-
-
-def add_users(conn: psycopg.Connection, prefix: str, count: int) -> None:
-    conn.execute(
-        "insert into app_user (id, email) select i, i || '@example.com'"
-        " from (select %s || g as i from generate_series(1, %s) as g) as s",
-        [prefix, count],
-    )
 
 
 def test_pages_hold_still_while_events_come_in(app_conn: psycopg.Connection) -> None:

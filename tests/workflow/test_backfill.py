@@ -9,19 +9,13 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from pgaudit_wf.definition import content_hash
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 COUNT = 25
 
 
 def graph(number: int) -> list[dict[str, Any]]:
     return [{"id": "a", "type": "action", "data": {"label": f"Step {number}"}}]
-
-
-@pytest.fixture(params=["compiled", "generic"])
-def db_dsn(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue("dsn" if request.param == "compiled" else "owner_dsn"))
 
 
 @pytest.fixture

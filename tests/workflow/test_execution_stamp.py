@@ -1,7 +1,7 @@
 """Runs say which credential started them and which definition ran, for good."""
 
 from collections.abc import Iterator
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -11,8 +11,7 @@ from psycopg.types.json import Jsonb
 
 from pgaudit_wf.definition import content_hash
 from pgaudit_wf.devserver import DevServer
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 ID = "11111111-1111-4111-8111-111111111111"
 RUN = "22222222-2222-4222-8222-222222222222"

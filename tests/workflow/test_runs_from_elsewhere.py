@@ -17,8 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgaudit_wf.definition import content_hash
 from pgaudit_wf.devserver import OLDEST_MAJOR, DevServer, DevServerError, find_binaries
 from pgaudit_wf.migrate import migrate
-
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 TABLES: LiteralString = """
 create table flow (id int primary key, nodes jsonb, edges jsonb, enabled boolean);

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-Conn = psycopg.Connection[Any]
+from support.server import Conn
 
 ID = "11111111-1111-4111-8111-111111111111"
 

@@ -14,8 +14,9 @@ from psycopg import IsolationLevel, sql
 from psycopg.types.json import Json, Jsonb
 
 from pgaudit_wf.definition import content_hash
-
-Conn = psycopg.Connection[Any]
+from support.asserting import events, fails
+from support.factories import edge
+from support.server import Conn
 
 ID = "11111111-1111-4111-8111-111111111111"
 
@@ -35,22 +36,8 @@ def node(name: str, **config: object) -> dict[str, Any]:
     }
 
 
-def edge(source: str, target: str) -> dict[str, Any]:
-    return {"id": f"{source}-{target}", "source": source, "target": target}
-
-
 NODES = [node("a", url="https://a"), node("b", url="https://b")]
 EDGES = [edge("a", "b")]
-
-
-@pytest.fixture(params=["compiled", "generic"])
-def form(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def db_dsn(form: str, request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue("dsn" if form == "compiled" else "owner_dsn"))
 
 
 @pytest.fixture
@@ -85,22 +72,6 @@ def versions(conn: Conn, columns: LiteralString, key: str = "w") -> list[Any]:
         ).format(sql.SQL(columns)),
         [key],
     ).fetchall()
-
-
-def events(conn: Conn, columns: LiteralString = "action") -> list[Any]:
-    return conn.execute(
-        sql.SQL("select {} from pgaudit_wf.security_audit_log where captured order by id").format(
-            sql.SQL(columns)
-        )
-    ).fetchall()
-
-
-def fails(conn: Conn, sqlstate: str, message: str, query: LiteralString, *args: object) -> str:
-    with pytest.raises(psycopg.Error) as caught, conn.transaction():
-        conn.execute(query, args)
-    assert caught.value.sqlstate == sqlstate
-    assert message in str(caught.value.diag.message_primary)
-    return caught.value.diag.message_detail or ""
 
 
 def stored(conn: Conn) -> list[Any]:

@@ -30,8 +30,8 @@ from pgaudit_wf.workflow import (
     workflow_tables,
     workflow_versions,
 )
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 Graph = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 FLOW = "11111111-1111-4111-8111-111111111111"

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
 from pgaudit_wf.definition import content_hash
+from support.server import Conn
 
-Conn = psycopg.Connection[Any]
 Graph = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "workflow-histories"
