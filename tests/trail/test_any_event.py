@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.rows import tuple_row
+from pytest_postgresql.executors import NoopExecutor
 from starlette.testclient import TestClient
 
 from pgaudit_wf import (
@@ -630,10 +631,11 @@ def test_actions_and_types_are_at_most_128_characters(conn: Conn) -> None:
 
 
 @pytest.fixture
-def own(server: DevServer, core_template: str) -> Iterator[Conn]:
+def own(server: DevServer, core_template: NoopExecutor) -> Iterator[Conn]:
     """A database that is not searched for secrets: what cannot be printed cannot be searched."""
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        admin.execute(f"create database unprintable template {core_template}".encode())
+        template = core_template.template_dbname
+        admin.execute(f"create database unprintable template {template}".encode())
         with psycopg.connect(server.dsn("unprintable"), autocommit=True) as conn:
             yield conn
         admin.execute("drop database unprintable with (force)")

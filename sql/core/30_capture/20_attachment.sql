@@ -13,6 +13,7 @@ create table pgaudit_wf.attachment (
     function_name text not null unique,
     columns text[] not null,
     usage_granted name,
+    written_for text,
     attached_at timestamptz not null default now(),
     attached_by text not null default session_user,
     constraint attachment_on_failure check (on_failure in ('abort', 'warn')),
@@ -32,6 +33,7 @@ comment on column pgaudit_wf.attachment.form is 'compiled: native comparisons, k
 comment on column pgaudit_wf.attachment.function_name is 'Trigger function in schema pgaudit_wf; read it with \sf.';
 comment on column pgaudit_wf.attachment.columns is 'The table''s columns as compiled, in order: how a rename is recognized.';
 comment on column pgaudit_wf.attachment.usage_granted is 'Owner of a partitioned table who was given USAGE of our schema because of it.';
+comment on column pgaudit_wf.attachment.written_for is 'What its functions were written for: a fingerprint of the columns, owner and root of the table.';
 comment on column pgaudit_wf.attachment.attached_at is 'When it was attached first.';
 comment on column pgaudit_wf.attachment.attached_by is 'Login role that attached it first.';
 

@@ -190,7 +190,7 @@ begin
     if before is distinct from to_jsonb(setting) then
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, case when known then 'changed' else 'attached' end,
-            to_jsonb(setting) - '{target,columns,usage_granted,attached_at,attached_by}'::text[]);
+            to_jsonb(setting) - '{target,columns,usage_granted,written_for,attached_at,attached_by}'::text[]);
     end if;
     perform pgaudit_wf.write_functions(setting);
     perform pgaudit_wf.place_triggers(setting);
@@ -316,6 +316,14 @@ $$;
 comment on function pgaudit_wf.revoke_usage(pgaudit_wf.attachment) is
     'Takes USAGE of our schema from the owner of a partitioned table that is no longer attached, if he was given it for that table alone.';
 
+create function pgaudit_wf.written_state(target regclass) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select concat_ws(' ', pgaudit_wf.shape_of(c.oid), c.relowner, pg_partition_root(c.oid)::oid) from pg_class as c where c.oid = written_state.target
+$$;
+comment on function pgaudit_wf.written_state(regclass) is 'What the functions of an attached table are written for: attachment.written_for.';
+
 create function pgaudit_wf.write_functions(setting pgaudit_wf.attachment) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -329,6 +337,8 @@ begin
     perform pgaudit_wf.replace_function(t.function_name, pgaudit_wf.limit_body(t), '{}',
         t.target, format('Counts the rows of %s for pgaudit_wf.org_limit.', t.target))
         from pgaudit_wf.limit_target as t where t.target = (setting).target;
+    update pgaudit_wf.attachment as a set written_for = pgaudit_wf.written_state(a.target)
+    where a.target = (setting).target and a.written_for is distinct from pgaudit_wf.written_state(a.target);
     -- follow_as_author() names them.
     if (select relkind = 'p' and not has_schema_privilege(relowner, 'pgaudit_wf', 'usage') from pg_class where oid = (setting).target) then
         perform pgaudit_wf.revoke_usage(setting);

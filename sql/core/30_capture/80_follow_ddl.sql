@@ -60,7 +60,7 @@ $$;
 comment on function pgaudit_wf.column_default(regclass, text) is
     'The constant default that an added column has in the rows that were there before; as text unless its type is one of PostgreSQL''s own.';
 
-create function pgaudit_wf.recompile(target regclass, renamed_to text) returns void
+create function pgaudit_wf.recompile(target regclass, renamed_to text, in_any_case boolean default true) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -128,10 +128,13 @@ begin
         values (setting.target, setting.resource_type, 'altered', altered);
     end if;
     perform pgaudit_wf.follow_limit(setting, renames);
-    perform pgaudit_wf.write_functions(setting);
+    -- Most DDL changes nothing that a trigger reads, and attach() itself sets this off once for each partition.
+    if in_any_case or altered <> '{}' or setting.written_for is distinct from pgaudit_wf.written_state(recompile.target) then
+        perform pgaudit_wf.write_functions(setting);
+    end if;
 end
 $$;
-comment on function pgaudit_wf.recompile(regclass, text) is
+comment on function pgaudit_wf.recompile(regclass, text, boolean) is
     'Writes an attached table''s trigger functions anew after DDL; its settings and rules follow a column that was renamed.';
 
 create function pgaudit_wf.descendants(target regclass) returns setof regclass
@@ -183,7 +186,9 @@ begin
             -- Only RENAME COLUMN reports a column; it says the new name.
             perform pgaudit_wf.recompile(concerned, (
                 select attname from pg_attribute
-                where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0)));
+                where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0)),
+                -- A type can change in ways that no column shows.
+                not exists (select from pg_class where oid = command.objid and relkind in ('r', 'p', 'f') and command.classid = 'pg_class'::regclass));
         end loop;
         perform pgaudit_wf.write_stamp(e) from pgaudit_wf.execution_attachment as e
         where command.classid = 'pg_class'::regclass

@@ -3,14 +3,20 @@
 create function pgaudit_wf.doctor() returns table (severity text, subject text, problem text, remedy text)
 language sql
 set search_path = pg_catalog, pg_temp
+-- The planner takes so long a query for dear, and would compile it for seconds to run it for milliseconds.
+set jit = off
 as $$
     with expected as (
         select a.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', a.function_name)) as function, 'A' as state
         from pgaudit_wf.attachment as a,
-        lateral (select a.target as relid union select leaf from pgaudit_wf.leaf_tables(a.target) as leaf) as tree
+        lateral (
+            select a.target as relid, not exists (select from pg_partition_tree(a.target)) as isleaf
+            union
+            select part.relid, true from pg_partition_tree(a.target) as part where part.isleaf
+        ) as tree
         join pg_class as c on c.oid = tree.relid,
         lateral unnest(array['!pgaudit_wf_insert', '!pgaudit_wf_update', '!pgaudit_wf_delete', 'pgaudit_wf_truncate']) as wanted (name)
-        where wanted.name <> 'pgaudit_wf_truncate' or (c.relkind <> 'f' and tree.relid in (select pgaudit_wf.leaf_tables(a.target)))
+        where wanted.name <> 'pgaudit_wf_truncate' or (c.relkind <> 'f' and tree.isleaf)
         union all
         select t.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', t.function_name)), 'O'
         from pgaudit_wf.limit_target as t,
