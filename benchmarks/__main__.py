@@ -16,7 +16,7 @@ from benchmarks.database import ROOT
 from benchmarks.measure import go_first, measure
 from benchmarks.report import aims, as_json, markdown, summarize
 from benchmarks.scenarios import SCENARIOS
-from pgaudit_wf.devserver import DevServer, find_binaries
+from pgaudit_wf.dev.server import DevServer, find_binaries
 
 
 def main() -> None:

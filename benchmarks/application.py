@@ -12,7 +12,7 @@ import psycopg
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
-from pgaudit_wf.definition import content_hash, normalize_definition
+from pgaudit_wf.workflow.definition import content_hash, normalize_definition
 
 Graph = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 

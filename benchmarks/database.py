@@ -11,7 +11,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from benchmarks.scenarios import BARE, BARE_ROW, CONTEXT, NONE, OURS, PGHISTORY, Scenario
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

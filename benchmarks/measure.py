@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks import database
 from benchmarks.scenarios import Scenario
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 
 _TPS = re.compile(r"^tps = ([0-9.]+) \(without initial connection time\)", re.MULTILINE)
 _DONE = re.compile(r"^number of transactions actually processed: (\d+)", re.MULTILINE)

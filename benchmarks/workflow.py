@@ -29,8 +29,8 @@ from benchmarks import application
 from benchmarks.application import Graph
 from benchmarks.database import ROOT
 from benchmarks.measure import go_first
-from pgaudit_wf.devserver import DevServer
-from pgaudit_wf.migrate import migrate
+from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.schema.migrate import migrate
 
 NAME = "workflow"
 DATABASE = "bench_workflow"

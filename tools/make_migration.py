@@ -32,7 +32,7 @@ from pglast.enums import ObjectType
 from pglast.stream import RawStream
 
 from pgaudit_wf.errors import MigrationError
-from pgaudit_wf.migration_files import (
+from pgaudit_wf.schema.files import (
     GROUPS,
     first_id,
     first_text,

@@ -1,8 +1,9 @@
 """Audit trail and workflow history inside PostgreSQL; the database does the work."""
 
-from pgaudit_wf.attempt import configure_attempts
-from pgaudit_wf.context import AttestationKey, RequestContext, bind, current_context
-from pgaudit_wf.read import (
+from pgaudit_wf.context.attempt import configure_attempts
+from pgaudit_wf.context.block import record_denied, record_event, record_failed, request_context
+from pgaudit_wf.context.values import AttestationKey, RequestContext, bind, current_context
+from pgaudit_wf.trail.reads import (
     api_key_activity,
     attached,
     audit_trail,
@@ -12,8 +13,7 @@ from pgaudit_wf.read import (
     read_log,
     row_as_of,
 )
-from pgaudit_wf.request import record_denied, record_event, record_failed, request_context
-from pgaudit_wf.workflow import (
+from pgaudit_wf.workflow.reads import (
     compare_versions,
     definition_usage,
     execution_attribution,

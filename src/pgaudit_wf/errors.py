@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from pgaudit_wf._json import loads
+from pgaudit_wf.exact_json import loads
 
 
 class PgauditError(Exception):

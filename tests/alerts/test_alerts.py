@@ -32,7 +32,7 @@ from pgaudit_wf.alerts import (
 )
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import AlertSettingsError
-from pgaudit_wf.service import Service
+from pgaudit_wf.jobs.service import Service
 from support.alert_servers import MailServer, WebServer
 from support.server import Conn
 

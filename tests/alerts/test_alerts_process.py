@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgaudit_wf.service import Service
+from pgaudit_wf.jobs.service import Service
 from support.alert_servers import MailServer
 from support.asserting import wait_until
 from support.server import Conn

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 from support.server import Conn
 
 Psql = Callable[[str], str]

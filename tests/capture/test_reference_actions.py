@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
 
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 
 # Every secret the tests store contains this, so that finding it anywhere is finding a leak.
 SECRET = "never-to-be-logged"

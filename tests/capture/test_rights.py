@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.errors import MigrationError, RuleError, translated
-from pgaudit_wf.migrate import migrate
+from pgaudit_wf.schema.migrate import migrate
 from support.server import Conn
 
 _number = itertools.count()

@@ -25,11 +25,11 @@ import pytest
 import typer
 
 from pgaudit_wf import request_context
-from pgaudit_wf._json import dumps
 from pgaudit_wf.cli import app
-from pgaudit_wf.cli._base import hide_passwords, parse_time
-from pgaudit_wf.cli._output import printable
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.cli.base import hide_passwords, parse_time
+from pgaudit_wf.cli.printing.output import printable
+from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.exact_json import dumps
 from support.asserting import wait_until
 from support.factories import add_users
 

@@ -23,7 +23,7 @@ from psycopg.types.json import Jsonb
 
 from pgaudit_wf import request_context
 from pgaudit_wf.cli import app
-from pgaudit_wf.workflow import compare_versions, workflow_versions
+from pgaudit_wf.workflow.reads import compare_versions, workflow_versions
 from support.server import Conn
 
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from pgaudit_wf import RequestContext, bind, current_context
-from pgaudit_wf.context import FIELDS, SETTINGS, set_local, set_local_changes
+from pgaudit_wf.context.values import FIELDS, SETTINGS, set_local, set_local_changes
 from pgaudit_wf.errors import ContextError, InvalidContextError
 
 

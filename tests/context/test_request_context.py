@@ -16,7 +16,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from pgaudit_wf import RequestContext, bind, record_event, request_context
-from pgaudit_wf.context import FIELDS
+from pgaudit_wf.context.block import _CarriesContext, active_context
+from pgaudit_wf.context.values import FIELDS
 from pgaudit_wf.errors import (
     ConnectionUnusableError,
     ContextError,
@@ -25,7 +26,6 @@ from pgaudit_wf.errors import (
     TransactionEndedError,
     TransactionInProgressError,
 )
-from pgaudit_wf.request import _CarriesContext, active_context
 
 SETTINGS = "select " + ", ".join(
     f"nullif(current_setting('app.{name}', true), '') as {name}" for name in FIELDS

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from pgaudit_wf.definition import content_hash
-from pgaudit_wf.maintain import Step, maintain, plan
+from pgaudit_wf.jobs.maintain import Step, maintain, plan
+from pgaudit_wf.workflow.definition import content_hash
 from support.factories import edge
 from support.server import Conn
 

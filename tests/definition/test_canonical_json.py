@@ -11,8 +11,8 @@ import rfc8785
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pgaudit_wf import definition
 from pgaudit_wf.errors import DefinitionError
+from pgaudit_wf.workflow import definition
 
 HISTORIES = sorted(
     (Path(__file__).parents[3] / "shared" / "data" / "workflow-histories").glob("*.jsonl")

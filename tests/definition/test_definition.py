@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from pgaudit_wf import definition
 from pgaudit_wf.errors import DefinitionError
+from pgaudit_wf.workflow import definition
 
 HISTORIES = sorted(
     (Path(__file__).parents[3] / "shared" / "data" / "workflow-histories").glob("*.jsonl")

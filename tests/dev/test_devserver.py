@@ -15,8 +15,8 @@ import psutil
 import psycopg
 import pytest
 
-from pgaudit_wf import devserver
-from pgaudit_wf.devserver import Binaries, DevServer, DevServerError, find_binaries
+from pgaudit_wf.dev import server as devserver
+from pgaudit_wf.dev.server import Binaries, DevServer, DevServerError, find_binaries
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -190,7 +190,7 @@ SCRIPT = textwrap.dedent(
     """
     import os, sys, pathlib
     import psycopg
-    from pgaudit_wf.devserver import Binaries, DevServer
+    from pgaudit_wf.dev.server import Binaries, DevServer
 
     bindir, major, uid = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     if uid != os.geteuid():
@@ -287,7 +287,7 @@ def test_a_forked_child_ends_without_ending_the_server(server: DevServer) -> Non
     script = textwrap.dedent(
         """
         import os, pathlib, sys
-        from pgaudit_wf.devserver import Binaries, DevServer
+        from pgaudit_wf.dev.server import Binaries, DevServer
 
         with DevServer(Binaries(pathlib.Path(sys.argv[1]), int(sys.argv[2]))) as server:
             if not (child := os.fork()):

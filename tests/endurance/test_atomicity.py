@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgaudit_wf.devserver import DevServer
-from pgaudit_wf.migrate import migrate
+from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.schema.migrate import migrate
 from support.server import Conn
 
 WRITERS, TRANSACTIONS, ROWS = 4, 60, 30

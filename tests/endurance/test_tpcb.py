@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 
 SECONDS = int(os.environ.get("PGAUDIT_WF_TPCB_SECONDS", "10"))
 CLIENTS = 4

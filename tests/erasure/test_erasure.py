@@ -10,8 +10,7 @@ import pytest
 from psycopg import sql
 
 from pgaudit_wf import request_context
-from pgaudit_wf.archive import archive_partition, list_archives, verify_archive
-from pgaudit_wf.archive_read import (
+from pgaudit_wf.archive.read import (
     PersonalValue,
     archived_trail,
     archives_with,
@@ -19,6 +18,7 @@ from pgaudit_wf.archive_read import (
     find_archived_values,
     whole_trail,
 )
+from pgaudit_wf.archive.write import archive_partition, list_archives, verify_archive
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import ArchiveError
 from support.server import Conn

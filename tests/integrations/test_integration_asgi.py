@@ -21,8 +21,8 @@ from starlette.websockets import WebSocket
 
 from pgaudit_wf import RequestContext, bind, current_context, request_context
 from pgaudit_wf.errors import InvalidContextError
-from pgaudit_wf.integrations._http import TrustedProxies, correlation_id, header_text
 from pgaudit_wf.integrations.asgi import AuditContextMiddleware, Principal, Who
+from pgaudit_wf.integrations.http import TrustedProxies, correlation_id, header_text
 
 afterwards: list[RequestContext] = []
 

@@ -8,12 +8,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgaudit_wf.context import RequestContext
-from pgaudit_wf.request import request_context
-from pgaudit_wf.tlog.note import SigningKey
-from pgaudit_wf.tlog.proof import newest_checkpoint
-from pgaudit_wf.tlog.seal import Sealer
-from pgaudit_wf.tlog.verify import Problem, Report, verify
+from pgaudit_wf.context.block import request_context
+from pgaudit_wf.context.values import RequestContext
+from pgaudit_wf.integrity.note import SigningKey
+from pgaudit_wf.integrity.proof import newest_checkpoint
+from pgaudit_wf.integrity.seal import Sealer
+from pgaudit_wf.integrity.verify import Problem, Report, verify
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
 LOG = "pgaudit_wf.security_audit_log"
@@ -306,11 +306,11 @@ def test_row_and_tile_are_changed_to_fit(sealed: Connection) -> None:
 
 def rewrite(conn: Connection, place: int, change: str) -> None:
     """Change an event, and all that is unsigned in the database so that it fits."""
-    from pgaudit_wf._event import EventRow
-    from pgaudit_wf.tlog import leaf as leaves
-    from pgaudit_wf.tlog.merkle import leaf_hash
-    from pgaudit_wf.tlog.proof import _EVENT
-    from pgaudit_wf.tlog.seal import pin_format, text_cursor
+    from pgaudit_wf.integrity import leaf as leaves
+    from pgaudit_wf.integrity.merkle import leaf_hash
+    from pgaudit_wf.integrity.proof import _EVENT
+    from pgaudit_wf.integrity.seal import pin_format, text_cursor
+    from pgaudit_wf.trail.event import EventRow
 
     victim = event_ids(conn)[place]
     conn.execute(f"update {LOG} set {change} where id = %s", [victim])

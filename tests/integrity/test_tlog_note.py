@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pgaudit_wf.errors import NoteError, SigningKeyError
-from pgaudit_wf.tlog.note import (
+from pgaudit_wf.integrity.note import (
     WITNESS,
     Checkpoint,
     CommandSigner,

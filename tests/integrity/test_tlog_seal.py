@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pgaudit_wf._event import EVENT_COLUMNS, EventRow
 from pgaudit_wf.cli import app
-from pgaudit_wf.context import RequestContext
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.context.block import request_context
+from pgaudit_wf.context.values import RequestContext
+from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.errors import (
     AppendOnlyError,
     DatabaseError,
@@ -31,10 +31,9 @@ from pgaudit_wf.errors import (
     SigningKeyError,
     from_database,
 )
-from pgaudit_wf.request import request_context
-from pgaudit_wf.tlog import leaf as leaves
-from pgaudit_wf.tlog.merkle import leaf_hash
-from pgaudit_wf.tlog.note import (
+from pgaudit_wf.integrity import leaf as leaves
+from pgaudit_wf.integrity.merkle import leaf_hash
+from pgaudit_wf.integrity.note import (
     WITNESS,
     Checkpoint,
     Note,
@@ -42,7 +41,7 @@ from pgaudit_wf.tlog.note import (
     SigningKey,
     VerifierKey,
 )
-from pgaudit_wf.tlog.proof import (
+from pgaudit_wf.integrity.proof import (
     add_cosignatures,
     check,
     newest_checkpoint,
@@ -50,9 +49,10 @@ from pgaudit_wf.tlog.proof import (
     prove_event,
     prove_version,
 )
-from pgaudit_wf.tlog.push import export_tiles, push
-from pgaudit_wf.tlog.seal import Sealer
-from pgaudit_wf.tlog.verify import Problem, verify
+from pgaudit_wf.integrity.push import export_tiles, push
+from pgaudit_wf.integrity.seal import Sealer
+from pgaudit_wf.integrity.verify import Problem, verify
+from pgaudit_wf.trail.event import EVENT_COLUMNS, EventRow
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
 CHECKER = Path(__file__).parents[2] / "contrib" / "check_proof.py"
@@ -616,8 +616,8 @@ def test_the_rest_of_an_erased_event_is_still_guarded(conn: Connection) -> None:
 
 def verify_inside(conn: Connection) -> list[Problem]:
     """Verify inside a transaction that is rolled back, which `verify` itself does not allow."""
-    from pgaudit_wf.tlog.seal import pin_format
-    from pgaudit_wf.tlog.verify import _Verification
+    from pgaudit_wf.integrity.seal import pin_format
+    from pgaudit_wf.integrity.verify import _Verification
 
     pin_format(conn)
     work = _Verification(conn, [KEY.verifier], {}, 100)

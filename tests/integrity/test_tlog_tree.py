@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pgaudit_wf.tlog.merkle import (
+from pgaudit_wf.integrity.merkle import (
     EMPTY_ROOT,
     consistency_proof,
     inclusion_proof,
@@ -16,7 +16,7 @@ from pgaudit_wf.tlog.merkle import (
     subtree_root,
     tree_root,
 )
-from pgaudit_wf.tlog.tiles import (
+from pgaudit_wf.integrity.tiles import (
     MissingTileError,
     TreeBuilder,
     nodes_from_tiles,

@@ -10,7 +10,7 @@ import pytest
 from pglast import ast
 from pglast.parser import scan
 
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 from support.needs import missing
 
 ROOT = Path(__file__).parents[2]

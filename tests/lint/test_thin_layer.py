@@ -26,8 +26,8 @@ print(json.dumps({
 """
 # The jobs, the pages, the commands, and what belongs to them.
 APART = (
-    "alerts", "archive", "archive_read", "cli", "demo", "devserver", "export", "integrations",
-    "maintain", "migrate", "service", "tlog", "web",
+    "alerts", "archive", "cli", "dev", "export", "integrations", "integrity", "jobs", "schema",
+    "web",
 )  # fmt: skip
 
 pytestmark = pytest.mark.lint

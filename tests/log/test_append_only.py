@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 from support.server import Conn
 
 CHANGES: list[LiteralString] = [

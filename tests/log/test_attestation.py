@@ -25,12 +25,12 @@ from pgaudit_wf import (
     read_log,
     request_context,
 )
-from pgaudit_wf._event import EVENT_COLUMNS, LogEvent, TrailEntry
-from pgaudit_wf.archive import archive_partition
-from pgaudit_wf.archive_read import archived_trail
+from pgaudit_wf.archive.read import archived_trail
+from pgaudit_wf.archive.write import archive_partition
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import InvalidContextError
-from pgaudit_wf.export import export_trail
+from pgaudit_wf.export.trail import export_trail
+from pgaudit_wf.trail.event import EVENT_COLUMNS, LogEvent, TrailEntry
 
 KEY = AttestationKey("web-1", bytes(range(40)))
 

@@ -26,11 +26,11 @@ from alembic.runtime.migration import MigrationContext
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgaudit_wf import migrate as module
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.errors import MigrationChangedError, MigrationError, MigrationLockedError
-from pgaudit_wf.migrate import applied, migrate, pending
-from pgaudit_wf.migration_files import GROUPS
+from pgaudit_wf.schema import migrate as module
+from pgaudit_wf.schema.files import GROUPS
+from pgaudit_wf.schema.migrate import applied, migrate, pending
 from support.pgbouncer import pooled
 
 ROOT = Path(__file__).parents[2]
@@ -329,7 +329,7 @@ def start_migrators(
     script = textwrap.dedent("""\
         import sys
         from pathlib import Path
-        from pgaudit_wf.migrate import migrate
+        from pgaudit_wf.schema.migrate import migrate
         dsn, to, directory = sys.argv[1:]
         result = migrate(
             dsn, to=to or None, directory=Path(directory) if directory else None, lock_timeout=120
@@ -882,7 +882,7 @@ def test_from_a_wheel(empty_dsn: str, tmp_path: Path) -> None:
     script = textwrap.dedent("""\
         import sys
         sys.path.insert(0, sys.argv[1])
-        from pgaudit_wf import migrate
+        from pgaudit_wf.schema import migrate
         assert migrate.__file__.startswith(sys.argv[1]), migrate.__file__
         print(*migrate.migrate(sys.argv[2], with_app_schema=True).applied)
         print(*migrate.migrate(sys.argv[2], to=0).rolled_back)

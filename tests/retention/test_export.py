@@ -16,11 +16,11 @@ from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 from psycopg.rows import dict_row
 
 from pgaudit_wf import request_context
-from pgaudit_wf.archive import archive_partition, list_archives
+from pgaudit_wf.archive.write import archive_partition, list_archives
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import AccessDeniedError
-from pgaudit_wf.export import CSV_COLUMNS, OCSF_VERSION, csv_cell, export_trail, to_ocsf
-from pgaudit_wf.read import audit_trail
+from pgaudit_wf.export.trail import CSV_COLUMNS, OCSF_VERSION, csv_cell, export_trail, to_ocsf
+from pgaudit_wf.trail.reads import audit_trail
 from support.server import Conn
 
 FORMULA = '=HYPERLINK("http://evil","x")'
@@ -152,7 +152,7 @@ def test_a_broken_export_is_in_the_trail_too(hostile: Conn) -> None:
 
 
 def test_what_comes_meanwhile_is_left_out(hostile: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgaudit_wf.export._PAGE", 5)
+    monkeypatch.setattr("pgaudit_wf.export.trail._PAGE", 5)
 
     class Writing(io.StringIO):
         def write(self, text: str) -> int:

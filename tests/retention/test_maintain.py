@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pgaudit_wf.archive import archive_partition, list_archives, verify_archive
-from pgaudit_wf.archive_read import whole_trail
+from pgaudit_wf.archive.read import whole_trail
+from pgaudit_wf.archive.write import archive_partition, list_archives, verify_archive
 from pgaudit_wf.cli import app
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.errors import ArchiveConflictError, MaintenanceRunningError
-from pgaudit_wf.maintain import Hook, Step, maintain, plan
+from pgaudit_wf.jobs.maintain import Hook, Step, maintain, plan
 from support.server import Conn
 
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
@@ -116,8 +116,8 @@ def test_a_place_that_cannot_be_written_is_a_problem_and_no_end(due: Conn, tmp_p
 def test_a_busy_log_is_left_for_the_next_run(
     due: Conn, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgaudit_wf.maintain._LOCK_TIMEOUT", "50ms")
-    monkeypatch.setattr("pgaudit_wf.maintain._ATTEMPTS", 2)
+    monkeypatch.setattr("pgaudit_wf.jobs.maintain._LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr("pgaudit_wf.jobs.maintain._ATTEMPTS", 2)
     with psycopg.connect(dsn) as reader:
         reader.execute("select count(*) from pgaudit_wf.security_audit_log")
         done = list(maintain(due, archive_url=str(tmp_path), months_ahead=3))

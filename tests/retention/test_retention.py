@@ -8,9 +8,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgaudit_wf import request_context, workflow
+from pgaudit_wf import request_context
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import VersionPrunedError
+from pgaudit_wf.workflow import reads as workflow
 from support.server import Conn
 
 SHA = "0" * 64

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 from support.needs import missing
 
 SERVER_CONNECTIONS = 3

@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.routing import Mount
 
 from pgaudit_wf import record_event, request_context
-from pgaudit_wf.devserver import DevServer
-from pgaudit_wf.tlog.note import VerifierKey
+from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.integrity.note import VerifierKey
 from pgaudit_wf.web import Principal, create_app
 
 FLOW = "11111111-1111-4111-8111-111111111111"

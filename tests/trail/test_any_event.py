@@ -34,24 +34,24 @@ from pgaudit_wf import (
     row_as_of,
     version_snapshot,
 )
-from pgaudit_wf._json import MAX_DEPTH, dumps, key_parts, loads
 from pgaudit_wf.alerts.channels import LogChannel
 from pgaudit_wf.alerts.message import Alert, Templates
 from pgaudit_wf.alerts.worker import Worker
-from pgaudit_wf.archive import archive_partition, list_archives, verify_archive
-from pgaudit_wf.archive_read import whole_trail
+from pgaudit_wf.archive.read import whole_trail
+from pgaudit_wf.archive.write import archive_partition, list_archives, verify_archive
 from pgaudit_wf.cli import app
-from pgaudit_wf.cli._output import print_trail
-from pgaudit_wf.definition import content_hash
-from pgaudit_wf.devserver import DevServer
-from pgaudit_wf.export import Format, event_writer, export_trail, to_ocsf
-from pgaudit_wf.read import TrailPage
-from pgaudit_wf.service import Service
-from pgaudit_wf.tlog.archived import archived_row, verify_archives
-from pgaudit_wf.tlog.note import SigningKey
-from pgaudit_wf.tlog.proof import check, prove_event
-from pgaudit_wf.tlog.seal import Sealer
-from pgaudit_wf.tlog.verify import verify
+from pgaudit_wf.cli.printing.output import print_trail
+from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.exact_json import MAX_DEPTH, dumps, key_parts, loads
+from pgaudit_wf.export.trail import Format, event_writer, export_trail, to_ocsf
+from pgaudit_wf.integrity.archives import archived_row, verify_archives
+from pgaudit_wf.integrity.note import SigningKey
+from pgaudit_wf.integrity.proof import check, prove_event
+from pgaudit_wf.integrity.seal import Sealer
+from pgaudit_wf.integrity.verify import verify
+from pgaudit_wf.jobs.service import Service
+from pgaudit_wf.trail.reads import TrailPage
+from pgaudit_wf.workflow.definition import content_hash
 from support.server import Conn
 from support.web_world import World, make_world, mounted_app
 

@@ -26,8 +26,8 @@ from pgaudit_wf import (
     request_context,
     row_as_of,
 )
-from pgaudit_wf.devserver import DevServer
-from pgaudit_wf.read import LogBatch, TrailBatch, TrailFilter, TrailPage, partitions
+from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.trail.reads import LogBatch, TrailBatch, TrailFilter, TrailPage, partitions
 from support.factories import add_users
 
 WORLD = """

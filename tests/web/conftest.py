@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 from support.web_world import World, make_world
 
 

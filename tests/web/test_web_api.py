@@ -14,7 +14,7 @@ from psycopg_pool import ConnectionPool
 from starlette.testclient import TestClient
 
 from pgaudit_wf import AttestationKey, audit_trail, record_event, request_context
-from pgaudit_wf._event import TrailEntry
+from pgaudit_wf.trail.event import TrailEntry
 from pgaudit_wf.web import CONTENT_SECURITY_POLICY, create_app
 from support.web_world import (
     FLOW,

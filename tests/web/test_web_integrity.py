@@ -9,11 +9,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from pgaudit_wf import audit_trail
-from pgaudit_wf.tlog.merkle import tree_root
-from pgaudit_wf.tlog.note import SigningKey, open_checkpoint
-from pgaudit_wf.tlog.proof import check
-from pgaudit_wf.tlog.seal import Sealer
-from pgaudit_wf.tlog.tiles import nodes_from_tiles, tile_path
+from pgaudit_wf.integrity.merkle import tree_root
+from pgaudit_wf.integrity.note import SigningKey, open_checkpoint
+from pgaudit_wf.integrity.proof import check
+from pgaudit_wf.integrity.seal import Sealer
+from pgaudit_wf.integrity.tiles import nodes_from_tiles, tile_path
 from support.web_world import World, mounted_app
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from pgaudit_wf.definition import content_hash
+from pgaudit_wf.workflow.definition import content_hash
 from support.server import Conn
 
 COUNT = 25

@@ -9,8 +9,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
-from pgaudit_wf.definition import content_hash
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.workflow.definition import content_hash
 from support.server import Conn
 
 ID = "11111111-1111-4111-8111-111111111111"

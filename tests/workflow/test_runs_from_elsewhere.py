@@ -14,9 +14,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgaudit_wf.definition import content_hash
-from pgaudit_wf.devserver import OLDEST_MAJOR, DevServer, DevServerError, find_binaries
-from pgaudit_wf.migrate import migrate
+from pgaudit_wf.dev.server import OLDEST_MAJOR, DevServer, DevServerError, find_binaries
+from pgaudit_wf.schema.migrate import migrate
+from pgaudit_wf.workflow.definition import content_hash
 from support.server import Conn
 
 TABLES: LiteralString = """

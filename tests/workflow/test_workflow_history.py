@@ -13,7 +13,7 @@ import pytest
 from psycopg import IsolationLevel, sql
 from psycopg.types.json import Json, Jsonb
 
-from pgaudit_wf.definition import content_hash
+from pgaudit_wf.workflow.definition import content_hash
 from support.asserting import events, fails
 from support.factories import edge
 from support.server import Conn

@@ -14,10 +14,10 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from pgaudit_wf import errors, request_context
-from pgaudit_wf.definition import content_hash
-from pgaudit_wf.devserver import DevServer
+from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.errors import from_database
-from pgaudit_wf.workflow import (
+from pgaudit_wf.workflow.definition import content_hash
+from pgaudit_wf.workflow.reads import (
     RestoredVersion,
     backfill_batch,
     compare_versions,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from psycopg.types.json import Jsonb
 
-from pgaudit_wf.definition import content_hash
+from pgaudit_wf.workflow.definition import content_hash
 from support.server import Conn
 
 Graph = tuple[list[dict[str, Any]], list[dict[str, Any]]]

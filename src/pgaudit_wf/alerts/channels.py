@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from pgaudit_wf.errors import AlertSettingsError
-from pgaudit_wf.service import LOGGER
+from pgaudit_wf.jobs.service import LOGGER
 
 if TYPE_CHECKING:
     from pgaudit_wf.alerts.message import Alert, Templates

@@ -1,4 +1,4 @@
-"""The command `pgaudit-wf`; each module of this package adds the commands of one subject."""
+"""The command `pgaudit-wf`; each module of `commands` adds the commands of one subject."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Annotated
 
 import typer
 
-from pgaudit_wf.cli import (
+from pgaudit_wf.cli.base import Commands, help_text
+from pgaudit_wf.cli.commands import (
     alerts,
-    attachment,
-    attempts,
+    attach,
     demo,
     erase,
     export,
     integrity,
     limits,
     maintain,
-    schema,
+    migrate,
     serve,
+    spool,
     trail,
-    version,
+    versions,
     workflow,
 )
-from pgaudit_wf.cli._base import Commands, help_text
 
 app = typer.Typer(
     name="pgaudit-wf",
@@ -78,7 +78,7 @@ def main(
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
-    demo, schema, attachment, trail, workflow, version, alerts, limits, attempts, maintain, export,
+    demo, migrate, attach, trail, workflow, versions, alerts, limits, spool, maintain, export,
     erase, integrity, serve,
 ):  # fmt: skip
     subject.register(app)

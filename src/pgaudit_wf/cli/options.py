@@ -10,9 +10,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from pgaudit_wf._event import Outcome
-from pgaudit_wf.cli._base import parse_time
-from pgaudit_wf.read import TrailFilter
+from pgaudit_wf.cli.base import parse_time
+from pgaudit_wf.trail.event import Outcome
+from pgaudit_wf.trail.reads import TrailFilter
 
 DatabaseOption = Annotated[
     str,

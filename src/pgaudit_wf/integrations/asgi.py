@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
-from pgaudit_wf.context import RequestContext, bind
-from pgaudit_wf.integrations._http import TrustedProxies, correlation_id, header_text
+from pgaudit_wf.context.values import RequestContext, bind
+from pgaudit_wf.integrations.http import TrustedProxies, correlation_id, header_text
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]

@@ -38,9 +38,9 @@ from django.utils.module_loading import import_string
 from psycopg.pq import TransactionStatus
 from psycopg.sql import Composable
 
-from pgaudit_wf.context import EMPTY, RequestContext, bind, current_context, set_local
-from pgaudit_wf.integrations._http import TrustedProxies, correlation_id, header_text
-from pgaudit_wf.request import active_context, quoter, request_context
+from pgaudit_wf.context.block import active_context, quoter, request_context
+from pgaudit_wf.context.values import EMPTY, RequestContext, bind, current_context, set_local
+from pgaudit_wf.integrations.http import TrustedProxies, correlation_id, header_text
 
 _Answer: TypeAlias = HttpResponseBase | Awaitable[HttpResponseBase]
 _Execute: TypeAlias = Callable[..., object]

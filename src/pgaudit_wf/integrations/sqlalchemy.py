@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.orm import sessionmaker
 
-from pgaudit_wf.context import EMPTY, SETTINGS, RequestContext, current_context, set_local
+from pgaudit_wf.context.block import AnyConnection, quoter
+from pgaudit_wf.context.values import EMPTY, SETTINGS, RequestContext, current_context, set_local
 from pgaudit_wf.errors import AutocommitError
-from pgaudit_wf.request import AnyConnection, quoter
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker

@@ -9,17 +9,17 @@ from typing import Annotated, Any, TypeAlias
 import psycopg
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from pgaudit_wf._json import dumps
 from pgaudit_wf.errors import ProofError
-from pgaudit_wf.read import TrailFilter, audit_trail, follow_trail, latest_trail
-from pgaudit_wf.web import models, reads
+from pgaudit_wf.exact_json import dumps
+from pgaudit_wf.trail.reads import TrailFilter, audit_trail, follow_trail, latest_trail
+from pgaudit_wf.web import models, queries
 from pgaudit_wf.web.csrf import from_elsewhere
 from pgaudit_wf.web.database import Database
 from pgaudit_wf.web.exporting import export_response
-from pgaudit_wf.web.integrity import Integrity
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.web.problems import MEDIA_TYPE, ProblemError
-from pgaudit_wf.workflow import (
+from pgaudit_wf.web.sealed_log import Integrity
+from pgaudit_wf.workflow.reads import (
     RestoredVersion,
     Version,
     compare_versions,
@@ -186,7 +186,7 @@ async def follow(
 async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> Response:
     """The cursor is the one that the event has in the trail."""
     async with database.reading(request, who) as session:
-        found = await reads.find_event(session, cursor)
+        found = await queries.find_event(session, cursor)
     if found is None:
         raise ProblemError(404, "There is no such event.")
     return answer(found)
@@ -219,7 +219,7 @@ async def proof(
 ) -> Response:
     """Whoever has the log's public key can check it, without this database."""
     async with database.reading(request, who) as session:
-        found = await reads.find_event(session, cursor)
+        found = await queries.find_event(session, cursor)
     if found is None:
         raise ProblemError(404, "There is no such event.")
     try:
@@ -300,7 +300,7 @@ async def history(
                 page_size=query.page_size,
             )
         )
-        if not page.versions and await reads.find_version(session, workflow_id) is None:
+        if not page.versions and await queries.find_version(session, workflow_id) is None:
             raise no_version(workflow_id)
     return answer({"versions": [*map(_version, page.versions)], "next_before": page.next_before})
 
@@ -371,7 +371,7 @@ async def put_back(
         DatabaseError: As for `restore_workflow`.
     """
     async with database.reading(request, who) as session:
-        if await reads.find_version(session, workflow_id, version) is None:
+        if await queries.find_version(session, workflow_id, version) is None:
             raise no_version(workflow_id, version)
     if not database.may_write:
         raise ProblemError(
@@ -403,7 +403,7 @@ async def workflow(
 ) -> Response:
     """The workflow may be deleted by now."""
     async with database.reading(request, who) as session:
-        found = await reads.find_version(session, workflow_id, version)
+        found = await queries.find_version(session, workflow_id, version)
         if found is None:
             raise no_version(workflow_id, version)
         snapshot = await session.run(version_snapshot.read(workflow_id, found.version))
@@ -429,7 +429,7 @@ async def workflow(
 async def api_keys(request: Request, who: Who, database: Data) -> Response:
     """As the log tells it, whether or not the keys are still there."""
     async with database.reading(request, who) as session:
-        return answer({"keys": await reads.api_keys(session, who)})
+        return answer({"keys": await queries.api_keys(session, who)})
 
 
 @router.get(
@@ -447,11 +447,11 @@ async def attribution(
 ) -> Response:
     """Also after key, user and workflow are gone."""
     async with database.reading(request, who) as session:
-        tables = await reads.run_tables(session)
+        tables = await queries.run_tables(session)
     for table in tables:
         try:
             async with database.reading(request, who) as session:
-                found = await reads.find_run(session, who, table, execution_id)
+                found = await queries.find_run(session, who, table, execution_id)
         except psycopg.DataError:
             # The ids of this table are of another type.
             continue

@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pgaudit_wf.tlog.note import VerifierKey
+from pgaudit_wf.integrity.note import VerifierKey
 from pgaudit_wf.web import api, pages, problems, rendering
 from pgaudit_wf.web.database import Database, Pool
-from pgaudit_wf.web.integrity import Integrity
 from pgaudit_wf.web.models import Problem
 from pgaudit_wf.web.paths import local_path
 from pgaudit_wf.web.principal import Authenticate, Principal
+from pgaudit_wf.web.sealed_log import Integrity
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"

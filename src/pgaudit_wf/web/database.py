@@ -12,10 +12,10 @@ from psycopg import sql
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from starlette.requests import Request
 
-from pgaudit_wf._query import AsyncConnection, Connection, Read, run
-from pgaudit_wf.context import RequestContext, current_context
-from pgaudit_wf.integrations._http import correlation_id, header_text, parse_address
-from pgaudit_wf.request import request_context
+from pgaudit_wf.context.block import request_context
+from pgaudit_wf.context.values import RequestContext, current_context
+from pgaudit_wf.integrations.http import correlation_id, header_text, parse_address
+from pgaudit_wf.trail.statement import AsyncConnection, Connection, Read, run
 from pgaudit_wf.web.principal import Principal
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_h
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from pgaudit_wf._event import Outcome, TrailEntry
+from pgaudit_wf.trail.event import Outcome, TrailEntry
 
 _CURSOR = "MTc3MjQ0Mjg0NzEyMDAwMCA0NzEx"
 # What a text of PostgreSQL cannot hold.

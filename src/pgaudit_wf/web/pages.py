@@ -14,18 +14,18 @@ from pydantic import ValidationError
 from starlette.responses import RedirectResponse
 
 from pgaudit_wf.errors import VersionPrunedError
-from pgaudit_wf.read import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
-from pgaudit_wf.tlog.verify import Report
-from pgaudit_wf.web import csrf, models, reads
+from pgaudit_wf.integrity.verify import Report
+from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
+from pgaudit_wf.web import csrf, models, queries
 from pgaudit_wf.web.api import Data, Who, WorkflowId, filters_of, no_version, put_back
 from pgaudit_wf.web.canvas import draw
 from pgaudit_wf.web.database import Session
-from pgaudit_wf.web.integrity import Integrity
 from pgaudit_wf.web.paths import link, segment
 from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import pretty, render
+from pgaudit_wf.web.sealed_log import Integrity
 from pgaudit_wf.web.sentences import member_of
-from pgaudit_wf.workflow import (
+from pgaudit_wf.workflow.reads import (
     Snapshot,
     VersionDiff,
     compare_versions,
@@ -122,7 +122,7 @@ async def activity(request: Request, who: Who, database: Data) -> Response:
 
 
 async def _members(session: Session, who: Who, entries: Iterable[TrailEntry]) -> dict[str, str]:
-    return await reads.names_of(session, who, map(member_of, entries))
+    return await queries.names_of(session, who, map(member_of, entries))
 
 
 def _chips(request: Request, shown: Mapping[str, str]) -> list[dict[str, object]]:
@@ -155,7 +155,7 @@ async def live(request: Request, who: Who, database: Data) -> Response:
 async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> Response:
     """One event in full, and what else its request did."""
     async with database.reading(request, who) as session:
-        entry = await reads.find_event(session, cursor)
+        entry = await queries.find_event(session, cursor)
         if entry is None:
             raise ProblemError(404, "There is no such event.")
         related: tuple[TrailEntry, ...] = ()
@@ -214,7 +214,7 @@ def changed_fields(diff: Sequence[Mapping[str, Any]] | None) -> list[ChangedFiel
 async def workflows(request: Request, who: Who, database: Data) -> Response:
     """The workflows that have versions."""
     async with database.reading(request, who) as session:
-        found = await reads.workflows(session, who)
+        found = await queries.workflows(session, who)
     return render(request, "workflows.html", workflows=found)
 
 
@@ -245,8 +245,8 @@ async def version_page(
 ) -> Response:
     """A version on the canvas."""
     async with database.reading(request, who) as session:
-        newest = await reads.find_version(session, workflow_id)
-        found = await reads.find_version(session, workflow_id, version)
+        newest = await queries.find_version(session, workflow_id)
+        found = await queries.find_version(session, workflow_id, version)
         if found is None or newest is None:
             raise no_version(workflow_id, version)
         now = await session.run(version_snapshot.read(workflow_id, version))
@@ -293,7 +293,7 @@ async def confirm(
     if not database.may_write:
         raise ProblemError(501, "These pages were set up to show only.", "read_only")
     async with database.reading(request, who) as session:
-        newest = await reads.find_version(session, workflow_id)
+        newest = await queries.find_version(session, workflow_id)
         if newest is None:
             raise no_version(workflow_id)
         diff = await session.run(compare_versions.read(workflow_id, newest.version, version))
@@ -336,7 +336,7 @@ async def history(
 ) -> Response:
     """The versions of a workflow, newest first."""
     async with database.reading(request, who) as session:
-        newest = await reads.find_version(session, workflow_id)
+        newest = await queries.find_version(session, workflow_id)
         if newest is None:
             raise no_version(workflow_id)
         page = await session.run(
@@ -368,7 +368,7 @@ async def history(
 async def api_keys(request: Request, who: Who, database: Data) -> Response:
     """What became of each API key."""
     async with database.reading(request, who) as session:
-        keys = await reads.api_keys(session, who)
+        keys = await queries.api_keys(session, who)
     return render(request, "api_keys.html", keys=keys)
 
 
@@ -376,10 +376,10 @@ async def api_keys(request: Request, who: Who, database: Data) -> Response:
 async def runs(request: Request, who: Who, database: Data, after: str | None = None) -> Response:
     """The runs, and what is behind each."""
     async with database.reading(request, who) as session:
-        tables = await reads.run_tables(session)
-        page = reads.RunPage((), None)
+        tables = await queries.run_tables(session)
+        page = queries.RunPage((), None)
         if tables:
-            page = await reads.runs(session, who, tables[0], after=after or None)
+            page = await queries.runs(session, who, tables[0], after=after or None)
     return render(
         request,
         "runs.html",

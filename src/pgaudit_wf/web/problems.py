@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pgaudit_wf._json import dumps
 from pgaudit_wf.errors import (
     AccessDeniedError,
     ArgumentError,
@@ -27,6 +26,7 @@ from pgaudit_wf.errors import (
     VersionPrunedError,
     from_database,
 )
+from pgaudit_wf.exact_json import dumps
 from pgaudit_wf.web import rendering
 from pgaudit_wf.web.paths import is_for_programs
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from pgaudit_wf._json import dumps
+from pgaudit_wf.exact_json import dumps
 from pgaudit_wf.web.paths import link, local_path, segment
 from pgaudit_wf.web.sentences import actor, sentence, subject, tone
 

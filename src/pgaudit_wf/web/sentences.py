@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-from pgaudit_wf._json import key_parts
-from pgaudit_wf.read import TrailEntry
+from pgaudit_wf.exact_json import key_parts
+from pgaudit_wf.trail.reads import TrailEntry
 
 Tone: TypeAlias = Literal["add", "change", "remove"]
 

@@ -1,0 +1,250 @@
+"""`attach`, `detach`, `status` and `doctor`: what is recorded, and whether it still is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC
+from typing import Annotated, Literal
+
+import typer
+from psycopg import sql
+from rich.text import Text
+
+from pgaudit_wf.cli.base import FAILED, Connection, add, choose_database, connect, without_empty
+from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
+from pgaudit_wf.cli.printing.output import (
+    console,
+    moment,
+    print_attachments,
+    print_json,
+    print_table,
+    printable,
+)
+from pgaudit_wf.trail.reads import attached, partitions
+from pgaudit_wf.trail.reads import doctor as read_findings
+from pgaudit_wf.trail.statement import one
+
+TableArgument = Annotated[
+    str,
+    typer.Argument(metavar="TABLE", help="The table as in SQL: public.invoice, 'sales.\"Order\"'."),
+]
+
+ResourceTypeOption = Annotated[
+    str | None,
+    typer.Option(show_default=False, help="What a row is called in the log: the table's name."),
+]
+IdColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        show_default=False, help="Column that identifies a row, repeatable: the primary key."
+    ),
+]
+OrgColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        show_default=False,
+        help="Column with the organization: org_id or organization_id, if there.",
+    ),
+]
+LabelColumnOption = Annotated[
+    str | None,
+    typer.Option(show_default=False, help="Column whose value names a row for people."),
+]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        show_default=False, help="Column to leave out of the log, repeatable: updated_at."
+    ),
+]
+RedactOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        show_default=False,
+        help="Column with a secret, repeatable: the log tells when it changes, not its value.",
+    ),
+]
+OnFailureOption = Annotated[
+    Literal["abort", "warn"] | None,
+    typer.Option(
+        show_default=False,
+        help="abort: no change without its record. warn: let it through and count it.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    for command in (attach, detach, status, doctor):
+        add(app, command)
+
+
+def attach(
+    table: TableArgument,
+    resource_type: ResourceTypeOption = None,
+    id_column: IdColumnOption = None,
+    org_column: OrgColumnOption = None,
+    label_column: LabelColumnOption = None,
+    ignore: IgnoreOption = None,
+    redact: RedactOption = None,
+    on_failure: OnFailureOption = None,
+    database: DatabaseOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Record every change of a table from now on; on one that is attached, change its settings.
+
+    What is not given takes the default named below or, on an attached table, stays as it is; ''
+    clears it. It takes the table's owner.
+
+        pgaudit-wf attach public.invoice --label-column number
+        pgaudit-wf attach app.user --resource-type account --redact password_hash
+        pgaudit-wf attach app.user --ignore last_seen_at --ignore updated_at
+        pgaudit-wf attach app.user --label-column ''
+    """
+    settings = {
+        "resource_type": resource_type,
+        "id_columns": without_empty(id_column),
+        "org_column": org_column,
+        "label_column": label_column,
+        "ignore": without_empty(ignore),
+        "redact": without_empty(redact),
+        "on_failure": on_failure,
+    }
+    with connect(database) as conn:
+        name = call_attach(conn, "attach", table, settings)
+        found = [a for a in attached(conn) if a.table == name]
+    if as_json:
+        print_json(found[0])
+        return
+    console().print(f"Recording every change of {printable(found[0].table)}:")
+    print_attachments(found, None)
+
+
+def call_attach(conn: Connection, function: str, table: str, settings: Mapping[str, object]) -> str:
+    """Call one of the database's attach functions with the settings that are not None.
+
+    Returns:
+        The table's name as the session has to write it.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    arguments = [
+        sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in given
+    ]
+    (name,) = one(
+        conn,
+        sql.SQL("select %(table)s::regclass::text from {}(%(table)s::regclass{})").format(
+            sql.Identifier("pgaudit_wf", function), sql.SQL("").join(arguments)
+        ),
+        {"table": table, **given},
+    )
+    return str(name)
+
+
+def detach(table: TableArgument, database: DatabaseOption = "") -> None:
+    """Stop recording a table. What was recorded stays.
+
+    pgaudit-wf detach public.invoice
+    """
+    with connect(database) as conn:
+        conn.execute("select pgaudit_wf.detach(%s::regclass)", [table])
+    console().print(f"{printable(table)} is no longer recorded; its events stay in the log.")
+
+
+def status(
+    conninfo: DatabaseArgument = "",
+    database: DatabaseOption = "",
+    counts: Annotated[
+        bool,
+        typer.Option(
+            "--counts/--no-counts",
+            help="Count each resource type's events; reads the whole log.",
+        ),
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is attached, how many events there are, the log's partitions and its readers.
+
+    pgaudit-wf status
+    pgaudit-wf status --no-counts          # at once, on a log of many millions
+    pgaudit-wf status --json | jq '.attached[].table'
+    """
+    with connect(choose_database(conninfo, database)) as conn:
+        tables = attached(conn)
+        parts = partitions(conn)
+        readers = [
+            name
+            for (name,) in conn.execute(
+                "select r.rolname from pg_roles as r where not r.rolsuper"
+                " and r.rolname <> 'pgaudit_wf_reader' and r.rolcanlogin"
+                " and pg_has_role(r.oid, to_regrole('pgaudit_wf_reader'), 'member') order by 1"
+            )
+        ]
+        events: dict[str, int] | None = None
+        if counts:
+            events = {
+                kind or "": count
+                for kind, count in conn.execute(
+                    "select resource_type, count(*) from pgaudit_wf.security_audit_log"
+                    " group by resource_type"
+                )
+            }
+    if as_json:
+        print_json({"attached": tables, "events": events, "partitions": parts, "readers": readers})
+        return
+    out = console()
+    if tables:
+        print_attachments(tables, events)
+    else:
+        out.print("No table is attached: pgaudit-wf attach public.some_table\n")
+    if events is not None:
+        other = set(events) - {a.resource_type for a in tables}
+        named = "".join(
+            f", {printable(kind) or 'without a type'} {events[kind]:,}" for kind in sorted(other)
+        )
+        out.print(f"{sum(events.values()):,} events in all{named}.\n")
+    print_table(
+        ["Partition", "From (UTC)", "To", "Events, about", "Size"],
+        [
+            [
+                p.name,
+                moment(p.from_time, UTC)[:10],
+                moment(p.to_time, UTC)[:10] or "what fits nowhere else",
+                "" if p.events is None else f"{p.events:,}",
+                f"{p.size / 1024 / 1024:,.1f} MiB",
+            ]
+            for p in parts
+        ],
+    )
+    out.print(
+        "Logins that read as owners and admins of organizations do (pgaudit_wf_reader): "
+        + (", ".join(map(printable, readers)) or "none")
+        + "."
+    )
+
+
+def doctor(
+    conninfo: DatabaseArgument = "", database: DatabaseOption = "", as_json: JsonOption = False
+) -> None:
+    """Check that what should be recorded still is; exit code 1 if there is an error.
+
+    Finds triggers that are missing or switched off, columns that came or went unseen, roles with
+    more rights than they should have, missing partitions, and says what to do.
+
+        pgaudit-wf doctor || echo 'the audit trail needs attention'
+    """
+    with connect(choose_database(conninfo, database)) as conn:
+        findings = read_findings(conn)
+        tables = attached(conn)
+    if as_json:
+        print_json(findings)
+    else:
+        styles = {"error": "bold red", "warning": "yellow", "notice": "cyan"}
+        out = console()
+        for finding in findings:
+            line = Text(finding.severity, style=styles[finding.severity])
+            line.append(f"  {printable(finding.subject)}: {printable(finding.problem)}", "default")
+            out.print(line, soft_wrap=True)
+            out.print(Text(f"         {printable(finding.remedy)}", style="dim"), soft_wrap=True)
+        if not findings:
+            out.print(f"All is well: {len(tables)} tables are recorded.")
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(FAILED)

@@ -1,0 +1,97 @@
+"""`export`: the trail for other programs."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from pgaudit_wf import request_context
+from pgaudit_wf.archive.write import list_archives
+from pgaudit_wf.cli.base import Connection, Failure, add, connect
+from pgaudit_wf.cli.options import ArchivesOption, AsOption, DatabaseOption, filtering
+from pgaudit_wf.cli.printing.output import console
+from pgaudit_wf.export.trail import Format, export_trail
+from pgaudit_wf.trail.reads import TrailFilter
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    add(app, export)
+
+
+@filtering
+def export(
+    filters: TrailFilter,
+    format_: Annotated[
+        Format, typer.Option("--format", "-F", help="csv, ndjson, or ocsf: a SIEM's events.")
+    ] = "csv",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", show_default=False, help="Default: standard output."
+        ),
+    ] = None,
+    archive: ArchivesOption = None,
+    as_actor: AsOption = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", show_default=False, help="Why, for the record.")
+    ] = None,
+    database: DatabaseOption = "",
+) -> None:
+    """Write the trail to a file for a spreadsheet, a program or a SIEM, newest first.
+
+    Constant memory, whatever there is. What was exported, in which format and by whom (--as), is
+    itself recorded: audit.export_started, then audit.exported with the number of events.
+
+        pgaudit-wf export --org o_acme --since 30d -o trail.csv
+        pgaudit-wf export --format ndjson --action 'api_key.*' | gzip > keys.ndjson.gz
+        pgaudit-wf export --format ocsf --archive s3://bucket/audit -o events.ndjson
+    """
+    archives = list_archives(archive) if archive else []
+    with connect(database) as conn, _destination(output) as file:
+        written = export_trail(
+            conn,
+            format_,
+            file,
+            filters=filters,
+            archives=archives,
+            reading=_context(conn, filters["org_id"], as_actor, reason),
+        )
+    if output is not None:
+        console(stderr=True).print(f"{written:,} event{'' if written == 1 else 's'} in {output}")
+
+
+def _context(
+    conn: Connection, org: str | None, actor: str | None, reason: str | None
+) -> Callable[[], AbstractContextManager[Any]]:
+    correlation_id = f"export-{uuid.uuid4()}"
+
+    def open_() -> AbstractContextManager[Any]:
+        return request_context(
+            conn, actor_id=actor, org_id=org, reason=reason, correlation_id=correlation_id
+        )
+
+    return open_
+
+
+@contextmanager
+def _destination(output: Path | None) -> Iterator[IO[str]]:
+    if output is None:
+        yield sys.stdout
+        return
+    # Under its name only when it is whole.
+    temporary = output.with_name(f".{output.name}.part")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        temporary.replace(output)
+    except OSError as error:
+        raise Failure(f"{output} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

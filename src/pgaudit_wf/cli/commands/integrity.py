@@ -1,0 +1,537 @@
+"""`keygen`, `seal`, `verify`, `prove`, `check`, `consistency`, `checkpoint`: tamper evidence."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pgaudit_wf.cli.base import FAILED, USAGE, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli.options import (
+    DatabaseOption,
+    HealthHostOption,
+    HealthPortOption,
+    JsonOption,
+    KeysOption,
+    watch_option,
+)
+from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
+from pgaudit_wf.exact_json import dumps, loads
+from pgaudit_wf.integrity.archives import archived_row, verify_archives
+from pgaudit_wf.integrity.note import CommandSigner, Signer, SigningKey, VerifierKey
+from pgaudit_wf.integrity.proof import (
+    Checked,
+    add_cosignatures,
+    newest_checkpoint,
+    prove_consistency,
+    prove_event,
+    prove_version,
+)
+from pgaudit_wf.integrity.proof import check as check_proof
+from pgaudit_wf.integrity.push import export_tiles
+from pgaudit_wf.integrity.push import push as push_checkpoint
+from pgaudit_wf.integrity.seal import Sealer
+from pgaudit_wf.integrity.verify import Report
+from pgaudit_wf.integrity.verify import verify as verify_log
+from pgaudit_wf.jobs.maintain import Hook
+from pgaudit_wf.jobs.service import Service, json_logs
+from pgaudit_wf.trail.statement import one
+
+PushOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--push",
+        metavar="TARGET",
+        show_default=False,
+        help="Put the checkpoint there: a file or directory, git+PATH, an HTTP URL, or -.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    for command in (keygen, seal, verify, prove, check, consistency):
+        add(app, command)
+    group = typer.Typer(
+        name="checkpoint", help="Show, push and co-sign checkpoints.", no_args_is_help=True
+    )
+    subcommands: dict[str, Callable[..., None]] = {
+        "show": checkpoint_show,
+        "push": checkpoint_push,
+        "cosign": checkpoint_cosign,
+    }
+    for name, function in subcommands.items():
+        group.command(name, help=help_text(function))(function)
+    app.add_typer(group)
+
+
+def _read(path: str, what: str) -> str:
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"the {what} {path} cannot be read: {error}", code=USAGE) from error
+
+
+def verifier_keys(given: list[str] | None) -> list[VerifierKey]:
+    """Return the public keys that are given as text, or as files with one a line.
+
+    Raises:
+        Failure: None is given, or a file cannot be read.
+        VerifierKeyError: It is no key.
+    """
+    if not given:
+        raise Failure(
+            "which key signed is what the check hangs on, and none was named",
+            "pass --key with the public key (a line of text) or a file with it",
+            USAGE,
+        )
+    keys = []
+    for text in given:
+        source = _read(text, "key") if Path(text).is_file() else text
+        keys += [VerifierKey.parse(line) for line in source.splitlines() if line.strip()]
+    return keys
+
+
+def _signer(key: Path | None, command: str | None, public_key: str | None) -> Signer:
+    if command:
+        if not public_key:
+            raise Failure("--sign-command needs the --public-key that belongs to it", code=USAGE)
+        return CommandSigner(shlex.split(command), verifier_keys([public_key])[0])
+    text = os.environ.get("PGAUDIT_WF_SEAL_KEY", "")
+    if key is not None:
+        text = _read(str(key), "key")
+    if not text:
+        raise Failure(
+            "there is no key to sign with",
+            "pass --key FILE or --sign-command, or set PGAUDIT_WF_SEAL_KEY; pgaudit-wf keygen"
+            " makes a key",
+            USAGE,
+        )
+    return SigningKey.parse(text)
+
+
+def seal_hook(key: Path | None, state: Path | None) -> Hook:
+    """Return sealing as a part of maintenance; the key is read as `seal` reads it.
+
+    Raises:
+        Failure: There is no key.
+        SigningKeyError: It is no key.
+    """
+    sealer = Sealer(_signer(key, None, None), state=state)
+
+    def run(conn: Connection, look_only: bool) -> int:
+        if look_only:
+            return int(one(conn, "select pgaudit_wf.reader_lag('seal')")[0])
+        done = sealer.run(conn)
+        return done.events + done.versions
+
+    return Hook("seal", run)
+
+
+def keygen(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the log, such as example.com/audit.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Where the private key goes.")
+    ] = Path("seal.key"),
+) -> None:
+    """Make the key that signs checkpoints, and print the public one.
+
+    The private key is written to a file that only you can read. Keep it where the owner of the
+    database does not reach, and give the public one to whoever is to check.
+
+        pgaudit-wf keygen example.com/audit --out /etc/pgaudit-wf/seal.key > seal.pub
+    """
+    key = SigningKey.generate(name)
+    try:
+        descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise Failure(f"{out} is there already", "a key is never overwritten") from None
+    except OSError as error:
+        raise Failure(f"{out} cannot be written: {error.strerror}") from error
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{key}\n")
+    typer.echo(str(key.verifier))
+
+
+def _deliver(conn: Connection, targets: list[str]) -> None:
+    note = newest_checkpoint(conn)
+    for target in targets:
+        lines = push_checkpoint(conn, note, target)
+        if lines:
+            typer.echo(f"{target} answered with a signature; checkpoint cosign keeps it", err=True)
+
+
+def seal(
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            "-k",
+            metavar="FILE",
+            show_default=False,
+            help="Private key; without it, from PGAUDIT_WF_SEAL_KEY.",
+        ),
+    ] = None,
+    sign_command: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            show_default=False,
+            help="Command that holds the key: reads the text, prints the signature in base64.",
+        ),
+    ] = None,
+    public_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", show_default=False, help="The key of --sign-command."),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Keeps the last checkpoint here: a log that does not continue it is not signed.",
+        ),
+    ] = None,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Go on under a new key of the same name.")
+    ] = False,
+    push: PushOption = None,
+    watch: Annotated[float | None, watch_option(0.1)] = None,
+    health_port: HealthPortOption = None,
+    health_host: HealthHostOption = "127.0.0.1",
+    database: DatabaseOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Append new events and versions to the tree, and sign a checkpoint.
+
+    Writers do not notice it. It can be interrupted at any point and run again, and several at once
+    take turns. What is recorded is safe from silent change once it is sealed and a copy of the
+    checkpoint lies where the database's owner does not reach.
+
+        pgaudit-wf seal --key seal.key --push /mnt/auditor/
+        pgaudit-wf seal --key seal.key --watch 5 --state /var/lib/pgaudit-wf/checkpoint
+        pgaudit-wf seal --sign-command 'ssh signer sign' --public-key seal.pub
+    """
+    sealer = Sealer(_signer(key, sign_command, public_key), state=state, rotate=rotate)
+    targets = push or []
+
+    def job(service: Service) -> bool:
+        with connect(database) as conn:
+            done = sealer.run(conn, lambda: service.stopping)
+            if done.events or done.versions:
+                _deliver(conn, targets)
+                service.log("sealed", events=done.events, versions=done.versions, size=done.size)
+        return done.more
+
+    if watch is not None:
+        with json_logs():
+            Service("seal").run(
+                job, interval=watch, health_port=health_port, health_host=health_host
+            )
+        return
+    with connect(database) as conn:
+        done = sealer.run(conn)
+        if targets and done.size:
+            _deliver(conn, targets)
+    if as_json:
+        print_json({"events": done.events, "versions": done.versions, "size": done.size})
+    elif "-" not in targets:
+        typer.echo(
+            f"Sealed {done.events} events and {done.versions} versions; the tree has {done.size}"
+            " leaves."
+        )
+
+
+def verify(
+    key: KeysOption = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            metavar="FILE",
+            show_default=False,
+            help="A checkpoint kept elsewhere, which the log has to continue; repeatable.",
+        ),
+    ] = None,
+    archive: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--archive",
+            metavar="URL",
+            show_default=False,
+            help="Also check the archived events of this directory or URL; repeatable.",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Problems to show.")] = 20,
+    database: DatabaseOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Check that nothing that was sealed was altered, removed, inserted or re-ordered.
+
+    Every event and version is hashed again and compared with the tree, the tree with each
+    checkpoint, and each checkpoint with the key you name. Exit code 0: all holds; 1: it does not.
+
+        pgaudit-wf verify --key seal.pub
+        pgaudit-wf verify --key seal.pub --checkpoint /mnt/auditor/checkpoint
+    """
+    keys = verifier_keys(key)
+    notes = {path: _read(path, "checkpoint") for path in checkpoint or []}
+    with connect(database) as conn, progress_bar(as_json) as bar:
+        task = bar.add_task("Verifying", total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        report = verify_log(conn, keys, notes=notes, progress=update, limit=max(limit, 100))
+        for url in archive or []:
+            verify_archives(conn, url, report)
+    if as_json:
+        print_json(
+            {
+                "holds": report.holds,
+                **{name: getattr(report, name) for name in _COUNTS},
+                "found": report.found,
+                "problems": [_as_dict(problem) for problem in report.problems[:limit]],
+            }
+        )
+    else:
+        _print_report(report, limit)
+    if not report.holds:
+        raise typer.Exit(FAILED)
+
+
+_COUNTS = (
+    "leaves", "events", "versions", "erased", "pruned", "archived", "unsealed",
+    "unsealed_versions", "checkpoints", "unsigned",
+)  # fmt: skip
+
+
+def _as_dict(problem: Any) -> dict[str, object]:  # noqa: ANN401 - a dataclass
+    return {
+        name: getattr(problem, name)
+        for name in ("kind", "message", "leaf_index", "event_id", "workflow_id", "version",
+                     "intact_at")
+    }  # fmt: skip
+
+
+def _print_report(report: Report, limit: int) -> None:
+    out = console()
+    for problem in report.problems[:limit]:
+        when = f", after {problem.intact_at:%Y-%m-%d %H:%M:%S %z}" if problem.intact_at else ""
+        out.print(printable(f"{problem.kind.upper()}: {problem.message}{when}"), style="red")
+    if report.found > limit:
+        out.print(f"… and {report.found - limit} more.", style="red")
+    out.print(
+        f"{report.events} events and {report.versions} versions are as they were sealed, under"
+        f" {report.checkpoints} checkpoints that hold."
+    )
+    for count, text in (
+        (report.erased, "had something erased by a recorded erasure; the rest of each holds."),
+        (report.pruned, f"were let go of by retention; {report.archived} checked in archives."),
+        (report.unsealed, "events are not sealed yet."),
+        (report.unsealed_versions, "versions are not sealed yet."),
+        (report.unsigned, "checkpoints wait for their signature: run pgaudit-wf seal."),
+    ):
+        if count:
+            out.print(f"{count} {text}")
+    if report.holds:
+        out.print("Nothing was altered, removed, inserted or re-ordered.", style="green")
+    else:
+        out.print("The log does NOT hold.", style="bold red")
+
+
+def prove(
+    event_id: Annotated[
+        int | None, typer.Argument(metavar="EVENT_ID", show_default=False, help="The event.")
+    ] = None,
+    workflow: Annotated[
+        str | None,
+        typer.Option(metavar="ID", show_default=False, help="Prove a version of this workflow."),
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, metavar="N", show_default=False, help="That version.")
+    ] = None,
+    archive: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", show_default=False, help="Where the event was archived, if it was."
+        ),
+    ] = None,
+    database: DatabaseOption = "",
+) -> None:
+    """Print a proof that an event is in the log; `check` needs no database to check it.
+
+    The proof shows the event in full, names and addresses included.
+
+        pgaudit-wf prove 4711 > proof.json
+        pgaudit-wf prove --workflow 3f0c… --version 7 > proof.json
+    """
+    if (event_id is None) == (workflow is None) or (workflow is None) != (version is None):
+        raise Failure("name an event, or --workflow with --version", code=USAGE)
+    with connect(database) as conn:
+        if workflow is not None and version is not None:
+            proof = prove_version(conn, workflow, version)
+        else:
+            assert event_id is not None  # noqa: S101
+            row = archived_row(conn, archive, event_id) if archive else None
+            proof = prove_event(conn, event_id, row)
+    typer.echo(dumps(proof, 2))
+
+
+def check(
+    proof: Annotated[str, typer.Argument(metavar="PROOF", help="File with the proof, or -.")],
+    key: KeysOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a proof, of an event or of consistency, without a database.
+
+    Exit code 0: it holds, and what it proves is printed; 1: it does not.
+
+        pgaudit-wf check proof.json --key seal.pub
+    """
+    keys = verifier_keys(key)
+    try:
+        loaded = loads(_read(proof, "proof"))
+    except ValueError as error:
+        raise Failure(f"{proof} is no JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise Failure(f"{proof} is no proof")
+    checked = check_proof(loaded, keys)
+    if as_json:
+        print_json(
+            {
+                "origin": checked.checkpoint.origin,
+                "size": checked.checkpoint.size,
+                "witnesses": list(checked.witnesses),
+                "event": checked.event if checked.leaf else None,
+                "old_size": checked.old.size if checked.old else None,
+            }
+        )
+        return
+    _print_checked(checked)
+
+
+def _print_checked(checked: Checked) -> None:
+    origin, size = printable(checked.checkpoint.origin), checked.checkpoint.size
+    if checked.old is not None:
+        typer.echo(f"PROVED: the log {origin} of {size} leaves continues that of"
+                   f" {checked.old.size}.")  # fmt: skip
+    else:
+        typer.echo(f"PROVED: this is in the log {origin}, under its checkpoint of {size} leaves.")
+        for name, value in sorted(checked.event.items()):
+            if value is not None:
+                text = value if isinstance(value, str) else dumps(value)
+                typer.echo(f"  {name}: {printable(text)}")
+    for witness in checked.witnesses:
+        typer.echo(f"Seen by the witness {printable(witness)}.")
+
+
+def consistency(
+    old: Annotated[
+        str, typer.Argument(metavar="OLD", help="File with the older checkpoint, or its size.")
+    ],
+    new: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NEW]", show_default=False, help="The newer one; without it, the newest."
+        ),
+    ] = "",
+    database: DatabaseOption = "",
+) -> None:
+    """Print a proof that the log of one checkpoint continues that of an older one.
+
+    Both checkpoints are in the proof; `check` needs no database to check it.
+
+        pgaudit-wf consistency /mnt/auditor/checkpoint > grown.json
+        pgaudit-wf check grown.json --key seal.pub
+    """
+    with connect(database) as conn:
+        notes = [
+            newest_checkpoint(conn, int(name)) if name.isascii() and name.isdigit()
+            else _read(name, "checkpoint")
+            for name in (old, new) if name
+        ]  # fmt: skip
+        proof = prove_consistency(conn, *notes)
+    typer.echo(dumps(proof, 2))
+
+
+def checkpoint_show(
+    size: Annotated[
+        int | None, typer.Argument(metavar="SIZE", show_default=False, help="Of how many leaves.")
+    ] = None,
+    database: DatabaseOption = "",
+) -> None:
+    """Print the newest signed checkpoint, or the one of a size, with its witnesses' signatures.
+
+    It is what an auditor keeps: the log can never again be anything but a continuation of it.
+
+        pgaudit-wf checkpoint show > checkpoint
+    """
+    with connect(database) as conn:
+        typer.echo(newest_checkpoint(conn, size), nl=False)
+
+
+def checkpoint_push(
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="Where it is to lie.")],
+    tiles: Annotated[
+        bool,
+        typer.Option("--tiles", help="Write the whole tree too, as static files for a web server."),
+    ] = False,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            show_default=False,
+            help="Key of a witness (kind 4) whose answer to a POST is kept as its co-signature.",
+        ),
+    ] = None,
+    database: DatabaseOption = "",
+) -> None:
+    """Put the newest checkpoint where the database's owner does not reach.
+
+    A target is a file or directory, git+PATH of a clone (committed, and pushed if it has a remote),
+    an HTTP URL (POST), or - for standard output. A file with a checkpoint that this log does not
+    continue is never overwritten: it may be the only evidence left.
+
+        pgaudit-wf checkpoint push /mnt/auditor/ git+/srv/checkpoints
+        pgaudit-wf checkpoint push --witness witness.pub https://witness.example.com/sign
+    """
+    with connect(database) as conn:
+        note = newest_checkpoint(conn)
+        for target in targets:
+            if tiles:
+                export_tiles(conn, Path(target), note)
+                continue
+            lines = push_checkpoint(conn, note, target)
+            if lines and witness:
+                add_cosignatures(conn, note + lines, verifier_keys(witness))
+
+
+def checkpoint_cosign(
+    note: Annotated[
+        str, typer.Argument(metavar="FILE", help="Checkpoint with the witness's line, or -.")
+    ],
+    witness: Annotated[
+        list[str], typer.Option("--witness", "-w", metavar="KEY", help="Key of the witness.")
+    ],
+    database: DatabaseOption = "",
+) -> None:
+    """Keep a witness's signature under a checkpoint of this log.
+
+    The witness says that it saw this checkpoint, and none that contradicts it.
+
+        pgaudit-wf checkpoint cosign cosigned.txt --witness witness.pub
+    """
+    keys = verifier_keys(witness)
+    text = _read(note, "checkpoint")
+    with connect(database) as conn:
+        added = add_cosignatures(conn, text, keys)
+    typer.echo(f"{added} new signatures of witnesses.")

@@ -1,0 +1,205 @@
+"""`limits`: how many rows of a kind organizations may have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pgaudit_wf.cli.base import Commands, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli.options import DatabaseOption, JsonOption
+from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable
+from pgaudit_wf.trail.statement import one
+
+TypeArgument = Annotated[
+    str,
+    typer.Argument(metavar="RESOURCE_TYPE", help="Resource type of attached tables: api_key."),
+]
+OrgOption = Annotated[
+    str | None,
+    typer.Option(
+        "--org",
+        metavar="ID",
+        show_default=False,
+        help="The organization; all that have no limit of their own.",
+    ),
+]
+_NUMBER_OR_NONE = "a number, or 'none'"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    group = typer.Typer(cls=Commands, help=help_text(limits), no_args_is_help=True)
+    group.command("list", help=help_text(show))(show)
+    group.command("set", help=help_text(put))(put)
+    for command in (remove, condition, recount):
+        add(group, command)
+    app.add_typer(group, name="limits")
+
+
+def limits() -> None:
+    """Limit how many rows of a kind each organization may have.
+
+    pgaudit-wf limits set api_key 20
+    pgaudit-wf limits set api_key 100 --org o_7
+    pgaudit-wf limits condition api_key 'revoked_at is null'
+    pgaudit-wf limits list
+    """
+
+
+def show(
+    org: Annotated[
+        str | None,
+        typer.Option("--org", metavar="ID", show_default=False, help="One organization only."),
+    ] = None,
+    database: DatabaseOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the limits, and how much of them each organization has used.
+
+    pgaudit-wf limits list --org o_7
+    """
+    with connect(database) as conn:
+        found = [
+            {"org_id": org_id, "resource_type": kind, "used": used, "max_count": most,
+             "is_default": is_default}
+            for org_id, kind, used, most, is_default in conn.execute(
+                "select org_id, resource_type, used, max_count, is_default"
+                " from pgaudit_wf.limit_usage where %(org)s::text is null or org_id = %(org)s"
+                " union all select null, resource_type, null, max_count, true"
+                " from pgaudit_wf.org_limit where org_id is null order by 2, 1 nulls first",
+                {"org": org},
+            )
+        ]  # fmt: skip
+        conditions = dict(
+            conn.execute("select resource_type, condition from pgaudit_wf.limit_condition")
+        )
+    if as_json:
+        print_json([{**row, "condition": conditions.get(row["resource_type"])} for row in found])
+        return
+    if not found:
+        console().print("There are no limits: pgaudit-wf limits set RESOURCE_TYPE MAX_COUNT")
+        return
+    print_table(
+        ["Resource type", "Organization", "Used", "Limit", "Counted where"],
+        [
+            [
+                row["resource_type"],
+                "every other" if row["org_id"] is None else row["org_id"],
+                "" if row["used"] is None else f"{row['used']:,}",
+                "none" if row["max_count"] is None
+                else f"{row['max_count']:,}"
+                + (" (default)" if row["is_default"] and row["org_id"] else ""),
+                conditions.get(row["resource_type"], ""),
+            ]
+            for row in found
+        ],
+    )  # fmt: skip
+
+
+def put(
+    resource_type: TypeArgument,
+    max_count: Annotated[
+        str,
+        typer.Argument(metavar="MAX_COUNT", help="How many; 'none': any number, with --org only."),
+    ],
+    org: OrgOption = None,
+    database: DatabaseOption = "",
+) -> None:
+    """Set the limit of an organization, or of all that have none of their own.
+
+    The first limit of a resource type counts the rows of its tables while they are locked against
+    writing. A limit below what is there refuses new rows only.
+
+        pgaudit-wf limits set api_key 20
+        pgaudit-wf limits set api_key none --org o_7
+    """
+    if max_count != "none" and not (max_count.isascii() and max_count.isdigit()):
+        raise typer.BadParameter(f"{max_count!r} must be {_NUMBER_OR_NONE}")
+    most = None if max_count == "none" else int(max_count)
+    if most is None and org is None:
+        raise typer.BadParameter(
+            "without a limit for all there is nothing to except; name an organization (--org), or"
+            " take the limit away: pgaudit-wf limits remove"
+        )
+    with connect(database) as conn:
+        conn.execute("select pgaudit_wf.set_org_limit(%s, %s, %s)", [org, resource_type, most])
+        _warn_if_unused(conn, resource_type)
+    whose = "Every other organization" if org is None else f"Organization {printable(org)}"
+    kind = printable(resource_type)
+    what = f"any number of {kind}" if most is None else f"at most {most:,} of {kind}"
+    console().print(f"{whose} may have {what}.", soft_wrap=True)
+
+
+def _warn_if_unused(conn: Connection, resource_type: str) -> None:
+    (is_used,) = one(
+        conn,
+        "select exists (select from pgaudit_wf.attachment where resource_type = %s)",
+        [resource_type],
+    )
+    if not is_used:
+        typer.echo(
+            f"warning: no attached table is of type {printable(resource_type)} yet;"
+            " pgaudit-wf status lists them",
+            err=True,
+        )
+
+
+def remove(
+    resource_type: TypeArgument, org: OrgOption = None, database: DatabaseOption = ""
+) -> None:
+    """Take a limit away. Without any, the tables of the type are no longer counted.
+
+    pgaudit-wf limits remove api_key --org o_7
+    """
+    with connect(database) as conn:
+        removed = conn.execute(
+            "delete from pgaudit_wf.org_limit"
+            " where resource_type = %s and org_id is not distinct from %s",
+            [resource_type, org],
+        ).rowcount
+    if not removed:
+        raise Failure("there is no such limit", "pgaudit-wf limits list shows those there are")
+    console().print("The limit is gone.")
+
+
+def condition(
+    resource_type: TypeArgument,
+    expression: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONDITION",
+            help="Boolean SQL expression over a row; '' for every row.",
+        ),
+    ],
+    database: DatabaseOption = "",
+) -> None:
+    """Say which rows of a type take a place. What no longer does, frees it.
+
+    pgaudit-wf limits condition api_key 'revoked_at is null'
+    """
+    with connect(database) as conn:
+        if expression.strip():
+            conn.execute(
+                "insert into pgaudit_wf.limit_condition values (%s, %s)"
+                " on conflict (resource_type) do update set condition = excluded.condition",
+                [resource_type, expression.strip()],
+            )
+        else:
+            conn.execute(
+                "delete from pgaudit_wf.limit_condition where resource_type = %s", [resource_type]
+            )
+    rows = f"Rows where {printable(expression.strip())}" if expression.strip() else "All rows"
+    console().print(f"{rows} of {printable(resource_type)} take a place.", soft_wrap=True)
+
+
+def recount(resource_type: TypeArgument, database: DatabaseOption = "") -> None:
+    """Count the rows of a type anew, while its tables are locked against writing.
+
+    For when triggers were switched off, or rows restored behind their back.
+
+        pgaudit-wf limits recount api_key
+    """
+    with connect(database) as conn:
+        conn.execute("select pgaudit_wf.recount_usage(%s)", [resource_type])
+    console().print(f"Counted {printable(resource_type)} anew.", soft_wrap=True)

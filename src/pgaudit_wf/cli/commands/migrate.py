@@ -1,0 +1,67 @@
+"""`migrate`: install, upgrade and remove the audit schema."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pgaudit_wf.cli.base import add, check_conninfo, choose_database
+from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
+from pgaudit_wf.cli.printing.output import print_json, printable
+from pgaudit_wf.schema.migrate import migrate as run_migrations
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    add(app, migrate)
+
+
+def migrate(
+    conninfo: DatabaseArgument = "",
+    database: DatabaseOption = "",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="N",
+            show_default=False,
+            help="Stop at migration N; 0 takes everything away again.",
+        ),
+    ] = None,
+    with_app_schema: Annotated[
+        bool,
+        typer.Option(
+            "--with-app-schema", help="Also create the reference application, in schema public."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Install the audit schema in a database, or bring it to the newest version.
+
+    Safe to run twice, from many processes at once, and beside the application's own migrations.
+
+        pgaudit-wf migrate postgresql://owner@host/shop
+        pgaudit-wf migrate -d service=shop --with-app-schema
+        pgaudit-wf migrate -d service=shop --to 0       # remove it, the log included
+    """
+    target = check_conninfo(choose_database(conninfo, database))
+    result = run_migrations(target, to=to, with_app_schema=with_app_schema)
+    if as_json:
+        print_json(result)
+        return
+    for name in result.rolled_back:
+        typer.echo(f"removed  {name}")
+    for name in result.applied:
+        typer.echo(f"applied  {name}")
+    for warning in result.warnings:
+        typer.echo(f"warning: {printable(warning)}", err=True)
+    if not result.applied and not result.rolled_back:
+        typer.echo(f"Nothing to do: the audit schema is at version {result.version}.")
+    elif result.version:
+        typer.echo(
+            f"The audit schema is at version {result.version}."
+            " Next: pgaudit-wf attach public.some_table"
+        )
+    else:
+        typer.echo("The audit schema is gone.")

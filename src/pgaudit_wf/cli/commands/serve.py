@@ -1,0 +1,198 @@
+"""`serve`: the pages by themselves, on this machine, for one person."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+from psycopg_pool import ConnectionPool
+
+from pgaudit_wf.cli.base import USAGE, Failure, add, check_conninfo
+from pgaudit_wf.cli.base import connect as connect_once
+from pgaudit_wf.cli.commands.integrity import verifier_keys
+from pgaudit_wf.cli.options import DatabaseOption, KeysOption
+from pgaudit_wf.cli.printing.output import console
+from pgaudit_wf.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+COOKIE = "pgaudit_wf_visitor"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    add(app, serve)
+
+
+def serve(
+    org: Annotated[str, typer.Option("--org", help="Id of the organization to show.")],
+    actor: Annotated[str, typer.Option("--as", help="Id of its owner or admin who looks.")],
+    database: DatabaseOption = "",
+    write: Annotated[
+        str,
+        typer.Option(
+            "--write",
+            metavar="CONNINFO",
+            envvar="PGAUDIT_WF_WRITE",
+            show_default=False,
+            help="A login that may update workflows; without it nothing can be restored.",
+        ),
+    ] = "",
+    owner: Annotated[
+        str,
+        typer.Option(
+            "--owner",
+            metavar="CONNINFO",
+            envvar="PGAUDIT_WF_OWNER",
+            show_default=False,
+            help="The schema's owner, for the page Integrity and for proofs.",
+        ),
+    ] = "",
+    key: KeysOption = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
+) -> None:
+    """Serve the pages on this machine to whoever opens the address that is printed.
+
+    The address has a secret in it, which the first visit turns into a cookie; the database still
+    decides what the actor may see. In your own application, mount pgaudit_wf.web.create_app()
+    behind your own sign-in instead. Needs the package's extra "web"; the login of -d has to be a
+    member of pgaudit_wf_reader, or a superuser.
+
+        pgaudit-wf serve --org o_acme --as u_ana
+        pgaudit-wf serve --org o_acme --as u_ana --write postgresql://app@localhost/product
+    """
+    keys = verifier_keys(key) if key else []
+    visit = Visitor(org, actor, database, write, owner, tuple(keys))
+    with running(visit, port) as (address, wait):
+        console(stderr=True).print(
+            f"Open {address}\nServing until Ctrl-C.", soft_wrap=True, highlight=False
+        )
+        wait()
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who looks, at what; `reader` names the database, as a member of the reader role."""
+
+    org: str
+    actor: str
+    reader: str
+    write: str = ""
+    owner: str = ""
+    keys: tuple[Any, ...] = ()
+
+
+@contextmanager
+def running(visitor: Visitor, port: int = 0) -> Iterator[tuple[str, Any]]:
+    """Serve the pages; yield the address with the secret, and a function that waits for Ctrl-C.
+
+    Args:
+        visitor: Who looks.
+        port: On 127.0.0.1; 0 for any that is free.
+
+    Raises:
+        Failure: The extra is missing, the port is taken, or the actor may not read.
+    """
+    try:
+        import uvicorn
+
+        from pgaudit_wf.web import Principal, create_app
+    except (ImportError, MissingExtraError) as error:
+        raise Failure("the pages need more packages", 'pip install "pgaudit-wf[web]"') from error
+    role, name = _role(visitor)
+    principal = Principal(visitor.actor, visitor.org, role, name, auth_method="cli")
+    with ExitStack() as stack:
+
+        def pool(conninfo: str) -> ConnectionPool[Any]:
+            made = ConnectionPool(
+                check_conninfo(conninfo), min_size=1, max_size=4, open=False, name="pages",
+                kwargs={"application_name": "pgaudit-wf serve"},
+            )  # fmt: skip
+            return stack.enter_context(made)
+
+        secret = secrets.token_urlsafe(24)
+
+        def whoever(request: Any) -> Principal | None:  # noqa: ANN401 - a Request
+            given = request.cookies.get(COOKIE, "")
+            return principal if hmac.compare_digest(given.encode(), secret.encode()) else None
+
+        app = create_app(
+            pool(visitor.reader),
+            whoever,
+            write_pool=pool(visitor.write) if visitor.write else None,
+            integrity_pool=pool(visitor.owner) if visitor.owner else None,
+            verify_keys=visitor.keys,
+            open_health=True,
+        )
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            # At once, so that whoever opens the address early waits instead of being refused.
+            listener.listen()
+        except OSError as error:
+            raise Failure(
+                f"port {port} cannot be had: {error.strerror}", "--port 0 takes a free one", USAGE
+            ) from error
+        config = uvicorn.Config(
+            _Door(app, secret), log_level="warning", ws="none", lifespan="off",
+            server_header=False, timeout_graceful_shutdown=2,
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield (
+            f"{address}/?{urlencode({'enter': secret})}",
+            lambda: server.run(sockets=[listener]),
+        )
+
+
+def _role(visitor: Visitor) -> tuple[str, str | None]:
+    """Ask the database what the actor is in the organization, and is called.
+
+    Raises:
+        Failure: Nobody who may read.
+    """
+    with connect_once(visitor.reader) as conn, conn.transaction():
+        conn.execute(
+            "select set_config('app.org_id', %s, true), set_config('app.actor_id', %s, true)",
+            [visitor.org, visitor.actor],
+        )
+        row = conn.execute(
+            "select d.role, d.name from pgaudit_wf.describe_actors(%s, %s) as d",
+            [visitor.org, [visitor.actor]],
+        ).fetchone()
+    if row is None or row[0] not in ("owner", "admin"):
+        raise Failure(
+            f"{visitor.actor} is neither owner nor admin of {visitor.org}",
+            "pgaudit_wf.org_member says who is",
+        )
+    return row[0], row[1]
+
+
+class _Door:
+    """Lets in whoever brings the secret: turns it into a cookie and takes it out of the address."""
+
+    def __init__(self, app: ASGIApp, secret: str) -> None:
+        self._app = app
+        self._secret = secret
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
+        from starlette.requests import Request
+        from starlette.responses import RedirectResponse
+
+        if scope["type"] == "http" and scope["path"] == "/":
+            given = Request(scope).query_params.get("enter", "")
+            if hmac.compare_digest(given.encode(), self._secret.encode()):
+                answer = RedirectResponse("/activity", 303)
+                answer.set_cookie(COOKIE, self._secret, httponly=True, samesite="lax")
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

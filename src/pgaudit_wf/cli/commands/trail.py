@@ -1,0 +1,308 @@
+"""`log`, `row` and `api-keys`: reading what was recorded."""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, tzinfo
+from itertools import islice
+from typing import Annotated
+
+import psycopg
+import typer
+from rich.text import Text
+
+from pgaudit_wf import request_context
+from pgaudit_wf.archive.read import whole_trail
+from pgaudit_wf.archive.write import list_archives
+from pgaudit_wf.cli.base import UNREACHABLE, USAGE, Connection, Failure, add, connect, parse_time
+from pgaudit_wf.cli.options import (
+    ArchivesOption,
+    AsOption,
+    DatabaseOption,
+    JsonOption,
+    OrgOption,
+    UtcOption,
+    filtering,
+)
+from pgaudit_wf.cli.printing.output import (
+    console,
+    moment,
+    print_json,
+    print_line,
+    print_table,
+    print_trail,
+)
+from pgaudit_wf.exact_json import dumps
+from pgaudit_wf.trail.reads import (
+    ApiKeyActivity,
+    TrailEntry,
+    TrailFilter,
+    api_key_activity,
+    audit_trail,
+    follow_trail,
+    latest_trail,
+    row_as_of,
+)
+
+_PAGE = 500
+_LIST_LIMIT = 50
+_FOLLOW_LIMIT = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    add(app, log)
+    add(app, row)
+    add(app, api_keys)
+
+
+@contextmanager
+def reading(conn: Connection, org: str | None, actor: str | None) -> Iterator[None]:
+    """Read as an owner or admin of an organization, if one is named."""
+    if actor is None:
+        yield
+        return
+    with request_context(conn, actor_id=actor, org_id=org, record_failure=False):
+        yield
+
+
+@filtering
+def log(
+    filters: TrailFilter,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Go on printing new events, oldest first, to Ctrl-C."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            "-n",
+            min=0,
+            show_default=False,
+            help="How many: 50; with -f how many older ones first: 10, or 0 with --json.",
+        ),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CURSOR",
+            show_default=False,
+            help="Go on after this cursor, of a list or, with -f, of what -f --json printed.",
+        ),
+    ] = None,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Show every changed value, before and after.")
+    ] = False,
+    interval: Annotated[
+        float,
+        typer.Option(min=0.05, max=3600, metavar="SECONDS", help="With -f, how often to look."),
+    ] = 1.0,
+    archive: ArchivesOption = None,
+    as_actor: AsOption = None,
+    utc: UtcOption = False,
+    database: DatabaseOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show who did what, newest first; all filters must hold.
+
+    --json prints an array, with -f an object a line. The cursor of each line that -f --json prints
+    is where --after can go on: no event is then skipped or repeated. An event is shown by -f once
+    no older transaction is running.
+
+        pgaudit-wf log
+        pgaudit-wf log -f
+        pgaudit-wf log --org o_acme --action 'api_key.*' --since 7d
+        pgaudit-wf log --resource-type workflow --resource-id 42 --diff
+        pgaudit-wf log --search 203.0.113.9 --outcome denied --json | jq
+        pgaudit-wf log --archive /srv/audit-archive --since 2023-01-01
+    """
+    org = filters["org_id"]
+    zone = UTC if utc else None
+    if follow and archive:
+        raise Failure("-f shows what is new, and archives hold what is old", code=USAGE)
+    archives = list_archives(archive) if archive else []
+    with connect(database) as conn:
+        if follow:
+            first = (0 if as_json else _FOLLOW_LIMIT) if limit is None else limit
+            for entry in _follow(conn, filters, first, after, interval, org, as_actor):
+                if as_json:
+                    print(dumps(entry))
+                else:
+                    print_line(entry, zone, diff=diff)
+                sys.stdout.flush()
+            return
+        wanted = _LIST_LIMIT if limit is None else limit
+        if archives:
+            with reading(conn, org, as_actor):
+                found = whole_trail(conn, archives, after, **filters)
+                entries = list(islice(found, wanted))
+            more = entries[-1].cursor if entries and len(entries) == wanted else None
+        else:
+            entries, more = _list(conn, filters, wanted, after, org, as_actor)
+    if as_json:
+        print_json(entries)
+        return
+    if not entries:
+        console().print("No event matches." if any(filters.values()) else "The log is empty.")
+        return
+    print_trail(entries, zone, diff=diff)
+    if more:
+        console(stderr=True).print(Text(f"There may be more: --after {more}", style="dim"))
+
+
+def _list(
+    conn: Connection,
+    filters: TrailFilter,
+    limit: int,
+    after: str | None,
+    org: str | None,
+    as_actor: str | None,
+) -> tuple[list[TrailEntry], str | None]:
+    entries: list[TrailEntry] = []
+    while len(entries) < limit:
+        size = min(limit - len(entries), _PAGE)
+        with reading(conn, org, as_actor):
+            page = audit_trail(conn, after=after, page_size=size, **filters)
+        entries += page.entries
+        after = page.next_cursor
+        if after is None:
+            break
+    return entries, after
+
+
+def _follow(
+    conn: Connection,
+    filters: TrailFilter,
+    limit: int,
+    after: str | None,
+    interval: float,
+    org: str | None,
+    as_actor: str | None,
+) -> Iterator[TrailEntry]:
+    seen: set[int] = set()
+    if after is None:
+        with reading(conn, org, as_actor):
+            batch = latest_trail(conn, min(limit, 1000), **filters)
+        after = batch.cursor
+        seen = {entry.id for entry in batch.entries}
+        for entry in batch.entries:
+            # It stands for no place in the order of the log.
+            yield replace(entry, cursor="")
+    while True:
+        try:
+            with reading(conn, org, as_actor):
+                batch = follow_trail(conn, after, **filters)
+        except psycopg.OperationalError as error:
+            if not conn.closed:
+                raise
+            raise Failure(
+                f"the connection to the database was lost: {error}",
+                f"go on with pgaudit-wf log -f --after {after}",
+                UNREACHABLE,
+            ) from error
+        for entry in batch.entries:
+            if entry.id not in seen:
+                yield entry
+        if batch.cursor == after:
+            _wait(interval)
+        after = batch.cursor
+
+
+def _wait(seconds: float) -> None:
+    """Wait, and notice meanwhile that whoever read a pipe has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if poll.poll(seconds * 1000):
+        raise BrokenPipeError
+
+
+def row(
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="The table as in SQL: public.invoice.")
+    ],
+    key: Annotated[
+        str,
+        typer.Argument(metavar="ID", help='The row\'s key; several columns: \'["o_1", "u_1"]\'.'),
+    ],
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=parse_time,
+            metavar="TIME",
+            show_default=False,
+            help="When: 2026-03-01, '2026-03-01 14:30', yesterday, 90m (ago). Default: now.",
+        ),
+    ] = None,
+    org: OrgOption = None,
+    as_actor: AsOption = None,
+    database: DatabaseOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a row as it was at a moment, rebuilt from the log; exit code 1 if there was none.
+
+    Also a row that is deleted since. Redacted columns read "[redacted]", ignored ones are absent.
+
+        pgaudit-wf row public.invoice 4711 --at '2026-03-01 09:00'
+        pgaudit-wf row member '["o_1", "u_1"]' --at 2d --json
+    """
+    with connect(database) as conn, reading(conn, org, as_actor):
+        found = row_as_of(conn, table, key, at)
+    if as_json:
+        print_json(found)
+    elif found is not None:
+        print_table(
+            ["Column", "Value"],
+            [
+                [name, value if isinstance(value, str) else dumps(value)]
+                for name, value in found.items()
+            ],
+        )
+    if found is None:
+        when = f"at {moment(at, None)}" if at else "now"
+        raise Failure(f"{table} has no row {key} {when}", "the log may not reach back that far")
+
+
+def api_keys(
+    org: OrgOption = None,
+    as_actor: AsOption = None,
+    utc: UtcOption = False,
+    database: DatabaseOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what became of each API key, revoked and deleted ones included.
+
+    pgaudit-wf api-keys --org o_acme
+    """
+    with connect(database) as conn, reading(conn, org, as_actor):
+        keys = api_key_activity(conn, org_id=org)
+    if as_json:
+        print_json(keys)
+        return
+    zone: tzinfo | None = UTC if utc else None
+    print_api_keys(keys, zone)
+
+
+def print_api_keys(keys: Sequence[ApiKeyActivity], zone: tzinfo | None) -> None:
+    """Print API keys as a table."""
+    styles = {"active": "green", "revoked": "yellow", "deleted": "red"}
+    print_table(
+        ["Key", "Id", "Org", "Status", "Created", "By", "Revoked", "By"],
+        [
+            [
+                key.label or "",
+                key.api_key_id,
+                key.org_id or "(a person's own)",
+                Text(key.status, style=styles[key.status]),
+                moment(key.created_at, zone),
+                key.created_by or "",
+                moment(key.revoked_at or key.deleted_at, zone),
+                key.revoked_by or "",
+            ]
+            for key in keys
+        ],
+    )

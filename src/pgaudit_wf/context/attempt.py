@@ -1,0 +1,600 @@
+"""Attempts that failed or were refused, recorded in a transaction of their own.
+
+What was attempted has been rolled back, so its record goes another way: over the same connection
+once that is idle again, else over a second one, else into a spool file, which `read_spool` reads in
+later. Each attempt has an id by which the database records it once, so that sending it twice does
+no harm. Recording never raises into the application: what goes wrong is logged, without any values.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+
+import psycopg
+from psycopg import errors, generators, pq
+from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
+
+from pgaudit_wf.conninfo import with_timeout
+from pgaudit_wf.context.values import RequestContext
+from pgaudit_wf.errors import translated
+
+if TYPE_CHECKING:
+    from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+__all__ = ["Attempt", "SpoolReading", "configure_attempts", "read_spool", "spool_path", "spooled"]
+
+ACTION_LENGTH = 128
+"""Longest action, in characters."""
+
+LIMIT_REACHED = "PA330"
+
+_logger = logging.getLogger("pgaudit_wf.attempt")
+
+AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+Fallback: TypeAlias = "str | ConnectionPool[Any] | AsyncConnectionPool[Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What was attempted, by whom, and how it ended.
+
+    Args:
+        action: The event's action.
+        outcome: "failed" or "denied".
+        context: Who attempted it.
+        resource_type: What kind of thing it was about.
+        resource_id: Which one.
+        metadata: Anything else; what JSON cannot hold is turned into text.
+        id: By which it is recorded once.
+        attempted_at: When, in UTC.
+    """
+
+    action: str
+    outcome: Literal["failed", "denied"]
+    context: RequestContext
+    resource_type: str | None = None
+    resource_id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    id: uuid.UUID = field(default_factory=uuid.uuid4)
+    attempted_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def entry(self, late: bool) -> str:
+        """Return the attempt as `pgaudit_wf.record_attempt` takes it: JSON, one line of ASCII.
+
+        Args:
+            late: Whether it is recorded later than it was made, so that its time must be said.
+        """
+        return json.dumps(
+            {
+                "id": str(self.id),
+                "action": _plain(self.action),
+                "outcome": self.outcome,
+                "resource_type": _plain(self.resource_type),
+                "resource_id": None if self.resource_id is None else _plain(str(self.resource_id)),
+                "metadata": _plain_metadata(self.metadata),
+                "context": _settings_of(self.context),
+                **({"attempted_at": self.attempted_at.isoformat()} if late else {}),
+            }
+        )
+
+
+def _settings_of(context: RequestContext) -> dict[str, str]:
+    settings = context.as_dict()
+    if context.attest is not None:
+        # The signature and never the key, as this may go into a file.
+        settings["attestation"] = context.attest.sign(
+            context.actor_id, context.org_id, context.correlation_id
+        )
+    return settings
+
+
+def _plain_metadata(metadata: Mapping[str, Any]) -> object:
+    try:
+        plain = _plain(metadata)
+        # An integer of more than 4,300 digits cannot be written.
+        json.dumps(plain)
+        return plain
+    except Exception as error:
+        return {"metadata_lost": type(error).__name__}
+
+
+def _plain(value: object) -> object:
+    # jsonb takes neither NUL nor lone surrogates, JSON no infinite numbers.
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(_plain(str(key))): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value).replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def check_action(action: str) -> str:
+    """Return an action that the database will take.
+
+    Raises:
+        ValueError: It is empty, too long, or not text.
+    """
+    if not isinstance(action, str) or not action:
+        raise ValueError("an action must be a text such as 'invoice.paid'")
+    if len(action) > ACTION_LENGTH or _plain(action) != action:
+        raise ValueError(f"an action must be valid text of at most {ACTION_LENGTH} characters")
+    return action
+
+
+def failed_attempt(
+    error: BaseException, context: RequestContext, action: str, stage: str
+) -> Attempt:
+    """Describe a failure: the kinds of errors and what the database says it was about, no values.
+
+    A limit that was reached (PA330) is a denial: its action is `<resource_type>.limit_reached`, and
+    it belongs to the organization whose limit it was.
+
+    Args:
+        error: What was raised.
+        context: Who attempted it.
+        action: The action of any other failure.
+        stage: In what part of the block it was raised.
+    """
+    kind = type(error)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    metadata: dict[str, Any] = {"exception": f"{module}{kind.__qualname__}", "stage": stage}
+    cause = _database_error(error, set())
+    if cause is not None:
+        named = {
+            "sqlstate": cause.sqlstate,
+            "schema": cause.diag.schema_name,
+            "table": cause.diag.table_name,
+            "column": cause.diag.column_name,
+            "constraint": cause.diag.constraint_name,
+        }
+        metadata.update({name: value for name, value in named.items() if value})
+        if cause.sqlstate == LIMIT_REACHED and cause.diag.message_detail:
+            detail = json.loads(cause.diag.message_detail)
+            if detail["org_id"] != context.org_id:
+                context = context.merge(org_id=detail["org_id"], org_label=None)
+            metadata["max_count"] = detail["max_count"]
+            return Attempt(
+                f"{detail['resource_type']}.limit_reached",
+                "denied",
+                context,
+                detail["resource_type"],
+                metadata=metadata,
+            )
+    return Attempt(action, "failed", context, metadata=metadata)
+
+
+def _database_error(error: BaseException | None, seen: set[int]) -> psycopg.Error | None:
+    """Return the driver's error that is behind an exception: it, its cause, or one of a group."""
+    if error is None or id(error) in seen:
+        return None
+    seen.add(id(error))
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        return error
+    inner = list(error.exceptions) if isinstance(error, BaseExceptionGroup) else []
+    found = (_database_error(each, seen) for each in [*inner, behind(error)])
+    return next((each for each in found if each is not None), None)
+
+
+def behind(error: BaseException) -> BaseException | None:
+    """Return the exception that led to this one, as a traceback would show it."""
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+@dataclass
+class _Settings:
+    fallback: Fallback | None = None
+    spool: Path | None = None
+    connect_timeout: int = 2
+    # Until when (monotonic seconds) no second connection is tried, as the last one failed.
+    wait_until: float = 0.0
+
+
+_settings = _Settings()
+_PAUSE = 5.0
+
+
+def configure_attempts(
+    *,
+    fallback: Fallback | None = None,
+    spool: str | os.PathLike[str] | None = None,
+    connect_timeout: int = 2,
+) -> None:
+    """Say, once in a process, where attempts go that the request's connection cannot take.
+
+    Args:
+        fallback: A connection string or pool to use when the request's connection is broken. A
+            ConnectionPool serves sync blocks, an AsyncConnectionPool async ones. Without one, a
+            new connection is made as the request's was.
+        spool: The file for attempts that reach no database. Default: what the environment variable
+            PGAUDIT_WF_SPOOL says, else pgaudit_wf/attempts.jsonl in $XDG_STATE_HOME or
+            ~/.local/state.
+        connect_timeout: Seconds that a new connection may take; libpq takes 1 for 2. What the
+            fallback's connection string says comes first.
+
+    Raises:
+        ValueError: The timeout is not positive.
+    """
+    if connect_timeout <= 0:
+        raise ValueError("connect_timeout must be a positive number of seconds")
+    _settings.fallback = fallback
+    _settings.spool = None if spool is None else Path(spool)
+    _settings.connect_timeout = connect_timeout
+    _settings.wait_until = 0.0
+
+
+def spool_path() -> Path:
+    """Return the spool file that is in use, whether it exists or not.
+
+    Raises:
+        RuntimeError: None is configured, and there is no home directory.
+    """
+    if _settings.spool is not None:
+        return _settings.spool
+    if given := os.environ.get("PGAUDIT_WF_SPOOL"):
+        return Path(given)
+    state = os.environ.get("XDG_STATE_HOME")
+    home = Path(state) if state else Path.home() / ".local" / "state"
+    return home / "pgaudit_wf" / "attempts.jsonl"
+
+
+def record(conn: psycopg.Connection[Any], attempts: Sequence[Attempt]) -> None:
+    """Record attempts, one way or another; raises nothing but what interrupts the process."""
+    for number, attempt in enumerate(attempts):
+        try:
+            done = _deliver(conn, attempt)
+        except BaseException:
+            _keep(attempts[number:])
+            raise
+        if not done:
+            _keep([attempt])
+
+
+async def record_async(conn: psycopg.AsyncConnection[Any], attempts: Sequence[Attempt]) -> None:
+    """Record attempts, one way or another; raises nothing but cancellation and interrupts."""
+    for number, attempt in enumerate(attempts):
+        try:
+            done = await _deliver_async(conn, attempt)
+        except BaseException:
+            _keep(attempts[number:])
+            raise
+        if not done:
+            _keep([attempt])
+
+
+def _deliver(conn: psycopg.Connection[Any], attempt: Attempt) -> bool:
+    try:
+        refused = None
+        if _usable(conn):
+            try:
+                _record_on(conn, attempt)
+                return True
+            except psycopg.Error as error:
+                refused = error
+        second = _second(conn, refused)
+        if isinstance(second, str):
+            with psycopg.connect(second, autocommit=True) as own:
+                _record_on(own, attempt)
+            return True
+        if second is not None:
+            with second.connection(_settings.connect_timeout) as pooled:
+                _record_on(pooled, attempt)
+            return True
+    except Exception as error:
+        _second_failed(error)
+    return False
+
+
+def _record_on(conn: psycopg.Connection[Any], attempt: Attempt) -> None:
+    with conn.lock:
+        conn.wait(_record_gen(conn.pgconn, attempt))
+
+
+async def _deliver_async(conn: psycopg.AsyncConnection[Any], attempt: Attempt) -> bool:
+    try:
+        refused = None
+        if _usable(conn):
+            try:
+                await _record_on_async(conn, attempt)
+                return True
+            except psycopg.Error as error:
+                refused = error
+        second = _second(conn, refused)
+        if isinstance(second, str):
+            async with await psycopg.AsyncConnection.connect(second, autocommit=True) as own:
+                await _record_on_async(own, attempt)
+            return True
+        if second is not None:
+            async with second.connection(_settings.connect_timeout) as pooled:
+                await _record_on_async(pooled, attempt)
+            return True
+    except Exception as error:
+        _second_failed(error)
+    return False
+
+
+async def _record_on_async(conn: psycopg.AsyncConnection[Any], attempt: Attempt) -> None:
+    async with conn.lock:
+        await conn.wait(_record_gen(conn.pgconn, attempt))
+
+
+def _usable(conn: AnyConnection) -> bool:
+    return (
+        not conn.closed
+        and conn.pgconn.pipeline_status == pq.PipelineStatus.OFF
+        and conn.pgconn.transaction_status == pq.TransactionStatus.IDLE
+    )
+
+
+def _record_gen(pgconn: pq.abc.PGconn, attempt: Attempt) -> PQGen[None]:
+    # One message of the simple query protocol, as for the context: safe behind a pooler. The entry
+    # is ASCII, and so escaped it is read alike whatever standard_conforming_strings is.
+    literal = attempt.entry(late=False).replace("\\", "\\\\").replace("'", "''")
+    pgconn.send_query(
+        "begin isolation level read committed read write; set local lock_timeout = '5s';"
+        f" select pgaudit_wf.record_attempt(E'{literal}'); commit".encode()
+    )
+    for result in (yield from generators.execute(pgconn)):
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            if pgconn.transaction_status == pq.TransactionStatus.INERROR:
+                pgconn.send_query(b"rollback")
+                yield from generators.execute(pgconn)
+            raise errors.error_from_result(result)
+
+
+@overload
+def _second(
+    conn: psycopg.Connection[Any], refused: psycopg.Error | None
+) -> str | ConnectionPool[Any] | None: ...
+@overload
+def _second(
+    conn: psycopg.AsyncConnection[Any], refused: psycopg.Error | None
+) -> str | AsyncConnectionPool[Any] | None: ...
+
+
+def _second(
+    conn: AnyConnection, refused: psycopg.Error | None
+) -> str | ConnectionPool[Any] | AsyncConnectionPool[Any] | None:
+    """Return what to reach the database by when the request's connection will not do, if any."""
+    if refused is not None:
+        _logger.warning("a connection did not record an attempt: %s", _name(refused))
+    if time.monotonic() < _settings.wait_until:
+        return None
+    timeout = _settings.connect_timeout
+    fallback = _settings.fallback
+    if isinstance(fallback, str):
+        return with_timeout(fallback, timeout)
+    if fallback is not None:
+        # Whoever gives a pool has imported it; the others do without.
+        from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+        is_async = isinstance(conn, psycopg.AsyncConnection)
+        if isinstance(fallback, AsyncConnectionPool if is_async else ConnectionPool):
+            return fallback
+    # What the server refuses on one connection it refuses on the next.
+    if refused is not None and not is_passing(refused):
+        return None
+    parameters = conn.info.get_parameters()
+    if password := conn.info.password:
+        parameters["password"] = password
+    return make_conninfo("", **{**parameters, "connect_timeout": str(timeout)})
+
+
+def _second_failed(error: Exception) -> None:
+    _settings.wait_until = time.monotonic() + _PAUSE
+    _logger.warning("a second connection did not record an attempt: %s", _name(error))
+
+
+def _name(error: BaseException) -> str:
+    # Messages quote values.
+    state = getattr(error, "sqlstate", None)
+    return f"{type(error).__name__} {state}" if state else type(error).__name__
+
+
+def is_passing(error: psycopg.Error) -> bool:
+    """Say whether an error is the connection's or the server's state, not the statement's."""
+    state = error.sqlstate or ""
+    return not state or state.startswith(("08", "40", "53", "55", "57", "58"))
+
+
+def _keep(attempts: Sequence[Attempt]) -> None:
+    """Put attempts into the spool file; what even that cannot take goes to the log."""
+    try:
+        path = spool_path()
+        append_lines(path, [attempt.entry(late=True).encode() for attempt in attempts])
+        _logger.warning(
+            "%d attempt(s) reached no database and wait in %s for pgaudit-wf spool read",
+            len(attempts),
+            path,
+        )
+    except Exception as error:
+        for attempt in attempts:
+            _logger.error(
+                "an attempt could neither be recorded nor spooled (%s): %s",
+                _name(error),
+                attempt.entry(late=True),
+            )
+
+
+def append_lines(path: Path, lines: Sequence[bytes]) -> None:
+    """Append lines to a file that other processes append to and take away at the same time.
+
+    All of them are on the disk when this returns, and none is if it raises.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    while True:
+        with _locked(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as fd:
+            if fd is None:
+                continue
+            size = os.fstat(fd).st_size
+            data = b"".join(line + b"\n" for line in lines)
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                # Somebody was cut off in the middle of a line.
+                data = b"\n" + data
+            try:
+                while data:
+                    data = data[os.write(fd, data) :]
+                os.fsync(fd)
+            except BaseException:
+                os.ftruncate(fd, size)
+                raise
+            if not size:
+                _sync_directory(path.parent)
+            return
+
+
+@contextmanager
+def _locked(path: Path, flags: int, *, wait: bool = True) -> Iterator[int | None]:
+    """Open and lock a file; None if it is not the one at that path any more."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        opened = os.fstat(fd)
+        try:
+            there = path.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            yield None
+        else:
+            same = (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
+            yield fd if same else None
+    finally:
+        os.close(fd)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolReading:
+    """What became of the attempts in a spool file.
+
+    Attributes:
+        recorded: Attempts that are events now.
+        known: Attempts that had been recorded before.
+        rejected: Lines that are no attempt, or that the database will never take; they are kept in
+            a file beside the spool file, whose name ends with `.rejected`.
+    """
+
+    recorded: int = 0
+    known: int = 0
+    rejected: int = 0
+
+
+def spooled(path: Path | None = None) -> list[dict[str, Any]]:
+    """Return the attempts that wait in a spool file, also those left by a reading that was cut off.
+
+    Args:
+        path: The spool file; default: `spool_path()`.
+    """
+    path = path or spool_path()
+    files = [*_claimed(path), *([path] if path.exists() else [])]
+    lines = [line for file in files for line in file.read_bytes().splitlines() if line.strip()]
+    return [parsed for parsed in map(_parsed, lines) if parsed is not None]
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _claimed(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.*.reading"))
+
+
+def read_spool(
+    conn: psycopg.Connection[Any],
+    path: Path | None = None,
+    on_progress: Callable[[], object] | None = None,
+) -> SpoolReading:
+    """Record the attempts that wait in a spool file, each exactly once, and empty it.
+
+    May be killed at any point, run again and run by several processes at once, while others append.
+    Each attempt is recorded in a transaction of its own; `occurred_at` of its event is now, and
+    `metadata.attempted_at` says when it was made.
+
+    Args:
+        conn: A connection in autocommit mode of a role that may call record_attempt.
+        path: The spool file; default: `spool_path()`.
+        on_progress: Called after each attempt.
+
+    Raises:
+        ValueError: The connection is not in autocommit mode.
+        psycopg.Error: The database cannot be reached or does not let this role record. Attempts
+            not recorded yet still wait.
+        DatabaseError: As above, where the audit schema says it.
+        OSError: A file cannot be read, moved or removed.
+    """
+    if not conn.autocommit:
+        raise ValueError("read_spool needs a connection in autocommit mode")
+    path = path or spool_path()
+    _claim(path)
+    counts = dict.fromkeys(("recorded", "known", "rejected"), 0)
+    for file in _claimed(path):
+        try:
+            with _locked(file, os.O_RDONLY, wait=False) as fd:
+                if fd is None:
+                    continue
+                for line in file.read_bytes().splitlines():
+                    if line.strip():
+                        counts[_read_line(conn, line, path)] += 1
+                        if on_progress:
+                            on_progress()
+                file.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            # Another reader has it, or had it.
+            continue
+    return SpoolReading(**counts)
+
+
+def _claim(path: Path) -> None:
+    """Move the spool file away under its lock; who waits to append makes a new one."""
+    try:
+        with _locked(path, os.O_RDONLY) as fd:
+            if fd is not None:
+                path.rename(path.with_name(f"{path.name}.{uuid.uuid4().hex}.reading"))
+    except FileNotFoundError:
+        return
+
+
+def _read_line(conn: psycopg.Connection[Any], line: bytes, path: Path) -> str:
+    parsed = _parsed(line)
+    if parsed is not None:
+        try:
+            with translated():
+                row = conn.execute(
+                    "select pgaudit_wf.record_attempt(%s::jsonb)", [json.dumps(parsed)]
+                ).fetchone()
+        except Exception as error:
+            # Anything else may pass, or be mended, and must not cost an attempt.
+            if not (getattr(error, "sqlstate", None) or "").startswith(("22", "PA008")):
+                raise
+        else:
+            return "recorded" if row and next(iter(row)) is not None else "known"
+    append_lines(path.with_name(f"{path.name}.rejected"), [line])
+    return "rejected"

@@ -1,0 +1,733 @@
+"""Transactions that carry a request's context, on psycopg connections, sync and async.
+
+The transaction is psycopg's own. What is added is that the statements which begin or end it travel
+with those that set the context, in one message of the simple query protocol: one round trip,
+nothing prepared, safe behind a transaction pooler.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Generic, TypeAlias, TypeVar, Unpack, cast, overload
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg import errors, generators, pq, sql
+from psycopg.abc import PQGen
+from psycopg.rows import tuple_row
+from psycopg.types.json import Jsonb
+
+from pgaudit_wf.context.attempt import (
+    Attempt,
+    behind,
+    check_action,
+    failed_attempt,
+    record,
+    record_async,
+)
+from pgaudit_wf.context.values import (
+    EMPTY,
+    FIELDS,
+    ContextFields,
+    RequestContext,
+    current_context,
+    set_local,
+    set_local_changes,
+)
+from pgaudit_wf.errors import (
+    ConnectionUnusableError,
+    ContextError,
+    FailedTransactionError,
+    InvalidContextError,
+    TransactionEndedError,
+    TransactionInProgressError,
+)
+from pgaudit_wf.exact_json import dumps
+
+Row = TypeVar("Row")
+AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+_READ_SETTINGS = sql.SQL("select {}").format(
+    sql.SQL(", ").join(
+        sql.SQL("current_setting({}, true)").format(sql.Literal(f"app.{name}")) for name in FIELDS
+    )
+)
+
+
+_FAILED = "request.failed"
+# Raised to end a block or a process, not because something failed.
+_NO_FAILURE = (psycopg.Rollback, GeneratorExit, KeyboardInterrupt, SystemExit)
+
+_logger = logging.getLogger("pgaudit_wf.request")
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """What the outermost block of a connection records when it is over, however it ends."""
+
+    pending: list[Attempt] = field(default_factory=list)
+    failures: list[BaseException] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Active:
+    context: RequestContext
+    bound: RequestContext
+    action: str
+    record_failure: bool
+    attempts: _Attempts
+
+
+_active: WeakKeyDictionary[AnyConnection, _Active] = WeakKeyDictionary()
+
+
+def active_context(conn: AnyConnection) -> RequestContext | None:
+    """Return the context of the innermost `request_context` open on a connection, if any."""
+    active = _active.get(conn)
+    return active.context if active else None
+
+
+def quoter(conn: AnyConnection) -> Callable[[str], str]:
+    """Return a function that makes literals as this connection's settings and encoding need them.
+
+    The function raises InvalidContextError for text that the client encoding cannot express.
+    """
+    encoding = conn.info.encoding
+    escaping = pq.Escaping(conn.pgconn)
+
+    def quote(text: str) -> str:
+        # Most values are plain, and asking libpq about each is what takes the time.
+        if text.isascii() and "'" not in text and "\\" not in text:
+            return f"'{text}'"
+        try:
+            raw = text.encode(encoding)
+        except UnicodeEncodeError as error:
+            raise InvalidContextError(
+                f"{text!r} cannot be sent in the connection's client_encoding ({encoding}): {error}"
+            ) from None
+        return bytes(escaping.escape_literal(raw)).decode(encoding)
+
+    return quote
+
+
+class _CarriesContext:
+    """Mixed into psycopg's transactions: begins and ends them in the message with the context.
+
+    The statements of psycopg are collected instead of sent, then sent with ours. Should a version
+    of psycopg stop asking for them here, it sends them itself and ours follow; should it stop
+    calling `_enter_gen`, `entered` stays false and the block is refused.
+    """
+
+    connection: Any
+    before: list[str]
+    after: list[str]
+    entered = False
+    _collected: list[bytes]
+
+    def _enter_gen(self) -> PQGen[None]:
+        self._collected = []
+        yield from super()._enter_gen()  # type: ignore[misc]
+        yield from self._send(self._collected, self.before)
+        self.entered = True
+
+    def _commit_gen(self) -> PQGen[None]:
+        self._collected = []
+        yield from super()._commit_gen()  # type: ignore[misc]
+        yield from self._send(self._collected, self.after)
+
+    def _get_enter_commands(self) -> Iterator[bytes]:
+        self._collected += super()._get_enter_commands()  # type: ignore[misc]
+        yield from ()
+
+    def _get_commit_commands(self) -> Iterator[bytes]:
+        self._collected += super()._get_commit_commands()  # type: ignore[misc]
+        yield from ()
+
+    def _send(self, commands: list[bytes], settings: list[str]) -> PQGen[None]:
+        conn = self.connection
+        encoding = conn.info.encoding
+        conn.pgconn.send_query(b"; ".join(commands + [text.encode(encoding) for text in settings]))
+        for result in (yield from generators.execute(conn.pgconn)):
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise errors.error_from_result(result, encoding=encoding)
+
+
+class _Transaction(_CarriesContext, psycopg.Transaction):
+    pass
+
+
+class _AsyncTransaction(_CarriesContext, psycopg.AsyncTransaction):
+    pass
+
+
+class _Block:
+    """What a block does on any connection, short of waiting for it."""
+
+    def __init__(
+        self,
+        transaction: _Transaction | _AsyncTransaction,
+        given: RequestContext | None,
+        fields: ContextFields,
+        action: str | None,
+        record_failure: bool | None,
+    ) -> None:
+        self._transaction = transaction
+        self._action = None if action is None else check_action(action)
+        self._record_failure = record_failure
+        # Refuses what is not valid before anything is sent, and once only.
+        self._own = EMPTY.merge(given, **fields)
+        self._cleared: ContextFields = {}
+        for name, value in fields.items():
+            if not value:
+                self._cleared[name] = None  # type: ignore[literal-required]
+        self._outer: _Active | None = None
+        self._active: _Active | None = None
+
+    @property
+    def _status(self) -> int:
+        return self._transaction.pgconn.transaction_status
+
+    def _check_connection(self) -> None:
+        conn = self._transaction.connection
+        if conn.closed:
+            raise ConnectionUnusableError(
+                "the connection is closed; open a new one for this request"
+            )
+        if conn.pgconn.pipeline_status != pq.PipelineStatus.OFF:
+            raise ConnectionUnusableError(
+                "the connection is in pipeline mode, where statements have not run yet when they "
+                "return; open the pipeline inside the request_context block instead"
+            )
+        if self._status == pq.TransactionStatus.INERROR:
+            raise FailedTransactionError(
+                "a statement failed earlier in the connection's transaction; roll it back first"
+            )
+        if self._status == pq.TransactionStatus.ACTIVE:
+            raise ConnectionUnusableError(
+                "the connection is busy with another statement; let it finish first"
+            )
+        # psycopg would make a savepoint here and never commit: the block's promise broken.
+        if self._status == pq.TransactionStatus.INTRANS and not conn._num_transactions:
+            raise TransactionInProgressError(
+                "the connection is already in a transaction, begun by hand or by an earlier "
+                "statement on a connection without autocommit, which this block could not commit; "
+                "call commit() or rollback() first, or wrap both in conn.transaction()"
+            )
+
+    @property
+    def _joins_foreign_transaction(self) -> bool:
+        conn = self._transaction.connection
+        return self._status != pq.TransactionStatus.IDLE and conn not in _active
+
+    def _prepare(self, found: RequestContext | None) -> _Active:
+        """Decide on the context, and on the statements at the block's begin and end.
+
+        Args:
+            found: The context of a transaction that somebody else began, if the block joins one.
+        """
+        conn = self._transaction.connection
+        bound = current_context()
+        self._outer = _active.get(conn)
+        if self._outer is None:
+            base = bound
+        else:
+            # What has been bound since the outer block began is nearer than what it was given.
+            news = {
+                name: getattr(bound, name)
+                for name in (*FIELDS, "attest")
+                if getattr(bound, name) != getattr(self._outer.bound, name)
+            }
+            base = self._outer.context.merge(**news)
+        context = base.merge(self._own, **self._cleared)
+        quote = quoter(conn)
+        before = self._outer.context if self._outer else found
+        if before is None:
+            self._transaction.before, self._transaction.after = set_local(context, quote), []
+        else:
+            self._transaction.before = set_local_changes(before, context, quote)
+            # Releasing a savepoint keeps what was set in it; rolling back to it does not.
+            self._transaction.after = set_local_changes(context, before, quote)
+        outer = self._outer
+        self._active = _Active(
+            context,
+            bound,
+            self._action or (outer.action if outer else _FAILED),
+            (outer.record_failure if outer else True)
+            if self._record_failure is None
+            else self._record_failure,
+            outer.attempts if outer else _Attempts(),
+        )
+        return self._active
+
+    def _entered(self, active: _Active) -> None:
+        _active[self._transaction.connection] = active
+
+    def _note_failure(self, error: BaseException | None, stage: str) -> None:
+        """Remember what made the block fail, unless an inner block failed of the same."""
+        active = self._active
+        if error is None or active is None or not active.record_failure:
+            return
+        if isinstance(error, _NO_FAILURE):
+            return
+        try:
+            cause: BaseException | None = error
+            for _ in range(100):
+                if cause is None:
+                    break
+                if any(cause is known for known in active.attempts.failures):
+                    return
+                cause = behind(cause)
+            active.attempts.failures.append(error)
+            active.attempts.pending.append(
+                failed_attempt(error, active.context, active.action, stage)
+            )
+        except Exception as trouble:
+            # The application gets its own exception, not ours.
+            _logger.error("a failed attempt could not be described: %s", type(trouble).__name__)
+
+    def _to_record(self) -> list[Attempt]:
+        """Return what is to be recorded now: nothing before the outermost block is over."""
+        if self._outer is not None or self._active is None:
+            return []
+        return self._active.attempts.pending
+
+    def _left(self) -> None:
+        conn = self._transaction.connection
+        if self._outer is None:
+            _active.pop(conn, None)
+        else:
+            _active[conn] = self._outer
+
+    def _check_sent(self) -> ContextError | None:
+        if self._transaction.entered:
+            return None
+        return ContextError(
+            f"psycopg {psycopg.__version__} is not supported: it opens transactions in a way that "
+            "this package does not know, so the context would not be set"
+        )
+
+    def _check_end(self) -> ContextError | None:
+        status = self._status
+        if status == pq.TransactionStatus.INERROR:
+            return FailedTransactionError(
+                "a statement failed inside the block and its error was swallowed, so nothing of "
+                "the block is kept; let the error leave the block, or run what may fail in "
+                "conn.transaction() inside it"
+            )
+        if self._transaction.connection.closed:
+            return TransactionEndedError(
+                "the connection was closed inside the block; nothing was committed"
+            )
+        if status == pq.TransactionStatus.IDLE:
+            return TransactionEndedError(
+                "the transaction was ended inside the block by a commit or rollback statement; "
+                "changes made after it carry no context; leave ending it to the block"
+            )
+        return None
+
+
+def _context_of(row: tuple[str | None, ...] | None) -> RequestContext:
+    values: dict[str, Any] = dict(zip(FIELDS, row or (), strict=True))
+    try:
+        return RequestContext(**values)
+    except InvalidContextError as error:
+        raise InvalidContextError(
+            f"the transaction that the block would join carries a context set by hand that could "
+            f"not be restored afterwards: {error}"
+        ) from None
+
+
+class ContextBlock(_Block, Generic[Row]):
+    """A transaction with a context on a `psycopg.Connection`; see `request_context`."""
+
+    def __init__(
+        self,
+        conn: psycopg.Connection[Row],
+        given: RequestContext | None,
+        fields: ContextFields,
+        action: str | None = None,
+        record_failure: bool | None = None,
+    ) -> None:
+        self._tx = _Transaction(conn)
+        super().__init__(self._tx, given, fields, action, record_failure)
+
+    def __enter__(self) -> psycopg.Connection[Row]:
+        self._check_connection()
+        conn = self._tx.connection
+        found = None
+        if self._joins_foreign_transaction:
+            cursor = conn.cursor(row_factory=tuple_row)
+            found = _context_of(cursor.execute(_READ_SETTINGS, prepare=False).fetchone())
+        active = self._prepare(found)
+        try:
+            self._tx.__enter__()
+        except psycopg.Error as failure:
+            self._note_failure(failure, "begin")
+            record(self._tx.connection, self._to_record())
+            raise
+        if error := self._check_sent():
+            self._tx.__exit__(type(error), error, None)
+            raise error
+        self._entered(active)
+        return cast("psycopg.Connection[Row]", conn)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        failure, stage = exc, "block"
+        try:
+            if exc is None and (misuse := self._check_end()):
+                self._tx.__exit__(type(misuse), misuse, None)
+                raise misuse
+            return self._tx.__exit__(exc_type, exc, traceback)
+        except BaseException as error:
+            if failure is None:
+                failure, stage = error, "commit"
+            raise
+        finally:
+            self._left()
+            self._note_failure(failure, stage)
+            if attempts := self._to_record():
+                record(self._tx.connection, attempts)
+
+
+class AsyncContextBlock(_Block, Generic[Row]):
+    """A transaction with a context on a `psycopg.AsyncConnection`; see `request_context`."""
+
+    def __init__(
+        self,
+        conn: psycopg.AsyncConnection[Row],
+        given: RequestContext | None,
+        fields: ContextFields,
+        action: str | None = None,
+        record_failure: bool | None = None,
+    ) -> None:
+        self._tx = _AsyncTransaction(conn)
+        super().__init__(self._tx, given, fields, action, record_failure)
+
+    async def __aenter__(self) -> psycopg.AsyncConnection[Row]:
+        self._check_connection()
+        conn = self._tx.connection
+        found = None
+        if self._joins_foreign_transaction:
+            cursor = conn.cursor(row_factory=tuple_row)
+            await cursor.execute(_READ_SETTINGS, prepare=False)
+            found = _context_of(await cursor.fetchone())
+        active = self._prepare(found)
+        try:
+            await self._tx.__aenter__()
+        except psycopg.Error as failure:
+            self._note_failure(failure, "begin")
+            await record_async(self._tx.connection, self._to_record())
+            raise
+        if error := self._check_sent():
+            await self._tx.__aexit__(type(error), error, None)
+            raise error
+        self._entered(active)
+        return cast("psycopg.AsyncConnection[Row]", conn)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        failure, stage = exc, "block"
+        try:
+            if exc is None and (misuse := self._check_end()):
+                await self._tx.__aexit__(type(misuse), misuse, None)
+                raise misuse
+            return await self._tx.__aexit__(exc_type, exc, traceback)
+        except BaseException as error:
+            if failure is None:
+                failure, stage = error, "commit"
+            raise
+        finally:
+            self._left()
+            self._note_failure(failure, stage)
+            if attempts := self._to_record():
+                await record_async(self._tx.connection, attempts)
+
+
+@overload
+def request_context(
+    conn: psycopg.Connection[Row],
+    ctx: RequestContext | None = None,
+    /,
+    *,
+    action: str | None = None,
+    record_failure: bool | None = None,
+    **fields: Unpack[ContextFields],
+) -> ContextBlock[Row]: ...
+
+
+@overload
+def request_context(
+    conn: psycopg.AsyncConnection[Row],
+    ctx: RequestContext | None = None,
+    /,
+    *,
+    action: str | None = None,
+    record_failure: bool | None = None,
+    **fields: Unpack[ContextFields],
+) -> AsyncContextBlock[Row]: ...
+
+
+def request_context(
+    conn: psycopg.Connection[Row] | psycopg.AsyncConnection[Row],
+    ctx: RequestContext | None = None,
+    /,
+    *,
+    action: str | None = None,
+    record_failure: bool | None = None,
+    **fields: Unpack[ContextFields],
+) -> ContextBlock[Row] | AsyncContextBlock[Row]:
+    """Open a transaction whose changes are attributed to a request; use it in `with`.
+
+        with request_context(conn, actor_id="u_1", org_id="o_1") as conn:
+            conn.execute("update api_key set revoked_at = now() where id = %s", [key_id])
+
+    Commits at the end, rolls back if an exception leaves the block. The context is the one bound by
+    `bind`, with `ctx` laid over it and `fields` over both, and ends with the transaction. Inside
+    another block on the same connection, this one is a savepoint: it inherits the outer context,
+    and the outer one is back when it ends. The same holds inside `conn.transaction()`, at the price
+    of one more round trip, which reads what is to be restored.
+
+    If an exception leaves the block, or it cannot be committed, a `failed` event says so, with the
+    context, the exception's class, and the SQLSTATE, table, column and constraint that the database
+    names, never a value or a message. It is recorded when the outermost block is over, in a
+    transaction of its own (see `configure_attempts` for where that is done when the connection is
+    broken), and once, however many blocks the exception passes. A limit that was reached (PA330) is
+    a `denied` event, `<resource_type>.limit_reached`. `psycopg.Rollback`, KeyboardInterrupt and
+    SystemExit are no failures. The exception is raised as it was; recording never raises.
+
+    Args:
+        conn: A connection outside of any transaction, or inside blocks as described. With
+            autocommit or without, from a pool or not. For an AsyncConnection, use `async with`.
+        ctx: The context; its fields that are None are taken from what is bound.
+        action: The action of the `failed` event, for example "invoice_payment.failed". Default:
+            the outer block's, else "request.failed".
+        record_failure: False for no `failed` event, as where the caller tries again. Default: the
+            outer block's, else True.
+        **fields: Fields of `RequestContext`; None clears what would be inherited.
+
+    Raises:
+        TypeError: A field does not exist.
+        ValueError: The action is empty or has more than 255 bytes.
+        InvalidContextError: A value is not valid; raised at once, before anything is sent.
+        ConnectionUnusableError: On entering: the connection is closed or in pipeline mode.
+        TransactionInProgressError: On entering: somebody else's transaction is open.
+        FailedTransactionError: On entering or leaving: a statement had failed, and the error was
+            swallowed.
+        TransactionEndedError: On leaving: the transaction was ended inside the block.
+    """
+    if isinstance(conn, psycopg.AsyncConnection):
+        return AsyncContextBlock(conn, ctx, fields, action, record_failure)
+    return ContextBlock(conn, ctx, fields, action, record_failure)
+
+
+@overload
+def record_event(
+    conn: psycopg.Connection[Any],
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+    before: object = None,
+    after: object = None,
+    metadata: Mapping[str, Any] | None = None,
+    outcome: str = "succeeded",
+) -> int: ...
+
+
+@overload
+def record_event(
+    conn: psycopg.AsyncConnection[Any],
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+    before: object = None,
+    after: object = None,
+    metadata: Mapping[str, Any] | None = None,
+    outcome: str = "succeeded",
+) -> Awaitable[int]: ...
+
+
+def record_event(
+    conn: AnyConnection,
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+    before: object = None,
+    after: object = None,
+    metadata: Mapping[str, Any] | None = None,
+    outcome: str = "succeeded",
+) -> int | Awaitable[int]:
+    """Record what no table shows, such as an export made or a sign-in refused.
+
+    Call it inside a `request_context` block, or the event has no actor. With an AsyncConnection,
+    await the result.
+
+    Args:
+        conn: The connection.
+        action: What happened, as `resource.past_participle`.
+        resource_type: What kind of thing it happened to.
+        resource_id: Which one.
+        before: The state before, as anything that JSON can hold.
+        after: The state after; the log keeps the difference of both.
+        metadata: Anything else worth keeping.
+        outcome: "succeeded", "failed" or "denied".
+
+    Returns:
+        The id of the event.
+
+    Raises:
+        psycopg.Error: The database refused the event.
+    """
+    arguments = {
+        "action": action,
+        "resource_type": resource_type,
+        "resource_id": resource_id,
+        "before": None if before is None else Jsonb(before, dumps),
+        "after": None if after is None else Jsonb(after, dumps),
+        "metadata": None if metadata is None else Jsonb(dict(metadata), dumps),
+        "outcome": outcome,
+    }
+    given = {name: value for name, value in arguments.items() if value is not None}
+    # What is not given is left out, so that the function's own defaults hold.
+    query = sql.SQL("select pgaudit_wf.record_event({})").format(
+        sql.SQL(", ").join(
+            sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name))
+            for name in given
+        )
+    )
+    if isinstance(conn, psycopg.AsyncConnection):
+        return _record_async(conn, query, given)
+    return _event_id(conn.cursor(row_factory=tuple_row).execute(query, given).fetchone())
+
+
+async def _record_async(
+    conn: psycopg.AsyncConnection[Any], query: sql.Composed, given: Mapping[str, Any]
+) -> int:
+    cursor = conn.cursor(row_factory=tuple_row)
+    await cursor.execute(query, given)
+    return _event_id(await cursor.fetchone())
+
+
+def _event_id(row: tuple[Any, ...] | None) -> int:
+    # The function returns one row by its declaration.
+    return int(cast("tuple[Any, ...]", row)[0])
+
+
+@overload
+def record_denied(
+    conn: psycopg.Connection[Any],
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    at_once: bool = False,
+) -> None: ...
+
+
+@overload
+def record_denied(
+    conn: psycopg.AsyncConnection[Any],
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    at_once: bool = False,
+) -> Awaitable[None]: ...
+
+
+def record_denied(
+    conn: AnyConnection,
+    action: str,
+    *,
+    resource_type: str | None = None,
+    resource_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    at_once: bool = False,
+) -> Awaitable[None] | None:
+    """Record that an attempt was refused, as a `denied` event that survives a rollback.
+
+        if not may_export(user):
+            record_denied(conn, "report.export_denied", resource_type="report", resource_id="r_1")
+            raise PermissionError
+
+    Inside a `request_context` block the event is recorded when the outermost block is over, whether
+    it commits or not, in a transaction of its own; elsewhere at once, with the context bound. It
+    raises no database error: what the connection cannot take goes where `configure_attempts` says.
+    With an AsyncConnection, await it.
+
+    Args:
+        conn: The connection.
+        action: What was refused.
+        resource_type: What kind of thing it was about.
+        resource_id: Which one.
+        metadata: Anything else worth keeping; what JSON cannot hold is turned into text.
+        at_once: True: record it before this returns, over a second connection if this one is in a
+            transaction. For denials that must be known while a long block still runs.
+
+    Raises:
+        ValueError: The action is empty or has more than 255 bytes.
+    """
+    active = _active.get(conn)
+    attempt = Attempt(
+        check_action(action),
+        "denied",
+        active.context if active else current_context(),
+        resource_type,
+        resource_id,
+        metadata or {},
+    )
+    return _record_or_queue(conn, attempt, None if at_once else active)
+
+
+def record_failed(
+    conn: AnyConnection, error: BaseException, *, action: str = _FAILED
+) -> Awaitable[None] | None:
+    """Record a failure outside of `request_context`, as that would have, with the context bound.
+
+    For code whose transactions somebody else makes, as SQLAlchemy; call it after the rollback.
+    With an AsyncConnection, await it.
+
+    Args:
+        conn: The driver's connection; one in a transaction is left alone, see `record_denied`.
+        error: What was raised.
+        action: The action of the event.
+
+    Raises:
+        ValueError: The action is empty or has more than 255 bytes.
+    """
+    active = _active.get(conn)
+    context = active.context if active else current_context()
+    attempt = failed_attempt(error, context, check_action(action), "block")
+    return _record_or_queue(conn, attempt, active)
+
+
+def _record_or_queue(
+    conn: AnyConnection, attempt: Attempt, active: _Active | None
+) -> Awaitable[None] | None:
+    if active is not None:
+        active.attempts.pending.append(attempt)
+        return _nothing() if isinstance(conn, psycopg.AsyncConnection) else None
+    if isinstance(conn, psycopg.AsyncConnection):
+        return record_async(conn, [attempt])
+    record(conn, [attempt])
+    return None
+
+
+async def _nothing() -> None:
+    """Be what is awaited where all is done."""

@@ -1,0 +1,346 @@
+"""Who is asking: the values that audit rows are attributed to, and the SQL that hands them over.
+
+Nothing here talks to a database. `pgaudit_wf.context.block` and the adapters in
+`pgaudit_wf.integrations` send what this module writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+from pgaudit_wf.errors import InvalidContextError
+
+IDENTIFIER_LENGTH = 255
+"""Longest actor_id, org_id, api_key_id or correlation_id, in characters; they are indexed."""
+
+USER_AGENT_LENGTH = 1024
+"""Characters of a user agent that are kept; clients choose its length, so the rest is cut off."""
+
+_IDENTIFIERS = ("actor_id", "org_id", "api_key_id", "correlation_id")
+
+IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationKey:
+    """A secret with which the application proves that it, and no injected SQL, set a context.
+
+    The database needs it too: `select pgaudit_wf.add_attestation_key(key_id, secret)`.
+
+    Args:
+        key_id: Its name in the database: 1 to 32 letters, digits, "_" or "-".
+        secret: At least 32 bytes. Never shown.
+
+    Raises:
+        InvalidContextError: The name has other characters, or the secret is too short.
+    """
+
+    key_id: str
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", self.key_id):
+            raise InvalidContextError(
+                'an attestation key\'s key_id is 1 to 32 letters, digits, "_" or "-"'
+            )
+        if not isinstance(self.secret, bytes) or len(self.secret) < 32:
+            raise InvalidContextError("an attestation key's secret is at least 32 bytes")
+
+    def sign(self, actor_id: str | None, org_id: str | None, correlation_id: str | None) -> str:
+        """Return `app.attestation` for a context: the key's name and an HMAC-SHA256 (RFC 2104).
+
+        What is signed is the text "pgaudit_wf.attest.v1" and then, for each of the three, its
+        length in bytes, a colon and itself, or "-" for none, in UTF-8.
+        """
+        message = b"pgaudit_wf.attest.v1"
+        for value in (actor_id, org_id, correlation_id):
+            data = value.encode() if value else b""
+            message += b"%d:%b" % (len(data), data) if data else b"-"
+        return f"{self.key_id}:{hmac.new(self.secret, message, hashlib.sha256).hexdigest()}"
+
+
+class ContextFields(TypedDict, total=False):
+    """The fields of `RequestContext` as keyword arguments."""
+
+    actor_id: str | None
+    actor_label: str | None
+    org_id: str | None
+    org_label: str | None
+    auth_method: str | None
+    api_key_id: str | None
+    ip: str | IpAddress | None
+    country: str | None
+    user_agent: str | None
+    correlation_id: str | None
+    reason: str | None
+    attest: AttestationKey | None
+
+
+def _check_key(key: object) -> None:
+    if key is not None and not isinstance(key, AttestationKey):
+        raise InvalidContextError(f"attest must be an AttestationKey, not {type(key).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """Who acts, for which organization, and from where. Every field is optional.
+
+    An empty string means the same as None: the database cannot tell them apart. Text is refused
+    where PostgreSQL cannot hold it (NUL, lone surrogates).
+
+    Args:
+        actor_id: Identifier of the user or integration that acts; at most 255 characters.
+        actor_label: Its name at this moment, kept in the log for readers of later years.
+        org_id: Identifier of the organization acted for; at most 255 characters.
+        org_label: Its name at this moment.
+        auth_method: How the actor proved itself, for example "session" or "api_key".
+        api_key_id: Identifier of the API key used, never the key; at most 255 characters.
+        ip: The client's address, as text or from `ipaddress`. Kept in canonical form: without an
+            IPv6 zone, which has a meaning on one machine only, and with an IPv4-mapped address as
+            the IPv4 address it stands for.
+        country: Where the address is, for example as a two-letter code.
+        user_agent: What the client says it is; cut off after 1,024 characters.
+        correlation_id: Ties everything that one request did together; at most 255 characters.
+        reason: Why the change is made; rules may read it to tell actions apart.
+        attest: Signs actor, organization and correlation id, so that events say `attested`.
+
+    Raises:
+        InvalidContextError: A value is of the wrong type, too long, no address, or no valid text.
+    """
+
+    actor_id: str | None = None
+    actor_label: str | None = None
+    org_id: str | None = None
+    org_label: str | None = None
+    auth_method: str | None = None
+    api_key_id: str | None = None
+    ip: str | IpAddress | None = None
+    country: str | None = None
+    user_agent: str | None = None
+    correlation_id: str | None = None
+    reason: str | None = None
+    attest: AttestationKey | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_key(self.attest)
+        for name in FIELDS:
+            value = getattr(self, name)
+            if value is not None:
+                # A frozen dataclass leaves no other way to keep the canonical form of a value.
+                object.__setattr__(self, name, _canonical(name, value))
+
+    def merge(
+        self, other: RequestContext | None = None, /, **changes: Unpack[ContextFields]
+    ) -> RequestContext:
+        """Return this context with another one laid over it, and single fields over both.
+
+        Args:
+            other: Its fields that are None leave this context's values as they are.
+            **changes: Fields of `RequestContext`. Here None counts: it clears the field.
+
+        Raises:
+            TypeError: A name is no field, or `other` is no context.
+            InvalidContextError: As for the class.
+        """
+        check_names(changes)
+        if other is not None and not isinstance(other, RequestContext):
+            raise TypeError(
+                f"a context must be a RequestContext, not {type(other).__name__}; "
+                "pass single fields as keyword arguments"
+            )
+        if not changes and (other is None or self is EMPTY):
+            return other or self
+        if other is None and self is EMPTY:
+            return RequestContext(**changes)
+        # Every request comes by here, so what has been checked already is not checked again.
+        merged = object.__new__(RequestContext)
+        for name in FIELDS:
+            value: Any
+            if name in changes:
+                value = changes[name]  # type: ignore[literal-required]
+                value = None if value is None else _canonical(name, value)
+            else:
+                value = getattr(other, name, None)
+                if value is None:
+                    value = getattr(self, name)
+            object.__setattr__(merged, name, value)
+        key = changes["attest"] if "attest" in changes else getattr(other, "attest", None)
+        _check_key(key)
+        object.__setattr__(merged, "attest", key if "attest" in changes else key or self.attest)
+        return merged
+
+    def setting(self, name: str) -> str | None:
+        """Return what the setting `app.<name>` is in this context; None for nothing."""
+        if name != "attestation":
+            value: str | None = getattr(self, name)
+            return value
+        if self.attest is None:
+            return None
+        return self.attest.sign(self.actor_id, self.org_id, self.correlation_id)
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the fields that have a value."""
+        values = ((name, getattr(self, name)) for name in FIELDS)
+        return {name: value for name, value in values if value is not None}
+
+
+FIELDS: tuple[str, ...] = tuple(
+    item.name for item in fields(RequestContext) if item.name != "attest"
+)
+"""The fields of a context that are settings in the database, `app.<name>`."""
+
+SETTINGS: tuple[str, ...] = (*FIELDS, "attestation")
+"""The settings of a transaction, each `app.<name>`."""
+
+_NAMES = frozenset((*FIELDS, "attest"))
+
+EMPTY = RequestContext()
+
+
+def check_names(names: Mapping[str, Any]) -> None:
+    """Refuse names that are no field of a context.
+
+    Raises:
+        TypeError: Says which names are wrong and which are valid.
+    """
+    if not names.keys() <= _NAMES:
+        unknown = sorted(names.keys() - _NAMES)
+        raise TypeError(
+            f"no such context field: {', '.join(unknown)}; valid are {', '.join(FIELDS)}, attest"
+        )
+
+
+def _canonical(name: str, value: object) -> str | None:
+    if name == "ip" and isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
+        return _canonical_ip(value)
+    if not isinstance(value, str):
+        raise InvalidContextError(
+            f"{name} must be a str or None, not {type(value).__name__}; convert it, "
+            f"for example with str(...)"
+        )
+    if value == "":
+        return None
+    if "\0" in value:
+        raise InvalidContextError(f"{name} contains a NUL character, which PostgreSQL cannot hold")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidContextError(
+                f"{name} contains a lone surrogate at position {error.start}; it is no valid text"
+            ) from None
+    if name == "ip":
+        return _canonical_ip(value)
+    if name == "user_agent":
+        return value[:USER_AGENT_LENGTH]
+    if name in _IDENTIFIERS and len(value) > IDENTIFIER_LENGTH:
+        raise InvalidContextError(
+            f"{name} has {len(value)} characters; at most {IDENTIFIER_LENGTH} are allowed"
+        )
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _canonical_ip(value: str | IpAddress) -> str:
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        raise InvalidContextError(
+            f"ip {value!r} is no IPv4 or IPv6 address; pass the address alone, "
+            f"without a port, network length or host name"
+        ) from None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        # PostgreSQL's inet knows no zones.
+        return str(ipaddress.IPv6Address(address.packed))
+    return str(address)
+
+
+def set_local(context: RequestContext, quote: Callable[[str], str]) -> list[str]:
+    """Write the statements that make a context the transaction's own.
+
+    All fields are set, those without a value to the empty string: what an earlier user of the
+    session may have left behind must not be taken for this request's.
+
+    Args:
+        context: What to set.
+        quote: Makes a SQL literal of a text, in the way that the connection needs it.
+    """
+    return _set_local(SETTINGS, context, quote)
+
+
+def set_local_changes(
+    before: RequestContext, after: RequestContext, quote: Callable[[str], str]
+) -> list[str]:
+    """Write the statements that lead from one context of a transaction to another."""
+    changed = [name for name in SETTINGS if before.setting(name) != after.setting(name)]
+    return _set_local(changed, after, quote)
+
+
+def _set_local(
+    names: tuple[str, ...] | list[str], context: RequestContext, quote: Callable[[str], str]
+) -> list[str]:
+    # set_config() takes parameters, but on Citus only SET LOCAL reaches the workers, and it is
+    # cheaper too.
+    values = ((name, context.setting(name)) for name in names)
+    return [
+        f"set local app.{name} = {quote(value)}" if value else f"set local app.{name} = ''"
+        for name, value in values
+    ]
+
+
+_Source: TypeAlias = RequestContext | Callable[[], RequestContext]
+
+_bound: ContextVar[_Source] = ContextVar("pgaudit_wf_context", default=EMPTY)
+
+
+def current_context() -> RequestContext:
+    """Return the context bound by the innermost `bind` of this thread or task; empty if none."""
+    source = _bound.get()
+    return source if isinstance(source, RequestContext) else source()
+
+
+@contextmanager
+def bind(ctx: _Source | None = None, /, **changes: Unpack[ContextFields]) -> Iterator[None]:
+    """Bind a context to this thread or asyncio task, for `request_context` and the adapters.
+
+    What is bound inside another `bind` is laid over it, see `RequestContext.merge`. Tasks started
+    inside inherit it; other tasks and threads see nothing of it.
+
+    Args:
+        ctx: A context, or a function that returns one whenever the context is asked for: for
+            what is not known yet when the block begins.
+        **changes: Fields of `RequestContext`; None clears what an outer block has bound.
+
+    Raises:
+        TypeError: A name is no field, or `ctx` is neither a context nor a function.
+        InvalidContextError: As for `RequestContext`.
+    """
+    outer = _bound.get()
+    # What a function returns can only be checked later; the rest is checked here.
+    EMPTY.merge(None if callable(ctx) else ctx, **changes)
+    source: _Source
+    if isinstance(outer, RequestContext) and (ctx is None or isinstance(ctx, RequestContext)):
+        source = outer.merge(ctx, **changes)
+    else:
+
+        def source() -> RequestContext:
+            base = outer if isinstance(outer, RequestContext) else outer()
+            over = ctx() if callable(ctx) else ctx
+            return base.merge(over, **changes)
+
+    token = _bound.set(source)
+    try:
+        yield
+    finally:
+        _bound.reset(token)

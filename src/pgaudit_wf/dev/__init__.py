@@ -1,0 +1,1 @@
+"""A server and a demo to try things with."""

@@ -1,0 +1,121 @@
+"""Archived events against the tree, which outlives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from pgaudit_wf.archive.write import Row, list_archives, open_filesystem, read_rows
+from pgaudit_wf.errors import ProofError, translated
+from pgaudit_wf.integrity import leaf as leaves
+from pgaudit_wf.integrity.verify import Item, Problem, Report, item_hash, read_kept
+from pgaudit_wf.trail.event import EventRow
+from pgaudit_wf.trail.statement import Connection, one
+
+_LEAVES = """
+    select l.event_id, l.tx_id, l.leaf_index, l.salt,
+        substr(t.hashes, (l.leaf_index %% 256 * 32 + 1)::integer, 32),
+        exists (
+            select from pgaudit_wf.security_audit_log as e
+            where e.id = l.event_id and e.tx_id = l.tx_id and e.occurred_at = l.occurred_at)
+    from pgaudit_wf.log_leaf as l
+    join pgaudit_wf.log_tile as t on t.level = 0 and t.tile_number = l.leaf_index / 256
+    where l.event_id = any (%s)
+"""
+
+
+def _time(at: datetime) -> str:
+    """Return a time as PostgreSQL prints it in UTC."""
+    text = at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return text + (f".{at.microsecond:06d}".rstrip("0") if at.microsecond else "") + "+00"
+
+
+def _address(conn: Connection, ip: str | None) -> str | None:
+    if ip is None or ":" not in ip:
+        return ip
+    # Libraries differ in how they shorten an IPv6 address.
+    return str(one(conn, "select json_build_array(%s::inet) ->> 0", [ip])[0])
+
+
+def _row(conn: Connection, archived: Row) -> leaves.EventText:
+    as_text: dict[str, Any] = {
+        "id": str(archived.id),
+        "tx_id": str(archived.tx_id),
+        "occurred_at": _time(archived.occurred_at),
+        "ip": _address(conn, archived.ip),
+    }
+    return EventRow(**archived._asdict() | as_text)
+
+
+def archived_row(conn: Connection, url: str, event_id: int) -> leaves.EventText:
+    """Return an event's row from the archives under a path or URL.
+
+    Raises:
+        ProofError: It is in none of them.
+        ArchiveError: They cannot be read.
+    """
+    for archive in list_archives(url):
+        if archive.manifest["first_id"] <= event_id <= archive.manifest["last_id"]:
+            for batch in read_rows(*open_filesystem(archive.url)):
+                for archived in batch:
+                    if archived.id == event_id:
+                        return _row(conn, archived)
+    raise ProofError(f"event {event_id} is in no archive there")
+
+
+def verify_archives(conn: Connection, url: str, report: Report) -> None:
+    """Check archived events against their leaves; adds to a report what `verify` made before.
+
+    Args:
+        conn: The owner's connection, in autocommit mode.
+        url: Path or URL of the archives.
+        report: Gets the number of events that hold, and the problems.
+
+    Raises:
+        ArchiveError: An archive cannot be read.
+        psycopg.Error: What the database says.
+    """
+    gone = 0
+    with translated():
+        first, last = one(
+            conn,
+            "select coalesce(min(event_id), 0), coalesce(max(event_id), -1)"
+            " from pgaudit_wf.log_leaf",
+        )
+        for archive in list_archives(url):
+            for batch in read_rows(*open_filesystem(archive.url)):
+                for row, known in _with_leaves(conn, batch):
+                    if known is None:
+                        if first < row.id < last:
+                            _add(report, "inserted", f"event {row.id} in {archive.url} was put in:"
+                                 " it is not among those sealed", None, row.id)  # fmt: skip
+                        continue
+                    index, salt, stored, is_live = known
+                    item = Item(index, (str(row.id), str(row.tx_id), ""), salt, None, None)
+                    kept = None if salt is not None else read_kept(conn, index)
+                    if item_hash(item, _row(conn, row), kept) != stored:
+                        _add(report, "altered", f"event {row.id} (leaf {index}) in {archive.url}"
+                             " is not what was sealed", index, row.id)  # fmt: skip
+                        continue
+                    report.archived += 1
+                    gone += not is_live
+    if gone < report.pruned:
+        _add(report, "removed", f"{report.pruned - gone} events that retention let go of are in no"
+             f" archive in {url}", None, None)  # fmt: skip
+
+
+def _add(report: Report, kind: Any, message: str, index: int | None, event: int | None) -> None:  # noqa: ANN401
+    report.found += 1
+    report.problems.append(Problem(kind, message, index, event))
+
+
+def _with_leaves(
+    conn: Connection, batch: list[Row]
+) -> Iterator[tuple[Row, tuple[int, bytes | None, bytes, bool] | None]]:
+    known = {
+        (row[0], row[1]): row[2:]
+        for row in conn.execute(_LEAVES, [[archived.id for archived in batch]]).fetchall()
+    }
+    for archived in batch:
+        yield archived, known.get((archived.id, archived.tx_id))

@@ -1,0 +1,273 @@
+"""Leaves of the tree: what of an event or a version is sealed, and how it is written.
+
+docs/integrity.md describes the same for whoever writes a checker; change both, and the format's
+number with them.
+
+A leaf is the RFC 8785 form of an object of strings, booleans, nulls and lists of strings. What may
+tell who somebody is (name, address, browser, each value of a diff, metadata) is in it as a
+commitment only: SHA-256(key || text), with key = SHA-256(salt || name of the part), and a salt of
+16 random bytes for each leaf. Erasing a value keeps its commitment and destroys salt and key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from json.encoder import encode_basestring
+from typing import NamedTuple, TypeAlias
+
+import rfc8785
+
+from pgaudit_wf.errors import DefinitionError
+from pgaudit_wf.trail.event import EventRow
+
+SALT_SIZE = 16
+EVENT_FORMAT = "pgaudit_wf.event/1"
+VERSION_FORMAT = "pgaudit_wf.workflow_version/1"
+
+
+class VersionRow(NamedTuple):
+    """A row of the history, all as PostgreSQL prints it, in the order in which it is read."""
+
+    workflow_id: str
+    version: str
+    org_id: str | None
+    source: str
+    content_hash: str
+    previous_version: str | None
+    previous_hash: str | None
+    restored_from: str | None
+    actor_id: str | None
+    actor_label: str | None
+    auth_method: str | None
+    api_key_id: str | None
+    correlation_id: str | None
+    created_at: str
+    snapshot: str | None
+    change: str
+
+
+EventText: TypeAlias = EventRow[str, str]
+Row: TypeAlias = EventText | VersionRow
+Leaf = dict[str, object]
+# The parts of a leaf that are in it as commitments: name of the part, its text.
+Parts = list[tuple[str, str]]
+
+# Numbers are skipped over as text: jsonb's may have more digits than Python reads.
+_scan = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_ADD, _REMOVE = '{"op": "add", "path": "", "value": {', '{"op": "remove", "old": {'
+_ROW_ENDS = {_ADD: "}}", _REMOVE: '}, "path": ""}'}
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is left of a part after an erasure: its key, or where it was erased its commitment."""
+
+    key: bytes | None
+    commitment: bytes | None
+
+
+def canonical(leaf: object) -> bytes:
+    """Return a leaf in its RFC 8785 form.
+
+    Raises:
+        DefinitionError: It holds what has no such form.
+    """
+    text = _encode(leaf)
+    if text.isascii():
+        # Nothing is left to do for texts and truth values in ASCII.
+        return text.encode()
+    try:
+        return rfc8785.dumps(leaf)  # type: ignore[arg-type]
+    except (rfc8785.CanonicalizationError, ValueError) as error:
+        raise DefinitionError(f"the leaf has no RFC 8785 form: {error}") from error
+
+
+def part_key(salt: bytes, name: str) -> bytes:
+    """Return the key of a part's commitment."""
+    return sha256(salt + name.encode()).digest()
+
+
+def commit(key: bytes, text: str) -> bytes:
+    """Return the commitment to a part's text."""
+    return sha256(key + text.encode()).digest()
+
+
+def _value_end(text: str, at: int) -> int:
+    """Return where the JSON value that begins at a position ends."""
+    try:
+        return _scan(text, at)[1]
+    except RecursionError:
+        # jsonb nests deeper than Python's decoder.
+        depth = 0
+        for token in _TOKEN.finditer(text, at):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+            if depth == 0:
+                return token.end()
+        raise
+
+
+def _members(text: str, at: int) -> tuple[list[str], int]:
+    """Return the members of the object whose brace is before a position, and where it closes."""
+    members = []
+    while text[at] != "}":
+        key_end = _scan(text, at)[1]
+        end = _value_end(text, key_end + 2)
+        members.append(text[at:end])
+        at = end + 2 if text[end] == "," else end
+    return members, at
+
+
+def diff_parts(diff: str) -> list[str] | str:
+    """Cut a diff, as jsonb is printed, into the texts that are committed to one by one.
+
+    An operation is a part. Of one that adds or removes a whole row, the operation's name is a part
+    and each of the row's columns. A diff that is no list is one part: it is returned as it is.
+    """
+    if diff[0] != "[":
+        return diff
+    parts, at = [], 1
+    while diff[at] != "]":
+        for start, end_mark in _ROW_ENDS.items():
+            if diff.startswith(start, at):
+                members, end = _members(diff, at + len(start))
+                if diff.startswith(end_mark, end):
+                    parts.append('"add"' if start is _ADD else '"remove"')
+                    parts += members
+                    at = end + len(end_mark)
+                    break
+        else:
+            end = _value_end(diff, at)
+            parts.append(diff[at:end])
+            at = end
+        if diff[at] == ",":
+            at += 2
+    return parts
+
+
+def metadata_parts(metadata: str) -> list[str] | str:
+    """Cut metadata, as jsonb is printed, into its members; what is no object is one part."""
+    return _members(metadata, 1)[0] if metadata[0] == "{" else metadata
+
+
+def _named(name: str, texts: list[str] | str) -> Parts:
+    if isinstance(texts, str):
+        return [(name, texts)]
+    return [(f"{name}/{number}", text) for number, text in enumerate(texts)]
+
+
+def who_text(*values: str | None) -> str:
+    """Return the text of part `who`: a JSON list, as PostgreSQL prints one."""
+    return f"[{', '.join('null' if v is None else encode_basestring(v) for v in values)}]"
+
+
+def event_parts(row: EventText) -> Parts:
+    """Return the parts of an event's leaf."""
+    parts = [("who", who_text(row.actor_label, row.ip, row.user_agent))]
+    if row.diff is not None:
+        parts += _named("diff", diff_parts(row.diff))
+    parts += _named("metadata", metadata_parts(row.metadata))
+    return parts
+
+
+def version_parts(row: VersionRow) -> Parts:
+    """Return the parts of a version's leaf; a snapshot that was let go is none."""
+    parts = [("change", row.change), ("who", who_text(row.actor_label))]
+    if row.snapshot is not None:
+        parts.append(("snapshot", row.snapshot))
+    return parts
+
+
+def parts_of(row: Row) -> Parts:
+    """Return the parts of the leaf of an event or a version."""
+    return event_parts(row) if isinstance(row, EventRow) else version_parts(row)
+
+
+def commitments(parts: Parts, salt: bytes) -> dict[str, str]:
+    """Return the commitments to parts, in hex, by the parts' names."""
+    return {
+        name: sha256(sha256(salt + name.encode()).digest() + text.encode()).hexdigest()
+        for name, text in parts
+    }
+
+
+def kept_commitments(parts: Parts, kept: Mapping[str, Kept]) -> dict[str, str]:
+    """Return the commitments of a leaf from which something was erased."""
+    texts = dict(parts)
+    found = {}
+    for name, rest in kept.items():
+        if rest.commitment is not None:
+            found[name] = rest.commitment.hex()
+        elif rest.key is not None and name in texts:
+            found[name] = commit(rest.key, texts[name]).hex()
+    return found
+
+
+def _listed(name: str, found: Mapping[str, str]) -> str | list[str]:
+    if name in found:
+        return found[name]
+    listed: list[str] = []
+    while (item := found.get(f"{name}/{len(listed)}")) is not None:
+        listed.append(item)
+    return listed
+
+
+def event_leaf(row: EventText, found: Mapping[str, str]) -> Leaf:
+    """Return an event's leaf, given the commitments to its parts."""
+    return {
+        "action": row.action,
+        "actor_id": row.actor_id,
+        "api_key_id": row.api_key_id,
+        "application_name": row.application_name,
+        "attested": row.attested,
+        "auth_method": row.auth_method,
+        "captured": row.captured,
+        "correlation_id": row.correlation_id,
+        "country": row.country,
+        "db_user": row.db_user,
+        "diff": None if row.diff is None else _listed("diff", found),
+        "format": EVENT_FORMAT,
+        "id": row.id,
+        "metadata": _listed("metadata", found),
+        "occurred_at": row.occurred_at,
+        "org_id": row.org_id,
+        "org_label": row.org_label,
+        "outcome": row.outcome,
+        "resource_id": row.resource_id,
+        "resource_type": row.resource_type,
+        "tx_id": row.tx_id,
+        "who": found.get("who"),
+    }
+
+
+def version_leaf(row: VersionRow, found: Mapping[str, str]) -> Leaf:
+    """Return a version's leaf, given the commitments to its parts."""
+    return {
+        "actor_id": row.actor_id,
+        "api_key_id": row.api_key_id,
+        "auth_method": row.auth_method,
+        "change": found.get("change"),
+        "content_hash": row.content_hash,
+        "correlation_id": row.correlation_id,
+        "created_at": row.created_at,
+        "format": VERSION_FORMAT,
+        "org_id": row.org_id,
+        "previous_hash": row.previous_hash,
+        "previous_version": row.previous_version,
+        "restored_from": row.restored_from,
+        "snapshot": found.get("snapshot"),
+        "source": row.source,
+        "version": row.version,
+        "who": found.get("who"),
+        "workflow_id": row.workflow_id,
+    }
+
+
+def leaf_of(row: Row, found: Mapping[str, str]) -> Leaf:
+    """Return the leaf of an event or a version, given the commitments to its parts."""
+    return event_leaf(row, found) if isinstance(row, EventRow) else version_leaf(row, found)

@@ -1,0 +1,360 @@
+"""Sealing: events and versions become leaves of the tree, and the tree's root is signed.
+
+A sealer follows the log as any reader does, in batches. Leaves, tiles, the checkpoint and the
+reader's place are one transaction; the checkpoint is signed after its commit. So a crash loses
+nothing, and no two trees of one size are ever signed. Sealers at once wait for each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import tuple_row
+from psycopg.types.string import TextLoader
+
+from pgaudit_wf.errors import NoteError, SealError, translated
+from pgaudit_wf.integrity import leaf as leaves
+from pgaudit_wf.integrity.merkle import leaf_hash, tree_root
+from pgaudit_wf.integrity.note import Checkpoint, Signer, open_checkpoint, sign_checkpoint
+from pgaudit_wf.integrity.tiles import (
+    MissingTileError,
+    ReadTile,
+    TreeBuilder,
+    nodes_from_tiles,
+)
+from pgaudit_wf.trail.event import EVENT_COLUMNS, EventRow
+from pgaudit_wf.trail.statement import Connection, one
+
+READER = "seal"
+# Snapshots may be large, and a step's are in memory at once.
+_VERSION_BATCH = 500
+_FETCH = 100
+_ALTERED = "run pgaudit-wf verify to see what was altered, and do not sign until it is known why"
+
+
+# Id, tx_id and occurred_at, salt, and the hash of the leaf.
+_SealedEvent: TypeAlias = tuple[str, str, str, bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What one step of sealing did.
+
+    `size` is the number of leaves in the tree now, `more` whether events may be left to seal.
+    """
+
+    events: int
+    versions: int
+    size: int
+    more: bool
+
+
+def text_cursor(conn: Connection) -> psycopg.Cursor[Any]:
+    """Return a cursor that reads every value as PostgreSQL prints it, but booleans."""
+    cursor: psycopg.Cursor[Any] = conn.cursor(row_factory=tuple_row)
+    _as_text(cursor)
+    return cursor
+
+
+def _as_text(cursor: psycopg.Cursor[Any] | psycopg.ServerCursor[Any]) -> None:
+    for name in ("int4", "int8", "timestamptz", "jsonb", "inet"):
+        cursor.adapters.register_loader(name, TextLoader)
+
+
+def pin_format(conn: Connection) -> None:
+    """Have the transaction print values as leaves have them."""
+    conn.execute("set local timezone = 'UTC'")
+    conn.execute("set local datestyle = 'ISO, YMD'")
+
+
+def column_list(names: tuple[str, ...], source: sql.Composable) -> sql.Composed:
+    """Return columns of a row as SQL; what PostgreSQL cannot print, as readable_json() has it."""
+    return sql.SQL(", ").join(
+        sql.SQL(
+            "pgaudit_wf.readable_json({}.{})" if name in ("diff", "metadata") else "{}.{}"
+        ).format(source, sql.Identifier(name))
+        for name in names
+    )
+
+
+_EVENTS = sql.SQL(
+    "select r.cursor, {} from pgaudit_wf.read_as({}, %s) as r",
+).format(column_list(EVENT_COLUMNS, sql.SQL("(r.event)")), sql.Literal(READER))
+_VERSIONS = sql.SQL(
+    "select {} from pgaudit_wf.workflow_history as h where h.tx_id >= %s and not exists"
+    " (select from pgaudit_wf.log_leaf as l"
+    "  where l.workflow_id = h.workflow_id and l.version = h.version)"
+    " order by h.tx_id, h.workflow_id, h.version limit %s"
+).format(column_list(leaves.VersionRow._fields, sql.SQL("h")))
+
+
+def tile_reader(conn: Connection) -> ReadTile:
+    """Return a function that reads tiles from the database."""
+
+    def read(level: int, number: int) -> bytes:
+        row = conn.execute(
+            "select hashes from pgaudit_wf.log_tile where level = %s and tile_number = %s",
+            [level, number],
+        ).fetchone()
+        return bytes(row[0]) if row else b""
+
+    return read
+
+
+class Sealer:
+    """Seals the log, step by step.
+
+    Args:
+        signer: Holds the key. Its name is the log's origin, and has to stay the same.
+        state: A file that keeps the last checkpoint signed, where the database's owner cannot
+            reach it: with it, a tree that was cut back or rewritten is not signed.
+        rotate: Go on under a new key of the same name.
+        batch: Leaves in a step, each step being a transaction.
+        signed: Called with every signed note, once it is kept.
+    """
+
+    def __init__(
+        self,
+        signer: Signer,
+        *,
+        state: Path | None = None,
+        rotate: bool = False,
+        batch: int = 5000,
+        signed: Callable[[str], None] | None = None,
+    ) -> None:
+        self._signer = signer
+        self._key = signer.verifier
+        self._state = state
+        self._rotate = rotate
+        self._batch = batch
+        self._signed = signed
+        self._last: Checkpoint | None = None
+        if state is not None and state.exists():
+            self._last = self._open(state.read_text())
+
+    def _open(self, note: str) -> Checkpoint:
+        try:
+            return open_checkpoint(note, [self._key])
+        except NoteError as error:
+            if self._rotate:
+                return Checkpoint.parse(note.rpartition("\n\n")[0] + "\n")
+            raise SealError(
+                f"the last checkpoint is not of this key: {error}; to go on with a new key of the"
+                " same name, rotate (--rotate)"
+            ) from error
+
+    def step(self, conn: Connection) -> Sealed:
+        """Seal a batch, and sign it.
+
+        Args:
+            conn: The owner's connection, in autocommit mode.
+
+        Raises:
+            SealError: The tree in the database is not the one that was signed before.
+            SigningKeyError: The signing command failed; the next step signs what this one sealed.
+            psycopg.Error: What the database says; nothing was sealed then.
+        """
+        with translated():
+            self._sign_pending(conn)
+            try:
+                with conn.transaction():
+                    conn.execute("set transaction isolation level read committed")
+                    done = self._append(conn)
+            except psycopg.errors.UniqueViolation as error:
+                raise SealError(
+                    'an event was to be sealed a second time: the place of reader "seal" was set'
+                    f" back, or its events were; {_ALTERED}"
+                ) from error
+            self._sign_pending(conn)
+        return done
+
+    def run(self, conn: Connection, stopping: Callable[[], bool] = lambda: False) -> Sealed:
+        """Seal all that there is; return what that was in all.
+
+        Args:
+            conn: The owner's connection, in autocommit mode.
+            stopping: Asked between steps whether to end.
+
+        Raises:
+            SealError: As `step` does.
+            SigningKeyError: As `step` does.
+            psycopg.Error: As `step` does.
+        """
+        events = versions = 0
+        while True:
+            done = self.step(conn)
+            events, versions = events + done.events, versions + done.versions
+            if not done.more or stopping():
+                return Sealed(events, versions, done.size, done.more)
+
+    def _append(self, conn: Connection) -> Sealed:
+        pin_format(conn)
+        conn.execute(
+            "select set_config('synchronous_commit', 'on', true)"
+            " where current_setting('synchronous_commit') in ('off', 'local')"
+        )
+        # Takes the turn: from here on this is the only sealer.
+        events, last = self._events(conn)
+        place = one(
+            conn,
+            "select g.system_identifier, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,"
+            " coalesce(p.below_tx, 0) from pgaudit_wf.log_generations() as g"
+            " left join pgaudit_wf.version_place as p using (system_identifier)"
+            " where g.last_id is null",
+        )
+        found = text_cursor(conn).execute(_VERSIONS, [place[2], _VERSION_BATCH])
+        versions = list(map(leaves.VersionRow._make, found))
+        size = self._tree_size(conn)
+        if not events and not versions:
+            self._note_place(conn, place)
+            return Sealed(0, 0, size, False)
+        tree = self._tree(conn, size)
+        self._write(conn, tree, events, versions)
+        if events:
+            conn.execute(
+                "select pgaudit_wf.advance_reader(%s, %s, %s)", [READER, last, len(events)]
+            )
+        if len(versions) < _VERSION_BATCH:
+            self._note_place(conn, place)
+        more = len(events) == self._batch or len(versions) == _VERSION_BATCH
+        return Sealed(len(events), len(versions), tree.size, more)
+
+    def _events(self, conn: Connection) -> tuple[list[_SealedEvent], str | None]:
+        """Return the next events as they are sealed, and the cursor that stands behind them.
+
+        What they say may be more than memory holds, so it is read in small parts.
+        """
+        events = []
+        last = None
+        with psycopg.ServerCursor(conn, "pgaudit_wf_seal", row_factory=tuple_row) as cursor:
+            _as_text(cursor)
+            cursor.itersize = _FETCH
+            for place, *values in cursor.execute(_EVENTS, [self._batch]):
+                last = place
+                row: leaves.EventText = EventRow._make(values)
+                salt = os.urandom(leaves.SALT_SIZE)
+                found = leaves.commitments(leaves.event_parts(row), salt)
+                leaf = leaf_hash(leaves.canonical(leaves.event_leaf(row, found)))
+                events.append((row.id, row.tx_id, row.occurred_at, salt, leaf))
+        return events, last
+
+    def _note_place(self, conn: Connection, place: tuple[int, int, int]) -> None:
+        if place[1] != place[2]:
+            conn.execute(
+                "insert into pgaudit_wf.version_place as p (system_identifier, below_tx)"
+                " values (%s, %s) on conflict (system_identifier)"
+                " do update set below_tx = excluded.below_tx, noted_at = now()",
+                place[:2],
+            )
+
+    def _tree_size(self, conn: Connection) -> int:
+        size, sealed = one(
+            conn,
+            "select (select coalesce(max(leaf_index) + 1, 0) from pgaudit_wf.log_leaf),"
+            " (select coalesce(max(size), 0) from pgaudit_wf.log_checkpoint)",
+        )
+        if size != sealed:
+            raise SealError(
+                f"the log has {size} leaves, but its last checkpoint is of {sealed}; {_ALTERED}"
+            )
+        return int(size)
+
+    def _tree(self, conn: Connection, size: int) -> TreeBuilder:
+        try:
+            tree = TreeBuilder(size, tile_reader(conn))
+        except MissingTileError as error:
+            raise SealError(f"{error}; {_ALTERED}") from error
+        last = conn.execute(
+            "select origin, root from pgaudit_wf.log_checkpoint where size = %s", [size]
+        ).fetchone()
+        if last is None:
+            return tree
+        if last[0] != self._key.name:
+            raise SealError(
+                f"this log is sealed under the name {last[0]}, and the key's is {self._key.name};"
+                " use a key of that name"
+            )
+        if bytes(last[1]) != tree.root():
+            raise SealError(f"the tree of {size} leaves has another root than signed; {_ALTERED}")
+        return tree
+
+    def _write(
+        self,
+        conn: Connection,
+        tree: TreeBuilder,
+        events: list[_SealedEvent],
+        versions: list[leaves.VersionRow],
+    ) -> None:
+        with conn.cursor().copy(
+            "copy pgaudit_wf.log_leaf (leaf_index, event_id, tx_id, occurred_at, workflow_id,"
+            " version, salt, snapshot) from stdin"
+        ) as copy:
+            for number, tx_id, occurred_at, salt, leaf in events:
+                copy.write_row((tree.size, number, tx_id, occurred_at, None, None, salt, None))
+                tree.append(leaf)
+            for row in versions:
+                salt = os.urandom(leaves.SALT_SIZE)
+                found = leaves.commitments(leaves.version_parts(row), salt)
+                snapshot = bytes.fromhex(found["snapshot"]) if "snapshot" in found else None
+                copy.write_row(
+                    (tree.size, None, None, None, row.workflow_id, row.version, salt, snapshot)
+                )
+                tree.append(leaf_hash(leaves.canonical(leaves.version_leaf(row, found))))
+        conn.cursor().executemany(
+            "insert into pgaudit_wf.log_tile (level, tile_number, hashes) values (%s, %s, %s)"
+            " on conflict (level, tile_number) do update set hashes = excluded.hashes",
+            tree.take_tiles(),
+        )
+        conn.execute(
+            "insert into pgaudit_wf.log_checkpoint (size, origin, root) values (%s, %s, %s)",
+            [tree.size, self._key.name, tree.root()],
+        )
+
+    def _sign_pending(self, conn: Connection) -> None:
+        pending = conn.execute(
+            "select size, origin, root from pgaudit_wf.log_checkpoint"
+            " where note is null order by size"
+        ).fetchall()
+        last = conn.execute(
+            "select note from pgaudit_wf.log_checkpoint where note is not null"
+            " order by size desc limit 1"
+        ).fetchone()
+        stored = self._open(last[0]) if last else None
+        if not pending and self._last == stored:
+            return
+        known = [checkpoint for checkpoint in (stored, self._last) if checkpoint is not None]
+        node = nodes_from_tiles(tile_reader(conn))
+        try:
+            for checkpoint in known:
+                if tree_root(checkpoint.size, node) != checkpoint.root:
+                    raise SealError(
+                        f"the tree of {checkpoint.size} leaves has another root than signed;"
+                        f" {_ALTERED}"
+                    )
+            for size, origin, root in pending:
+                checkpoint = Checkpoint(origin, size, bytes(root))
+                if tree_root(size, node) != checkpoint.root:
+                    raise SealError(f"a checkpoint of {size} leaves has no such tree; {_ALTERED}")
+                self._sign(conn, checkpoint)
+        except MissingTileError as error:
+            raise SealError(f"{error}; {_ALTERED}") from error
+
+    def _sign(self, conn: Connection, checkpoint: Checkpoint) -> None:
+        note = str(sign_checkpoint(checkpoint, self._signer))
+        kept = conn.execute(
+            "update pgaudit_wf.log_checkpoint set note = %s where size = %s and note is null",
+            [note, checkpoint.size],
+        )
+        self._last = checkpoint
+        if self._state is not None:
+            beside = self._state.with_name(f"{self._state.name}.new")
+            beside.write_text(note)
+            beside.replace(self._state)
+        if kept.rowcount and self._signed is not None:
+            self._signed(note)

@@ -1,0 +1,649 @@
+"""Verification: every sealed event and version against the tree, the tree against its checkpoints.
+
+Everything is read once, in the order of the leaves, in one snapshot and with constant memory. What
+the database says about itself is believed only as far as it fits the checkpoints, and a checkpoint
+only as far as a key that the caller gives signed it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import tuple_row
+from psycopg.types.string import TextLoader
+
+from pgaudit_wf.errors import NoteError, translated
+from pgaudit_wf.integrity import leaf as leaves
+from pgaudit_wf.integrity.merkle import HASH_SIZE, leaf_hash
+from pgaudit_wf.integrity.note import Checkpoint, Note, VerifierKey, open_checkpoint
+from pgaudit_wf.integrity.seal import column_list, pin_format
+from pgaudit_wf.integrity.tiles import TILE_WIDTH, TreeBuilder, split_hashes, tile_path
+from pgaudit_wf.trail.event import EVENT_COLUMNS, EventRow
+from pgaudit_wf.trail.statement import Connection, one
+
+Kind = Literal["altered", "removed", "inserted", "reordered", "tree", "checkpoint"]
+
+_MAX_SPAN = 100_000
+_ITEM_SIZE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it was sealed.
+
+    `kind` is altered, removed, inserted or reordered for events and versions, tree for tiles and
+    leaves, checkpoint for signatures and roots. `leaf_index`, `event_id`, `workflow_id` and
+    `version` say which, where it is one; `intact_at` is when it was sealed, so it happened later.
+    """
+
+    kind: Kind
+    message: str
+    leaf_index: int | None = None
+    event_id: int | None = None
+    workflow_id: str | None = None
+    version: int | None = None
+    intact_at: datetime | None = None
+
+
+@dataclass
+class Report:
+    """What a verification found.
+
+    Attributes:
+        leaves: Leaves in the tree.
+        events: Events that are as they were sealed.
+        versions: Versions of workflows that are as they were sealed.
+        erased: Leaves of which something was erased by a recorded erasure; the rest of each holds.
+        pruned: Events that retention let go of; their leaves are still proved by the tree.
+        archived: Of these, how many were checked in archives.
+        unsealed: Events that no leaf covers yet.
+        unsealed_versions: Versions that no leaf covers yet.
+        checkpoints: Checkpoints whose signature and root hold, those given by file included.
+        unsigned: Checkpoints that wait for their signature.
+        problems: What is wrong, in the order of the tree; only the first are kept.
+        found: How many problems there are.
+    """
+
+    leaves: int = 0
+    events: int = 0
+    versions: int = 0
+    erased: int = 0
+    pruned: int = 0
+    archived: int = 0
+    unsealed: int = 0
+    unsealed_versions: int = 0
+    checkpoints: int = 0
+    unsigned: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    found: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.found == 0
+
+
+@dataclass(slots=True)
+class Item:
+    """A leaf as log_leaf has it, and the row that it is of.
+
+    `subject` is an event's id, tx_id and occurred_at, or a version's workflow_id and number.
+    """
+
+    index: int
+    subject: tuple[str, ...]
+    salt: bytes | None
+    snapshot: bytes | None
+    row: leaves.Row | None
+
+    @property
+    def is_event(self) -> bool:
+        """Whether it is an event's leaf."""
+        return len(self.subject) == 3
+
+    @property
+    def name(self) -> str:
+        """What it is of, for people."""
+        if self.is_event:
+            return f"event {self.subject[0]}"
+        return f"version {self.subject[1]} of workflow {self.subject[0]}"
+
+
+@dataclass(slots=True)
+class _Mark:
+    """A checkpoint to be reached: what it says, and when it was sealed if the database knows."""
+
+    checkpoint: Checkpoint
+    sealed_at: datetime | None
+    source: str
+
+
+_EVENTS = sql.SQL(
+    "select l.leaf_index, l.event_id, l.tx_id, l.occurred_at, l.salt, {} from pgaudit_wf.log_leaf"
+    " as l left join pgaudit_wf.security_audit_log as e"
+    " on e.tx_id = l.tx_id and e.id = l.event_id and e.occurred_at = l.occurred_at"
+    " where l.event_id is not null order by l.leaf_index"
+).format(column_list(EVENT_COLUMNS, sql.SQL("e")))
+_VERSIONS = sql.SQL(
+    "select l.leaf_index, l.workflow_id, l.version, l.salt, l.snapshot, {} from pgaudit_wf.log_leaf"
+    " as l left join pgaudit_wf.workflow_history as h"
+    " on h.workflow_id = l.workflow_id and h.version = l.version"
+    " where l.workflow_id is not null order by l.leaf_index"
+).format(column_list(leaves.VersionRow._fields, sql.SQL("h")))
+_BY_ID = sql.SQL("select {} from pgaudit_wf.security_audit_log as e where e.id = %s").format(
+    column_list(EVENT_COLUMNS, sql.SQL("e"))
+)
+# Which leaves an erasure may have touched, and the pseudonyms that stand there now.
+_ERASED = """
+    select r.actor_id, r.pseudonym
+    from pgaudit_wf.erased_event as x
+    join pgaudit_wf.erasure as r using (actor_id)
+    join pgaudit_wf.log_leaf as l on l.event_id = x.event_id and l.tx_id = x.tx_id
+    where l.leaf_index = %(index)s
+    union all
+    select r.actor_id, r.pseudonym
+    from pgaudit_wf.log_leaf as l
+    join pgaudit_wf.workflow_history as h on h.workflow_id = l.workflow_id and h.version = l.version
+    join pgaudit_wf.erasure as r on r.actor_id = h.actor_id
+    where l.leaf_index = %(index)s
+"""
+# An event without a leaf is new if it comes after the last one sealed, and was put in otherwise.
+_WITHOUT_LEAF = """
+    with generation as (
+        select g.first_id, coalesce(g.last_id, 9223372036854775807) as last_id
+        from pgaudit_wf.log_generations() as g),
+    last as (
+        select l.event_id, l.tx_id, g.first_id
+        from pgaudit_wf.log_leaf as l
+        join generation as g on l.event_id between g.first_id and g.last_id
+        where l.event_id is not null order by l.leaf_index desc limit 1)
+    select e.id, e.tx_id, e.occurred_at, e.action, last.event_id is not null
+            and (g.first_id, e.tx_id, e.id) < (last.first_id, last.tx_id, last.event_id) as inserted
+    from pgaudit_wf.security_audit_log as e
+    join generation as g on e.id between g.first_id and g.last_id
+    left join last on true
+    where not exists (
+        select from pgaudit_wf.log_leaf as l
+        where l.event_id = e.id and l.tx_id = e.tx_id and l.occurred_at = e.occurred_at)
+"""
+_PRUNED = (
+    "select a.from_time, a.to_time, a.url, a.id from pgaudit_wf.archive as a"
+    " where a.pruned_at is not null order by a.id"
+)
+
+
+def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> bytes:
+    """Return the hash of the leaf that a row makes with the secrets of a leaf."""
+    parts = leaves.parts_of(row)
+    if kept is not None:
+        found = leaves.kept_commitments(parts, kept)
+    else:
+        found = leaves.commitments(parts, item.salt or b"")
+    if not isinstance(row, EventRow) and row.snapshot is None and item.snapshot is not None:
+        found["snapshot"] = item.snapshot.hex()
+    return leaf_hash(leaves.canonical(leaves.leaf_of(row, found)))
+
+
+def read_kept(conn: Connection, index: int) -> dict[str, leaves.Kept]:
+    """Return what is left of a leaf's secrets after an erasure."""
+    rows = conn.execute(
+        "select part, key, commitment from pgaudit_wf.log_kept where leaf_index = %s", [index]
+    ).fetchall()
+    return {part: leaves.Kept(key, commitment) for part, key, commitment in rows}
+
+
+class _Verification:
+    def __init__(
+        self, conn: Connection, keys: Sequence[VerifierKey], notes: Mapping[str, str], limit: int
+    ) -> None:
+        self.conn = conn
+        self.keys = keys
+        self.notes = notes
+        self.limit = limit
+        self.report = Report()
+        # Of the leaves since the last checkpoint that held: the tile's hash, the row's, the leaf.
+        self.span: list[tuple[bytes, bytes | None]] = []
+        self.suspects: list[tuple[Item, Kind, str, leaves.Row | None, bytes]] = []
+        self.swappable: list[tuple[Item, leaves.Row, bytes, int]] = []
+        self.moved: set[str] = set()
+        self.pruned_times: list[tuple[datetime, datetime]] = []
+        self.pruned_leaves: int = 0
+        self.broken = False
+        self.intact_size = 0
+        self.tree = TreeBuilder()
+        self.base = TreeBuilder()
+
+    def cursor(self, name: str) -> psycopg.ServerCursor[Any]:
+        cursor = psycopg.ServerCursor(self.conn, name, row_factory=tuple_row)
+        for kind in ("int4", "int8", "timestamptz", "jsonb", "inet"):
+            cursor.adapters.register_loader(kind, TextLoader)
+        cursor.itersize = _ITEM_SIZE
+        return cursor
+
+    def add(self, problem: Problem) -> None:
+        self.report.found += 1
+        if len(self.report.problems) < self.limit:
+            self.report.problems.append(problem)
+
+    # Streams
+
+    def items(self) -> Iterator[Item]:
+        return heapq.merge(self.events(), self.versions(), key=lambda item: item.index)
+
+    def events(self) -> Iterator[Item]:
+        with self.cursor("verify_events") as cursor:
+            for row in cursor.execute(_EVENTS):
+                index, number, tx_id, at, salt, *values = row
+                event: leaves.EventText | None = None
+                if values[0] is not None:
+                    event = EventRow._make(values)
+                yield Item(int(index), (number, tx_id, at), salt, None, event)
+
+    def versions(self) -> Iterator[Item]:
+        with self.cursor("verify_versions") as cursor:
+            for row in cursor.execute(_VERSIONS):
+                version = leaves.VersionRow._make(row[5:]) if row[5] is not None else None
+                yield Item(int(row[0]), (row[1], row[2]), row[3], row[4], version)
+
+    def hashes(self) -> Iterator[bytes]:
+        expected = 0
+        with self.cursor("verify_tiles") as cursor:
+            cursor.execute(
+                "select tile_number, hashes from pgaudit_wf.log_tile where level = 0 order by 1"
+            )
+            for number, hashes in cursor:
+                if int(number) != expected:
+                    self.add(Problem("tree", f"{tile_path(0, expected)} is missing"))
+                    return
+                yield from split_hashes(bytes(hashes))
+                if len(hashes) != TILE_WIDTH * HASH_SIZE:
+                    return
+                expected += 1
+
+    def marks(self) -> Iterator[_Mark]:
+        return heapq.merge(
+            self.stored_marks(), self.given_marks(), key=lambda mark: mark.checkpoint.size
+        )
+
+    def stored_marks(self) -> Iterator[_Mark]:
+        waiting = False
+        with psycopg.ServerCursor(self.conn, "verify_checkpoints", row_factory=tuple_row) as cursor:
+            cursor.itersize = _ITEM_SIZE
+            cursor.execute(
+                "select size, origin, root, sealed_at, note"
+                " from pgaudit_wf.log_checkpoint order by size"
+            )
+            for size, origin, root, sealed_at, note in cursor:
+                told = Checkpoint(origin, size, bytes(root))
+                if note is None:
+                    self.report.unsigned += 1
+                    waiting = True
+                elif waiting:
+                    self.add(
+                        Problem("checkpoint", f"a checkpoint before that of {size} is not signed")
+                    )
+                    waiting = False
+                if note is None or self.signed(note, told, f"the checkpoint of {size} leaves"):
+                    yield _Mark(told, sealed_at, "")
+
+    def signed(self, note: str, told: Checkpoint | None, name: str) -> Checkpoint | None:
+        try:
+            checkpoint = open_checkpoint(note, self.keys)
+            if told is not None and told.text != Note.parse(note).text:
+                raise NoteError("the signed text is another than the table says")
+            if checkpoint.origin not in {key.name for key in self.keys}:
+                raise NoteError(f"it is of another log, {checkpoint.origin}")
+        except NoteError as error:
+            self.add(Problem("checkpoint", f"{name} does not hold: {error}"))
+            return None
+        return checkpoint
+
+    def given_marks(self) -> Iterable[_Mark]:
+        found = []
+        for source, note in self.notes.items():
+            checkpoint = self.signed(note, None, f"the checkpoint in {source}")
+            if checkpoint is not None:
+                found.append(_Mark(checkpoint, None, source))
+        return sorted(found, key=lambda mark: mark.checkpoint.size)
+
+    # Leaf by leaf
+
+    def run(self, progress: Callable[[int, int], None]) -> None:
+        (total,) = one(self.conn, "select count(*) from pgaudit_wf.log_leaf")
+        self.pruned_times = [(row[0], row[1]) for row in self.conn.execute(_PRUNED).fetchall()]
+        marks = self.marks()
+        mark = next(marks, None)
+        items, hashes = self.items(), self.hashes()
+        item = next(items, None)
+        size = 0
+        for stored in hashes:
+            found: bytes | None = None
+            if item is None or item.index > size:
+                self.add(Problem("tree", f"leaf {size} is not in log_leaf any more", size))
+            else:
+                found = self.check(item, stored)
+                item = self.following(items, size)
+            self.tree.append(stored)
+            self.span.append((stored, found))
+            size += 1
+            while mark is not None and mark.checkpoint.size <= size:
+                self.reach(mark)
+                mark = next(marks, None)
+            if size % 1000 == 0:
+                self.check_upper_tiles(self.tree.take_full())
+                progress(size, total)
+                if len(self.span) > _MAX_SPAN:
+                    self.span.clear()
+        self.report.leaves = size
+        progress(size, total)
+        self.check_upper_tiles(self.tree.take_tiles())
+        self.check_tile_count(size)
+        while item is not None:
+            self.add(
+                Problem("tree", f"the tree ends at {size}, and {item.name} is said to be leaf"
+                        f" {item.index}", item.index)
+            )  # fmt: skip
+            item = next(items, None)
+        while mark is not None:
+            self.add(
+                Problem(
+                    "checkpoint",
+                    f"the log was cut back: it has {size} leaves, and the checkpoint"
+                    f"{f' in {mark.source}' if mark.source else ''} is of {mark.checkpoint.size}",
+                    size,
+                    intact_at=mark.sealed_at,
+                )
+            )
+            mark = next(marks, None)
+        if self.suspects or (self.span and not self.broken):
+            if self.span and not self.broken and self.report.leaves > self.intact_size:
+                self.add(
+                    Problem(
+                        "tree",
+                        f"leaves {self.intact_size} to {size - 1} are under no signed checkpoint",
+                        self.intact_size,
+                    )
+                )
+            self.blame(None)
+        self.name_swaps()
+
+    def following(self, items: Iterator[Item], size: int) -> Item | None:
+        for item in items:
+            if item.index > size:
+                return item
+            self.add(Problem("tree", f"log_leaf has leaf {item.index} twice", item.index))
+        return None
+
+    def check(self, item: Item, stored: bytes) -> bytes | None:
+        row = item.row
+        if row is None:
+            self.missing(item, stored)
+            return None
+        kept = None if item.salt is not None else read_kept(self.conn, item.index)
+        try:
+            found = item_hash(item, row, kept)
+        except (ValueError, IndexError, TypeError, AttributeError) as error:
+            self.suspects.append(
+                (item, "altered", f"cannot be read as sealed: {error}", row, stored)
+            )
+            return None
+        if found != stored:
+            self.suspects.append((item, "altered", "is not what was sealed", row, stored))
+        elif kept is not None and (doubt := self.doubt_erasure(item, row, kept)):
+            self.suspects.append((item, "altered", doubt, None, stored))
+        elif item.is_event:
+            self.report.events += 1
+        else:
+            self.report.versions += 1
+        return found
+
+    def doubt_erasure(
+        self, item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept]
+    ) -> str | None:
+        gone = {name for name, rest in kept.items() if rest.commitment is not None}
+        if not item.is_event and row[14] is None and gone == {"snapshot"}:
+            return None  # pruned: nothing else of the version may have changed
+        rows = self.conn.execute(_ERASED, {"index": item.index}).fetchall()
+        pseudonyms = dict(rows)
+        if not pseudonyms:
+            return "is marked as erased in part, and no erasure is recorded"
+        parts = leaves.parts_of(row)
+        own = pseudonyms.get(row.actor_id)
+        for name, text in parts:
+            rest = kept.get(name)
+            if rest is None or rest.commitment is None:
+                continue
+            if name == "who" and own is not None:
+                masked = set(json.loads(text)) <= {None, own}
+            else:
+                masked = any(pseudonym in text for pseudonym in pseudonyms.values())
+            if not masked:
+                return f"was altered since an erasure: {name} is not what an erasure leaves"
+        self.report.erased += 1
+        return None
+
+    def missing(self, item: Item, stored: bytes) -> None:
+        if not item.is_event:
+            self.suspects.append((item, "removed", "is gone", None, stored))
+            return
+        with self.conn.cursor(row_factory=tuple_row) as cursor:
+            for kind in ("int4", "int8", "timestamptz", "jsonb", "inet"):
+                cursor.adapters.register_loader(kind, TextLoader)
+            moved = cursor.execute(_BY_ID, [item.subject[0]]).fetchone()
+        if moved is not None:
+            self.moved.add(item.subject[0])
+            found: leaves.EventText = EventRow._make(moved)
+            self.suspects.append((item, "altered", "is not what was sealed", found, stored))
+            return
+        (at,) = one(self.conn, "select %s::timestamptz", [item.subject[2]])
+        if any(start <= at < end for start, end in self.pruned_times):
+            self.report.pruned += 1
+            return
+        self.suspects.append((item, "removed", "is gone", None, stored))
+
+    # Checkpoints
+
+    def reach(self, mark: _Mark) -> None:
+        if self.broken:
+            return
+        name = f"the checkpoint of {mark.checkpoint.size} leaves"
+        if mark.source:
+            name += f" in {mark.source}"
+        if mark.checkpoint.size < self.tree.size:
+            # Only one that was given can be of a size at which the log was not sealed again.
+            return
+        if self.tree.root() == mark.checkpoint.root:
+            self.blame(mark.sealed_at)
+            self.hold(mark)
+            return
+        repaired = self.tree_of_rows()
+        if repaired is not None and repaired.root() == mark.checkpoint.root:
+            first = self.base.size
+            for offset, (stored, found) in enumerate(self.span):
+                if found is not None and stored != found:
+                    index = first + offset
+                    self.add(
+                        Problem(
+                            "tree",
+                            f"{tile_path(0, index // TILE_WIDTH)} was altered: the hash of leaf"
+                            f" {index} is not the one sealed, and what it is of is intact",
+                            index,
+                            intact_at=mark.sealed_at,
+                        )
+                    )
+            self.suspects = [suspect for suspect in self.suspects if suspect[1] == "removed"]
+            self.tree = repaired
+            self.blame(mark.sealed_at)
+            self.hold(mark)
+            return
+        self.broken = True
+        self.add(
+            Problem(
+                "checkpoint",
+                f"the log was rewritten: {name} has another root than the tree; what differs is"
+                f" between leaves {self.intact_size} and {mark.checkpoint.size - 1}",
+                self.intact_size,
+                intact_at=mark.sealed_at,
+            )
+        )
+        self.blame(mark.sealed_at)
+
+    def hold(self, mark: _Mark) -> None:
+        self.report.checkpoints += 1
+        if mark.checkpoint.size != self.intact_size:
+            self.intact_size = mark.checkpoint.size
+            self.base = deepcopy(self.tree)
+            self.span.clear()
+
+    def tree_of_rows(self) -> TreeBuilder | None:
+        if self.base.size + len(self.span) != self.tree.size:
+            return None
+        tree = deepcopy(self.base)
+        for stored, found in self.span:
+            tree.append(found or stored)
+        return tree
+
+    def blame(self, intact_at: datetime | None) -> None:
+        """Report the leaves that do not fit, now that it is known that their tile is right."""
+        for item, kind, message, row, stored in self.suspects:
+            if row is not None and len(self.swappable) < self.limit:
+                self.swappable.append((item, row, stored, len(self.report.problems)))
+            self.add(self.problem(item, kind, message, intact_at))
+        self.suspects.clear()
+
+    def problem(self, item: Item, kind: Kind, message: str, intact_at: datetime | None) -> Problem:
+        text = f"{item.name} (leaf {item.index}) {message}"
+        if item.is_event:
+            return Problem(kind, text, item.index, int(item.subject[0]), intact_at=intact_at)
+        return Problem(
+            kind, text, item.index, None, item.subject[0], int(item.subject[1]), intact_at
+        )
+
+    def name_swaps(self) -> None:
+        """Tell a row that stands in another's place from one that was altered."""
+        for item, _, stored, place in self.swappable:
+            if not item.is_event or item.salt is None or place >= len(self.report.problems):
+                continue
+            for other, row, _, _ in self.swappable:
+                if isinstance(row, EventRow) and other is not item:
+                    number, tx_id, at = item.subject
+                    moved = row._replace(id=number, tx_id=tx_id, occurred_at=at)
+                    if item_hash(item, moved, None) == stored:
+                        intact_at = self.report.problems[place].intact_at
+                        message = f"was re-ordered: its content stands at {other.name}"
+                        self.report.problems[place] = self.problem(
+                            item, "reordered", message, intact_at
+                        )
+                        break
+
+    # Tiles above, and what no leaf is of
+
+    def check_upper_tiles(self, tiles: Sequence[tuple[int, int, bytes]]) -> None:
+        for level, number, hashes in tiles:
+            if level == 0:
+                continue
+            row = self.conn.execute(
+                "select hashes from pgaudit_wf.log_tile where level = %s and tile_number = %s",
+                [level, number],
+            ).fetchone()
+            if row is None or bytes(row[0]) != hashes:
+                path = tile_path(level, number, len(hashes) // HASH_SIZE)
+                state = "is missing" if row is None else "was altered"
+                self.add(Problem("tree", f"{path} {state}"))
+
+    def check_tile_count(self, size: int) -> None:
+        rows = self.conn.execute(
+            "select level, count(*) from pgaudit_wf.log_tile group by 1 order by 1"
+        ).fetchall()
+        for level, count in rows:
+            expected = -(-(size >> (8 * level)) // TILE_WIDTH)
+            if count > expected:
+                self.add(Problem("tree", f"there are {count - expected} tiles of level {level}"
+                                 f" beyond the tree of {size} leaves"))  # fmt: skip
+
+    def check_unsealed(self) -> None:
+        self.conn.execute("set local enable_hashjoin = on")
+        self.conn.execute("set local enable_seqscan = on")
+        with psycopg.ServerCursor(self.conn, "verify_new", row_factory=tuple_row) as cursor:
+            for event_id, _, occurred_at, action, inserted in cursor.execute(_WITHOUT_LEAF):
+                if str(event_id) in self.moved:
+                    continue
+                if inserted:
+                    self.add(
+                        Problem(
+                            "inserted",
+                            f"event {event_id} ({action}, {occurred_at}) was put in: it was not"
+                            " there when the events around it were sealed",
+                            event_id=event_id,
+                        )
+                    )
+                else:
+                    self.report.unsealed += 1
+        rows = self.conn.execute(
+            "select h.workflow_id, h.version, h.tx_id < coalesce((select p.below_tx"
+            " from pgaudit_wf.version_place as p join pgaudit_wf.log_generations() as g"
+            " using (system_identifier) where g.last_id is null), 0)"
+            " from pgaudit_wf.workflow_history as h where not exists (select from"
+            " pgaudit_wf.log_leaf as l"
+            " where l.workflow_id = h.workflow_id and l.version = h.version)"
+            " order by h.tx_id, 1, 2"
+        )
+        for workflow_id, version, inserted in rows:
+            if inserted:
+                self.add(
+                    Problem(
+                        "inserted",
+                        f"version {version} of workflow {workflow_id} was put in: it was not there"
+                        " when later ones were sealed",
+                        workflow_id=workflow_id,
+                        version=version,
+                    )
+                )
+            else:
+                self.report.unsealed_versions += 1
+
+
+def _no_progress(_done: int, _total: int) -> None:
+    pass
+
+
+def verify(
+    conn: Connection,
+    keys: Sequence[VerifierKey],
+    *,
+    notes: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] = _no_progress,
+    limit: int = 100,
+) -> Report:
+    """Check every sealed event and version, the tree, and the checkpoints.
+
+    Args:
+        conn: The owner's connection, in autocommit mode.
+        keys: The keys under which checkpoints have to be signed; several after a rotation.
+        notes: Signed checkpoints kept elsewhere, by the name of where they are from: the log has to
+            be a continuation of each.
+        progress: Called now and then with the leaves done and the leaves there are.
+        limit: How many problems to keep.
+
+    Raises:
+        psycopg.Error: What the database says.
+    """
+    with translated(), conn.transaction():
+        conn.execute("set transaction isolation level repeatable read, read only")
+        pin_format(conn)
+        # The order of leaves is an index's: nothing is to be sorted or gathered in memory.
+        for setting in ("hashjoin", "mergejoin", "sort", "seqscan", "bitmapscan", "material"):
+            conn.execute(sql.SQL("set local {} = off").format(sql.Identifier(f"enable_{setting}")))
+        conn.execute("set local jit = off")
+        work = _Verification(conn, keys, notes or {}, limit)
+        work.run(progress)
+        work.check_unsealed()
+        return work.report

@@ -1,0 +1,1 @@
+"""What runs beside the database: maintenance, watching, health."""

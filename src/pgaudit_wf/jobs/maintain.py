@@ -1,0 +1,383 @@
+"""What has to happen to the log from time to time, as a plan that can be read before it is run.
+
+`plan` looks and changes nothing; `maintain` does what it says, a step at a time. Each step is a
+transaction of its own and can be repeated, so a run may be interrupted anywhere and started again.
+One run at a time works on a database; a second one says so and ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, LiteralString, TypeAlias, get_args
+
+import psycopg
+from prometheus_client import Counter, Gauge
+from psycopg.rows import tuple_row
+
+from pgaudit_wf.archive.write import archive_partition, confirm_archive
+from pgaudit_wf.errors import (
+    ArchiveConflictError,
+    ArchiveError,
+    DatabaseError,
+    MaintenanceRunningError,
+    MissingExtraError,
+    translated,
+)
+from pgaudit_wf.jobs.service import Service
+from pgaudit_wf.trail.statement import Connection, one
+
+__all__ = ["Hook", "Maintenance", "Step", "maintain", "plan"]
+
+Kind: TypeAlias = Literal[
+    "add", "move", "archive", "prune", "prune_versions", "prune_cache", "hook"
+]
+Progress: TypeAlias = Callable[["Step", int, int], None]
+
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+_LOCK = "pgaudit_wf.maintain"
+# Whoever waits for a lock on the log holds up everybody who comes after him: better to try again.
+_LOCK_TIMEOUT = "2s"
+_ATTEMPTS = 4
+_VERSIONS_AT_A_TIME = 500
+# Texts that spare a workflow's next save some work, for as long as one is to be expected.
+_CACHE_KEPT = "30 days"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something to do, or done.
+
+    `kind` is add (a partition to come), move (events out of the default partition into that
+    month), archive, prune (a month's expired events), prune_versions, prune_cache (canonical texts
+    of workflows that nobody works on), or hook. `subject` is the table, or the hook's name.
+    `events` is how many events, versions or workflows it is about. `problem` says why it cannot
+    be done now, None if it can.
+    """
+
+    kind: Kind
+    subject: str
+    events: int = 0
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        """Describe it to people, as something to do."""
+        of = f"{self.events:,} event{'' if self.events == 1 else 's'}"
+        return {
+            "add": f"make partition {self.subject}",
+            "move": f"move {of} from the default partition to {self.subject}",
+            "archive": f"archive {of} of {self.subject}",
+            "prune": f"remove {of} of {self.subject}",
+            "prune_versions": f"let go of {self.events:,} snapshots of workflow versions",
+            "prune_cache": f"let go of canonical texts of {self.events:,} idle workflows",
+            "hook": f"{self.subject}: {of}",
+        }[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A job of another part that goes along with maintenance, before anything is archived.
+
+    `run` takes the connection and whether to look only, and returns how many events it dealt with,
+    or would have.
+    """
+
+    name: str
+    run: Callable[[Connection, bool], int]
+
+
+def plan(
+    conn: Connection,
+    *,
+    archive_url: str | None = None,
+    months_ahead: int = 3,
+    hooks: Sequence[Hook] = (),
+) -> tuple[Step, ...]:
+    """Return what `maintain` would do now, in its order; changes nothing.
+
+    Args:
+        conn: A connection of the schema's owner, in autocommit mode.
+        archive_url: Where archives go; without one, what is not archived yet cannot leave.
+        months_ahead: For how many months after this one partitions are to be there.
+        hooks: As for `maintain`.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    with translated():
+        besides = [Step("hook", hook.name, hook.run(conn, True)) for hook in hooks]
+        return (*besides, *_plan(conn, archive_url, months_ahead))
+
+
+def _plan(conn: Connection, archive_url: str | None, months_ahead: int) -> Iterator[Step]:
+    cursor = conn.cursor(row_factory=tuple_row)
+    missing = cursor.execute(
+        "select p.name from (select to_char(date_trunc('month', now() at time zone 'UTC')"
+        ' + make_interval(months => m), \'"security_audit_log_y"YYYY"m"MM\') as name'
+        " from generate_series(0, %s) as m) as p"
+        " where to_regclass('pgaudit_wf.' || p.name) is null order by 1",
+        [months_ahead],
+    ).fetchall()
+    waiting = cursor.execute(
+        "select to_char(date_trunc('month', occurred_at at time zone 'UTC'),"
+        ' \'"security_audit_log_y"YYYY"m"MM\') as name, count(*)'
+        " from only pgaudit_wf.security_audit_log_default where isfinite(occurred_at)"
+        " group by 1 order by 1"
+    ).fetchall()
+    moved = {name for name, _ in waiting}
+    yield from (Step("add", name) for (name,) in missing if name not in moved)
+    yield from (Step("move", name, events) for name, events in waiting)
+    months = cursor.execute(
+        "select r.partition_name, r.events, r.expired_events,"
+        " coalesce(pgaudit_wf.archived_events(r.partition_name), 0) = r.events"
+        " from pgaudit_wf.log_retention() as r"
+        " where r.expired_events > 0 or (r.events = 0 and r.keep_until <= now())"
+        " order by r.from_time"
+    ).fetchall()
+    for name, events, expired, archived in months:
+        problem = None
+        if not archived:
+            problem = None if archive_url else "no place for archives is given (--archive)"
+            yield Step("archive", name, events, problem)
+        yield Step("prune", name, expired, problem and "it is not archived")
+    versions, cached = one(
+        conn,
+        "select pgaudit_wf.prunable_versions(), (select count(*)"
+        " from pgaudit_wf.canonical_cache as c where c.written_at < now() - %s::interval)",
+        [_CACHE_KEPT],
+    )
+    if versions:
+        yield Step("prune_versions", "workflow_history", versions)
+    if cached:
+        yield Step("prune_cache", "canonical_cache", cached)
+
+
+def maintain(
+    conn: Connection,
+    *,
+    archive_url: str | None = None,
+    months_ahead: int = 3,
+    hooks: Sequence[Hook] = (),
+    progress: Progress | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[Step]:
+    """Do what is due, and yield each step once it is done, or could not be.
+
+    Nothing is done that `plan` would not have said at the start. A step with a `problem` was left
+    for the next run. No month is pruned before its archive was read back in this run and compared
+    with the log; what lies there and is not this database's own, or is missing, ends the run.
+
+    Args:
+        conn: A connection of the schema's owner, in autocommit mode. Not through a pooler that
+            shares sessions, as it holds an advisory lock.
+        archive_url: Where archives go: a directory, or a URL as fsspec takes it.
+        months_ahead: For how many months after this one partitions are to be there.
+        hooks: What to do besides, before anything is archived.
+        progress: Called with the step at hand, what is done of it and in all.
+        stopping: Asked between steps whether to end.
+
+    Raises:
+        MaintenanceRunningError: Another run is at work.
+        psycopg.Error: The database refused something that another run cannot mend by itself.
+    """
+    with _alone(conn):
+        steps = plan(conn, archive_url=archive_url, months_ahead=months_ahead)
+        for hook in hooks:
+            if stopping():
+                return
+            yield Step("hook", hook.name, hook.run(conn, False))
+        archived: set[str] = set()
+        unarchived: set[str] = set()
+        for step in steps:
+            if stopping():
+                return
+            if step.problem is None and step.kind == "prune" and step.subject in unarchived:
+                step = replace(step, problem="it is not archived")
+            try:
+                if step.problem is None:
+                    step = _do(conn, step, archive_url, archived, progress)
+            except ArchiveConflictError as error:
+                # Whose files those are, somebody has to find out before anything is removed.
+                yield replace(step, problem=str(error))
+                return
+            if step.kind == "archive":
+                (archived if step.problem is None else unarchived).add(step.subject)
+            yield step
+
+
+@contextmanager
+def _alone(conn: Connection) -> Iterator[None]:
+    (is_ours,) = one(conn, "select pg_try_advisory_lock(hashtext(%s))", [_LOCK])
+    if not is_ours:
+        raise MaintenanceRunningError("another maintenance run is at work on this database")
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            conn.execute("select pg_advisory_unlock(hashtext(%s))", [_LOCK])
+
+
+def _do(
+    conn: Connection,
+    step: Step,
+    archive_url: str | None,
+    archived: set[str],
+    progress: Progress | None,
+) -> Step:
+    def report(done: int, total: int) -> None:
+        if progress:
+            progress(step, done, total)
+
+    try:
+        if step.kind == "archive":
+            assert archive_url is not None  # noqa: S101 - or the step would have a problem
+            archive = archive_partition(conn, step.subject, archive_url, report)
+            return replace(step, events=archive.events)
+        if step.kind == "prune_versions":
+            return replace(step, events=_prune_versions(conn, step.events, report))
+        if step.kind == "prune_cache":
+            statement: LiteralString = "select pgaudit_wf.prune_canonical_cache(%s::interval)"
+            return replace(step, events=_locking(conn, statement, _CACHE_KEPT))
+        if step.kind == "prune":
+            if step.subject not in archived:
+                confirm_archive(conn, step.subject, report)
+            return replace(step, events=_locking(conn, "select pgaudit_wf.prune(%s)", step.subject))
+        # The same for a month that is missing and for one whose events wait in the default one.
+        month = step.subject.removeprefix("security_audit_log_y").replace("m", "-") + "-01"
+        _locking(conn, "select pgaudit_wf.add_log_partition(%s)", month)
+        return step
+    except ArchiveConflictError:
+        raise
+    except (ArchiveError, MissingExtraError, DatabaseError, OSError) as error:
+        return replace(step, problem=str(error))
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+        return replace(step, problem="the log was too busy to lock; the next run tries again")
+
+
+def _locking(conn: Connection, statement: LiteralString, argument: str) -> int:
+    for attempt in range(_ATTEMPTS):
+        try:
+            with translated(), conn.transaction():
+                cursor = conn.cursor(row_factory=tuple_row)
+                cursor.execute("select set_config('lock_timeout', %s, true)", [_LOCK_TIMEOUT])
+                row = cursor.execute(statement, [argument]).fetchone()
+                return row[0] if row and isinstance(row[0], int) else 0
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _prune_versions(conn: Connection, expected: int, report: Callable[[int, int], None]) -> int:
+    pruned = 0
+    while True:
+        with translated():
+            last = int(one(conn, "select pgaudit_wf.prune_history(%s)", [_VERSIONS_AT_A_TIME])[0])
+        pruned += last
+        report(pruned, max(expected, pruned))
+        if last < _VERSIONS_AT_A_TIME:
+            return pruned
+
+
+class Maintenance:
+    """`maintain` as a job of a `Service`: with metrics and logs, once or again and again.
+
+    Args:
+        service: The service whose registry gets the metrics.
+        connect: Opens a connection; a new one for each run.
+        archive_url: As for `maintain`.
+        months_ahead: As for `maintain`.
+        hooks: As for `maintain`.
+        progress: As for `maintain`.
+
+    Attributes:
+        steps: The steps of the last run.
+        busy: Whether the last run found another one at work.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        connect: Callable[[], AbstractContextManager[Connection]],
+        *,
+        archive_url: str | None = None,
+        months_ahead: int = 3,
+        hooks: Sequence[Hook] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self._service = service
+        self._connect = connect
+        self._archive_url = archive_url
+        self._months_ahead = months_ahead
+        self._hooks = hooks
+        self._progress = progress
+        self.steps: list[Step] = []
+        self.busy = False
+        registry = service.registry
+        self._done = Counter(
+            "pgaudit_wf_maintain_steps",
+            "Steps of maintenance.",
+            ["kind", "result"],
+            registry=registry,
+        )
+        self._events = Counter(
+            "pgaudit_wf_maintain_events",
+            "Events (or versions) that steps of maintenance dealt with.",
+            ["kind"],
+            registry=registry,
+        )
+        self._left = Gauge(
+            "pgaudit_wf_maintain_problems",
+            "Steps that the last run could not do.",
+            registry=registry,
+        )
+        for kind in _KINDS:
+            self._events.labels(kind)
+            for result in ("done", "failed"):
+                self._done.labels(kind, result)
+
+    def job(self, service: Service) -> bool:
+        """Do a run; there is never more waiting that a second one could do at once."""
+
+        def moved(step: Step, done: int, total: int) -> None:
+            service.alive()
+            if self._progress:
+                self._progress(step, done, total)
+
+        self.steps = []
+        self.busy = False
+        with self._connect() as conn:
+            try:
+                for step in maintain(
+                    conn,
+                    archive_url=self._archive_url,
+                    months_ahead=self._months_ahead,
+                    hooks=self._hooks,
+                    progress=moved,
+                    stopping=lambda: service.stopping,
+                ):
+                    service.alive()
+                    self.steps.append(step)
+                    self._count(step)
+            except MaintenanceRunningError as error:
+                self.busy = True
+                service.log(str(error))
+        self._left.set(sum(step.problem is not None for step in self.steps))
+        return False
+
+    def _count(self, step: Step) -> None:
+        self._done.labels(step.kind, "failed" if step.problem else "done").inc()
+        if step.problem is None:
+            self._events.labels(step.kind).inc(step.events)
+        self._service.log(
+            "step failed" if step.problem else "step done",
+            level=logging.WARNING if step.problem else logging.INFO,
+            kind=step.kind,
+            subject=step.subject,
+            events=step.events,
+            **({"problem": step.problem} if step.problem else {}),
+        )

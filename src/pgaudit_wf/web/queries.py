@@ -1,0 +1,243 @@
+"""What pages and API both ask, in the words of the organization that asks."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import sql
+
+from pgaudit_wf.errors import CursorError
+from pgaudit_wf.trail.reads import TrailEntry, api_key_activity, audit_trail
+from pgaudit_wf.web.database import Session
+from pgaudit_wf.web.principal import Principal
+from pgaudit_wf.workflow.reads import (
+    RunAttribution,
+    Version,
+    execution_attribution,
+    workflow_versions,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run and the version of its workflow that it executed, if the history has that."""
+
+    execution_id: str
+    workflow_id: str
+    workflow_name: str | None
+    occurred_at: datetime | None
+    credential_type: str | None
+    credential_label: str | None
+    version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """Runs, newest first, and where the next page begins."""
+
+    runs: tuple[Run, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRow:
+    """A workflow that has versions."""
+
+    workflow_id: str
+    name: str | None
+    version: int
+    changed_at: datetime
+
+
+async def find_event(session: Session, cursor: str) -> TrailEntry | None:
+    """Return the event whose cursor it is, None if the organization has none.
+
+    Raises:
+        CursorError: It is no cursor of the trail.
+    """
+    [before] = await session.rows(
+        # The place just above the event, so that the page after it begins with the event.
+        sql.SQL(
+            "select pgaudit_wf.trail_cursor(p.occurred_at, p.id + 1) as cursor"
+            " from pgaudit_wf.trail_position(%(cursor)s) as p"
+        ),
+        cursor=cursor,
+    )
+    page = await session.run(audit_trail.read(after=before["cursor"], page_size=1))
+    return next((entry for entry in page.entries if entry.cursor == cursor), None)
+
+
+async def names_of(
+    session: Session, principal: Principal, actor_ids: Iterable[str | None]
+) -> dict[str, str]:
+    """Return the present names of actors of the organization."""
+    wanted = sorted({actor for actor in actor_ids if actor})
+    if not wanted:
+        return {}
+    rows = await session.rows(
+        sql.SQL(
+            "select d.actor_id, d.name from pgaudit_wf.describe_actors(%(org)s, %(actors)s) as d"
+            " where d.name is not null"
+        ),
+        org=principal.org_id,
+        actors=wanted,
+    )
+    return {row["actor_id"]: row["name"] for row in rows}
+
+
+async def api_keys(session: Session, principal: Principal) -> list[dict[str, Any]]:
+    """Return the organization's API keys with the names of who made and revoked them."""
+    keys = await session.run(api_key_activity.read(org_id=principal.org_id))
+    actors = [actor for key in keys for actor in (key.created_by, key.revoked_by)]
+    names = await names_of(session, principal, actors)
+    return [
+        {
+            **asdict(key),
+            "created_by_name": names.get(key.created_by or ""),
+            "revoked_by_name": names.get(key.revoked_by or ""),
+        }
+        for key in keys
+    ]
+
+
+async def find_version(
+    session: Session, workflow_id: str, version: int | None = None
+) -> Version | None:
+    """Return a version, by default the newest; None if the organization has none."""
+    before = None if version is None else min(version + 1, 2_147_483_647)
+    page = await session.run(
+        workflow_versions.read(workflow_id, before_version=before, page_size=1)
+    )
+    if not page.versions or version not in (None, page.versions[0].version):
+        return None
+    return page.versions[0]
+
+
+async def workflows(session: Session, principal: Principal) -> list[WorkflowRow]:
+    """Return the organization's workflows, the last changed first, 200 at most."""
+    rows = await session.rows(
+        sql.SQL(
+            "select newest.workflow_id, h.snapshot ->> 'name' as name, newest.version,"
+            " h.created_at as changed_at"
+            " from (select w.workflow_id, max(w.version) as version"
+            "   from pgaudit_wf.workflow_history as w where w.org_id = %(org)s"
+            "   group by w.workflow_id) as newest"
+            " join pgaudit_wf.workflow_history as h"
+            "   on h.workflow_id = newest.workflow_id and h.version = newest.version"
+            " order by h.created_at desc, newest.workflow_id limit 200"
+        ),
+        org=principal.org_id,
+    )
+    return [WorkflowRow(**row) for row in rows]
+
+
+async def run_tables(session: Session) -> list[dict[str, Any]]:
+    """Return the tables of runs that the reader role may read, with their columns."""
+    return await session.rows(
+        sql.SQL(
+            "select e.target::text as target, n.nspname as schema, c.relname as name,"
+            " e.id_column, e.org_column, e.time_column, e.workflow_column,"
+            " coalesce(w.id_prefix, '') as id_prefix"
+            " from pgaudit_wf.execution_attachment as e"
+            " join pg_class as c on c.oid = e.target join pg_namespace as n"
+            " on n.oid = c.relnamespace"
+            " left join pgaudit_wf.workflow_attachment as w on w.target = e.workflow_target"
+            " where has_table_privilege(e.target, 'select')"
+            " and has_schema_privilege(n.oid, 'usage') and e.org_column is not null"
+            " order by w.id_prefix, 1"
+        )
+    )
+
+
+async def find_run(
+    session: Session, principal: Principal, table: Mapping[str, Any], execution_id: str
+) -> RunAttribution | None:
+    """Return what is behind a run of the organization in one table, None if it has none.
+
+    Raises:
+        psycopg.DataError: The id is of another type than the table's.
+    """
+    found = await session.run(execution_attribution.read(table["target"], execution_id))
+    return found if found is not None and found.org_id == principal.org_id else None
+
+
+async def runs(
+    session: Session,
+    principal: Principal,
+    table: Mapping[str, Any],
+    *,
+    workflow_id: str | None = None,
+    after: str | None = None,
+    page_size: int = 25,
+) -> RunPage:
+    """Return a page of the organization's runs in one table, newest first.
+
+    Raises:
+        CursorError: `after` is none of this function's.
+    """
+    column = {
+        name: sql.SQL("r.{}").format(sql.Identifier(table[f"{name}_column"]))
+        for name in ("id", "org", "workflow")
+    }
+    time = (
+        sql.SQL("r.{}::timestamptz").format(sql.Identifier(table["time_column"]))
+        if table["time_column"]
+        else sql.SQL("timestamptz 'epoch'")
+    )
+    where = [sql.SQL("{}::text = %(org)s").format(column["org"])]
+    place: dict[str, Any] = {}
+    if workflow_id is not None:
+        where.append(sql.SQL("%(prefix)s || {}::text = %(workflow)s").format(column["workflow"]))
+    if after is not None:
+        place = dict(zip(("time", "id"), _run_place(after), strict=True))
+        where.append(
+            sql.SQL("({}, {}::text) < (%(time)s::timestamptz, %(id)s)").format(time, column["id"])
+        )
+    statement = sql.SQL(
+        "select a.execution_id, a.workflow_id, a.occurred_at, a.credential_type,"
+        " a.credential_label, a.version, a.snapshot ->> 'name' as workflow_name,"
+        " run.place"
+        " from (select {id}::text as id, {time} as started,"
+        "   ({time})::text as place from {table} as r"
+        "   where {where} order by 2 desc, 1 desc limit %(page_size)s) as run,"
+        " lateral pgaudit_wf.execution_attribution(%(target)s::regclass, run.id) as a"
+        " order by run.started desc, run.id desc"
+    ).format(
+        id=column["id"],
+        time=time,
+        table=sql.Identifier(table["schema"], table["name"]),
+        where=sql.SQL(" and ").join(where),
+    )
+    rows = await session.rows(
+        statement,
+        org=principal.org_id,
+        prefix=table["id_prefix"],
+        workflow=workflow_id,
+        target=table["target"],
+        page_size=page_size,
+        **place,
+    )
+    places = [row.pop("place") for row in rows]
+    found = tuple(Run(**row) for row in rows)
+    full = len(found) == page_size
+    return RunPage(found, _run_cursor(places[-1], found[-1].execution_id) if full else None)
+
+
+def _run_cursor(started: str, execution_id: str) -> str:
+    place = json.dumps([started, execution_id]).encode()
+    return base64.urlsafe_b64encode(place).decode().rstrip("=")
+
+
+def _run_place(cursor: str) -> tuple[datetime, str]:
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), "-_", validate=True)
+        started, execution_id = json.loads(text)
+        return datetime.fromisoformat(started), str(execution_id)
+    except (ValueError, TypeError, binascii.Error):
+        raise CursorError("the cursor was not made by a page of runs", sqlstate="PA007") from None

@@ -1,0 +1,133 @@
+"""What the sealed log has to show: its last checkpoint, its tiles, verification and proofs."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+import psycopg
+from anyio import to_thread
+from psycopg_pool import ConnectionPool
+
+from pgaudit_wf.integrity.merkle import HASH_SIZE
+from pgaudit_wf.integrity.note import VerifierKey
+from pgaudit_wf.integrity.proof import newest_checkpoint, prove_event
+from pgaudit_wf.integrity.tiles import TILE_WIDTH
+from pgaudit_wf.integrity.verify import Report, verify
+from pgaudit_wf.trail.statement import one
+
+T = TypeVar("T")
+_TILE = re.compile(r"(\d{1,2})/((?:x\d{3}/)*\d{3})(?:\.p/(\d{1,3}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """How far the log is sealed, and what of an organization is not; counted up to `limit`."""
+
+    size: int
+    sealed_at: datetime | None
+    note: str | None
+    unsealed: int
+    limit: int = 1000
+
+
+class Integrity:
+    """Reads the tree as the schema's owner does; what it returns are hashes and counts.
+
+    Args:
+        pool: Connections of the schema's owner.
+        keys: The public keys under which checkpoints have to be signed.
+    """
+
+    def __init__(self, pool: ConnectionPool[Any], keys: Sequence[VerifierKey]) -> None:
+        self._pool = pool
+        self._keys = keys
+        self._verifying = threading.Lock()
+
+    @property
+    def may_verify(self) -> bool:
+        """Whether there is a key to verify with."""
+        return bool(self._keys)
+
+    async def _call(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+        def on_connection() -> T:
+            with self._pool.connection() as conn:
+                before = conn.autocommit
+                conn.autocommit = True
+                try:
+                    return work(conn)
+                finally:
+                    conn.autocommit = before
+
+        return await to_thread.run_sync(on_connection)
+
+    async def sealing(self, org_id: str) -> Sealing:
+        """Return how far the log is sealed."""
+
+        def work(conn: psycopg.Connection[Any]) -> Sealing:
+            last = conn.execute(
+                "select size, sealed_at, note from pgaudit_wf.log_checkpoint"
+                " order by size desc limit 1"
+            ).fetchone() or (0, None, None)
+            (unsealed,) = one(
+                conn,
+                "select count(*) from (select from pgaudit_wf.security_audit_log as l"
+                " where l.org_id = %(org)s"
+                # What is older was sealed then, but for transactions that ran an hour long.
+                " and (%(at)s::timestamptz is null or l.occurred_at > %(at)s - interval '1 hour')"
+                " and not exists (select from pgaudit_wf.log_leaf as s"
+                "   where s.event_id = l.id and s.tx_id = l.tx_id) limit 1000) as unsealed",
+                {"org": org_id, "at": last[1]},
+            )
+            return Sealing(last[0], last[1], last[2], unsealed)
+
+        return await self._call(work)
+
+    async def checkpoint(self) -> str:
+        """Return the newest signed checkpoint.
+
+        Raises:
+            ProofError: There is none.
+        """
+        return await self._call(newest_checkpoint)
+
+    async def tile(self, path: str) -> bytes | None:
+        """Return a tile of the tree by its path after `tile/`; None if there is none."""
+        found = _TILE.fullmatch(path)
+        if found is None:
+            return None
+        level, width = int(found[1]), int(found[3] or TILE_WIDTH)
+        number = int(found[2].replace("x", "").replace("/", ""))
+        if not 0 < width <= TILE_WIDTH or level > 63 or number >= 1 << 62:
+            return None
+
+        def work(conn: psycopg.Connection[Any]) -> bytes | None:
+            row = conn.execute(
+                "select hashes from pgaudit_wf.log_tile where level = %s and tile_number = %s",
+                [level, number],
+            ).fetchone()
+            hashes = bytes(row[0])[: width * HASH_SIZE] if row else b""
+            return hashes if len(hashes) == width * HASH_SIZE else None
+
+        return await self._call(work)
+
+    async def verify(self) -> Report | None:
+        """Check the whole log; None if somebody is at it already."""
+        if not self._verifying.acquire(blocking=False):
+            return None
+        try:
+            return await self._call(lambda conn: verify(conn, self._keys))
+        finally:
+            self._verifying.release()
+
+    async def proof(self, event_id: int) -> dict[str, Any]:
+        """Return the proof of an event; whether the asker may see it is to be asked before.
+
+        Raises:
+            ProofError: It is not sealed yet.
+        """
+        return await self._call(lambda conn: prove_event(conn, event_id))

@@ -1,0 +1,650 @@
+"""Versions of workflows, typed: read, compare and restore them, and ask what a run executed.
+
+Each function takes a `psycopg.Connection` and returns its result, or a `psycopg.AsyncConnection`
+and returns something to await. The database does the work, with the connection's rights: as a
+member of role `pgaudit_wf_reader`, read inside a block that says who asks, and restore inside one
+that says who acts:
+
+    with request_context(conn, actor_id="u_1", org_id="o_1") as conn:
+        page = workflow_versions(conn, workflow_id)
+        restore_workflow(conn, workflow_id, page.versions[1].version)
+
+An id of a workflow is the text of its key, with `<resource_type>/` before it for all but the first
+attached workflow table, as in `pgaudit_wf.workflow_history`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+from psycopg import sql
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from pgaudit_wf.exact_json import dumps
+from pgaudit_wf.trail.statement import Json, Read, Statement, columns
+
+__all__ = [
+    "BackfillBatch",
+    "ConfigurationChange",
+    "Connected",
+    "FieldChange",
+    "NodeChange",
+    "NodeRef",
+    "Problem",
+    "RefusedWorkflow",
+    "RestoredVersion",
+    "RunAttribution",
+    "Snapshot",
+    "Usage",
+    "Version",
+    "VersionDiff",
+    "VersionPage",
+    "WorkflowTable",
+    "backfill_batch",
+    "compare_versions",
+    "definition_usage",
+    "execution_attribution",
+    "restore_workflow",
+    "validate_definition",
+    "validate_version",
+    "version_snapshot",
+    "workflow_tables",
+    "workflow_versions",
+]
+
+Source: TypeAlias = Literal["create", "update", "listing", "restore", "backfill"]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldChange:
+    """A changed value as text for people, in full; "empty" stands for none."""
+
+    field: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationChange:
+    """A changed key of a node's configuration; as `FieldChange`."""
+
+    key: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRef:
+    """A node by its id, as people call it, and of which type it is; `id` is None if it has none."""
+
+    id: str | None
+    label: str
+    node_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChange(NodeRef):
+    """A node that was changed: `fields` are name, description, type and enabled."""
+
+    action_type: str | None
+    fields: tuple[FieldChange, ...]
+    configuration: tuple[ConfigurationChange, ...]
+
+    def as_json(self) -> dict[str, Json]:
+        """Return the node as `pgaudit_wf.version_diff()` writes it."""
+        deltas: list[dict[str, Json]] = [asdict(change) for change in self.fields]
+        if self.configuration:
+            changes = [asdict(change) for change in self.configuration]
+            deltas.append({"field": "configuration", "changes": changes})
+        return {
+            "id": self.id,
+            "label": self.label,
+            "node_type": self.node_type,
+            "action_type": self.action_type,
+            "deltas": deltas,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A connection by its nodes' labels and ids, and the handles where it has some."""
+
+    source: str
+    target: str
+    source_id: str | None
+    target_id: str | None
+    source_handle: str | None
+    target_handle: str | None
+
+    def as_json(self) -> dict[str, Json]:
+        """Return the connection as `pgaudit_wf.version_diff()` writes it."""
+        handles = {"source_handle": self.source_handle, "target_handle": self.target_handle}
+        return {
+            "from": self.source,
+            "to": self.target,
+            **{name: handle for name, handle in handles.items() if handle is not None},
+            "from_id": self.source_id,
+            "to_id": self.target_id,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDiff:
+    """What changed between two versions.
+
+    `has_changes` is also True where only the order or a detail that is not listed differs.
+    """
+
+    settings: tuple[FieldChange, ...]
+    nodes_added: tuple[NodeRef, ...]
+    nodes_removed: tuple[NodeRef, ...]
+    nodes_changed: tuple[NodeChange, ...]
+    connections_added: tuple[Connected, ...]
+    connections_removed: tuple[Connected, ...]
+    has_changes: bool
+
+    @classmethod
+    def from_json(cls, diff: Mapping[str, Json]) -> VersionDiff:
+        """Read what `pgaudit_wf.version_diff()` returns."""
+        return cls(
+            settings=tuple(FieldChange(**change) for change in diff["settings"]),
+            nodes_added=tuple(NodeRef(**node) for node in diff["nodes_added"]),
+            nodes_removed=tuple(NodeRef(**node) for node in diff["nodes_removed"]),
+            nodes_changed=tuple(map(_node_change, diff["nodes_changed"])),
+            connections_added=tuple(map(_connected, diff["connections_added"])),
+            connections_removed=tuple(map(_connected, diff["connections_removed"])),
+            has_changes=diff["has_changes"],
+        )
+
+    def as_json(self) -> dict[str, Json]:
+        """Return the diff as `pgaudit_wf.version_diff()` writes it, for programs."""
+        return {
+            "settings": [asdict(change) for change in self.settings],
+            "nodes_added": [asdict(node) for node in self.nodes_added],
+            "nodes_removed": [asdict(node) for node in self.nodes_removed],
+            "nodes_changed": [node.as_json() for node in self.nodes_changed],
+            "connections_added": [link.as_json() for link in self.connections_added],
+            "connections_removed": [link.as_json() for link in self.connections_removed],
+            "has_changes": self.has_changes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of a workflow as people read it.
+
+    `actor_name` is the present name, or the one kept in the version where there is none (any more).
+    `summary` says in a line what changed, `change` in full, both since the version before.
+    `api_key_id` is the API key used, if any; `restored_from` the version put back, for a restore.
+    """
+
+    workflow_id: str
+    version: int
+    created_at: datetime
+    actor_id: str | None
+    actor_name: str | None
+    auth_method: str | None
+    api_key_id: str | None
+    source: Source
+    restored_from: int | None
+    summary: str
+    content_hash: str
+    change: VersionDiff
+    org_id: str | None
+    correlation_id: str | None
+    is_current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPage:
+    """Versions, newest first, and where the next page begins.
+
+    `next_before` is None after the last version; a page that ends with it may still have one.
+    """
+
+    versions: tuple[Version, ...]
+    next_before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A version in full. What the workflow's table has no column for is None."""
+
+    name: str | None
+    description: str | None
+    visibility: str | None
+    enabled: bool | None
+    nodes: list[Json]
+    edges: list[Json]
+
+    @classmethod
+    def from_json(cls, snapshot: Mapping[str, Json]) -> Snapshot:
+        """Read what `pgaudit_wf.version_snapshot()` returns."""
+        return cls(
+            name=snapshot.get("name"),
+            description=snapshot.get("description"),
+            visibility=snapshot.get("visibility"),
+            enabled=snapshot.get("enabled"),
+            nodes=snapshot.get("nodes") or [],
+            edges=snapshot.get("edges") or [],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """A version that had a definition, or a run of it.
+
+    A version has `version` and who saved it; `credential_type` is then how he had signed in and
+    `credential_label` the id of the API key. A run has `execution_id` and what it is stamped with.
+    """
+
+    kind: Literal["version", "run"]
+    workflow_id: str
+    version: int | None
+    execution_id: str | None
+    occurred_at: datetime | None
+    org_id: str | None
+    actor_id: str | None
+    actor_name: str | None
+    credential_type: str | None
+    credential_label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunAttribution:
+    """The credential and the definition behind a run.
+
+    `credential_type` is "webhook_key", "org_api_key", "oauth", "session" or "internal";
+    `credential_label` a handle that is no secret. `version` and `snapshot` are None if the history
+    has no version with that hash.
+    """
+
+    execution_id: str
+    workflow_id: str
+    credential_type: str | None
+    credential_label: str | None
+    executed_workflow_hash: str | None
+    occurred_at: datetime | None
+    org_id: str | None
+    version: int | None
+    snapshot: Snapshot | None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What keeps a definition from being enabled, listed or run."""
+
+    node_id: str | None
+    field: str | None
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredVersion:
+    """The version that is current after a restore; `changed` is False if nothing had to change."""
+
+    version: int
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTable:
+    """An attached table of workflows, written as in SQL, and about how many rows it has.
+
+    `rows` is the planner's estimate, None where it has none yet.
+    """
+
+    table: str
+    nodes_column: str
+    edges_column: str
+    id_prefix: str
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedWorkflow:
+    """A workflow that could not be given a version, and why."""
+
+    workflow_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillBatch:
+    """What a batch did. `last_id` is where the next one begins; the last one `examined` nothing."""
+
+    examined: int
+    written: int
+    refused: tuple[RefusedWorkflow, ...]
+    last_id: str | None
+
+
+def _node_change(node: Mapping[str, Json]) -> NodeChange:
+    deltas = node["deltas"]
+    return NodeChange(
+        id=node["id"],
+        label=node["label"],
+        node_type=node["node_type"],
+        action_type=node["action_type"],
+        fields=tuple(FieldChange(**delta) for delta in deltas if "changes" not in delta),
+        configuration=tuple(
+            ConfigurationChange(**change) for delta in deltas for change in delta.get("changes", ())
+        ),
+    )
+
+
+def _connected(connection: Mapping[str, Json]) -> Connected:
+    return Connected(
+        source=connection["from"],
+        target=connection["to"],
+        source_id=connection["from_id"],
+        target_id=connection["to_id"],
+        source_handle=connection.get("source_handle"),
+        target_handle=connection.get("target_handle"),
+    )
+
+
+@Statement
+def workflow_versions(
+    workflow_id: str,
+    *,
+    node_id: str | None = None,
+    connection: tuple[str, str] | None = None,
+    before_version: int | None = None,
+    page_size: int = 50,
+) -> Read[VersionPage]:
+    """Read a page of a workflow's versions, newest first; empty if it has none to show.
+
+    To a reader (role `pgaudit_wf_reader`) whose actor is neither owner nor admin of the workflow's
+    organization, nothing shows.
+
+    Args:
+        conn: The connection.
+        workflow_id: The workflow; it may be deleted.
+        node_id: Only versions that added, removed or changed this node.
+        connection: Only versions that added or removed a connection between these two nodes,
+            given as (source id, target id).
+        before_version: `next_before` of the page before; None for the first page.
+        page_size: Versions on a page, from 1 to 1000.
+
+    Raises:
+        ArgumentError: `page_size` is out of range.
+        psycopg.Error: Anything else the database says.
+    """
+    source_id, target_id = connection or (None, None)
+
+    def shape(rows: Sequence[DictRow]) -> VersionPage:
+        versions = tuple(
+            Version(**{**row, "change": VersionDiff.from_json(row["change"])}) for row in rows
+        )
+        full = len(versions) == page_size
+        return VersionPage(versions, versions[-1].version if full else None)
+
+    return Read(
+        sql.SQL(
+            "select {} from pgaudit_wf.workflow_versions(%(workflow_id)s, node_id => %(node_id)s,"
+            " source_id => %(source_id)s, target_id => %(target_id)s,"
+            " before_version => %(before_version)s, page_size => %(page_size)s) as v"
+            " order by v.version desc"
+        ).format(columns(Version, "v")),
+        {
+            "workflow_id": workflow_id,
+            "node_id": node_id,
+            "source_id": source_id,
+            "target_id": target_id,
+            "before_version": before_version,
+            "page_size": page_size,
+        },
+        shape,
+    )
+
+
+@Statement
+def version_snapshot(workflow_id: str, version: int) -> Read[Snapshot]:
+    """Read a version in full, also of a workflow that is deleted.
+
+    Args:
+        conn: The connection; also an application's own (role `pgaudit_wf_app`), for workflows of
+            the organization it acts for.
+        workflow_id: The workflow.
+        version: The number of the version.
+
+    Raises:
+        VersionNotFoundError: There is none, or none that the connection may see.
+        psycopg.Error: Anything else the database says.
+    """
+    return Read(
+        sql.SQL(
+            "select pgaudit_wf.version_snapshot(%(workflow_id)s, %(version)s::integer) as snapshot"
+        ),
+        {"workflow_id": workflow_id, "version": version},
+        lambda rows: Snapshot.from_json(rows[0]["snapshot"]),
+    )
+
+
+@Statement
+def compare_versions(workflow_id: str, before: int | None, after: int) -> Read[VersionDiff]:
+    """Compare any two versions of a workflow, in either direction.
+
+    Args:
+        conn: The connection.
+        workflow_id: The workflow; it may be deleted.
+        before: The version compared with; None for nothing, so that all of `after` reads as added.
+        after: The version that is described.
+
+    Raises:
+        VersionNotFoundError: One of them does not exist, or the connection may not see it.
+        psycopg.Error: Anything else the database says.
+    """
+    compare = (
+        sql.SQL(
+            "pgaudit_wf.version_diff(null,"
+            " pgaudit_wf.version_snapshot(%(workflow_id)s, %(after)s::integer))"
+        )
+        if before is None
+        else sql.SQL(
+            "pgaudit_wf.compare_versions(%(workflow_id)s, %(before)s::integer, %(after)s::integer)"
+        )
+    )
+    return Read(
+        sql.SQL("select {} as diff").format(compare),
+        {"workflow_id": workflow_id, "before": before, "after": after},
+        lambda rows: VersionDiff.from_json(rows[0]["diff"]),
+    )
+
+
+@Statement
+def definition_usage(content_hash: str) -> Read[tuple[Usage, ...]]:
+    """Read which versions ever had a definition and which runs executed it, oldest first.
+
+    Args:
+        conn: The connection. It sees versions as `workflow_versions` does, and runs if it may read
+            their table.
+        content_hash: The definition's hash, 64 lower-case hex digits.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    return Read(
+        sql.SQL(
+            "select {} from pgaudit_wf.definition_usage(%(content_hash)s) as u"
+            " order by u.occurred_at, u.kind desc, u.workflow_id, u.version, u.execution_id"
+        ).format(columns(Usage, "u")),
+        {"content_hash": content_hash},
+        lambda rows: tuple(Usage(**row) for row in rows),
+    )
+
+
+@Statement
+def execution_attribution(table: str, execution_id: str) -> Read[RunAttribution | None]:
+    """Read which credential and which definition are behind a run; None if there is no such run.
+
+    Args:
+        conn: The connection; it needs the right to read the table.
+        table: The table of runs, as in SQL.
+        execution_id: The run's primary key, as text.
+
+    Raises:
+        NotAttachedError: `attach_execution()` does not know the table.
+        psycopg.Error: Anything else the database says, for instance that the id is of another type.
+    """
+
+    def shape(rows: Sequence[DictRow]) -> RunAttribution | None:
+        if not rows:
+            return None
+        kept = rows[0]["snapshot"]
+        return RunAttribution(
+            **{**rows[0], "snapshot": None if kept is None else Snapshot.from_json(kept)}
+        )
+
+    return Read(
+        sql.SQL(
+            "select {} from pgaudit_wf.execution_attribution("
+            "%(table)s::regclass, %(execution_id)s) as r"
+        ).format(columns(RunAttribution, "r")),
+        {"table": table, "execution_id": execution_id},
+        shape,
+    )
+
+
+def _problems(rows: Sequence[DictRow]) -> tuple[Problem, ...]:
+    return tuple(Problem(**row) for row in rows)
+
+
+@Statement
+def validate_definition(nodes: Json, edges: Json) -> Read[tuple[Problem, ...]]:
+    """Say what keeps a definition from being enabled, listed or run; empty if nothing does.
+
+    Args:
+        conn: The connection.
+        nodes: The nodes as the editor has them.
+        edges: The edges as the editor has them.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    return Read(
+        sql.SQL("select {} from pgaudit_wf.validate_definition(%(nodes)s, %(edges)s) as p").format(
+            columns(Problem, "p")
+        ),
+        {"nodes": Jsonb(nodes, dumps), "edges": Jsonb(edges, dumps)},
+        _problems,
+    )
+
+
+@Statement
+def validate_version(workflow_id: str, version: int) -> Read[tuple[Problem, ...]]:
+    """Say what keeps a version from being enabled, listed or run, by the rules of today.
+
+    Args:
+        conn: The connection.
+        workflow_id: The workflow; it may be deleted.
+        version: The number of the version.
+
+    Raises:
+        VersionNotFoundError: There is none, or none that the connection may see.
+        psycopg.Error: Anything else the database says.
+    """
+    return Read(
+        sql.SQL(
+            "select {} from pgaudit_wf.version_snapshot("
+            "%(workflow_id)s, %(version)s::integer) as s,"
+            " pgaudit_wf.validate_definition(s -> 'nodes', s -> 'edges') as p"
+        ).format(columns(Problem, "p")),
+        {"workflow_id": workflow_id, "version": version},
+        _problems,
+    )
+
+
+@Statement
+def restore_workflow(
+    workflow_id: str, version: int, table: str | None = None
+) -> Read[RestoredVersion]:
+    """Put a version back by an ordinary update: nodes, edges, name and description.
+
+    Visibility, the switch and the listing stay as they are. It makes a new version of source
+    "restore" and an event `<resource_type>.restored`, or nothing if that is what is there.
+
+    Args:
+        conn: The connection; the update is made with its rights, and attributed to the context of
+            its transaction.
+        workflow_id: The workflow.
+        version: The version to put back.
+        table: The workflow's table, as in SQL; None: told from the id.
+
+    Raises:
+        VersionNotFoundError: There is no such version or the workflow is gone, or the connection
+            may not see it.
+        NotAttachedError: No workflow table is attached, or not this one.
+        psycopg.Error: Anything else the database says; what refuses an update refuses this one.
+    """
+    return Read(
+        sql.SQL(
+            "select pgaudit_wf.newest_version(%(workflow_id)s) as before,"
+            " pgaudit_wf.restore_workflow("
+            "%(workflow_id)s, %(version)s::integer, %(table)s::regclass) as version"
+        ),
+        {"workflow_id": workflow_id, "version": version, "table": table},
+        lambda rows: RestoredVersion(rows[0]["version"], rows[0]["version"] != rows[0]["before"]),
+    )
+
+
+@Statement
+def workflow_tables() -> Read[tuple[WorkflowTable, ...]]:
+    """Read which tables of workflows are attached, by name.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    return Read(
+        sql.SQL(
+            'select w.target::text as "table", w.nodes_column, w.edges_column, w.id_prefix,'
+            " nullif(c.reltuples, -1)::bigint as rows"
+            " from pgaudit_wf.workflow_attachment as w join pg_class as c on c.oid = w.target"
+            " order by 1"
+        ),
+        {},
+        lambda rows: tuple(WorkflowTable(**row) for row in rows),
+    )
+
+
+@Statement
+def backfill_batch(
+    table: str, after_id: str | None = None, batch_size: int = 100
+) -> Read[BackfillBatch]:
+    """Write version 1 and a creation event for workflows that were there before their table was.
+
+    One batch, in the order of the ids. Call it with the `last_id` it returned until it examined
+    nothing, each call in a transaction of its own (as on an autocommit connection): its workflows
+    are locked until that ends. Workflows that have a version already are left alone, so it can be
+    stopped at any time and begun again, and the application may go on writing.
+
+    Args:
+        conn: The connection, as the table's owner.
+        table: The table of workflows, as in SQL.
+        after_id: The last id that is done; None to begin.
+        batch_size: How many workflows to look at.
+
+    Raises:
+        NotAttachedError: `attach_workflow()` does not know the table.
+        ArgumentError: `batch_size` is below 1.
+        psycopg.Error: Anything else the database says.
+    """
+
+    def shape(rows: Sequence[DictRow]) -> BackfillBatch:
+        refused = tuple(RefusedWorkflow(**workflow) for workflow in rows[0]["refused"])
+        return BackfillBatch(**{**rows[0], "refused": refused})
+
+    return Read(
+        sql.SQL(
+            "select {} from pgaudit_wf.backfill_workflows("
+            "%(table)s::regclass, %(after_id)s, %(batch_size)s::integer) as b"
+        ).format(columns(BackfillBatch, "b")),
+        {"table": table, "after_id": after_id, "batch_size": batch_size},
+        shape,
+    )
