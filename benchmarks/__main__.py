@@ -16,7 +16,8 @@ from benchmarks.database import ROOT
 from benchmarks.measure import go_first, measure
 from benchmarks.report import aims, as_json, markdown, summarize
 from benchmarks.scenarios import SCENARIOS
-from pgaudit_wf.dev.server import DevServer, find_binaries
+from pgaudit_wf.dev.binaries import find_binaries
+from pgaudit_wf.dev.server import DevServer
 
 
 def main() -> None:

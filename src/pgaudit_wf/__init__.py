@@ -1,7 +1,8 @@
 """Audit trail and workflow history inside PostgreSQL; the database does the work."""
 
 from pgaudit_wf.context.attempt import configure_attempts
-from pgaudit_wf.context.block import record_denied, record_event, record_failed, request_context
+from pgaudit_wf.context.block import request_context
+from pgaudit_wf.context.record import record_denied, record_event, record_failed
 from pgaudit_wf.context.values import AttestationKey, RequestContext, bind, current_context
 from pgaudit_wf.trail.reads import (
     api_key_activity,

@@ -32,7 +32,8 @@ from pgaudit_wf import (
     request_context,
 )
 from pgaudit_wf.cli import app
-from pgaudit_wf.context.attempt import Attempt, append_lines, read_spool, spooled
+from pgaudit_wf.context.attempt import Attempt
+from pgaudit_wf.context.spool import append_lines, read_spool, spooled
 from pgaudit_wf.context.values import RequestContext
 from pgaudit_wf.errors import FailedTransactionError
 from support.server import Conn
@@ -539,7 +540,7 @@ def test_processes_spool_while_readers_read_and_are_killed(dsn: str, spool: Path
     for writer in writers:
         writer.start()
     command = [sys.executable, "-c", (
-        "import sys, pathlib, psycopg; from pgaudit_wf.context.attempt import read_spool\n"
+        "import sys, pathlib, psycopg; from pgaudit_wf.context.spool import read_spool\n"
         "with psycopg.connect(sys.argv[1], autocommit=True) as conn:\n"
         "    read_spool(conn, pathlib.Path(sys.argv[2]))"
     ), dsn, str(spool)]  # fmt: skip

@@ -16,7 +16,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from pgaudit_wf import RequestContext, bind, record_event, request_context
-from pgaudit_wf.context.block import _CarriesContext, active_context
+from pgaudit_wf.context.block import active_context
+from pgaudit_wf.context.psycopg_transaction import CarriesContext
 from pgaudit_wf.context.values import FIELDS
 from pgaudit_wf.errors import (
     ConnectionUnusableError,
@@ -398,7 +399,7 @@ def test_a_psycopg_that_begins_in_another_way_is_refused(
     db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_enter_gen", "_get_enter_commands"):
-        monkeypatch.delattr(_CarriesContext, name)
+        monkeypatch.delattr(CarriesContext, name)
     with pytest.raises(ContextError, match="is not supported"), request_context(db):
         pass
     assert idle(db)

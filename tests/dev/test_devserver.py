@@ -15,8 +15,9 @@ import psutil
 import psycopg
 import pytest
 
-from pgaudit_wf.dev import server as devserver
-from pgaudit_wf.dev.server import Binaries, DevServer, DevServerError, find_binaries
+from pgaudit_wf.dev import binaries
+from pgaudit_wf.dev.binaries import Binaries, DevServerError, find_binaries
+from pgaudit_wf.dev.server import DevServer
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -171,7 +172,7 @@ def test_client_programs_come_from_this_installation_or_the_machine(
 ) -> None:
     assert server.bin("psql").parent == server.binaries.bindir
     without = DevServer(Binaries(tmp_path, server.binaries.major))
-    if list(devserver._on_machine()):
+    if list(binaries.on_machine()):
         assert without.bin("psql").exists()
     with pytest.raises(DevServerError, match="no_such_program"):
         server.bin("no_such_program")
@@ -190,7 +191,8 @@ SCRIPT = textwrap.dedent(
     """
     import os, sys, pathlib
     import psycopg
-    from pgaudit_wf.dev.server import Binaries, DevServer
+    from pgaudit_wf.dev.binaries import Binaries
+    from pgaudit_wf.dev.server import DevServer
 
     bindir, major, uid = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     if uid != os.geteuid():
@@ -255,7 +257,7 @@ def test_root_copies_programs_that_others_cannot_reach(
     bindir = hidden / server.binaries.bindir.relative_to(site)
     with tempfile.TemporaryDirectory(dir="/tmp") as reachable:
         Path(reachable).chmod(0o755)
-        monkeypatch.setattr(devserver, "_SHARED", Path(reachable))
+        monkeypatch.setattr(binaries, "_SHARED", Path(reachable))
         for _ in range(2):
             with DevServer(Binaries(bindir, server.binaries.major)) as own:
                 assert own.binaries.bindir.is_relative_to(reachable)
@@ -287,7 +289,8 @@ def test_a_forked_child_ends_without_ending_the_server(server: DevServer) -> Non
     script = textwrap.dedent(
         """
         import os, pathlib, sys
-        from pgaudit_wf.dev.server import Binaries, DevServer
+        from pgaudit_wf.dev.binaries import Binaries
+        from pgaudit_wf.dev.server import DevServer
 
         with DevServer(Binaries(pathlib.Path(sys.argv[1]), int(sys.argv[2]))) as server:
             if not (child := os.fork()):

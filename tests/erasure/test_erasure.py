@@ -10,15 +10,15 @@ import pytest
 from psycopg import sql
 
 from pgaudit_wf import request_context
-from pgaudit_wf.archive.read import (
+from pgaudit_wf.archive.erase import (
     PersonalValue,
-    archived_trail,
     archives_with,
     erase_from_archive,
     find_archived_values,
-    whole_trail,
 )
-from pgaudit_wf.archive.write import archive_partition, list_archives, verify_archive
+from pgaudit_wf.archive.files import list_archives, verify_archive
+from pgaudit_wf.archive.read import archived_trail, whole_trail
+from pgaudit_wf.archive.write import archive_partition
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import ArchiveError
 from support.server import Conn

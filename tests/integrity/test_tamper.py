@@ -12,8 +12,9 @@ from pgaudit_wf.context.block import request_context
 from pgaudit_wf.context.values import RequestContext
 from pgaudit_wf.integrity.note import SigningKey
 from pgaudit_wf.integrity.proof import newest_checkpoint
+from pgaudit_wf.integrity.report import Problem, Report
 from pgaudit_wf.integrity.seal import Sealer
-from pgaudit_wf.integrity.verify import Problem, Report, verify
+from pgaudit_wf.integrity.verify import verify
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
 LOG = "pgaudit_wf.security_audit_log"

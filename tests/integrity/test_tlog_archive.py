@@ -9,14 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pgaudit_wf.archive.read import archives_with, erase_from_archive, find_archived_values
-from pgaudit_wf.archive.write import archive_partition, list_archives
+from pgaudit_wf.archive.erase import archives_with, erase_from_archive, find_archived_values
+from pgaudit_wf.archive.files import list_archives
+from pgaudit_wf.archive.write import archive_partition
 from pgaudit_wf.errors import ProofError
 from pgaudit_wf.integrity.archives import archived_row, verify_archives
 from pgaudit_wf.integrity.note import SigningKey
 from pgaudit_wf.integrity.proof import check, prove_event
+from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.integrity.seal import Sealer
-from pgaudit_wf.integrity.verify import Report, verify
+from pgaudit_wf.integrity.verify import verify
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
 PARTITION = "security_audit_log_y2021m03"

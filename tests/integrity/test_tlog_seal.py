@@ -50,8 +50,9 @@ from pgaudit_wf.integrity.proof import (
     prove_version,
 )
 from pgaudit_wf.integrity.push import export_tiles, push
+from pgaudit_wf.integrity.report import Problem
 from pgaudit_wf.integrity.seal import Sealer
-from pgaudit_wf.integrity.verify import Problem, verify
+from pgaudit_wf.integrity.verify import verify
 from pgaudit_wf.trail.event import EVENT_COLUMNS, EventRow
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))

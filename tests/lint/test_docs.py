@@ -12,7 +12,7 @@ import typer.main
 
 from pgaudit_wf import manual
 from pgaudit_wf.cli import app
-from pgaudit_wf.dev.server import OLDEST_MAJOR
+from pgaudit_wf.dev.binaries import OLDEST_MAJOR
 
 pytestmark = pytest.mark.lint
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys, time
 import psycopg
@@ -50,3 +54,19 @@ def test_importing_it_brings_in_nothing_but_psycopg() -> None:
 def test_importing_it_takes_little_time() -> None:
     # Of the processor, and the best of some, as the machine may be busy.
     assert min(imported()["took"] for _ in range(5)) < 0.15
+
+
+def test_no_module_imports_in_circles() -> None:
+    imports: dict[str, set[str]] = {}
+    for path in (ROOT / "src" / "pgaudit_wf").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+        imports[name.removesuffix(".__init__")] = {
+            f"{statement.module}.{alias.name}" if whole else f"{statement.module}"
+            for statement in ast.parse(path.read_text()).body
+            if isinstance(statement, ast.ImportFrom)
+            for alias in statement.names
+            for whole in (True, False)
+        }
+    ours = {name: found & imports.keys() - {name} for name, found in imports.items()}
+    # Raises CycleError, which names the modules.
+    assert len(list(TopologicalSorter(ours).static_order())) == len(ours)

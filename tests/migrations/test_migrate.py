@@ -28,7 +28,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.errors import MigrationChangedError, MigrationError, MigrationLockedError
-from pgaudit_wf.schema import migrate as module
+from pgaudit_wf.schema import ledger
 from pgaudit_wf.schema.files import GROUPS
 from pgaudit_wf.schema.migrate import applied, migrate, pending
 from support.pgbouncer import pooled
@@ -249,7 +249,7 @@ def test_the_applications_own_yoyo_goes_on(empty_dsn: str, tmp_path: Path) -> No
     assert value(empty_dsn, "select count(*) from public._yoyo_migration") == 2
     assert value(empty_dsn, "select count(note) from public.invoice") == 0
     # And yoyo itself understands the books that we keep.
-    listed = yoyo("list", released / "migrations" / "core", f"&schema={module.BOOK_SCHEMA}")
+    listed = yoyo("list", released / "migrations" / "core", f"&schema={ledger.LEDGER_SCHEMA}")
     assert re.search(rf"A\s+{re.escape(CORE)}", listed)
 
 
@@ -278,7 +278,7 @@ def test_an_object_of_the_user_that_depends_on_ours_stops_the_removal(empty_dsn:
 
 def test_the_app_schema_comes_and_goes_alone(server: DevServer, empty_dsn: str) -> None:
     migrate(empty_dsn)
-    core_only = dump(server, empty_dsn, "--exclude-schema", module.BOOK_SCHEMA)
+    core_only = dump(server, empty_dsn, "--exclude-schema", ledger.LEDGER_SCHEMA)
     rules = value(empty_dsn, "select count(*) from pgaudit_wf.action_rule")
     assert pending(empty_dsn) == ()
     assert pending(empty_dsn, with_app_schema=True) == (APP,)
@@ -288,7 +288,7 @@ def test_the_app_schema_comes_and_goes_alone(server: DevServer, empty_dsn: str) 
 
     execute(empty_dsn, (ROOT / "sql" / "uninstall" / "app.sql").read_text())
 
-    assert dump(server, empty_dsn, "--exclude-schema", module.BOOK_SCHEMA) == core_only
+    assert dump(server, empty_dsn, "--exclude-schema", ledger.LEDGER_SCHEMA) == core_only
     assert value(empty_dsn, "select count(*) from pgaudit_wf.action_rule") == rules
     assert value(empty_dsn, "select count(*) from pgaudit_wf.attached") == 0
 
@@ -419,7 +419,7 @@ def test_waiting_does_not_hold_up_an_index_built_concurrently(
 ) -> None:
     execute(empty_dsn, "create table public.invoice (id int)")
     with psycopg.connect(empty_dsn, autocommit=True) as holder:
-        holder.execute("select pg_advisory_lock(%s)", [module.LOCK_KEY])
+        holder.execute("select pg_advisory_lock(%s)", [ledger.LOCK_KEY])
         (process,) = start_migrators(empty_dsn, 1, directory=directory.path)
         with psycopg.connect(empty_dsn, autocommit=True) as conn:
             seen = "select exists (select from pg_stat_activity where datname = current_database()"
@@ -601,7 +601,7 @@ def test_who_may_not_create_schemas_is_told_how_to(
 
 
 def test_an_old_server_is_refused(empty_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "OLDEST_SERVER", 99)
+    monkeypatch.setattr(ledger, "OLDEST_SERVER", 99)
     with pytest.raises(
         MigrationError, match=r"this server is PostgreSQL \d+: .* needs 99 or newer"
     ):
@@ -953,7 +953,7 @@ def released(checkout: Path) -> Path:
 
 
 def schema_of(server: DevServer, dsn: str) -> str:
-    return dump(server, dsn, "--exclude-schema", module.BOOK_SCHEMA)
+    return dump(server, dsn, "--exclude-schema", ledger.LEDGER_SCHEMA)
 
 
 def test_before_a_release_there_is_no_migration_to_write(checkout: Path) -> None:

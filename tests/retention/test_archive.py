@@ -18,8 +18,9 @@ import pytest
 from psycopg import sql
 
 from pgaudit_wf import request_context
+from pgaudit_wf.archive.files import list_archives, verify_archive
 from pgaudit_wf.archive.read import archived_trail, whole_trail
-from pgaudit_wf.archive.write import archive_partition, list_archives, verify_archive
+from pgaudit_wf.archive.write import archive_partition
 from pgaudit_wf.errors import AccessDeniedError, ArchiveError, CursorError, DatabaseError
 from pgaudit_wf.trail.reads import TrailEntry, audit_trail
 from support.server import Conn
@@ -319,7 +320,8 @@ def test_an_event_that_commits_meanwhile_is_noticed(old: Conn, dsn: str, tmp_pat
 CONSTANT = """
 import sys
 import psycopg
-from pgaudit_wf.archive.write import archive_partition, list_archives
+from pgaudit_wf.archive.write import archive_partition
+from pgaudit_wf.archive.files import list_archives
 from pgaudit_wf.archive.read import whole_trail
 from pgaudit_wf.export.trail import export_trail
 with psycopg.connect(sys.argv[1], autocommit=True) as conn:

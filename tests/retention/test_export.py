@@ -16,7 +16,8 @@ from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 from psycopg.rows import dict_row
 
 from pgaudit_wf import request_context
-from pgaudit_wf.archive.write import archive_partition, list_archives
+from pgaudit_wf.archive.files import list_archives
+from pgaudit_wf.archive.write import archive_partition
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import AccessDeniedError
 from pgaudit_wf.export.trail import CSV_COLUMNS, OCSF_VERSION, csv_cell, export_trail, to_ocsf

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pgaudit_wf.archive.files import list_archives, verify_archive
 from pgaudit_wf.archive.read import whole_trail
-from pgaudit_wf.archive.write import archive_partition, list_archives, verify_archive
+from pgaudit_wf.archive.write import archive_partition
 from pgaudit_wf.cli import app
 from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.errors import ArchiveConflictError, MaintenanceRunningError

@@ -21,7 +21,8 @@ from psycopg.conninfo import make_conninfo
 from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.factories import postgresql, postgresql_noproc
 
-from pgaudit_wf.dev.server import DevServer, find_binaries
+from pgaudit_wf.dev.binaries import find_binaries
+from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.schema.migrate import migrate
 from support import function_calls
 

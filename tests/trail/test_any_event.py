@@ -37,10 +37,11 @@ from pgaudit_wf import (
 from pgaudit_wf.alerts.channels import LogChannel
 from pgaudit_wf.alerts.message import Alert, Templates
 from pgaudit_wf.alerts.worker import Worker
+from pgaudit_wf.archive.files import list_archives, verify_archive
 from pgaudit_wf.archive.read import whole_trail
-from pgaudit_wf.archive.write import archive_partition, list_archives, verify_archive
+from pgaudit_wf.archive.write import archive_partition
 from pgaudit_wf.cli import app
-from pgaudit_wf.cli.printing.output import print_trail
+from pgaudit_wf.cli.printing.trail import print_trail
 from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.exact_json import MAX_DEPTH, dumps, key_parts, loads
 from pgaudit_wf.export.trail import Format, event_writer, export_trail, to_ocsf

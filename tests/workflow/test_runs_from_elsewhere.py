@@ -14,7 +14,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgaudit_wf.dev.server import OLDEST_MAJOR, DevServer, DevServerError, find_binaries
+from pgaudit_wf.dev.binaries import OLDEST_MAJOR, DevServerError, find_binaries
+from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.schema.migrate import migrate
 from pgaudit_wf.workflow.definition import content_hash
 from support.server import Conn

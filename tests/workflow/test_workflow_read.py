@@ -17,8 +17,8 @@ from pgaudit_wf import errors, request_context
 from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.errors import from_database
 from pgaudit_wf.workflow.definition import content_hash
+from pgaudit_wf.workflow.model import RestoredVersion
 from pgaudit_wf.workflow.reads import (
-    RestoredVersion,
     backfill_batch,
     compare_versions,
     definition_usage,

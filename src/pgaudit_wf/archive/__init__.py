@@ -1,21 +1,14 @@
 """Months of the log as Parquet files."""
 
-from pgaudit_wf.archive.read import (
+from pgaudit_wf.archive.erase import (
     PersonalValue,
-    archived_trail,
     archives_with,
     erase_from_archive,
     find_archived_values,
-    whole_trail,
 )
-from pgaudit_wf.archive.write import (
-    Archive,
-    Progress,
-    archive_partition,
-    confirm_archive,
-    list_archives,
-    verify_archive,
-)
+from pgaudit_wf.archive.files import Archive, list_archives, verify_archive
+from pgaudit_wf.archive.read import archived_trail, whole_trail
+from pgaudit_wf.archive.write import Progress, archive_partition, confirm_archive
 
 __all__ = [
     "Archive",

@@ -11,40 +11,27 @@ import base64
 import heapq
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Unpack
 
-from pgaudit_wf.archive.write import (
+from pgaudit_wf.archive.files import (
     EPOCH,
     Archive,
     FileSystem,
-    Progress,
-    Row,
-    check_file,
     is_local,
-    manifest_path,
     missing_extra,
     open_filesystem,
-    read_rows,
-    sha256_of,
-    write_manifest,
-    write_rows,
 )
-from pgaudit_wf.errors import ArchiveConflictError, translated
+from pgaudit_wf.errors import translated
 from pgaudit_wf.exact_json import dumps, loads
-from pgaudit_wf.trail.event import EVENT_COLUMNS, EventRow, TrailEntry
+from pgaudit_wf.trail.event import EVENT_COLUMNS, TrailEntry
 from pgaudit_wf.trail.reads import TrailFilter, audit_trail, well_formed
 from pgaudit_wf.trail.statement import Connection, Json, one
 
 __all__ = [
-    "PersonalValue",
     "archived_trail",
-    "archives_with",
-    "erase_from_archive",
-    "find_archived_values",
     "whole_trail",
 ]
 
@@ -145,7 +132,7 @@ def _duckdb(filesystem: FileSystem) -> Iterator[Any]:
             yield engine
 
 
-def _select(
+def select(
     archives: Sequence[Archive], conditions: Sequence[str], values: Sequence[object]
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield matching events, newest first: in slices of time, as sorting all would take them all.
@@ -206,17 +193,17 @@ def _mask(conn: Connection, events: list[dict[str, Any]]) -> set[int]:
             for event in events
             if actor_id in (event["actor_id"], event["resource_id"])
         ]  # fmt: skip
-        _apply_mask(conn, concerned, actor_id, pseudonym, [])
+        apply_mask(conn, concerned, actor_id, pseudonym, [])
         changed |= {event["id"] for event in concerned}
     return changed
 
 
-def _apply_mask(
+def apply_mask(
     conn: Connection, events: list[dict[str, Any]], actor_id: str, pseudonym: str,
     known: Sequence[tuple[str, str]], *, for_good: bool = False,
 ) -> None:  # fmt: skip
     parameters = {
-        **_documents(events),
+        **documents(events),
         "actor": actor_id,
         "pseudonym": pseudonym,
         "kinds": [kind for kind, _ in known],
@@ -303,7 +290,7 @@ def archived_trail(
     called = set(_actors_called(conn, f"%{search.translate(_LIKE)}%", wanted.get("org_id"))
                  if search else [])  # fmt: skip
     with translated():
-        for events in _select(chosen, conditions, values):
+        for events in select(chosen, conditions, values):
             masked = _mask(conn, events)
             shown = [
                 event for event in events
@@ -408,161 +395,7 @@ def whole_trail(
         last = entry.id
 
 
-@dataclass(frozen=True, slots=True)
-class PersonalValue:
-    """A value that tells who somebody is; `kind` is name, email, ip or user_agent."""
-
-    kind: str
-    value: str
-
-
-def archives_with(conn: Connection, pseudonym: str) -> list[tuple[int, Archive]]:
-    """Return the archives, with their numbers, that an erasure has not gone through yet.
-
-    Raises:
-        psycopg.Error: The connection is not the owner's.
-    """
-    rows = conn.execute(
-        "select a.id, a.url, a.manifest from pgaudit_wf.archive as a"
-        " where a.id in (select pgaudit_wf.archives_with(%s)) order by a.id",
-        [pseudonym],
-    ).fetchall()
-    return [(number, Archive(url, manifest)) for number, url, manifest in rows]
-
-
-def find_archived_values(
-    conn: Connection, archives: Sequence[Archive], actor_id: str
-) -> tuple[int, set[PersonalValue]]:
-    """Look in archives for what they tell of who an actor is.
-
-    Returns:
-        How many events he did or was the resource of, and the values found in them.
-
-    Raises:
-        ArchiveError: A file cannot be read.
-    """
-    found: set[PersonalValue] = set()
-    events = 0
-    if not archives:
-        return 0, found
-    condition = ["(actor_id = ? or resource_id = ?)"]
-    for batch in _select(archives, condition, [actor_id, actor_id]):
-        rows = conn.execute(
-            "select r.position, v.kind, v.value from unnest(%(plain)s::text[], %(diff)s::text[],"
-            " %(metadata)s::text[]) with ordinality as r (plain, diff, metadata, position),"
-            " lateral pgaudit_wf.event_values(jsonb_populate_record("
-            "null::pgaudit_wf.security_audit_log, r.plain::jsonb || jsonb_build_object("
-            "'diff', r.diff::jsonb, 'metadata', r.metadata::jsonb)), %(actor)s,"
-            " pgaudit_wf.actor_resource_types()) as v",
-            {**_documents(batch), "actor": actor_id},
-        ).fetchall()
-        events += sum(event["actor_id"] == actor_id for event in batch)
-        events += len({position for position, _, _ in rows
-                       if batch[position - 1]["actor_id"] != actor_id})  # fmt: skip
-        found |= {PersonalValue(kind, value) for _, kind, value in rows}
-    return events, found
-
-
-def erase_from_archive(
-    conn: Connection, number: int, archive: Archive, actor_id: str, pseudonym: str,
-    known: Iterable[PersonalValue], progress: Progress | None = None,
-) -> int:  # fmt: skip
-    """Rewrite an archive without what tells who an actor is; return how many events changed.
-
-    The new file takes the place of the old one at once, its manifest names the erasure and the
-    SHA-256 that the file had before. Interrupted anywhere, it can be run again.
-
-    Args:
-        conn: A connection of the schema's owner, in autocommit mode.
-        number: The archive's number.
-        archive: The archive, with the manifest as the database has it.
-        actor_id: The actor.
-        pseudonym: His pseudonym, as from `pgaudit_wf.begin_erasure()`.
-        known: All that is known to tell who he is.
-        progress: Called with the number of events read so far and in all.
-
-    Raises:
-        ArchiveConflictError: The file, or the manifest beside it, is not the one that was archived.
-        OSError: It cannot be read or written.
-    """
-    filesystem, path = open_filesystem(archive.url)
-    pairs = [(value.kind, value.value) for value in known]
-    _check_untouched(filesystem, path, archive)
-    changed = 0
-
-    def rewritten() -> Iterator[list[Row]]:
-        nonlocal changed
-        done = 0
-        for batch in read_rows(filesystem, path):
-            events = [row._asdict() for row in batch]
-            concerned = [event for event in events if _mentions(event, actor_id, pairs)]
-            before = [tuple(event.values()) for event in concerned]
-            if concerned:
-                _apply_mask(conn, concerned, actor_id, pseudonym, pairs, for_good=True)
-            changed += sum(
-                old != tuple(event.values()) for old, event in zip(before, concerned, strict=True)
-            )
-            yield [EventRow(**event) for event in events]
-            done += len(batch)
-            if progress:
-                progress(done, archive.events)
-
-    temporary = f"{path}.tmp"
-    summary = write_rows(filesystem, temporary, rewritten())
-    manifest = {
-        **archive.manifest,
-        **summary,
-        "erasures": [
-            *archive.manifest["erasures"],
-            {
-                "pseudonym": pseudonym,
-                "erased_at": datetime.now(UTC).isoformat(),
-                "events": changed,
-                "previous_sha256": archive.manifest["sha256"],
-            },
-        ],
-    }
-    check_file(filesystem, temporary, manifest)
-    # The manifest first: it knows both files, so neither is a stranger if this ends in between.
-    write_manifest(filesystem, path, manifest)
-    filesystem.mv(temporary, path)
-    with translated():
-        conn.execute(
-            "select pgaudit_wf.replace_archive(%s, %s, %s)",
-            [number, manifest["sha256"], json.dumps(manifest)],
-        )
-    return changed
-
-
-def _check_untouched(filesystem: FileSystem, path: str, archive: Archive) -> None:
-    known = {archive.manifest["sha256"]}
-    beside = manifest_path(path)
-    if filesystem.exists(beside):
-        # An erasure that was interrupted has left a manifest that the database does not have yet.
-        with filesystem.open(beside, "rb") as file:
-            left = json.load(file)
-        if known.isdisjoint({left["sha256"], *(e["previous_sha256"] for e in left["erasures"])}):
-            raise ArchiveConflictError(f"{beside} is not the manifest of what was archived")
-        known.add(left["sha256"])
-    if sha256_of(filesystem, path) not in known:
-        raise ArchiveConflictError(
-            f"{archive.url} is not the file that was archived: SHA-256 differs"
-        )
-
-
-def _mentions(event: Mapping[str, Any], actor_id: str, known: Sequence[tuple[str, str]]) -> bool:
-    if actor_id in (event["actor_id"], event["resource_id"]):
-        return True
-    texts = [event[name] or "" for name in ("actor_label", "user_agent", "diff", "metadata",
-                                            "resource_id")]  # fmt: skip
-    joined = "\n".join(texts)
-    if json.dumps(actor_id, ensure_ascii=False) in joined:
-        return True
-    lower = joined.lower()
-    return any(kind == "email" and value.lower() in lower for kind, value in known)
-
-
-def _documents(events: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
+def documents(events: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
     plain = (
         "id",
         "tx_id",

@@ -1,19 +1,9 @@
 """Who is asking: the values, the block that sends them, attempts and their spool."""
 
-from pgaudit_wf.context.attempt import (
-    Attempt,
-    SpoolReading,
-    configure_attempts,
-    read_spool,
-    spool_path,
-    spooled,
-)
-from pgaudit_wf.context.block import (
-    record_denied,
-    record_event,
-    record_failed,
-    request_context,
-)
+from pgaudit_wf.context.attempt import Attempt, configure_attempts
+from pgaudit_wf.context.block import request_context
+from pgaudit_wf.context.record import record_denied, record_event, record_failed
+from pgaudit_wf.context.spool import SpoolReading, read_spool, spool_path, spooled
 from pgaudit_wf.context.values import (
     AttestationKey,
     RequestContext,

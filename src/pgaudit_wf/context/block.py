@@ -8,17 +8,15 @@ nothing prepared, safe behind a transaction pooler.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar, Unpack, cast, overload
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg import errors, generators, pq, sql
-from psycopg.abc import PQGen
+from psycopg import pq, sql
 from psycopg.rows import tuple_row
-from psycopg.types.json import Jsonb
 
 from pgaudit_wf.context.attempt import (
     Attempt,
@@ -28,6 +26,7 @@ from pgaudit_wf.context.attempt import (
     record,
     record_async,
 )
+from pgaudit_wf.context.psycopg_transaction import AsyncContextTransaction, ContextTransaction
 from pgaudit_wf.context.values import (
     EMPTY,
     FIELDS,
@@ -45,7 +44,6 @@ from pgaudit_wf.errors import (
     TransactionEndedError,
     TransactionInProgressError,
 )
-from pgaudit_wf.exact_json import dumps
 
 Row = TypeVar("Row")
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
@@ -57,7 +55,7 @@ _READ_SETTINGS = sql.SQL("select {}").format(
 )
 
 
-_FAILED = "request.failed"
+REQUEST_FAILED = "request.failed"
 # Raised to end a block or a process, not because something failed.
 _NO_FAILURE = (psycopg.Rollback, GeneratorExit, KeyboardInterrupt, SystemExit)
 
@@ -73,7 +71,9 @@ class _Attempts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Active:
+class OpenBlock:
+    """The innermost `request_context` of a connection."""
+
     context: RequestContext
     bound: RequestContext
     action: str
@@ -81,12 +81,12 @@ class _Active:
     attempts: _Attempts
 
 
-_active: WeakKeyDictionary[AnyConnection, _Active] = WeakKeyDictionary()
+open_blocks: WeakKeyDictionary[AnyConnection, OpenBlock] = WeakKeyDictionary()
 
 
 def active_context(conn: AnyConnection) -> RequestContext | None:
     """Return the context of the innermost `request_context` open on a connection, if any."""
-    active = _active.get(conn)
+    active = open_blocks.get(conn)
     return active.context if active else None
 
 
@@ -113,62 +113,12 @@ def quoter(conn: AnyConnection) -> Callable[[str], str]:
     return quote
 
 
-class _CarriesContext:
-    """Mixed into psycopg's transactions: begins and ends them in the message with the context.
-
-    The statements of psycopg are collected instead of sent, then sent with ours. Should a version
-    of psycopg stop asking for them here, it sends them itself and ours follow; should it stop
-    calling `_enter_gen`, `entered` stays false and the block is refused.
-    """
-
-    connection: Any
-    before: list[str]
-    after: list[str]
-    entered = False
-    _collected: list[bytes]
-
-    def _enter_gen(self) -> PQGen[None]:
-        self._collected = []
-        yield from super()._enter_gen()  # type: ignore[misc]
-        yield from self._send(self._collected, self.before)
-        self.entered = True
-
-    def _commit_gen(self) -> PQGen[None]:
-        self._collected = []
-        yield from super()._commit_gen()  # type: ignore[misc]
-        yield from self._send(self._collected, self.after)
-
-    def _get_enter_commands(self) -> Iterator[bytes]:
-        self._collected += super()._get_enter_commands()  # type: ignore[misc]
-        yield from ()
-
-    def _get_commit_commands(self) -> Iterator[bytes]:
-        self._collected += super()._get_commit_commands()  # type: ignore[misc]
-        yield from ()
-
-    def _send(self, commands: list[bytes], settings: list[str]) -> PQGen[None]:
-        conn = self.connection
-        encoding = conn.info.encoding
-        conn.pgconn.send_query(b"; ".join(commands + [text.encode(encoding) for text in settings]))
-        for result in (yield from generators.execute(conn.pgconn)):
-            if result.status == pq.ExecStatus.FATAL_ERROR:
-                raise errors.error_from_result(result, encoding=encoding)
-
-
-class _Transaction(_CarriesContext, psycopg.Transaction):
-    pass
-
-
-class _AsyncTransaction(_CarriesContext, psycopg.AsyncTransaction):
-    pass
-
-
 class _Block:
     """What a block does on any connection, short of waiting for it."""
 
     def __init__(
         self,
-        transaction: _Transaction | _AsyncTransaction,
+        transaction: ContextTransaction | AsyncContextTransaction,
         given: RequestContext | None,
         fields: ContextFields,
         action: str | None,
@@ -183,8 +133,8 @@ class _Block:
         for name, value in fields.items():
             if not value:
                 self._cleared[name] = None  # type: ignore[literal-required]
-        self._outer: _Active | None = None
-        self._active: _Active | None = None
+        self._outer: OpenBlock | None = None
+        self._active: OpenBlock | None = None
 
     @property
     def _status(self) -> int:
@@ -220,9 +170,9 @@ class _Block:
     @property
     def _joins_foreign_transaction(self) -> bool:
         conn = self._transaction.connection
-        return self._status != pq.TransactionStatus.IDLE and conn not in _active
+        return self._status != pq.TransactionStatus.IDLE and conn not in open_blocks
 
-    def _prepare(self, found: RequestContext | None) -> _Active:
+    def _prepare(self, found: RequestContext | None) -> OpenBlock:
         """Decide on the context, and on the statements at the block's begin and end.
 
         Args:
@@ -230,7 +180,7 @@ class _Block:
         """
         conn = self._transaction.connection
         bound = current_context()
-        self._outer = _active.get(conn)
+        self._outer = open_blocks.get(conn)
         if self._outer is None:
             base = bound
         else:
@@ -251,10 +201,10 @@ class _Block:
             # Releasing a savepoint keeps what was set in it; rolling back to it does not.
             self._transaction.after = set_local_changes(context, before, quote)
         outer = self._outer
-        self._active = _Active(
+        self._active = OpenBlock(
             context,
             bound,
-            self._action or (outer.action if outer else _FAILED),
+            self._action or (outer.action if outer else REQUEST_FAILED),
             (outer.record_failure if outer else True)
             if self._record_failure is None
             else self._record_failure,
@@ -262,8 +212,8 @@ class _Block:
         )
         return self._active
 
-    def _entered(self, active: _Active) -> None:
-        _active[self._transaction.connection] = active
+    def _entered(self, active: OpenBlock) -> None:
+        open_blocks[self._transaction.connection] = active
 
     def _note_failure(self, error: BaseException | None, stage: str) -> None:
         """Remember what made the block fail, unless an inner block failed of the same."""
@@ -297,9 +247,9 @@ class _Block:
     def _left(self) -> None:
         conn = self._transaction.connection
         if self._outer is None:
-            _active.pop(conn, None)
+            open_blocks.pop(conn, None)
         else:
-            _active[conn] = self._outer
+            open_blocks[conn] = self._outer
 
     def _check_sent(self) -> ContextError | None:
         if self._transaction.entered:
@@ -351,7 +301,7 @@ class ContextBlock(_Block, Generic[Row]):
         action: str | None = None,
         record_failure: bool | None = None,
     ) -> None:
-        self._tx = _Transaction(conn)
+        self._tx = ContextTransaction(conn)
         super().__init__(self._tx, given, fields, action, record_failure)
 
     def __enter__(self) -> psycopg.Connection[Row]:
@@ -408,7 +358,7 @@ class AsyncContextBlock(_Block, Generic[Row]):
         action: str | None = None,
         record_failure: bool | None = None,
     ) -> None:
-        self._tx = _AsyncTransaction(conn)
+        self._tx = AsyncContextTransaction(conn)
         super().__init__(self._tx, given, fields, action, record_failure)
 
     async def __aenter__(self) -> psycopg.AsyncConnection[Row]:
@@ -530,204 +480,3 @@ def request_context(
     if isinstance(conn, psycopg.AsyncConnection):
         return AsyncContextBlock(conn, ctx, fields, action, record_failure)
     return ContextBlock(conn, ctx, fields, action, record_failure)
-
-
-@overload
-def record_event(
-    conn: psycopg.Connection[Any],
-    action: str,
-    *,
-    resource_type: str | None = None,
-    resource_id: str | None = None,
-    before: object = None,
-    after: object = None,
-    metadata: Mapping[str, Any] | None = None,
-    outcome: str = "succeeded",
-) -> int: ...
-
-
-@overload
-def record_event(
-    conn: psycopg.AsyncConnection[Any],
-    action: str,
-    *,
-    resource_type: str | None = None,
-    resource_id: str | None = None,
-    before: object = None,
-    after: object = None,
-    metadata: Mapping[str, Any] | None = None,
-    outcome: str = "succeeded",
-) -> Awaitable[int]: ...
-
-
-def record_event(
-    conn: AnyConnection,
-    action: str,
-    *,
-    resource_type: str | None = None,
-    resource_id: str | None = None,
-    before: object = None,
-    after: object = None,
-    metadata: Mapping[str, Any] | None = None,
-    outcome: str = "succeeded",
-) -> int | Awaitable[int]:
-    """Record what no table shows, such as an export made or a sign-in refused.
-
-    Call it inside a `request_context` block, or the event has no actor. With an AsyncConnection,
-    await the result.
-
-    Args:
-        conn: The connection.
-        action: What happened, as `resource.past_participle`.
-        resource_type: What kind of thing it happened to.
-        resource_id: Which one.
-        before: The state before, as anything that JSON can hold.
-        after: The state after; the log keeps the difference of both.
-        metadata: Anything else worth keeping.
-        outcome: "succeeded", "failed" or "denied".
-
-    Returns:
-        The id of the event.
-
-    Raises:
-        psycopg.Error: The database refused the event.
-    """
-    arguments = {
-        "action": action,
-        "resource_type": resource_type,
-        "resource_id": resource_id,
-        "before": None if before is None else Jsonb(before, dumps),
-        "after": None if after is None else Jsonb(after, dumps),
-        "metadata": None if metadata is None else Jsonb(dict(metadata), dumps),
-        "outcome": outcome,
-    }
-    given = {name: value for name, value in arguments.items() if value is not None}
-    # What is not given is left out, so that the function's own defaults hold.
-    query = sql.SQL("select pgaudit_wf.record_event({})").format(
-        sql.SQL(", ").join(
-            sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name))
-            for name in given
-        )
-    )
-    if isinstance(conn, psycopg.AsyncConnection):
-        return _record_async(conn, query, given)
-    return _event_id(conn.cursor(row_factory=tuple_row).execute(query, given).fetchone())
-
-
-async def _record_async(
-    conn: psycopg.AsyncConnection[Any], query: sql.Composed, given: Mapping[str, Any]
-) -> int:
-    cursor = conn.cursor(row_factory=tuple_row)
-    await cursor.execute(query, given)
-    return _event_id(await cursor.fetchone())
-
-
-def _event_id(row: tuple[Any, ...] | None) -> int:
-    # The function returns one row by its declaration.
-    return int(cast("tuple[Any, ...]", row)[0])
-
-
-@overload
-def record_denied(
-    conn: psycopg.Connection[Any],
-    action: str,
-    *,
-    resource_type: str | None = None,
-    resource_id: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    at_once: bool = False,
-) -> None: ...
-
-
-@overload
-def record_denied(
-    conn: psycopg.AsyncConnection[Any],
-    action: str,
-    *,
-    resource_type: str | None = None,
-    resource_id: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    at_once: bool = False,
-) -> Awaitable[None]: ...
-
-
-def record_denied(
-    conn: AnyConnection,
-    action: str,
-    *,
-    resource_type: str | None = None,
-    resource_id: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    at_once: bool = False,
-) -> Awaitable[None] | None:
-    """Record that an attempt was refused, as a `denied` event that survives a rollback.
-
-        if not may_export(user):
-            record_denied(conn, "report.export_denied", resource_type="report", resource_id="r_1")
-            raise PermissionError
-
-    Inside a `request_context` block the event is recorded when the outermost block is over, whether
-    it commits or not, in a transaction of its own; elsewhere at once, with the context bound. It
-    raises no database error: what the connection cannot take goes where `configure_attempts` says.
-    With an AsyncConnection, await it.
-
-    Args:
-        conn: The connection.
-        action: What was refused.
-        resource_type: What kind of thing it was about.
-        resource_id: Which one.
-        metadata: Anything else worth keeping; what JSON cannot hold is turned into text.
-        at_once: True: record it before this returns, over a second connection if this one is in a
-            transaction. For denials that must be known while a long block still runs.
-
-    Raises:
-        ValueError: The action is empty or has more than 255 bytes.
-    """
-    active = _active.get(conn)
-    attempt = Attempt(
-        check_action(action),
-        "denied",
-        active.context if active else current_context(),
-        resource_type,
-        resource_id,
-        metadata or {},
-    )
-    return _record_or_queue(conn, attempt, None if at_once else active)
-
-
-def record_failed(
-    conn: AnyConnection, error: BaseException, *, action: str = _FAILED
-) -> Awaitable[None] | None:
-    """Record a failure outside of `request_context`, as that would have, with the context bound.
-
-    For code whose transactions somebody else makes, as SQLAlchemy; call it after the rollback.
-    With an AsyncConnection, await it.
-
-    Args:
-        conn: The driver's connection; one in a transaction is left alone, see `record_denied`.
-        error: What was raised.
-        action: The action of the event.
-
-    Raises:
-        ValueError: The action is empty or has more than 255 bytes.
-    """
-    active = _active.get(conn)
-    context = active.context if active else current_context()
-    attempt = failed_attempt(error, context, check_action(action), "block")
-    return _record_or_queue(conn, attempt, active)
-
-
-def _record_or_queue(
-    conn: AnyConnection, attempt: Attempt, active: _Active | None
-) -> Awaitable[None] | None:
-    if active is not None:
-        active.attempts.pending.append(attempt)
-        return _nothing() if isinstance(conn, psycopg.AsyncConnection) else None
-    if isinstance(conn, psycopg.AsyncConnection):
-        return record_async(conn, [attempt])
-    record(conn, [attempt])
-    return None
-
-
-async def _nothing() -> None:
-    """Be what is awaited where all is done."""

@@ -20,8 +20,10 @@ from typing import Any, cast
 import psycopg
 from psycopg.types.json import Jsonb
 
-from pgaudit_wf.context.block import record_event, request_context
+from pgaudit_wf.context.block import request_context
+from pgaudit_wf.context.record import record_event
 from pgaudit_wf.context.values import RequestContext
+from pgaudit_wf.dev.cast import ANA, BILLING, BO, CHIDI, CI, EDGES, LEDGER, NODES, TO_LEDGER
 from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.errors import AccessDeniedError
 from pgaudit_wf.schema.migrate import migrate
@@ -32,14 +34,8 @@ from pgaudit_wf.trail.reads import (
     audit_trail,
     row_as_of,
 )
-from pgaudit_wf.workflow.reads import (
-    RunAttribution,
-    Version,
-    VersionDiff,
-    execution_attribution,
-    restore_workflow,
-    workflow_versions,
-)
+from pgaudit_wf.workflow.model import RunAttribution, Version, VersionDiff
+from pgaudit_wf.workflow.reads import execution_attribution, restore_workflow, workflow_versions
 
 DATABASE = "workflow_product"
 APP_ROLE = "workflow_app"
@@ -54,99 +50,6 @@ grant select on workflow_execution to pgaudit_wf_reader;
 """
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-
-_ANA = RequestContext(
-    actor_id="u_ana",
-    actor_label="Ana Ferreira",
-    org_id="o_acme",
-    org_label="Acme",
-    auth_method="session",
-    ip="203.0.113.9",
-    country="PT",
-    user_agent="Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) Firefox/145.0",
-)
-_BO = RequestContext(
-    actor_id="u_bo",
-    actor_label="Bo Lindqvist",
-    org_id="o_acme",
-    org_label="Acme",
-    auth_method="session",
-    ip="2001:db8:7::b0",
-    country="SE",
-    user_agent="Mozilla/5.0 (Windows NT 10.0; Win64; x64) Chrome/142.0",
-)
-_CHIDI = RequestContext(
-    actor_id="u_chidi",
-    actor_label="Chidi Okafor",
-    org_id="o_globex",
-    org_label="Globex",
-    auth_method="session",
-    ip="198.51.100.24",
-    country="NG",
-    user_agent="Mozilla/5.0 (X11; Linux x86_64) Firefox/145.0",
-)
-_CI = RequestContext(
-    actor_id="integration:ci",
-    actor_label="CI pipeline",
-    org_id="o_acme",
-    org_label="Acme",
-    auth_method="api_key",
-    api_key_id="k_ci",
-    ip="192.0.2.77",
-    country="DE",
-    user_agent="acme-ci/2.4",
-)
-_BILLING = RequestContext(
-    actor_id="webhook:stripe",
-    actor_label="Billing webhook",
-    org_id="o_acme",
-    org_label="Acme",
-    auth_method="webhook",
-    ip="192.0.2.200",
-    country="IE",
-)
-
-
-_NODES = [
-    {
-        "id": "n1",
-        "type": "trigger",
-        "position": {"x": 0, "y": 0},
-        "data": {
-            "label": "Every morning",
-            "config": {"triggerType": "Schedule", "scheduleCron": "0 7 * * *"},
-        },
-    },
-    {
-        "id": "n2",
-        "type": "action",
-        "position": {"x": 0, "y": 160},
-        "data": {
-            "label": "Fetch new invoices",
-            "config": {
-                "actionType": "HTTP Request",
-                "endpoint": "https://mail.acme.example/invoices",
-                "httpMethod": "GET",
-            },
-        },
-    },
-]
-_EDGES = [{"id": "e1", "source": "n1", "target": "n2"}]
-_LEDGER: dict[str, Any] = {
-    "id": "n3",
-    "type": "action",
-    "position": {"x": 0, "y": 320},
-    "data": {
-        "label": "Enter in ledger",
-        "config": {
-            "actionType": "HTTP Request",
-            "endpoint": "https://ledger.acme.example/entries",
-            "httpMethod": "POST",
-            "body": '{"total": "{{@n2:Fetch new invoices.total}}"}',
-        },
-    },
-}
-_TO_LEDGER = {"id": "e2", "source": "n2", "target": "n3"}
 
 
 @dataclass(frozen=True)
@@ -216,7 +119,7 @@ def play(server: DevServer) -> Day:
             versions=versions,
             run=attribution,
             restored=next(v.change for v in versions if v.source == "restore"),
-            seen_by_owner=_seen_by(server, _ANA),
+            seen_by_owner=_seen_by(server, ANA),
             refusal=refusal,
         )
 
@@ -233,7 +136,7 @@ def _seen_by(server: DevServer, reader: RequestContext) -> int:
 
 def _refusal(server: DevServer) -> str:
     try:
-        seen = _seen_by(server, _BO)
+        seen = _seen_by(server, BO)
     except AccessDeniedError as error:
         return str(error)
     raise AssertionError(f"row-level security let a plain member read {seen} entries")
@@ -264,25 +167,25 @@ class _Application:
             yield conn
 
     def morning(self) -> None:
-        self._sign_up(_ANA, "ana@acme.example")
-        self._sign_up(_CHIDI, "chidi@globex.example")
-        self._invite(_ANA, _BO, "bo@acme.example")
-        self._refuse_sign_in(_BO, "bo@acme.example")
-        self._reset_password(_BO)
-        self._sign_in(_BO)
+        self._sign_up(ANA, "ana@acme.example")
+        self._sign_up(CHIDI, "chidi@globex.example")
+        self._invite(ANA, BO, "bo@acme.example")
+        self._refuse_sign_in(BO, "bo@acme.example")
+        self._reset_password(BO)
+        self._sign_in(BO)
 
     def noon(self) -> tuple[str, datetime]:
-        with self._request(_ANA) as conn:
-            conn.execute("update member set role = 'admin' where user_id = %s", [_BO.actor_id])
-        workflow = self._create_workflow(_ANA, "Invoice intake")
+        with self._request(ANA) as conn:
+            conn.execute("update member set role = 'admin' where user_id = %s", [BO.actor_id])
+        workflow = self._create_workflow(ANA, "Invoice intake")
         before = cast("datetime", self._one("select clock_timestamp()"))
-        with self._request(_ANA) as conn:
+        with self._request(ANA) as conn:
             conn.execute(
                 "update workflow set nodes = %s, edges = %s, description = 'Reads invoises'"
                 " where id = %s",
                 [
-                    Jsonb(_NODES),
-                    Jsonb(_EDGES),
+                    Jsonb(NODES),
+                    Jsonb(EDGES),
                     workflow,
                 ],
             )
@@ -290,62 +193,62 @@ class _Application:
         self._mint_keys()
         self._use_key(workflow)
         self._fail_to_list(workflow)
-        with self._request(_ANA) as conn:
+        with self._request(ANA) as conn:
             conn.execute(
                 "update workflow set listed = true, listed_slug = 'invoice-intake',"
                 " listed_at = now(), listing_category = 'finance', listing_price = 0.10"
                 " where id = %s",
                 [workflow],
             )
-        with self._request(_ANA) as conn:
+        with self._request(ANA) as conn:
             conn.execute("update workflow set listing_price = 0.12 where id = %s", [workflow])
         return workflow, before
 
     def afternoon(self, workflow: str) -> str:
-        with self._request(_ANA) as conn:
+        with self._request(ANA) as conn:
             conn.execute(
                 "update app_user set email = 'ana.ferreira@acme.example' where id = %s",
-                [_ANA.actor_id],
+                [ANA.actor_id],
             )
         self._change_plan()
         run = self._break_and_mend(workflow)
-        self._protect_account(_CHIDI)
-        self._open_wallets(_CHIDI)
-        draft = self._create_workflow(_CHIDI, "Price watch")
-        with self._request(_CHIDI) as conn:
+        self._protect_account(CHIDI)
+        self._open_wallets(CHIDI)
+        draft = self._create_workflow(CHIDI, "Price watch")
+        with self._request(CHIDI) as conn:
             conn.execute("delete from workflow where id = %s", [draft])
-        with self._request(_BO, reason="the pipeline moved to another vendor") as conn:
+        with self._request(BO, reason="the pipeline moved to another vendor") as conn:
             conn.execute("update api_key set revoked_at = now() where id = 'k_ci'")
-        with self._request(_ANA) as conn:
+        with self._request(ANA) as conn:
             conn.execute("delete from api_key where id = 'k_laptop'")
-        self._sign_out(_ANA)
+        self._sign_out(ANA)
         return run
 
     def _break_and_mend(self, workflow: str) -> str:
-        ledger, graph = _LEDGER["data"], [*_NODES, _LEDGER]
-        with self._request(_BO) as conn:
+        ledger, graph = LEDGER["data"], [*NODES, LEDGER]
+        with self._request(BO) as conn:
             conn.execute(
                 "update workflow set nodes = %s, edges = %s where id = %s",
-                [Jsonb(graph), Jsonb([*_EDGES, _TO_LEDGER]), workflow],
+                [Jsonb(graph), Jsonb([*EDGES, TO_LEDGER]), workflow],
             )
             row = conn.execute("select pgaudit_wf.newest_version(%s)", [workflow]).fetchone()
         good = row[0] if row else 0
         wrong = {**ledger["config"], "endpoint": "https://ledger-test.acme.example/entries"}
-        graph[-1] = {**_LEDGER, "data": {**ledger, "config": wrong}}
-        with self._request(_BO) as conn:
+        graph[-1] = {**LEDGER, "data": {**ledger, "config": wrong}}
+        with self._request(BO) as conn:
             conn.execute("update workflow set nodes = %s where id = %s", [Jsonb(graph), workflow])
         # To drag a node makes no version and no event.
         graph[0] = {**graph[0], "position": {"x": 40, "y": 8}}
-        with self._request(_BO) as conn:
+        with self._request(BO) as conn:
             conn.execute("update workflow set nodes = %s where id = %s", [Jsonb(graph), workflow])
-        with self._request(_CI) as conn:
+        with self._request(CI) as conn:
             conn.execute("update api_key set last_used_at = now() where id = 'k_ci'")
             row = conn.execute(
                 "insert into workflow_execution (workflow_id, org_id) values (%s, %s)"
                 " returning id::text",
-                [workflow, _CI.org_id],
+                [workflow, CI.org_id],
             ).fetchone()
-        with self._request(_ANA, reason="it wrote to the test ledger") as conn:
+        with self._request(ANA, reason="it wrote to the test ledger") as conn:
             restore_workflow(conn, workflow, good)
         return cast("str", row[0]) if row else ""
 
@@ -429,9 +332,9 @@ class _Application:
 
     def _mint_keys(self) -> None:
         for person, key, org, name, prefix in (
-            (_ANA, "k_laptop", None, "laptop", "wfb_51c0…"),
-            (_BO, "k_ci", "o_acme", "CI pipeline", "kh_9f2a…"),
-            (_BO, "k_reports", "o_acme", "reports", "kh_77be…"),
+            (ANA, "k_laptop", None, "laptop", "wfb_51c0…"),
+            (BO, "k_ci", "o_acme", "CI pipeline", "kh_9f2a…"),
+            (BO, "k_reports", "o_acme", "reports", "kh_77be…"),
         ):
             with self._request(person) as conn:
                 conn.execute(
@@ -443,16 +346,16 @@ class _Application:
     def _use_key(self, workflow: str) -> None:
         # Each call of the API touches the key, which is no event; what the call does is one.
         for _ in range(5):
-            with self._request(_CI) as conn:
+            with self._request(CI) as conn:
                 conn.execute("update api_key set last_used_at = now() where id = 'k_ci'")
-        with self._request(_CI) as conn:
+        with self._request(CI) as conn:
             conn.execute("update api_key set last_used_at = now() where id = 'k_ci'")
             conn.execute("update workflow set visibility = 'org' where id = %s", [workflow])
 
     def _fail_to_list(self, workflow: str) -> None:
         # A price below zero is refused, and with it all that the request had done before.
         try:
-            with self._request(_BO) as conn:
+            with self._request(BO) as conn:
                 conn.execute("update workflow set name = 'Free money' where id = %s", [workflow])
                 conn.execute("update workflow set listing_price = -1 where id = %s", [workflow])
         except psycopg.errors.CheckViolation:
@@ -461,20 +364,20 @@ class _Application:
             raise AssertionError("the reference application took a price below zero")
 
     def _change_plan(self) -> None:
-        with self._request(_ANA) as conn:
+        with self._request(ANA) as conn:
             record_event(
                 conn,
                 "subscription.checkout_started",
                 resource_type="subscription",
-                resource_id=_ANA.org_id,
+                resource_id=ANA.org_id,
                 before={"plan": "free"},
                 after={"plan": "team"},
             )
-        with self._request(_BILLING) as conn:
+        with self._request(BILLING) as conn:
             conn.execute(
                 "update subscription set plan = 'team', provider = 'stripe',"
                 " provider_customer_id = 'cus_4711' where org_id = %s",
-                [_BILLING.org_id],
+                [BILLING.org_id],
             )
 
     def _protect_account(self, person: RequestContext) -> None:

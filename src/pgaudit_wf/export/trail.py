@@ -22,8 +22,8 @@ from typing import IO, Any, Literal, TypeAlias
 
 import psycopg
 
+from pgaudit_wf.archive.files import Archive
 from pgaudit_wf.archive.read import whole_trail
-from pgaudit_wf.archive.write import Archive
 from pgaudit_wf.errors import translated
 from pgaudit_wf.exact_json import dumps, key_parts
 from pgaudit_wf.trail.event import TrailEntry

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from pgaudit_wf.archive.write import Row, list_archives, open_filesystem, read_rows
+from pgaudit_wf.archive.files import Row, list_archives, open_filesystem, read_rows
 from pgaudit_wf.errors import ProofError, translated
 from pgaudit_wf.integrity import leaf as leaves
-from pgaudit_wf.integrity.verify import Item, Problem, Report, item_hash, read_kept
+from pgaudit_wf.integrity.report import Problem, Report
+from pgaudit_wf.integrity.sealed_row import Item, item_hash, read_kept
 from pgaudit_wf.trail.event import EventRow
 from pgaudit_wf.trail.statement import Connection, one
 

@@ -11,9 +11,9 @@ import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -22,99 +22,27 @@ from psycopg.types.string import TextLoader
 
 from pgaudit_wf.errors import NoteError, translated
 from pgaudit_wf.integrity import leaf as leaves
-from pgaudit_wf.integrity.merkle import HASH_SIZE, leaf_hash
+from pgaudit_wf.integrity.merkle import HASH_SIZE
 from pgaudit_wf.integrity.note import Checkpoint, Note, VerifierKey, open_checkpoint
-from pgaudit_wf.integrity.seal import column_list, pin_format
+from pgaudit_wf.integrity.report import Kind, Problem, Report
+from pgaudit_wf.integrity.seal import pin_format
+from pgaudit_wf.integrity.sealed_row import (
+    BY_ID,
+    ERASED,
+    EVENTS,
+    PRUNED,
+    VERSIONS,
+    WITHOUT_LEAF,
+    Item,
+    item_hash,
+    read_kept,
+)
 from pgaudit_wf.integrity.tiles import TILE_WIDTH, TreeBuilder, split_hashes, tile_path
-from pgaudit_wf.trail.event import EVENT_COLUMNS, EventRow
+from pgaudit_wf.trail.event import EventRow
 from pgaudit_wf.trail.statement import Connection, one
-
-Kind = Literal["altered", "removed", "inserted", "reordered", "tree", "checkpoint"]
 
 _MAX_SPAN = 100_000
 _ITEM_SIZE = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that is not as it was sealed.
-
-    `kind` is altered, removed, inserted or reordered for events and versions, tree for tiles and
-    leaves, checkpoint for signatures and roots. `leaf_index`, `event_id`, `workflow_id` and
-    `version` say which, where it is one; `intact_at` is when it was sealed, so it happened later.
-    """
-
-    kind: Kind
-    message: str
-    leaf_index: int | None = None
-    event_id: int | None = None
-    workflow_id: str | None = None
-    version: int | None = None
-    intact_at: datetime | None = None
-
-
-@dataclass
-class Report:
-    """What a verification found.
-
-    Attributes:
-        leaves: Leaves in the tree.
-        events: Events that are as they were sealed.
-        versions: Versions of workflows that are as they were sealed.
-        erased: Leaves of which something was erased by a recorded erasure; the rest of each holds.
-        pruned: Events that retention let go of; their leaves are still proved by the tree.
-        archived: Of these, how many were checked in archives.
-        unsealed: Events that no leaf covers yet.
-        unsealed_versions: Versions that no leaf covers yet.
-        checkpoints: Checkpoints whose signature and root hold, those given by file included.
-        unsigned: Checkpoints that wait for their signature.
-        problems: What is wrong, in the order of the tree; only the first are kept.
-        found: How many problems there are.
-    """
-
-    leaves: int = 0
-    events: int = 0
-    versions: int = 0
-    erased: int = 0
-    pruned: int = 0
-    archived: int = 0
-    unsealed: int = 0
-    unsealed_versions: int = 0
-    checkpoints: int = 0
-    unsigned: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    found: int = 0
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing is wrong."""
-        return self.found == 0
-
-
-@dataclass(slots=True)
-class Item:
-    """A leaf as log_leaf has it, and the row that it is of.
-
-    `subject` is an event's id, tx_id and occurred_at, or a version's workflow_id and number.
-    """
-
-    index: int
-    subject: tuple[str, ...]
-    salt: bytes | None
-    snapshot: bytes | None
-    row: leaves.Row | None
-
-    @property
-    def is_event(self) -> bool:
-        """Whether it is an event's leaf."""
-        return len(self.subject) == 3
-
-    @property
-    def name(self) -> str:
-        """What it is of, for people."""
-        if self.is_event:
-            return f"event {self.subject[0]}"
-        return f"version {self.subject[1]} of workflow {self.subject[0]}"
 
 
 @dataclass(slots=True)
@@ -124,80 +52,6 @@ class _Mark:
     checkpoint: Checkpoint
     sealed_at: datetime | None
     source: str
-
-
-_EVENTS = sql.SQL(
-    "select l.leaf_index, l.event_id, l.tx_id, l.occurred_at, l.salt, {} from pgaudit_wf.log_leaf"
-    " as l left join pgaudit_wf.security_audit_log as e"
-    " on e.tx_id = l.tx_id and e.id = l.event_id and e.occurred_at = l.occurred_at"
-    " where l.event_id is not null order by l.leaf_index"
-).format(column_list(EVENT_COLUMNS, sql.SQL("e")))
-_VERSIONS = sql.SQL(
-    "select l.leaf_index, l.workflow_id, l.version, l.salt, l.snapshot, {} from pgaudit_wf.log_leaf"
-    " as l left join pgaudit_wf.workflow_history as h"
-    " on h.workflow_id = l.workflow_id and h.version = l.version"
-    " where l.workflow_id is not null order by l.leaf_index"
-).format(column_list(leaves.VersionRow._fields, sql.SQL("h")))
-_BY_ID = sql.SQL("select {} from pgaudit_wf.security_audit_log as e where e.id = %s").format(
-    column_list(EVENT_COLUMNS, sql.SQL("e"))
-)
-# Which leaves an erasure may have touched, and the pseudonyms that stand there now.
-_ERASED = """
-    select r.actor_id, r.pseudonym
-    from pgaudit_wf.erased_event as x
-    join pgaudit_wf.erasure as r using (actor_id)
-    join pgaudit_wf.log_leaf as l on l.event_id = x.event_id and l.tx_id = x.tx_id
-    where l.leaf_index = %(index)s
-    union all
-    select r.actor_id, r.pseudonym
-    from pgaudit_wf.log_leaf as l
-    join pgaudit_wf.workflow_history as h on h.workflow_id = l.workflow_id and h.version = l.version
-    join pgaudit_wf.erasure as r on r.actor_id = h.actor_id
-    where l.leaf_index = %(index)s
-"""
-# An event without a leaf is new if it comes after the last one sealed, and was put in otherwise.
-_WITHOUT_LEAF = """
-    with generation as (
-        select g.first_id, coalesce(g.last_id, 9223372036854775807) as last_id
-        from pgaudit_wf.log_generations() as g),
-    last as (
-        select l.event_id, l.tx_id, g.first_id
-        from pgaudit_wf.log_leaf as l
-        join generation as g on l.event_id between g.first_id and g.last_id
-        where l.event_id is not null order by l.leaf_index desc limit 1)
-    select e.id, e.tx_id, e.occurred_at, e.action, last.event_id is not null
-            and (g.first_id, e.tx_id, e.id) < (last.first_id, last.tx_id, last.event_id) as inserted
-    from pgaudit_wf.security_audit_log as e
-    join generation as g on e.id between g.first_id and g.last_id
-    left join last on true
-    where not exists (
-        select from pgaudit_wf.log_leaf as l
-        where l.event_id = e.id and l.tx_id = e.tx_id and l.occurred_at = e.occurred_at)
-"""
-_PRUNED = (
-    "select a.from_time, a.to_time, a.url, a.id from pgaudit_wf.archive as a"
-    " where a.pruned_at is not null order by a.id"
-)
-
-
-def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> bytes:
-    """Return the hash of the leaf that a row makes with the secrets of a leaf."""
-    parts = leaves.parts_of(row)
-    if kept is not None:
-        found = leaves.kept_commitments(parts, kept)
-    else:
-        found = leaves.commitments(parts, item.salt or b"")
-    if not isinstance(row, EventRow) and row.snapshot is None and item.snapshot is not None:
-        found["snapshot"] = item.snapshot.hex()
-    return leaf_hash(leaves.canonical(leaves.leaf_of(row, found)))
-
-
-def read_kept(conn: Connection, index: int) -> dict[str, leaves.Kept]:
-    """Return what is left of a leaf's secrets after an erasure."""
-    rows = conn.execute(
-        "select part, key, commitment from pgaudit_wf.log_kept where leaf_index = %s", [index]
-    ).fetchall()
-    return {part: leaves.Kept(key, commitment) for part, key, commitment in rows}
 
 
 class _Verification:
@@ -240,7 +94,7 @@ class _Verification:
 
     def events(self) -> Iterator[Item]:
         with self.cursor("verify_events") as cursor:
-            for row in cursor.execute(_EVENTS):
+            for row in cursor.execute(EVENTS):
                 index, number, tx_id, at, salt, *values = row
                 event: leaves.EventText | None = None
                 if values[0] is not None:
@@ -249,7 +103,7 @@ class _Verification:
 
     def versions(self) -> Iterator[Item]:
         with self.cursor("verify_versions") as cursor:
-            for row in cursor.execute(_VERSIONS):
+            for row in cursor.execute(VERSIONS):
                 version = leaves.VersionRow._make(row[5:]) if row[5] is not None else None
                 yield Item(int(row[0]), (row[1], row[2]), row[3], row[4], version)
 
@@ -318,7 +172,7 @@ class _Verification:
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         (total,) = one(self.conn, "select count(*) from pgaudit_wf.log_leaf")
-        self.pruned_times = [(row[0], row[1]) for row in self.conn.execute(_PRUNED).fetchall()]
+        self.pruned_times = [(row[0], row[1]) for row in self.conn.execute(PRUNED).fetchall()]
         marks = self.marks()
         mark = next(marks, None)
         items, hashes = self.items(), self.hashes()
@@ -411,7 +265,7 @@ class _Verification:
         gone = {name for name, rest in kept.items() if rest.commitment is not None}
         if not item.is_event and row[14] is None and gone == {"snapshot"}:
             return None  # pruned: nothing else of the version may have changed
-        rows = self.conn.execute(_ERASED, {"index": item.index}).fetchall()
+        rows = self.conn.execute(ERASED, {"index": item.index}).fetchall()
         pseudonyms = dict(rows)
         if not pseudonyms:
             return "is marked as erased in part, and no erasure is recorded"
@@ -437,7 +291,7 @@ class _Verification:
         with self.conn.cursor(row_factory=tuple_row) as cursor:
             for kind in ("int4", "int8", "timestamptz", "jsonb", "inet"):
                 cursor.adapters.register_loader(kind, TextLoader)
-            moved = cursor.execute(_BY_ID, [item.subject[0]]).fetchone()
+            moved = cursor.execute(BY_ID, [item.subject[0]]).fetchone()
         if moved is not None:
             self.moved.add(item.subject[0])
             found: leaves.EventText = EventRow._make(moved)
@@ -573,7 +427,7 @@ class _Verification:
         self.conn.execute("set local enable_hashjoin = on")
         self.conn.execute("set local enable_seqscan = on")
         with psycopg.ServerCursor(self.conn, "verify_new", row_factory=tuple_row) as cursor:
-            for event_id, _, occurred_at, action, inserted in cursor.execute(_WITHOUT_LEAF):
+            for event_id, _, occurred_at, action, inserted in cursor.execute(WITHOUT_LEAF):
                 if str(event_id) in self.moved:
                     continue
                 if inserted:
@@ -611,16 +465,12 @@ class _Verification:
                 self.report.unsealed_versions += 1
 
 
-def _no_progress(_done: int, _total: int) -> None:
-    pass
-
-
 def verify(
     conn: Connection,
     keys: Sequence[VerifierKey],
     *,
     notes: Mapping[str, str] | None = None,
-    progress: Callable[[int, int], None] = _no_progress,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
     limit: int = 100,
 ) -> Report:
     """Check every sealed event and version, the tree, and the checkpoints.

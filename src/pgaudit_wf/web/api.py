@@ -19,9 +19,8 @@ from pgaudit_wf.web.exporting import export_response
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.web.problems import MEDIA_TYPE, ProblemError
 from pgaudit_wf.web.sealed_log import Integrity
+from pgaudit_wf.workflow.model import RestoredVersion, Version
 from pgaudit_wf.workflow.reads import (
-    RestoredVersion,
-    Version,
     compare_versions,
     restore_workflow,
     version_snapshot,

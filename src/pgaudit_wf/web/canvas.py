@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pgaudit_wf.workflow.reads import Snapshot, VersionDiff
+from pgaudit_wf.workflow.model import Snapshot, VersionDiff
 
 NODE_WIDTH = 210
 NODE_HEIGHT = 60

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.responses import RedirectResponse
 
 from pgaudit_wf.errors import VersionPrunedError
-from pgaudit_wf.integrity.verify import Report
+from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import csrf, models, queries
 from pgaudit_wf.web.api import Data, Who, WorkflowId, filters_of, no_version, put_back
@@ -25,13 +25,8 @@ from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import pretty, render
 from pgaudit_wf.web.sealed_log import Integrity
 from pgaudit_wf.web.sentences import member_of
-from pgaudit_wf.workflow.reads import (
-    Snapshot,
-    VersionDiff,
-    compare_versions,
-    version_snapshot,
-    workflow_versions,
-)
+from pgaudit_wf.workflow.model import Snapshot, VersionDiff
+from pgaudit_wf.workflow.reads import compare_versions, version_snapshot, workflow_versions
 
 router = APIRouter(include_in_schema=False)
 

@@ -16,12 +16,8 @@ from pgaudit_wf.errors import CursorError
 from pgaudit_wf.trail.reads import TrailEntry, api_key_activity, audit_trail
 from pgaudit_wf.web.database import Session
 from pgaudit_wf.web.principal import Principal
-from pgaudit_wf.workflow.reads import (
-    RunAttribution,
-    Version,
-    execution_attribution,
-    workflow_versions,
-)
+from pgaudit_wf.workflow.model import RunAttribution, Version
+from pgaudit_wf.workflow.reads import execution_attribution, workflow_versions
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from psycopg_pool import ConnectionPool
 from pgaudit_wf.integrity.merkle import HASH_SIZE
 from pgaudit_wf.integrity.note import VerifierKey
 from pgaudit_wf.integrity.proof import newest_checkpoint, prove_event
+from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.integrity.tiles import TILE_WIDTH
-from pgaudit_wf.integrity.verify import Report, verify
+from pgaudit_wf.integrity.verify import verify
 from pgaudit_wf.trail.statement import one
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """Versions of workflows, and the runs that executed them."""
 
-from pgaudit_wf.workflow.reads import (
+from pgaudit_wf.workflow.model import (
     BackfillBatch,
     ConfigurationChange,
     Connected,
@@ -17,6 +17,8 @@ from pgaudit_wf.workflow.reads import (
     VersionDiff,
     VersionPage,
     WorkflowTable,
+)
+from pgaudit_wf.workflow.reads import (
     backfill_batch,
     compare_versions,
     definition_usage,

@@ -12,14 +12,8 @@ from rich.text import Text
 
 from pgaudit_wf.cli.base import FAILED, Connection, add, choose_database, connect, without_empty
 from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
-from pgaudit_wf.cli.printing.output import (
-    console,
-    moment,
-    print_attachments,
-    print_json,
-    print_table,
-    printable,
-)
+from pgaudit_wf.cli.printing.attachments import print_attachments
+from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table, printable
 from pgaudit_wf.trail.reads import attached, partitions
 from pgaudit_wf.trail.reads import doctor as read_findings
 from pgaudit_wf.trail.statement import one

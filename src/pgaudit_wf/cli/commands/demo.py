@@ -17,7 +17,8 @@ from pgaudit_wf.cli.base import Failure, add
 from pgaudit_wf.cli.commands.serve import Visitor, running
 from pgaudit_wf.cli.commands.trail import print_api_keys
 from pgaudit_wf.cli.options import JsonOption
-from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table, print_trail
+from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table
+from pgaudit_wf.cli.printing.trail import print_trail
 from pgaudit_wf.cli.printing.versions import heading, print_diff, print_versions, put
 from pgaudit_wf.dev.demo import APP_ROLE, AUDITOR_ROLE, DATABASE, Day, play
 from pgaudit_wf.dev.server import DevServer

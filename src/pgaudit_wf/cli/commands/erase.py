@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from pgaudit_wf import request_context
-from pgaudit_wf.archive.read import (
+from pgaudit_wf.archive.erase import (
     PersonalValue,
     archives_with,
     erase_from_archive,
     find_archived_values,
 )
-from pgaudit_wf.archive.write import Archive
+from pgaudit_wf.archive.files import Archive
 from pgaudit_wf.cli.base import USAGE, Connection, Failure, add, connect
 from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import console, print_json

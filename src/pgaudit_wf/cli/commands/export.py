@@ -12,7 +12,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from pgaudit_wf import request_context
-from pgaudit_wf.archive.write import list_archives
+from pgaudit_wf.archive.files import list_archives
 from pgaudit_wf.cli.base import Connection, Failure, add, connect
 from pgaudit_wf.cli.options import ArchivesOption, AsOption, DatabaseOption, filtering
 from pgaudit_wf.cli.printing.output import console

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pgaudit_wf.cli.base import FAILED, USAGE, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli.base import FAILED, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli.commands.proof import check, consistency, prove
+from pgaudit_wf.cli.keys import read_text, signer_of, verifier_keys
 from pgaudit_wf.cli.options import (
     DatabaseOption,
     HealthHostOption,
@@ -21,22 +21,16 @@ from pgaudit_wf.cli.options import (
     watch_option,
 )
 from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
-from pgaudit_wf.exact_json import dumps, loads
-from pgaudit_wf.integrity.archives import archived_row, verify_archives
-from pgaudit_wf.integrity.note import CommandSigner, Signer, SigningKey, VerifierKey
+from pgaudit_wf.integrity.archives import verify_archives
+from pgaudit_wf.integrity.note import SigningKey
 from pgaudit_wf.integrity.proof import (
-    Checked,
     add_cosignatures,
     newest_checkpoint,
-    prove_consistency,
-    prove_event,
-    prove_version,
 )
-from pgaudit_wf.integrity.proof import check as check_proof
 from pgaudit_wf.integrity.push import export_tiles
 from pgaudit_wf.integrity.push import push as push_checkpoint
+from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.integrity.seal import Sealer
-from pgaudit_wf.integrity.verify import Report
 from pgaudit_wf.integrity.verify import verify as verify_log
 from pgaudit_wf.jobs.maintain import Hook
 from pgaudit_wf.jobs.service import Service, json_logs
@@ -70,51 +64,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group)
 
 
-def _read(path: str, what: str) -> str:
-    try:
-        return sys.stdin.read() if path == "-" else Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"the {what} {path} cannot be read: {error}", code=USAGE) from error
-
-
-def verifier_keys(given: list[str] | None) -> list[VerifierKey]:
-    """Return the public keys that are given as text, or as files with one a line.
-
-    Raises:
-        Failure: None is given, or a file cannot be read.
-        VerifierKeyError: It is no key.
-    """
-    if not given:
-        raise Failure(
-            "which key signed is what the check hangs on, and none was named",
-            "pass --key with the public key (a line of text) or a file with it",
-            USAGE,
-        )
-    keys = []
-    for text in given:
-        source = _read(text, "key") if Path(text).is_file() else text
-        keys += [VerifierKey.parse(line) for line in source.splitlines() if line.strip()]
-    return keys
-
-
-def _signer(key: Path | None, command: str | None, public_key: str | None) -> Signer:
-    if command:
-        if not public_key:
-            raise Failure("--sign-command needs the --public-key that belongs to it", code=USAGE)
-        return CommandSigner(shlex.split(command), verifier_keys([public_key])[0])
-    text = os.environ.get("PGAUDIT_WF_SEAL_KEY", "")
-    if key is not None:
-        text = _read(str(key), "key")
-    if not text:
-        raise Failure(
-            "there is no key to sign with",
-            "pass --key FILE or --sign-command, or set PGAUDIT_WF_SEAL_KEY; pgaudit-wf keygen"
-            " makes a key",
-            USAGE,
-        )
-    return SigningKey.parse(text)
-
-
 def seal_hook(key: Path | None, state: Path | None) -> Hook:
     """Return sealing as a part of maintenance; the key is read as `seal` reads it.
 
@@ -122,7 +71,7 @@ def seal_hook(key: Path | None, state: Path | None) -> Hook:
         Failure: There is no key.
         SigningKeyError: It is no key.
     """
-    sealer = Sealer(_signer(key, None, None), state=state)
+    sealer = Sealer(signer_of(key, None, None), state=state)
 
     def run(conn: Connection, look_only: bool) -> int:
         if look_only:
@@ -219,7 +168,7 @@ def seal(
         pgaudit-wf seal --key seal.key --watch 5 --state /var/lib/pgaudit-wf/checkpoint
         pgaudit-wf seal --sign-command 'ssh signer sign' --public-key seal.pub
     """
-    sealer = Sealer(_signer(key, sign_command, public_key), state=state, rotate=rotate)
+    sealer = Sealer(signer_of(key, sign_command, public_key), state=state, rotate=rotate)
     targets = push or []
 
     def job(service: Service) -> bool:
@@ -283,7 +232,7 @@ def verify(
         pgaudit-wf verify --key seal.pub --checkpoint /mnt/auditor/checkpoint
     """
     keys = verifier_keys(key)
-    notes = {path: _read(path, "checkpoint") for path in checkpoint or []}
+    notes = {path: read_text(path, "checkpoint") for path in checkpoint or []}
     with connect(database) as conn, progress_bar(as_json) as bar:
         task = bar.add_task("Verifying", total=None)
 
@@ -346,121 +295,6 @@ def _print_report(report: Report, limit: int) -> None:
         out.print("Nothing was altered, removed, inserted or re-ordered.", style="green")
     else:
         out.print("The log does NOT hold.", style="bold red")
-
-
-def prove(
-    event_id: Annotated[
-        int | None, typer.Argument(metavar="EVENT_ID", show_default=False, help="The event.")
-    ] = None,
-    workflow: Annotated[
-        str | None,
-        typer.Option(metavar="ID", show_default=False, help="Prove a version of this workflow."),
-    ] = None,
-    version: Annotated[
-        int | None, typer.Option(min=1, metavar="N", show_default=False, help="That version.")
-    ] = None,
-    archive: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", show_default=False, help="Where the event was archived, if it was."
-        ),
-    ] = None,
-    database: DatabaseOption = "",
-) -> None:
-    """Print a proof that an event is in the log; `check` needs no database to check it.
-
-    The proof shows the event in full, names and addresses included.
-
-        pgaudit-wf prove 4711 > proof.json
-        pgaudit-wf prove --workflow 3f0c… --version 7 > proof.json
-    """
-    if (event_id is None) == (workflow is None) or (workflow is None) != (version is None):
-        raise Failure("name an event, or --workflow with --version", code=USAGE)
-    with connect(database) as conn:
-        if workflow is not None and version is not None:
-            proof = prove_version(conn, workflow, version)
-        else:
-            assert event_id is not None  # noqa: S101
-            row = archived_row(conn, archive, event_id) if archive else None
-            proof = prove_event(conn, event_id, row)
-    typer.echo(dumps(proof, 2))
-
-
-def check(
-    proof: Annotated[str, typer.Argument(metavar="PROOF", help="File with the proof, or -.")],
-    key: KeysOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check a proof, of an event or of consistency, without a database.
-
-    Exit code 0: it holds, and what it proves is printed; 1: it does not.
-
-        pgaudit-wf check proof.json --key seal.pub
-    """
-    keys = verifier_keys(key)
-    try:
-        loaded = loads(_read(proof, "proof"))
-    except ValueError as error:
-        raise Failure(f"{proof} is no JSON: {error}") from error
-    if not isinstance(loaded, dict):
-        raise Failure(f"{proof} is no proof")
-    checked = check_proof(loaded, keys)
-    if as_json:
-        print_json(
-            {
-                "origin": checked.checkpoint.origin,
-                "size": checked.checkpoint.size,
-                "witnesses": list(checked.witnesses),
-                "event": checked.event if checked.leaf else None,
-                "old_size": checked.old.size if checked.old else None,
-            }
-        )
-        return
-    _print_checked(checked)
-
-
-def _print_checked(checked: Checked) -> None:
-    origin, size = printable(checked.checkpoint.origin), checked.checkpoint.size
-    if checked.old is not None:
-        typer.echo(f"PROVED: the log {origin} of {size} leaves continues that of"
-                   f" {checked.old.size}.")  # fmt: skip
-    else:
-        typer.echo(f"PROVED: this is in the log {origin}, under its checkpoint of {size} leaves.")
-        for name, value in sorted(checked.event.items()):
-            if value is not None:
-                text = value if isinstance(value, str) else dumps(value)
-                typer.echo(f"  {name}: {printable(text)}")
-    for witness in checked.witnesses:
-        typer.echo(f"Seen by the witness {printable(witness)}.")
-
-
-def consistency(
-    old: Annotated[
-        str, typer.Argument(metavar="OLD", help="File with the older checkpoint, or its size.")
-    ],
-    new: Annotated[
-        str,
-        typer.Argument(
-            metavar="[NEW]", show_default=False, help="The newer one; without it, the newest."
-        ),
-    ] = "",
-    database: DatabaseOption = "",
-) -> None:
-    """Print a proof that the log of one checkpoint continues that of an older one.
-
-    Both checkpoints are in the proof; `check` needs no database to check it.
-
-        pgaudit-wf consistency /mnt/auditor/checkpoint > grown.json
-        pgaudit-wf check grown.json --key seal.pub
-    """
-    with connect(database) as conn:
-        notes = [
-            newest_checkpoint(conn, int(name)) if name.isascii() and name.isdigit()
-            else _read(name, "checkpoint")
-            for name in (old, new) if name
-        ]  # fmt: skip
-        proof = prove_consistency(conn, *notes)
-    typer.echo(dumps(proof, 2))
 
 
 def checkpoint_show(
@@ -531,7 +365,7 @@ def checkpoint_cosign(
         pgaudit-wf checkpoint cosign cosigned.txt --witness witness.pub
     """
     keys = verifier_keys(witness)
-    text = _read(note, "checkpoint")
+    text = read_text(note, "checkpoint")
     with connect(database) as conn:
         added = add_cosignatures(conn, text, keys)
     typer.echo(f"{added} new signatures of witnesses.")

@@ -16,7 +16,7 @@ from psycopg_pool import ConnectionPool
 
 from pgaudit_wf.cli.base import USAGE, Failure, add, check_conninfo
 from pgaudit_wf.cli.base import connect as connect_once
-from pgaudit_wf.cli.commands.integrity import verifier_keys
+from pgaudit_wf.cli.keys import verifier_keys
 from pgaudit_wf.cli.options import DatabaseOption, KeysOption
 from pgaudit_wf.cli.printing.output import console
 from pgaudit_wf.errors import MissingExtraError

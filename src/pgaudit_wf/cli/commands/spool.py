@@ -10,7 +10,7 @@ import typer
 from pgaudit_wf.cli.base import FAILED, Commands, Failure, add, choose_database, connect, help_text
 from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable
-from pgaudit_wf.context.attempt import read_spool, spool_path, spooled
+from pgaudit_wf.context.spool import read_spool, spool_path, spooled
 
 FileOption = Annotated[
     Path | None,

@@ -16,8 +16,8 @@ import typer
 from rich.text import Text
 
 from pgaudit_wf import request_context
+from pgaudit_wf.archive.files import list_archives
 from pgaudit_wf.archive.read import whole_trail
-from pgaudit_wf.archive.write import list_archives
 from pgaudit_wf.cli.base import UNREACHABLE, USAGE, Connection, Failure, add, connect, parse_time
 from pgaudit_wf.cli.options import (
     ArchivesOption,
@@ -28,14 +28,8 @@ from pgaudit_wf.cli.options import (
     UtcOption,
     filtering,
 )
-from pgaudit_wf.cli.printing.output import (
-    console,
-    moment,
-    print_json,
-    print_line,
-    print_table,
-    print_trail,
-)
+from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table
+from pgaudit_wf.cli.printing.trail import print_line, print_trail
 from pgaudit_wf.exact_json import dumps
 from pgaudit_wf.trail.reads import (
     ApiKeyActivity,

@@ -32,8 +32,8 @@ from pgaudit_wf.cli.printing.versions import (
     put,
     saved_by,
 )
+from pgaudit_wf.workflow.model import Version
 from pgaudit_wf.workflow.reads import (
-    Version,
     compare_versions,
     definition_usage,
     execution_attribution,

@@ -37,23 +37,13 @@ from pgaudit_wf.cli.commands.attach import (
     call_attach,
 )
 from pgaudit_wf.cli.options import DatabaseOption, JsonOption
-from pgaudit_wf.cli.printing.output import (
-    console,
-    print_attachments,
-    print_json,
-    print_table,
-    printable,
-    progress_bar,
-)
+from pgaudit_wf.cli.printing.attachments import print_attachments
+from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable, progress_bar
 from pgaudit_wf.exact_json import dumps
 from pgaudit_wf.trail.reads import attached
 from pgaudit_wf.trail.statement import one
-from pgaudit_wf.workflow.reads import (
-    BackfillBatch,
-    RefusedWorkflow,
-    backfill_batch,
-    workflow_tables,
-)
+from pgaudit_wf.workflow.model import BackfillBatch, RefusedWorkflow
+from pgaudit_wf.workflow.reads import backfill_batch, workflow_tables
 
 # The application may take its rows in another order than we do.
 _ATTEMPTS = 5

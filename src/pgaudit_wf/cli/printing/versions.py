@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pgaudit_wf.cli.printing.output import console, moment, printable
 from pgaudit_wf.exact_json import dumps
-from pgaudit_wf.workflow.reads import Connected, NodeRef, Problem, Snapshot, Version, VersionDiff
+from pgaudit_wf.workflow.model import Connected, NodeRef, Problem, Snapshot, Version, VersionDiff
 
 _ADDED, _REMOVED, _CHANGED = ("+", "green"), ("-", "red"), ("~", "yellow")
 _SOURCES = {"create": "green", "update": "cyan", "listing": "cyan", "restore": "yellow",

@@ -1,0 +1,141 @@
+"""The commands that prove an event to somebody, and check such a proof."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pgaudit_wf.cli.base import USAGE, Failure, connect
+from pgaudit_wf.cli.keys import read_text, verifier_keys
+from pgaudit_wf.cli.options import (
+    DatabaseOption,
+    JsonOption,
+    KeysOption,
+)
+from pgaudit_wf.cli.printing.output import print_json, printable
+from pgaudit_wf.exact_json import dumps, loads
+from pgaudit_wf.integrity.archives import archived_row
+from pgaudit_wf.integrity.proof import (
+    Checked,
+    newest_checkpoint,
+    prove_consistency,
+    prove_event,
+    prove_version,
+)
+from pgaudit_wf.integrity.proof import check as check_proof
+
+
+def prove(
+    event_id: Annotated[
+        int | None, typer.Argument(metavar="EVENT_ID", show_default=False, help="The event.")
+    ] = None,
+    workflow: Annotated[
+        str | None,
+        typer.Option(metavar="ID", show_default=False, help="Prove a version of this workflow."),
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, metavar="N", show_default=False, help="That version.")
+    ] = None,
+    archive: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", show_default=False, help="Where the event was archived, if it was."
+        ),
+    ] = None,
+    database: DatabaseOption = "",
+) -> None:
+    """Print a proof that an event is in the log; `check` needs no database to check it.
+
+    The proof shows the event in full, names and addresses included.
+
+        pgaudit-wf prove 4711 > proof.json
+        pgaudit-wf prove --workflow 3f0c… --version 7 > proof.json
+    """
+    if (event_id is None) == (workflow is None) or (workflow is None) != (version is None):
+        raise Failure("name an event, or --workflow with --version", code=USAGE)
+    with connect(database) as conn:
+        if workflow is not None and version is not None:
+            proof = prove_version(conn, workflow, version)
+        else:
+            assert event_id is not None  # noqa: S101
+            row = archived_row(conn, archive, event_id) if archive else None
+            proof = prove_event(conn, event_id, row)
+    typer.echo(dumps(proof, 2))
+
+
+def check(
+    proof: Annotated[str, typer.Argument(metavar="PROOF", help="File with the proof, or -.")],
+    key: KeysOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a proof, of an event or of consistency, without a database.
+
+    Exit code 0: it holds, and what it proves is printed; 1: it does not.
+
+        pgaudit-wf check proof.json --key seal.pub
+    """
+    keys = verifier_keys(key)
+    try:
+        loaded = loads(read_text(proof, "proof"))
+    except ValueError as error:
+        raise Failure(f"{proof} is no JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise Failure(f"{proof} is no proof")
+    checked = check_proof(loaded, keys)
+    if as_json:
+        print_json(
+            {
+                "origin": checked.checkpoint.origin,
+                "size": checked.checkpoint.size,
+                "witnesses": list(checked.witnesses),
+                "event": checked.event if checked.leaf else None,
+                "old_size": checked.old.size if checked.old else None,
+            }
+        )
+        return
+    _print_checked(checked)
+
+
+def _print_checked(checked: Checked) -> None:
+    origin, size = printable(checked.checkpoint.origin), checked.checkpoint.size
+    if checked.old is not None:
+        typer.echo(f"PROVED: the log {origin} of {size} leaves continues that of"
+                   f" {checked.old.size}.")  # fmt: skip
+    else:
+        typer.echo(f"PROVED: this is in the log {origin}, under its checkpoint of {size} leaves.")
+        for name, value in sorted(checked.event.items()):
+            if value is not None:
+                text = value if isinstance(value, str) else dumps(value)
+                typer.echo(f"  {name}: {printable(text)}")
+    for witness in checked.witnesses:
+        typer.echo(f"Seen by the witness {printable(witness)}.")
+
+
+def consistency(
+    old: Annotated[
+        str, typer.Argument(metavar="OLD", help="File with the older checkpoint, or its size.")
+    ],
+    new: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NEW]", show_default=False, help="The newer one; without it, the newest."
+        ),
+    ] = "",
+    database: DatabaseOption = "",
+) -> None:
+    """Print a proof that the log of one checkpoint continues that of an older one.
+
+    Both checkpoints are in the proof; `check` needs no database to check it.
+
+        pgaudit-wf consistency /mnt/auditor/checkpoint > grown.json
+        pgaudit-wf check grown.json --key seal.pub
+    """
+    with connect(database) as conn:
+        notes = [
+            newest_checkpoint(conn, int(name)) if name.isascii() and name.isdigit()
+            else read_text(name, "checkpoint")
+            for name in (old, new) if name
+        ]  # fmt: skip
+        proof = prove_consistency(conn, *notes)
+    typer.echo(dumps(proof, 2))

@@ -1,0 +1,114 @@
+"""The rows that leaves are of, as a verification reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from pgaudit_wf.integrity import leaf as leaves
+from pgaudit_wf.integrity.merkle import leaf_hash
+from pgaudit_wf.integrity.seal import column_list
+from pgaudit_wf.trail.event import EVENT_COLUMNS, EventRow
+from pgaudit_wf.trail.statement import Connection
+
+
+@dataclass(slots=True)
+class Item:
+    """A leaf as log_leaf has it, and the row that it is of.
+
+    `subject` is an event's id, tx_id and occurred_at, or a version's workflow_id and number.
+    """
+
+    index: int
+    subject: tuple[str, ...]
+    salt: bytes | None
+    snapshot: bytes | None
+    row: leaves.Row | None
+
+    @property
+    def is_event(self) -> bool:
+        """Whether it is an event's leaf."""
+        return len(self.subject) == 3
+
+    @property
+    def name(self) -> str:
+        """What it is of, for people."""
+        if self.is_event:
+            return f"event {self.subject[0]}"
+        return f"version {self.subject[1]} of workflow {self.subject[0]}"
+
+
+EVENTS = sql.SQL(
+    "select l.leaf_index, l.event_id, l.tx_id, l.occurred_at, l.salt, {} from pgaudit_wf.log_leaf"
+    " as l left join pgaudit_wf.security_audit_log as e"
+    " on e.tx_id = l.tx_id and e.id = l.event_id and e.occurred_at = l.occurred_at"
+    " where l.event_id is not null order by l.leaf_index"
+).format(column_list(EVENT_COLUMNS, sql.SQL("e")))
+VERSIONS = sql.SQL(
+    "select l.leaf_index, l.workflow_id, l.version, l.salt, l.snapshot, {} from pgaudit_wf.log_leaf"
+    " as l left join pgaudit_wf.workflow_history as h"
+    " on h.workflow_id = l.workflow_id and h.version = l.version"
+    " where l.workflow_id is not null order by l.leaf_index"
+).format(column_list(leaves.VersionRow._fields, sql.SQL("h")))
+BY_ID = sql.SQL("select {} from pgaudit_wf.security_audit_log as e where e.id = %s").format(
+    column_list(EVENT_COLUMNS, sql.SQL("e"))
+)
+# Which leaves an erasure may have touched, and the pseudonyms that stand there now.
+ERASED = """
+    select r.actor_id, r.pseudonym
+    from pgaudit_wf.erased_event as x
+    join pgaudit_wf.erasure as r using (actor_id)
+    join pgaudit_wf.log_leaf as l on l.event_id = x.event_id and l.tx_id = x.tx_id
+    where l.leaf_index = %(index)s
+    union all
+    select r.actor_id, r.pseudonym
+    from pgaudit_wf.log_leaf as l
+    join pgaudit_wf.workflow_history as h on h.workflow_id = l.workflow_id and h.version = l.version
+    join pgaudit_wf.erasure as r on r.actor_id = h.actor_id
+    where l.leaf_index = %(index)s
+"""
+# An event without a leaf is new if it comes after the last one sealed, and was put in otherwise.
+WITHOUT_LEAF = """
+    with generation as (
+        select g.first_id, coalesce(g.last_id, 9223372036854775807) as last_id
+        from pgaudit_wf.log_generations() as g),
+    last as (
+        select l.event_id, l.tx_id, g.first_id
+        from pgaudit_wf.log_leaf as l
+        join generation as g on l.event_id between g.first_id and g.last_id
+        where l.event_id is not null order by l.leaf_index desc limit 1)
+    select e.id, e.tx_id, e.occurred_at, e.action, last.event_id is not null
+            and (g.first_id, e.tx_id, e.id) < (last.first_id, last.tx_id, last.event_id) as inserted
+    from pgaudit_wf.security_audit_log as e
+    join generation as g on e.id between g.first_id and g.last_id
+    left join last on true
+    where not exists (
+        select from pgaudit_wf.log_leaf as l
+        where l.event_id = e.id and l.tx_id = e.tx_id and l.occurred_at = e.occurred_at)
+"""
+PRUNED = (
+    "select a.from_time, a.to_time, a.url, a.id from pgaudit_wf.archive as a"
+    " where a.pruned_at is not null order by a.id"
+)
+
+
+def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> bytes:
+    """Return the hash of the leaf that a row makes with the secrets of a leaf."""
+    parts = leaves.parts_of(row)
+    if kept is not None:
+        found = leaves.kept_commitments(parts, kept)
+    else:
+        found = leaves.commitments(parts, item.salt or b"")
+    if not isinstance(row, EventRow) and row.snapshot is None and item.snapshot is not None:
+        found["snapshot"] = item.snapshot.hex()
+    return leaf_hash(leaves.canonical(leaves.leaf_of(row, found)))
+
+
+def read_kept(conn: Connection, index: int) -> dict[str, leaves.Kept]:
+    """Return what is left of a leaf's secrets after an erasure."""
+    rows = conn.execute(
+        "select part, key, commitment from pgaudit_wf.log_kept where leaf_index = %s", [index]
+    ).fetchall()
+    return {part: leaves.Kept(key, commitment) for part, key, commitment in rows}
