@@ -659,9 +659,9 @@ def test_what_was_settled_long_ago_is_removed(org: Conn, app_dsn: str, mail: Mai
     event(org)
     work(app_dsn, smtp=smtp(mail))
     assert states(org) == {"sent": 2}
-    assert org.execute("select pgaudit_wf.prune_alerts()").fetchone() == (0,)
+    assert org.execute("select pgaudit_wf._prune_alerts()").fetchone() == (0,)
     policy(org, "keep = '0 seconds'")
-    assert org.execute("select pgaudit_wf.prune_alerts()").fetchone() == (2,)
+    assert org.execute("select pgaudit_wf._prune_alerts()").fetchone() == (2,)
     work(app_dsn, smtp=smtp(mail))
     assert len(mail.taken) == 2
 

@@ -79,7 +79,7 @@ def test_trigger_functions_read_as_in_the_golden_files(
 
 def fill(conn: Conn, template: str, **pieces: str | list[str]) -> str:
     row = conn.execute(
-        "select array_to_string(pgaudit_wf.fill(%s, %s), e'\\n')", [template, Jsonb(pieces)]
+        "select array_to_string(pgaudit_wf._fill(%s, %s), e'\\n')", [template, Jsonb(pieces)]
     ).fetchone()
     assert row is not None
     text: str = row[0]
@@ -97,8 +97,8 @@ def test_lines_are_indented_as_their_slot_and_what_they_quote_is_not(conn: Conn)
     inner = fill(conn, "if {{a}} then\n    {{b}}\nend if;", a="x = 'two\nlines'", b=["y;", "z;"])
     assert inner == "if x = 'two\nlines' then\n    y;\n    z;\nend if;"
     nested = conn.execute(
-        "select array_to_string(pgaudit_wf.fill(e'begin\n    {{inner}}\nend', jsonb_build_object("
-        "'inner', pgaudit_wf.fill(e'if {{a}} then\n    y;\nend if;', %s))), e'\n')",
+        "select array_to_string(pgaudit_wf._fill(e'begin\n    {{inner}}\nend', jsonb_build_object("
+        "'inner', pgaudit_wf._fill(e'if {{a}} then\n    y;\nend if;', %s))), e'\n')",
         [Jsonb({"a": "x = 'two\nlines'"})],
     ).fetchone()
     assert nested == ("begin\n    if x = 'two\nlines' then\n        y;\n    end if;\nend",)
@@ -118,11 +118,11 @@ def test_either_form_has_a_piece_for_each_slot_and_no_other(app_conn: Conn) -> N
     assert app_conn.execute(
         "select distinct s.slots @> p.pieces, p.pieces @> s.slots, c.common && p.own"
         " from pgaudit_wf.attachment as a,"
-        " lateral (select array(select (regexp_matches(pgaudit_wf.trigger_template(),"
+        " lateral (select array(select (regexp_matches(pgaudit_wf._trigger_template(),"
         "   '\\{\\{(.+?)\\}\\}', 'g'))[1]) as slots) as s,"
-        " lateral (select array(select jsonb_object_keys(pgaudit_wf.common_pieces(a)))"
+        " lateral (select array(select jsonb_object_keys(pgaudit_wf._common_pieces(a)))"
         "   as common) as c,"
-        " lateral (values (pgaudit_wf.compiled_pieces(a)), (pgaudit_wf.generic_pieces(a)))"
+        " lateral (values (pgaudit_wf._compiled_pieces(a)), (pgaudit_wf._generic_pieces(a)))"
         "   as form (made),"
         " lateral (select own, c.common || own as pieces"
         "   from (select array(select jsonb_object_keys(form.made)) as own) as o) as p"

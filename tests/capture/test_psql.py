@@ -65,6 +65,20 @@ def test_every_function_says_what_it_is(app_conn: Conn, psql: Psql) -> None:
         assert re.search(r"[Rr]aises PA\d{3}", comment), name
 
 
+def test_functions_for_people_are_few_and_the_others_begin_with_an_underscore(conn: Conn) -> None:
+    listed = conn.execute(
+        "select proname::text from pg_proc where pronamespace = 'pgaudit_wf'::regnamespace"
+        " and proname not like '\\_%' order by 1"
+    ).fetchall()
+    assert len(listed) <= 60
+    # What is called by PostgreSQL itself is for nobody.
+    assert not conn.execute(
+        "select proname from pg_proc where pronamespace = 'pgaudit_wf'::regnamespace"
+        " and proname not like '\\_%'"
+        " and prorettype in ('trigger'::regtype, 'event_trigger'::regtype)"
+    ).fetchall()
+
+
 def test_types_and_roles_and_the_schema_say_what_they_are(app_conn: Conn) -> None:
     assert (
         app_conn.execute(

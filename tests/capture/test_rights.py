@@ -284,10 +284,10 @@ def test_everything_belongs_to_a_role_that_can_do_nothing_else(conn: Conn) -> No
 
 
 def test_doctor_names_functions_that_a_superuser_owns(conn: Conn) -> None:
-    conn.execute("alter function pgaudit_wf.note_generation() owner to postgres")
+    conn.execute("alter function pgaudit_wf._note_generation() owner to postgres")
     [(problem, remedy)] = conn.execute(
         "select problem, remedy from pgaudit_wf.doctor()"
-        " where severity = 'error' and subject = 'pgaudit_wf.note_generation()'"
+        " where severity = 'error' and subject = 'pgaudit_wf._note_generation()'"
     ).fetchall()
     assert problem == "it runs with the rights of postgres, a superuser"
     conn.execute(remedy)
@@ -518,7 +518,7 @@ def test_trigger_functions_work_on_their_own_table_only(db: Conn, stranger: str)
     assert db.execute("select used from pgaudit_wf.org_usage").fetchone() == (2,)
     # Also where the numbers of the tables are others, as after a restore.
     db.execute(
-        "select pgaudit_wf.replace_function(function_name,"
+        "select pgaudit_wf._replace_function(function_name,"
         " replace(prosrc, pg_partition_root(target)::oid::text, '1'), array["
         "   'timezone = ''UTC'''], target, 'x')"
         " from pgaudit_wf.attachment join pg_proc on proname = function_name"
@@ -594,7 +594,7 @@ def test_policies_behind_the_directory_run_as_nobody_else(conn: Conn, server: De
         conn.execute("insert into pgaudit_wf.alert_rule (action_pattern) values ('x.*')")
         conn.execute("set app.org_id = 'o'; set app.actor_id = 'u'")
         conn.execute("select pgaudit_wf.record_event('x.y', 'x', '1')")
-        assert conn.execute("select pgaudit_wf.readable_org()").fetchone() == ("o",)
+        assert conn.execute("select pgaudit_wf._readable_org()").fetchone() == ("o",)
         assert conn.execute("select actor_name from pgaudit_wf.audit_trail()").fetchone() == ("U",)
         with acting_as(conn, name):
             for table in ("person", "belongs"):
@@ -605,14 +605,14 @@ def test_policies_behind_the_directory_run_as_nobody_else(conn: Conn, server: De
                     ).format(sql.Identifier(table))
                 )
         for statement in (
-            "select pgaudit_wf.readable_org()",
+            "select pgaudit_wf._readable_org()",
             "select * from pgaudit_wf.audit_trail(page_size => 300, search => 'U')",
             "select * from pgaudit_wf.describe_actors('o')",
             "select * from pgaudit_wf.enqueue_alerts()",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
                 conn.execute(statement.encode())
-        conn.execute("select pgaudit_wf.current_credential()")
+        conn.execute("select pgaudit_wf._current_credential()")
         assert who_ran(conn, name) == set()
         # What doctor() says to do mends it: the tables' owner reads them as before.
         remedies = conn.execute(
@@ -621,7 +621,7 @@ def test_policies_behind_the_directory_run_as_nobody_else(conn: Conn, server: De
         assert len(remedies) == 2
         for (remedy,) in remedies:
             conn.execute(remedy)
-        assert conn.execute("select pgaudit_wf.readable_org()").fetchone() == ("o",)
+        assert conn.execute("select pgaudit_wf._readable_org()").fetchone() == ("o",)
         assert conn.execute("select actor_name from pgaudit_wf.audit_trail()").fetchone() == ("U",)
         for view in ("actor_directory", "org_member"):
             conn.execute(
@@ -658,7 +658,7 @@ def test_a_retyped_stamp_runs_nothing_when_versions_are_pruned(
                 " using row(1, 'good')::pair"
             )
             conn.execute("insert into run (id, workflow_id) values (2, 1)")
-        conn.execute("select pgaudit_wf.prunable_versions()")
+        conn.execute("select pgaudit_wf._prunable_versions()")
         conn.execute("select pgaudit_wf.prune_history()")
         assert who_ran(conn, name) <= {name}
         conn.execute("select pgaudit_wf.detach_execution(%s::regclass)", [f"{name}.run"])

@@ -214,7 +214,7 @@ def test_maintenance_does_not_wait_for_a_save(db: Conn, dsn: str) -> None:
     with psycopg.connect(dsn) as other:
         save(other, edited(1, "https://c"))
         db.execute("set lock_timeout = '5s'")
-        row = db.execute("select pgaudit_wf.prune_canonical_cache('30 days')").fetchone()
+        row = db.execute("select pgaudit_wf._prune_canonical_cache('30 days')").fetchone()
         assert row == (0,)
     assert rewritten(db, edited(2, "https://c")) == [1, 2]
 
@@ -226,7 +226,7 @@ def test_a_save_and_maintenance_at_the_same_time(db: Conn, dsn: str) -> None:
     def prune() -> None:
         with psycopg.connect(dsn, autocommit=True) as other:
             while not done.is_set():
-                other.execute("select pgaudit_wf.prune_canonical_cache('-1 day')")
+                other.execute("select pgaudit_wf._prune_canonical_cache('-1 day')")
 
     worker = threading.Thread(target=prune)
     worker.start()

@@ -30,7 +30,7 @@ Canonical = Callable[[str], str]
 def canonical(conn: psycopg.Connection) -> Canonical:
     def run(document: str) -> str:
         row = conn.execute(
-            "select pgaudit_wf.canonical_json(%s::text::jsonb)", [document]
+            "select pgaudit_wf._canonical_json(%s::text::jsonb)", [document]
         ).fetchone()
         assert row is not None
         return str(row[0])
@@ -245,7 +245,7 @@ def test_depth_has_a_limit_with_a_clear_error(
 
 
 def test_null_gives_null(conn: psycopg.Connection) -> None:
-    assert conn.execute("select pgaudit_wf.canonical_json(null)").fetchone() == (None,)
+    assert conn.execute("select pgaudit_wf._canonical_json(null)").fetchone() == (None,)
 
 
 def test_reference_refuses_what_is_no_json() -> None:

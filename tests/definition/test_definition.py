@@ -219,8 +219,8 @@ def test_one_go_and_step_by_step_agree_with_the_reference(
     conn: psycopg.Connection, nodes: list[Any], edges: list[Any]
 ) -> None:
     row = conn.execute(
-        "select pgaudit_wf.canonical_definition(n, e), "
-        "pgaudit_wf.canonical_json(pgaudit_wf.normalize_definition(n, e)), "
+        "select pgaudit_wf._canonical_definition(n, e), "
+        "pgaudit_wf._canonical_json(pgaudit_wf.normalize_definition(n, e)), "
         "pgaudit_wf.hash_definition(n, e) from (values (%s::jsonb, %s::jsonb)) as given (n, e)",
         [Jsonb(nodes), Jsonb(edges)],
     ).fetchone()

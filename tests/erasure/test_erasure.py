@@ -311,7 +311,7 @@ def test_erase_rewrites_archives(
 def test_an_interrupted_rewriting_can_be_run_again(
     archived: Conn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = archived.execute("select pgaudit_wf.begin_erasure('u_ada')").fetchone()
+    row = archived.execute("select pgaudit_wf._begin_erasure('u_ada')").fetchone()
     assert row
     [(number, archive)] = archives_with(archived, row[0])
     events, values = find_archived_values(archived, [archive], "u_ada")
@@ -353,7 +353,7 @@ def test_a_file_that_somebody_changed_is_not_rewritten(archived: Conn, tmp_path:
     with pytest.raises(ArchiveError, match="SHA-256"):
         erase_from_archive(archived, number, archive, "u_ada", "erased-x", [])
     with pytest.raises(psycopg.Error) as caught:
-        archived.execute("select pgaudit_wf.replace_archive(%s, %s, '{}')", [number, "0" * 64])
+        archived.execute("select pgaudit_wf._replace_archive(%s, %s, '{}')", [number, "0" * 64])
     assert caught.value.sqlstate == "PA350"
 
 

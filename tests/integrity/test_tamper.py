@@ -431,7 +431,7 @@ def test_an_erasure_is_feigned(sealed: Connection) -> None:
     """Commitments kept as by an erasure, to change a value: no erasure is recorded."""
     victim = event_ids(sealed)[3]
     sealed.execute(
-        "select pgaudit_wf.keep_commitments(l, jsonb_populate_record(l, %s))"
+        "select pgaudit_wf._keep_commitments(l, jsonb_populate_record(l, %s))"
         f" from {LOG} as l where id = %s",
         ['{"actor_label": "X"}', victim],
     )

@@ -127,7 +127,7 @@ def test_an_event_put_into_an_archive_is_named(old: Connection, tmp_path: Path) 
 def test_an_erasure_in_an_archive_still_verifies(old: Connection, tmp_path: Path) -> None:
     number = ids(old)[0]
     before = prove_event(old, number, archived_row(old, str(tmp_path), number))
-    row = old.execute("select pgaudit_wf.begin_erasure('u_ada', true)").fetchone()
+    row = old.execute("select pgaudit_wf._begin_erasure('u_ada', true)").fetchone()
     assert row is not None
     [(archive_id, archive)] = archives_with(old, row[0])
     _, values = find_archived_values(old, [archive], "u_ada")

@@ -135,7 +135,7 @@ def test_the_database_cuts_a_diff_into_the_same_parts(conn: Connection, document
     record(conn, 1, **ADA)
     of_database = conn.execute(
         "select p.part, p.content from pgaudit_wf.security_audit_log as l, lateral"
-        " pgaudit_wf.event_parts(jsonb_populate_record(l,"
+        " pgaudit_wf._event_parts(jsonb_populate_record(l,"
         " jsonb_build_object('diff', %(doc)s::jsonb, 'metadata', %(doc)s::jsonb))) as p",
         {"doc": document},
     ).fetchall()

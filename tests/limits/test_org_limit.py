@@ -186,7 +186,7 @@ def test_own_limits_go_before_the_default(key: Conn) -> None:
         "select org_id, used, max_count, is_default from pgaudit_wf.limit_usage order by 1"
     ).fetchall() == [("o1", 3, 3, False), ("o2", 20, None, False), ("o3", 0, 0, False)]
     key.execute("delete from pgaudit_wf.org_limit where org_id = 'o1'")
-    assert key.execute("select pgaudit_wf.limit_of('o1', 'key')").fetchone() == (1,)
+    assert key.execute("select pgaudit_wf._limit_of('o1', 'key')").fetchone() == (1,)
 
 
 def test_lowering_a_limit_refuses_new_rows_only(key: Conn) -> None:
@@ -565,7 +565,7 @@ def test_the_first_limit_takes_the_rights_of_the_tables_owner(key: Conn) -> None
     key.execute("grant usage on schema pgaudit_wf to wf_billing")
     key.execute(
         "grant execute on function pgaudit_wf.set_org_limit(text, text, bigint),"
-        " pgaudit_wf.write_org_limit(text, text, bigint) to wf_billing"
+        " pgaudit_wf._write_org_limit(text, text, bigint) to wf_billing"
     )
     key.execute("set role wf_billing")
     with pytest.raises(psycopg.Error, match="does not own the table") as caught:

@@ -162,7 +162,7 @@ def test_the_application_can_do_nothing_else(app: Conn, recorded: Conn) -> None:
         "select pgaudit_wf.detach('thing')",
         "select pgaudit_wf.add_log_partition('2030-01-01')",
         "select pgaudit_wf.ensure_log_partitions(99)",
-        "select pgaudit_wf.count_failure('thing', 'UPDATE', '00000')",
+        "select pgaudit_wf._count_failure('thing', 'UPDATE', '00000')",
         "select setval('pgaudit_wf.security_audit_log_id_seq', 1)",
         "select nextval('pgaudit_wf.security_audit_log_id_seq')",
         "refresh materialized view pgaudit_wf.log_origin",

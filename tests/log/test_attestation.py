@@ -189,7 +189,7 @@ def test_the_application_cannot_read_the_secret(signed: psycopg.Connection[Any])
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         signed.execute("select * from pgaudit_wf.attestation_key")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        signed.execute("select pgaudit_wf.check_attestation('web-1:00')")
+        signed.execute("select pgaudit_wf._check_attestation('web-1:00')")
 
 
 @pytest.mark.parametrize("size", [0, 31])
@@ -223,7 +223,7 @@ def test_key_ids_that_would_not_parse_are_refused() -> None:
 def test_the_database_pads_like_rfc_2104(conn: psycopg.Connection[Any], size: int) -> None:
     secret = bytes(n % 251 for n in range(size))
     row = conn.execute(
-        "select sha256(pgaudit_wf.pad_key(%(k)s, 92) || sha256(pgaudit_wf.pad_key(%(k)s, 54)"
+        "select sha256(pgaudit_wf._pad_key(%(k)s, 92) || sha256(pgaudit_wf._pad_key(%(k)s, 54)"
         " || 'message'))",
         {"k": secret},
     ).fetchone()
@@ -246,5 +246,5 @@ def test_python_and_the_database_sign_alike(
     with request_context(
         signed, actor_id=actor, org_id=org, correlation_id=correlation, attest=KEY
     ):
-        row = signed.execute("select pgaudit_wf.context_attested()").fetchone()
+        row = signed.execute("select pgaudit_wf._context_attested()").fetchone()
     assert row == (True,)

@@ -27,7 +27,7 @@ def read(conn: Conn, cursor: str | None, batch: int = 1000) -> tuple[str | None,
         ids += [event_id for _, event_id in rows]
         cursor = rows[-1][0]
         # As a reader does that means to keep its cursor.
-        conn.execute("select pgaudit_wf.note_generation()")
+        conn.execute("select pgaudit_wf._note_generation()")
     return cursor, ids
 
 
@@ -218,7 +218,7 @@ def test_a_cursor_survives_dump_and_restore(
                     "select cursor, (event).id from pgaudit_wf.read_log(%s, %s)",
                     [cursors[reader], limit],
                 ).fetchall()
-                on.execute("select pgaudit_wf.note_generation()")
+                on.execute("select pgaudit_wf._note_generation()")
                 cursors[reader], ids = rows[-1][0], [event_id for _, event_id in rows]
             else:
                 cursors[reader], ids = read(on, cursors[reader], 7)

@@ -259,8 +259,8 @@ def test_an_object_of_the_user_that_depends_on_ours_stops_the_removal(empty_dsn:
         empty_dsn,
         "create view public.my_trail as select * from pgaudit_wf.security_audit_log",
         "create table public.mine (kept pgaudit_wf.security_audit_log)",
-        "create policy seen on public.mine using (pgaudit_wf.context_value('app.org_id') = 'o')",
-        "create table public.other (ip inet default pgaudit_wf.context_ip())",
+        "create policy seen on public.mine using (pgaudit_wf._context_value('app.org_id') = 'o')",
+        "create table public.other (ip inet default pgaudit_wf._context_ip())",
     )
     with pytest.raises(MigrationError) as caught:
         migrate(empty_dsn, to=0)
@@ -531,7 +531,7 @@ def release_and_change(root: Path) -> Path:
         "set search_path = pg_catalog, pg_temp\n"
         "as $$ select count(*) from pgaudit_wf.new $$;\n"
     )
-    old = "create function pgaudit_wf.schema_owner() returns name\nlanguage sql stable\n"
+    old = "create function pgaudit_wf._schema_owner() returns name\nlanguage sql stable\n"
     (source,) = (path for path in core.rglob("*.sql") if old in path.read_text())
     source.write_text(source.read_text().replace(old, f"{old.strip()} parallel safe\n"))
     lagging = make_migration("--root", root, "--release", "99.1.0", check=False)

@@ -362,7 +362,7 @@ def test_what_was_recorded_is_compared_with_the_log(due: Conn, tmp_path: Path) -
         told = {**archive.manifest, "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}
         manifest.write_text(json.dumps(told))
         due.execute(
-            "select pgaudit_wf.replace_archive(id, %s, %s) from pgaudit_wf.archive",
+            "select pgaudit_wf._replace_archive(id, %s, %s) from pgaudit_wf.archive",
             [told["sha256"], json.dumps(told)],
         )
         stopped(due, tmp_path, "prune", problem)

@@ -369,11 +369,11 @@ def test_a_rewritten_archive_is_read_back_before_its_month_goes(conn: Conn) -> N
     old = fill(conn, 40)
     note_archive(conn, old)
     conn.execute(
-        "select pgaudit_wf.replace_archive(id, %s, manifest) from pgaudit_wf.archive", ["1" * 64]
+        "select pgaudit_wf._replace_archive(id, %s, manifest) from pgaudit_wf.archive", ["1" * 64]
     )
     error = refused(conn, "PA342", "select pgaudit_wf.prune(%s)", old)
     assert "rewritten since it was last read back" in str(error)
-    confirm = "select pgaudit_wf.confirm_archive(id, %s) from pgaudit_wf.archive"
+    confirm = "select pgaudit_wf._confirm_archive(id, %s) from pgaudit_wf.archive"
     refused(conn, "PA350", confirm, SHA)
     conn.execute(confirm, ["1" * 64])
     assert prune(conn, old) == 1
@@ -456,7 +456,9 @@ def test_the_newest_versions_and_those_that_ran_keep_their_snapshot(app_conn: Co
     conn.execute(
         "insert into pgaudit_wf.version_policy (org_id, keep_versions) values ('o_2', null)"
     )
-    assert conn.execute("select pgaudit_wf.prunable_versions()").fetchone() == (0,), "all are young"
+    assert conn.execute("select pgaudit_wf._prunable_versions()").fetchone() == (0,), (
+        "all are young"
+    )
     age_versions(conn)
     hash_of_second = conn.execute(
         "select content_hash from pgaudit_wf.workflow_history"
@@ -476,7 +478,7 @@ def test_the_newest_versions_and_those_that_ran_keep_their_snapshot(app_conn: Co
         ).format(sql.Identifier(columns[1])),
         [workflow_id, hash_of_second[0]],
     )
-    assert conn.execute("select pgaudit_wf.prunable_versions()").fetchone() == (5,)
+    assert conn.execute("select pgaudit_wf._prunable_versions()").fetchone() == (5,)
     assert conn.execute("select pgaudit_wf.prune_history(2)").fetchone() == (2,)
     assert conn.execute("select pgaudit_wf.prune_history(2)").fetchone() == (2,)
     assert conn.execute("select pgaudit_wf.prune_history(2)").fetchone() == (1,)

@@ -71,7 +71,7 @@ def plan_of_page(conn: psycopg.Connection[Any], after: str | None) -> dict[str, 
 @pytest.mark.slow
 def test_every_page_is_an_index_scan_without_a_sort(world: World) -> None:
     deep = world.conn.execute(
-        "select pgaudit_wf.trail_cursor(occurred_at, id) from pgaudit_wf.security_audit_log"
+        "select pgaudit_wf._trail_cursor(occurred_at, id) from pgaudit_wf.security_audit_log"
         " where org_id = 'o_acme' order by occurred_at desc, id desc offset 20000 limit 1"
     ).fetchone()
     assert deep

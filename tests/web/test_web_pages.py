@@ -270,7 +270,7 @@ def test_a_form_of_another_site_restores_nothing(visit: Visits, world: World) ->
     page.get_by_role("button", name="Win").click()
     page.wait_for_url(f"{ana.site}/**")
     assert "Version 4" not in page.content()
-    newest = world.conn.execute("select pgaudit_wf.newest_version(%s)", [FLOW]).fetchone()
+    newest = world.conn.execute("select pgaudit_wf._newest_version(%s)", [FLOW]).fetchone()
     assert newest == (3,)
 
 

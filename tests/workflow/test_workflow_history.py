@@ -371,7 +371,7 @@ def test_an_application_restores_with_its_own_rights(app_conn: Conn) -> None:
         )
         fails(app_conn, "42501", "workflow_history", "select * from pgaudit_wf.workflow_history")
         fails(app_conn, "42501", "add_version",
-              "select pgaudit_wf.add_version('x', 'o_1', 'update', null, '{}', null, null, null, "
+              "select pgaudit_wf._add_version('x', 'o_1', 'update', null, '{}', null, null, null, "
               "null)")  # fmt: skip
     with app_conn.transaction():
         app_conn.execute("set local role wf_login; set local app.org_id = 'o_2'")

@@ -3,7 +3,7 @@
 -- How it hangs together: attach() compiles a trigger function for a table from its settings (attachment) and rules (action_rule);
 -- the trigger appends one row to security_audit_log, whose column defaults say who is asking. Everything after that only reads the
 -- log: read_log(), which no reader's cursor gets past an event with, audit_trail() and row_as_of(). Folders are subjects, in the order in
--- which they are loaded.
+-- which they are loaded. A function whose name begins with an underscore is internal: the others are the manual, "\df pgaudit_wf.[^_]*".
 
 -- Roles are shared by all databases of a server, so another database may have made them already, or be making them now; and a
 -- managed server may not let us. grant_roles() does the granting and can be run again once they exist.
@@ -80,13 +80,13 @@ $$;
 comment on schema pgaudit_wf is
     'Security audit trail: attach(table) records every change of it in security_audit_log, in the same transaction. Start with the view attached and the functions audit_trail() and doctor().';
 
-create function pgaudit_wf.schema_owner() returns name
+create function pgaudit_wf._schema_owner() returns name
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$ select pg_get_userbyid(nspowner) from pg_namespace where nspname = 'pgaudit_wf' $$;
-comment on function pgaudit_wf.schema_owner() is 'The role to which the schema and all in it belongs: pgaudit_wf_owner, or who installed it where that role could not be had.';
+comment on function pgaudit_wf._schema_owner() is 'The role to which the schema and all in it belongs: pgaudit_wf_owner, or who installed it where that role could not be had.';
 
-create function pgaudit_wf.revoke_defaults(relation regclass) returns void
+create function pgaudit_wf._revoke_defaults(relation regclass) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -96,15 +96,15 @@ begin
     for grantee in
         select distinct case acl.grantee when 0 then 'public' else acl.grantee::regrole::text end
         from pg_class as c, aclexplode(c.relacl) as acl
-        where c.oid = revoke_defaults.relation and acl.grantee <> c.relowner
+        where c.oid = _revoke_defaults.relation and acl.grantee <> c.relowner
     loop
-        execute format('revoke all on table %s from %s', revoke_defaults.relation, grantee);
+        execute format('revoke all on table %s from %s', _revoke_defaults.relation, grantee);
     end loop;
     -- A table's row type is everybody's to make columns of, and such a column keeps the table from being dropped.
-    if (select reltype <> 0 from pg_class where oid = revoke_defaults.relation) then
-        execute format('revoke usage on type %s from public', revoke_defaults.relation);
+    if (select reltype <> 0 from pg_class where oid = _revoke_defaults.relation) then
+        execute format('revoke usage on type %s from public', _revoke_defaults.relation);
     end if;
 end
 $$;
-comment on function pgaudit_wf.revoke_defaults(regclass) is
+comment on function pgaudit_wf._revoke_defaults(regclass) is
     'Takes from a new table, view or sequence of ours the rights that the database''s default privileges gave to others.';

@@ -1,21 +1,21 @@
 -- Who is asking: the app.* settings, read in one place.
 
-create function pgaudit_wf.context_value(setting text) returns text
+create function pgaudit_wf._context_value(setting text) returns text
 language sql stable parallel safe
 as $$
     -- A setting once set locally reads '' afterwards, not null. What an index holds must fit it, whatever a client sends.
     -- Not strict: then PostgreSQL would not inline it into the insert. The cast cuts as left() does, and does nothing to what fits.
     select nullif(current_setting(setting, true), '')::varchar(255)::text
 $$;
-comment on function pgaudit_wf.context_value(text) is
+comment on function pgaudit_wf._context_value(text) is
     'The value of a transaction-local app.* setting, at most 255 characters; null when it is not set.';
 
-create function pgaudit_wf.context_reason() returns text
+create function pgaudit_wf._context_reason() returns text
 language sql stable parallel safe
 as $$ select nullif(current_setting('app.reason', true), '')::varchar(4096)::text $$;
-comment on function pgaudit_wf.context_reason() is 'app.reason, at most 4,096 characters; null when it is not set.';
+comment on function pgaudit_wf._context_reason() is 'app.reason, at most 4,096 characters; null when it is not set.';
 
-create function pgaudit_wf.parse_ip(address text) returns inet
+create function pgaudit_wf._parse_ip(address text) returns inet
 language plpgsql immutable strict
 as $$
 begin
@@ -27,13 +27,13 @@ exception
         return null;
 end
 $$;
-comment on function pgaudit_wf.parse_ip(text) is 'The text as an address; null, with a warning, if it is none.';
+comment on function pgaudit_wf._parse_ip(text) is 'The text as an address; null, with a warning, if it is none.';
 
-create function pgaudit_wf.context_ip() returns inet
+create function pgaudit_wf._context_ip() returns inet
 language sql stable
 as $$
     -- Only a transaction that says an address pays for the subtransaction in which it is tried. No address is longer than 64 characters,
     -- and the error over a text of 256 MB would be one of memory, which nothing catches.
-    select case when current_setting('app.ip', true) <> '' then pgaudit_wf.parse_ip(current_setting('app.ip', true)::varchar(64)) end
+    select case when current_setting('app.ip', true) <> '' then pgaudit_wf._parse_ip(current_setting('app.ip', true)::varchar(64)) end
 $$;
-comment on function pgaudit_wf.context_ip() is 'app.ip as an address; null when it is not set or is no address.';
+comment on function pgaudit_wf._context_ip() is 'app.ip as an address; null when it is not set or is no address.';

@@ -18,7 +18,7 @@ comment on column pgaudit_wf.attestation_key.outer_pad is 'The key, xor 0x5c.';
 comment on column pgaudit_wf.attestation_key.created_at is 'When it was added.';
 comment on column pgaudit_wf.attestation_key.retired_at is 'Since when it attests nothing any more.';
 
-create function pgaudit_wf.pad_key(secret bytea, pad integer) returns bytea
+create function pgaudit_wf._pad_key(secret bytea, pad integer) returns bytea
 language plpgsql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -33,7 +33,7 @@ begin
     return padded;
 end
 $$;
-comment on function pgaudit_wf.pad_key(bytea, integer) is 'An HMAC key filled to a block of 64 bytes, each xor pad (RFC 2104, section 2).';
+comment on function pgaudit_wf._pad_key(bytea, integer) is 'An HMAC key filled to a block of 64 bytes, each xor pad (RFC 2104, section 2).';
 
 create function pgaudit_wf.add_attestation_key(key_id text, secret bytea) returns void
 language plpgsql
@@ -44,7 +44,7 @@ begin
         raise exception 'the secret must have at least 32 bytes' using errcode = 'PA008', hint = 'Make one with: openssl rand -hex 32';
     end if;
     insert into pgaudit_wf.attestation_key (key_id, inner_pad, outer_pad)
-    values (add_attestation_key.key_id, pgaudit_wf.pad_key(add_attestation_key.secret, 54), pgaudit_wf.pad_key(add_attestation_key.secret, 92));
+    values (add_attestation_key.key_id, pgaudit_wf._pad_key(add_attestation_key.secret, 54), pgaudit_wf._pad_key(add_attestation_key.secret, 92));
 end
 $$;
 comment on function pgaudit_wf.add_attestation_key(text, bytea) is
@@ -63,21 +63,21 @@ end
 $$;
 comment on function pgaudit_wf.retire_attestation_key(text) is 'Stops accepting a key; what it has attested stays attested. Raises PA008 for an unknown one.';
 
-create function pgaudit_wf.attested_part(value text) returns text
+create function pgaudit_wf._attested_part(value text) returns text
 language sql immutable parallel safe
 as $$ select case when value = '' then '-' else coalesce(octet_length(value) || ':' || value, '-') end $$;
-comment on function pgaudit_wf.attested_part(text) is 'A value as it is signed: its length in bytes, a colon and itself; "-" for none, so that no two contexts read the same.';
+comment on function pgaudit_wf._attested_part(text) is 'A value as it is signed: its length in bytes, a colon and itself; "-" for none, so that no two contexts read the same.';
 
-create function pgaudit_wf.check_attestation(attestation text) returns boolean
+create function pgaudit_wf._check_attestation(attestation text) returns boolean
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     message constant bytea := convert_to(
         'pgaudit_wf.attest.v1'
-            || pgaudit_wf.attested_part(current_setting('app.actor_id', true))
-            || pgaudit_wf.attested_part(current_setting('app.org_id', true))
-            || pgaudit_wf.attested_part(current_setting('app.correlation_id', true)), 'UTF8');
+            || pgaudit_wf._attested_part(current_setting('app.actor_id', true))
+            || pgaudit_wf._attested_part(current_setting('app.org_id', true))
+            || pgaudit_wf._attested_part(current_setting('app.correlation_id', true)), 'UTF8');
     given constant text := split_part(attestation, ':', 2);
     expected text;
 begin
@@ -88,10 +88,10 @@ begin
     return coalesce(sha256(convert_to(given, 'UTF8')) = sha256(convert_to(expected, 'UTF8')), false);
 end
 $$;
-comment on function pgaudit_wf.check_attestation(text) is
+comment on function pgaudit_wf._check_attestation(text) is
     'Whether app.attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, organization and correlation id. Stated in docs/context.md.';
 
-create function pgaudit_wf.context_attested() returns boolean
+create function pgaudit_wf._context_attested() returns boolean
 language sql stable
-as $$ select case when current_setting('app.attestation', true) <> '' then pgaudit_wf.check_attestation(current_setting('app.attestation', true)) else false end $$;
-comment on function pgaudit_wf.context_attested() is 'Whether the application has proved that it set the context; false when it did not try.';
+as $$ select case when current_setting('app.attestation', true) <> '' then pgaudit_wf._check_attestation(current_setting('app.attestation', true)) else false end $$;
+comment on function pgaudit_wf._context_attested() is 'Whether the application has proved that it set the context; false when it did not try.';

@@ -10,24 +10,24 @@ create table pgaudit_wf.security_audit_log (
     occurred_at timestamptz not null default clock_timestamp(),
     -- The same number as pg_current_xact_id(), which has no cast to bigint: by way of text it takes 1 to 2 µs more.
     tx_id bigint not null default txid_current(),
-    actor_id text default pgaudit_wf.context_value('app.actor_id'),
-    actor_label text default pgaudit_wf.context_value('app.actor_label'),
-    org_id text default pgaudit_wf.context_value('app.org_id'),
-    org_label text default pgaudit_wf.context_value('app.org_label'),
-    auth_method text default pgaudit_wf.context_value('app.auth_method'),
-    api_key_id text default pgaudit_wf.context_value('app.api_key_id'),
+    actor_id text default pgaudit_wf._context_value('app.actor_id'),
+    actor_label text default pgaudit_wf._context_value('app.actor_label'),
+    org_id text default pgaudit_wf._context_value('app.org_id'),
+    org_label text default pgaudit_wf._context_value('app.org_label'),
+    auth_method text default pgaudit_wf._context_value('app.auth_method'),
+    api_key_id text default pgaudit_wf._context_value('app.api_key_id'),
     action text not null,
     resource_type text,
     resource_id text,
     outcome pgaudit_wf.event_outcome not null default 'succeeded',
     captured boolean not null default false,
-    attested boolean not null default pgaudit_wf.context_attested(),
+    attested boolean not null default pgaudit_wf._context_attested(),
     diff jsonb,
     metadata jsonb not null default '{}',
-    ip inet default pgaudit_wf.context_ip(),
-    country text default pgaudit_wf.context_value('app.country'),
+    ip inet default pgaudit_wf._context_ip(),
+    country text default pgaudit_wf._context_value('app.country'),
     user_agent text default nullif(current_setting('app.user_agent', true), '')::varchar(1024),
-    correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
+    correlation_id text default pgaudit_wf._context_value('app.correlation_id'),
     db_user text not null default session_user,
     application_name text default nullif(current_setting('application_name', true), ''),
     -- tx_id first: it is the order in which read_log() follows the log, and inserts go to the right edge.
@@ -68,7 +68,7 @@ create index security_audit_log_correlation on pgaudit_wf.security_audit_log (co
 -- Finds an event by id alone, and a range of transactions, at next to no cost for the writer.
 create index security_audit_log_tx on pgaudit_wf.security_audit_log using brin (tx_id, id) with (pages_per_range = 32, autosummarize = on);
 
-create function pgaudit_wf.refuse_change() returns trigger
+create function pgaudit_wf._refuse_change() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -78,14 +78,14 @@ begin
             hint = 'Events are never changed; old ones leave by pgaudit_wf.prune(), a whole partition at a time.';
 end
 $$;
-comment on function pgaudit_wf.refuse_change() is
+comment on function pgaudit_wf._refuse_change() is
     'Trigger that makes a table append-only: raises PA001 on UPDATE, DELETE and TRUNCATE.';
 
 -- "Always", so that session_replication_role = replica does not open a door. The row trigger is inherited by every partition,
 -- also by one that somebody makes by hand; a statement trigger is not, so add_log_partition() gives each partition its own.
 create trigger append_only_row before update or delete on pgaudit_wf.security_audit_log
-    for each row execute function pgaudit_wf.refuse_change();
+    for each row execute function pgaudit_wf._refuse_change();
 create trigger append_only before update or delete or truncate on pgaudit_wf.security_audit_log
-    for each statement execute function pgaudit_wf.refuse_change();
+    for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.security_audit_log enable always trigger append_only_row;
 alter table pgaudit_wf.security_audit_log enable always trigger append_only;

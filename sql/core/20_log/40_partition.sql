@@ -18,7 +18,7 @@ begin
     end if;
     execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', partition_name);
     execute format('comment on table pgaudit_wf.%I is %L', partition_name, format('Events of %s (UTC).', to_char(first_day, 'YYYY-MM')));
-    perform pgaudit_wf.revoke_defaults(format('pgaudit_wf.%I', partition_name)::regclass);
+    perform pgaudit_wf._revoke_defaults(format('pgaudit_wf.%I', partition_name)::regclass);
 
     -- Rows that came before their partition did wait in the default one, and would keep the new one out.
     lock table only pgaudit_wf.security_audit_log_default in access exclusive mode;
@@ -32,24 +32,24 @@ begin
 
     execute format('alter table pgaudit_wf.security_audit_log attach partition pgaudit_wf.%I for values from (%L) to (%L)',
         partition_name, from_time, to_time);
-    perform pgaudit_wf.guard_log_partition(partition_name);
+    perform pgaudit_wf._guard_log_partition(partition_name);
     return partition_name;
 end
 $$;
 comment on function pgaudit_wf.add_log_partition(date) is
     'Makes the log''s partition for a month (UTC), moving in rows that had to wait in the default partition; returns its name, or null if it was there.';
 
-create function pgaudit_wf.guard_log_partition(partition_name text) returns void
+create function pgaudit_wf._guard_log_partition(partition_name text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     execute format('create trigger append_only before update or delete or truncate on pgaudit_wf.%I'
-        ' for each statement execute function pgaudit_wf.refuse_change()', partition_name);
+        ' for each statement execute function pgaudit_wf._refuse_change()', partition_name);
     execute format('alter table pgaudit_wf.%I enable always trigger append_only, enable always trigger append_only_row', partition_name);
 end
 $$;
-comment on function pgaudit_wf.guard_log_partition(text) is
+comment on function pgaudit_wf._guard_log_partition(text) is
     'Gives a partition of the log its own append-only triggers: those of the parent do not fire for a statement aimed at the partition.';
 
 create function pgaudit_wf.ensure_log_partitions(months_ahead integer default 3) returns setof text
@@ -61,7 +61,7 @@ declare
     made text;
 begin
     -- A log restored from a dump learns here, at the latest, that it lives in another cluster now.
-    perform pgaudit_wf.note_generation();
+    perform pgaudit_wf._note_generation();
     for ahead in 0 .. ensure_log_partitions.months_ahead loop
         made := pgaudit_wf.add_log_partition((date_trunc('month', now()) + make_interval(months => ahead))::date);
         if made is not null then
@@ -76,4 +76,4 @@ comment on function pgaudit_wf.ensure_log_partitions(integer) is
 create table pgaudit_wf.security_audit_log_default partition of pgaudit_wf.security_audit_log default;
 comment on table pgaudit_wf.security_audit_log_default is
     'Events for which there is no monthly partition; add_log_partition() moves them out. Should be empty.';
-select pgaudit_wf.guard_log_partition('security_audit_log_default');
+select pgaudit_wf._guard_log_partition('security_audit_log_default');

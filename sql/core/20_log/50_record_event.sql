@@ -1,6 +1,6 @@
 -- Events that no table shows: the application reports them itself.
 
-create function pgaudit_wf.json_diff(before jsonb, after jsonb, path text default '') returns jsonb
+create function pgaudit_wf._json_diff(before jsonb, after jsonb, path text default '') returns jsonb
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -21,35 +21,35 @@ begin
     return (
         select coalesce(jsonb_agg(op order by key, position), '[]')
         from (select jsonb_object_keys(before) as key union select jsonb_object_keys(after)) as keys,
-        lateral jsonb_array_elements(pgaudit_wf.json_diff(before -> key, after -> key, path || pgaudit_wf.pointer(key)))
+        lateral jsonb_array_elements(pgaudit_wf._json_diff(before -> key, after -> key, path || pgaudit_wf._pointer(key)))
             with ordinality as ops (op, position)
     );
 end
 $$;
-comment on function pgaudit_wf.json_diff(jsonb, jsonb, text) is
+comment on function pgaudit_wf._json_diff(jsonb, jsonb, text) is
     'JSON Patch (RFC 6902) from before to after, with "old" in each remove and replace; objects member by member down to 32 levels, arrays as a whole; null stands for absent.';
 
-create function pgaudit_wf.readable_json(value jsonb, longest integer default 1073741823) returns jsonb
+create function pgaudit_wf._readable_json(value jsonb, longest integer default 1073741823) returns jsonb
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if octet_length(readable_json.value::text) <= readable_json.longest then
-        return readable_json.value;
+    if octet_length(_readable_json.value::text) <= _readable_json.longest then
+        return _readable_json.value;
     end if;
     return jsonb_build_object(
-        'sha256', encode(sha256(convert_to(readable_json.value::text, 'UTF8')), 'hex'), 'bytes', octet_length(readable_json.value::text));
+        'sha256', encode(sha256(convert_to(_readable_json.value::text, 'UTF8')), 'hex'), 'bytes', octet_length(_readable_json.value::text));
 exception
     -- Nothing prints such a one, so there is no text to digest; the hash still tells when it is another.
     when program_limit_exceeded then
-        return jsonb_build_object('hash', jsonb_hash_extended(readable_json.value, 0)::text, 'bytes', 'more than 1 GB');
+        return jsonb_build_object('hash', jsonb_hash_extended(_readable_json.value, 0)::text, 'bytes', 'more than 1 GB');
 end
 $$;
-comment on function pgaudit_wf.readable_json(jsonb, integer) is
+comment on function pgaudit_wf._readable_json(jsonb, integer) is
     'A value whose text has at most so many bytes (what PostgreSQL can print: 1 GB) as it is; a larger one as {"sha256": …, "bytes": …} of its text, or {"hash": …, "bytes": …} where it has none. '
     '9,000 times 1e131071 are 3 KB where they are stored, and no reader could get past them.';
 
-create function pgaudit_wf.bounded_json(value jsonb, longest integer default 1048576) returns jsonb
+create function pgaudit_wf._bounded_json(value jsonb, longest integer default 1048576) returns jsonb
 language plpgsql stable
 as $$
 begin
@@ -60,10 +60,10 @@ begin
             return value;
         end if;
     end if;
-    return pgaudit_wf.readable_json(value, longest);
+    return pgaudit_wf._readable_json(value, longest);
 end
 $$;
-comment on function pgaudit_wf.bounded_json(jsonb, integer) is
+comment on function pgaudit_wf._bounded_json(jsonb, integer) is
     'A value whose text has at most so many bytes (1 MiB) as it is; a larger one as {"sha256": …, "bytes": …} of its text, so that whoever reads the log can hold it.';
 
 create function pgaudit_wf.record_event(
@@ -95,19 +95,19 @@ begin
         raise exception 'metadata must be a JSON object, not %', jsonb_typeof(record_event.metadata) using errcode = 'PA008';
     end if;
     if record_event.before is not null or record_event.after is not null then
-        changes := pgaudit_wf.json_diff(pgaudit_wf.bounded_json(record_event.before), pgaudit_wf.bounded_json(record_event.after));
+        changes := pgaudit_wf._json_diff(pgaudit_wf._bounded_json(record_event.before), pgaudit_wf._bounded_json(record_event.after));
         -- Paths repeat the keys above them.
         if pg_column_size(changes) > 4194304 then
             changes := jsonb_build_array(jsonb_build_object(
                 'op', 'replace', 'path', '',
-                'old', pgaudit_wf.bounded_json(record_event.before), 'value', pgaudit_wf.bounded_json(record_event.after)));
+                'old', pgaudit_wf._bounded_json(record_event.before), 'value', pgaudit_wf._bounded_json(record_event.after)));
         end if;
     end if;
     insert into pgaudit_wf.security_audit_log (action, resource_type, resource_id, diff, metadata, outcome)
     values (
-        record_event.action, record_event.resource_type, pgaudit_wf.bounded_key(record_event.resource_id), changes,
-        case when pgaudit_wf.context_reason() is not null then jsonb_build_object('reason', pgaudit_wf.context_reason()) else '{}' end
-            || coalesce(pgaudit_wf.bounded_json(record_event.metadata), '{}'),
+        record_event.action, record_event.resource_type, pgaudit_wf._bounded_key(record_event.resource_id), changes,
+        case when pgaudit_wf._context_reason() is not null then jsonb_build_object('reason', pgaudit_wf._context_reason()) else '{}' end
+            || coalesce(pgaudit_wf._bounded_json(record_event.metadata), '{}'),
         record_event.outcome)
     returning id into event_id;
     return event_id;

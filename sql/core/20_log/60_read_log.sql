@@ -46,7 +46,7 @@ $$;
 comment on function pgaudit_wf.log_generations() is
     'The ranges of event ids written in one cluster each, oldest first; last_id is null for the current one.';
 
-create function pgaudit_wf.note_generation() returns void
+create function pgaudit_wf._note_generation() returns void
 language sql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -54,7 +54,7 @@ as $$
     select g.first_id - 1, g.system_identifier from pgaudit_wf.log_generations() as g
     on conflict (inherited_id) do nothing
 $$;
-comment on function pgaudit_wf.note_generation() is
+comment on function pgaudit_wf._note_generation() is
     'Remembers the current cluster as a generation of the log. A reader that keeps its cursor calls it whenever it saves it; ensure_log_partitions() does too.';
 
 select pgaudit_wf.ensure_log_partitions();

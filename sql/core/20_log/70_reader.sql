@@ -42,7 +42,7 @@ begin
     if not found then
         raise exception 'there is no reader "%"', advance_reader.reader_name using errcode = 'PA008', hint = 'Call pgaudit_wf.read_as() first.';
     end if;
-    perform pgaudit_wf.note_generation();
+    perform pgaudit_wf._note_generation();
 end
 $$;
 comment on function pgaudit_wf.advance_reader(text, text, bigint) is

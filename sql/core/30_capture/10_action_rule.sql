@@ -20,37 +20,37 @@ comment on column pgaudit_wf.action_rule.condition is 'Boolean SQL expression ov
 comment on column pgaudit_wf.action_rule.action is 'Action to record, such as invoice.paid.';
 comment on column pgaudit_wf.action_rule.position is 'Rules are tried from the lowest position up.';
 
-create function pgaudit_wf.check_action_rule(target regclass, rule pgaudit_wf.action_rule) returns void
+create function pgaudit_wf._check_action_rule(target regclass, rule pgaudit_wf.action_rule) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if (check_action_rule.rule).condition is null
+    if (_check_action_rule.rule).condition is null
         -- Whoever may not see into the table's schema cannot check: the trigger then finds out.
-        or not has_schema_privilege((select relnamespace from pg_class where oid = check_action_rule.target), 'usage') then
+        or not has_schema_privilege((select relnamespace from pg_class where oid = _check_action_rule.target), 'usage') then
         return;
     end if;
     -- It has to stand alone (in parentheses), and where the trigger puts it. The line break keeps a trailing comment in the
     -- condition from hiding the rest. Prepared, not run: so nothing of it is evaluated, and no right to read the table is needed.
     execute format('prepare pgaudit_wf_rule as select case when %2$s%3$s then true end from %1$s where (%2$s%3$s)',
-        case (check_action_rule.rule).op
-            when 'insert' then format('%s as new', check_action_rule.target)
-            when 'update' then format('%1$s as old, %1$s as new', check_action_rule.target)
-            when 'delete' then format('%s as old', check_action_rule.target)
+        case (_check_action_rule.rule).op
+            when 'insert' then format('%s as new', _check_action_rule.target)
+            when 'update' then format('%1$s as old, %1$s as new', _check_action_rule.target)
+            when 'delete' then format('%s as old', _check_action_rule.target)
         end,
-        (check_action_rule.rule).condition, e'\n');
+        (_check_action_rule.rule).condition, e'\n');
     deallocate pgaudit_wf_rule;
 exception
     when others then
         raise exception 'action rule % (% of % is %) does not compile for %: %',
-            (check_action_rule.rule).id, (check_action_rule.rule).op, (check_action_rule.rule).resource_type,
-            (check_action_rule.rule).action, check_action_rule.target, sqlerrm
+            (_check_action_rule.rule).id, (_check_action_rule.rule).op, (_check_action_rule.rule).resource_type,
+            (_check_action_rule.rule).action, _check_action_rule.target, sqlerrm
             using errcode = 'PA003',
-                detail = format('Its condition is: %s', (check_action_rule.rule).condition),
+                detail = format('Its condition is: %s', (_check_action_rule.rule).condition),
                 hint = 'A condition is a boolean expression over old and new (insert: only new, delete: only old); name functions and types outside pg_catalog with their schema.';
 end
 $$;
-comment on function pgaudit_wf.check_action_rule(regclass, pgaudit_wf.action_rule) is
+comment on function pgaudit_wf._check_action_rule(regclass, pgaudit_wf.action_rule) is
     'Raises PA003 with the rule''s text if its condition is no boolean expression over the table''s old and new row.';
 
 create function pgaudit_wf.broken_rules() returns table (target regclass, rule_id bigint, problem text)
@@ -66,7 +66,7 @@ begin
         order by a.target::oid, r.position, r.id
     loop
         begin
-            perform pgaudit_wf.check_action_rule(pair.target, pair.rule);
+            perform pgaudit_wf._check_action_rule(pair.target, pair.rule);
         exception
             when sqlstate 'PA003' then
                 target := pair.target;

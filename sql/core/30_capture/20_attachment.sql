@@ -61,13 +61,13 @@ comment on column pgaudit_wf.workflow_attachment.listed_column is 'Boolean colum
 comment on column pgaudit_wf.workflow_attachment.listing_columns is 'Columns of its marketplace listing: a change of one makes a version of source listing.';
 comment on column pgaudit_wf.workflow_attachment.id_prefix is 'What workflow_history puts before this table''s ids: nothing for the first table, then <resource_type>/.';
 
-create function pgaudit_wf.definition_columns(target regclass) returns text[]
+create function pgaudit_wf._definition_columns(target regclass) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce((select array[nodes_column, edges_column] from pgaudit_wf.workflow_attachment as w where w.target = definition_columns.target), '{}')
+    select coalesce((select array[nodes_column, edges_column] from pgaudit_wf.workflow_attachment as w where w.target = _definition_columns.target), '{}')
 $$;
-comment on function pgaudit_wf.definition_columns(regclass) is 'The nodes and edges columns of an attached workflow table; none for other tables.';
+comment on function pgaudit_wf._definition_columns(regclass) is 'The nodes and edges columns of an attached workflow table; none for other tables.';
 
 create table pgaudit_wf.attachment_history (
     id bigint generated always as identity primary key,
@@ -88,7 +88,7 @@ comment on column pgaudit_wf.attachment_history.change is 'attached, changed (se
 comment on column pgaudit_wf.attachment_history.detail is 'Settings after the change, or the columns added, dropped and renamed ({old name: new name}).';
 comment on column pgaudit_wf.attachment_history.db_user is 'Login role that did it.';
 create trigger append_only before update or delete or truncate on pgaudit_wf.attachment_history
-    for each statement execute function pgaudit_wf.refuse_change();
+    for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.attachment_history enable always trigger append_only;
 
 create table pgaudit_wf.capture_failure (
@@ -118,21 +118,21 @@ comment on column pgaudit_wf.key_change.old_id is 'resource_id before.';
 comment on column pgaudit_wf.key_change.new_id is 'resource_id of the event that changed it, and of those after it.';
 comment on column pgaudit_wf.key_change.org_id is 'Organization of the row.';
 
-create function pgaudit_wf.count_failure(target text, op text, failure text) returns void
+create function pgaudit_wf._count_failure(target text, op text, failure text) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     insert into pgaudit_wf.capture_failure (target, op, sqlstate)
-    values (count_failure.target, count_failure.op, count_failure.failure);
+    values (_count_failure.target, _count_failure.op, _count_failure.failure);
 exception
     when others then
         raise warning 'pgaudit_wf could not count the failure either (SQLSTATE %)', sqlstate;
 end
 $$;
-comment on function pgaudit_wf.count_failure(text, text, text) is 'Notes a change that went through unrecorded (on_failure => ''warn'').';
+comment on function pgaudit_wf._count_failure(text, text, text) is 'Notes a change that went through unrecorded (on_failure => ''warn'').';
 
-create function pgaudit_wf.column_names(target regclass) returns text[]
+create function pgaudit_wf._column_names(target regclass) returns text[]
 language sql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
@@ -140,4 +140,4 @@ as $$
     from pg_attribute
     where attrelid = $1 and attnum > 0 and not attisdropped
 $$;
-comment on function pgaudit_wf.column_names(regclass) is 'Names of the table''s columns, in order.';
+comment on function pgaudit_wf._column_names(regclass) is 'Names of the table''s columns, in order.';

@@ -1,53 +1,53 @@
 -- How a column has to be compared and read, by its type.
 
-create function pgaudit_wf.base_type(type oid) returns oid
+create function pgaudit_wf._base_type(type oid) returns oid
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    info pg_type := (select t from pg_type as t where t.oid = base_type.type);
+    info pg_type := (select t from pg_type as t where t.oid = _base_type.type);
 begin
-    return case when info.typtype = 'd' then pgaudit_wf.base_type(info.typbasetype) else info.oid end;
+    return case when info.typtype = 'd' then pgaudit_wf._base_type(info.typbasetype) else info.oid end;
 end
 $$;
-comment on function pgaudit_wf.base_type(oid) is 'The type itself, or what a domain is made of.';
+comment on function pgaudit_wf._base_type(oid) is 'The type itself, or what a domain is made of.';
 
-create function pgaudit_wf.quote_column(name text) returns text
+create function pgaudit_wf._quote_column(name text) returns text
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
     -- PL/pgSQL takes these for words of its own, whatever stands before them; quote_ident() knows only SQL's.
     select case when name in ('begin', 'by', 'declare', 'execute', 'foreach', 'if', 'loop', 'strict', 'while') then '"' || name || '"' else quote_ident(name) end
 $$;
-comment on function pgaudit_wf.quote_column(text) is 'A column''s name as it can stand after old. and new. in PL/pgSQL.';
+comment on function pgaudit_wf._quote_column(text) is 'A column''s name as it can stand after old. and new. in PL/pgSQL.';
 
-create function pgaudit_wf.field(record_name text, column_name text) returns text
+create function pgaudit_wf._field(record_name text, column_name text) returns text
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
-as $$ select quote_ident(record_name) || '.' || pgaudit_wf.quote_column(column_name) $$;
-comment on function pgaudit_wf.field(text, text) is 'A column of a record as PL/pgSQL reads it, whatever it is called.';
+as $$ select quote_ident(record_name) || '.' || pgaudit_wf._quote_column(column_name) $$;
+comment on function pgaudit_wf._field(text, text) is 'A column of a record as PL/pgSQL reads it, whatever it is called.';
 
-create function pgaudit_wf.is_built_in(type oid) returns boolean
+create function pgaudit_wf._is_built_in(type oid) returns boolean
 language sql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
     -- initdb gives out the numbers below 16,384 only (FirstNormalObjectId); nobody else can define a cast between two of those types.
-    select pgaudit_wf.base_type(is_built_in.type) < 16384
+    select pgaudit_wf._base_type(_is_built_in.type) < 16384
 $$;
-comment on function pgaudit_wf.is_built_in(oid) is 'Whether a type is PostgreSQL''s own, or a domain over one that is.';
+comment on function pgaudit_wf._is_built_in(oid) is 'Whether a type is PostgreSQL''s own, or a domain over one that is.';
 
-create function pgaudit_wf.compare_by_text(type oid) returns boolean
+create function pgaudit_wf._compare_by_text(type oid) returns boolean
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf.base_type(compare_by_text.type));
+    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf._base_type(_compare_by_text.type));
 begin
     return case
-        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.compare_by_text(info.typelem)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf._compare_by_text(info.typelem)
         -- 1.0 and 1.00 are equal; as bounds they read differently.
         when info.typtype in ('r', 'm') then (
-            select rngsubtype = 'numeric'::regtype or pgaudit_wf.compare_by_text(rngsubtype)
+            select rngsubtype = 'numeric'::regtype or pgaudit_wf._compare_by_text(rngsubtype)
             from pg_range where info.oid in (rngtypid, rngmultitypid))
         -- To "=", a month is 30 days.
         when info.oid = 'interval'::regtype then true
@@ -59,31 +59,31 @@ begin
     end;
 end
 $$;
-comment on function pgaudit_wf.compare_by_text(oid) is
+comment on function pgaudit_wf._compare_by_text(oid) is
     'Whether values of a built-in type must be compared as text, for want of an equality that tells apart what reads differently (json, xml, point, interval, and what contains them).';
 
-create function pgaudit_wf.holds_json(type oid) returns boolean
+create function pgaudit_wf._holds_json(type oid) returns boolean
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    info pg_type := (select t from pg_type as t where t.oid = holds_json.type);
+    info pg_type := (select t from pg_type as t where t.oid = _holds_json.type);
 begin
     return case
         when info.oid = 'json'::regtype then true
-        when info.typtype = 'd' then pgaudit_wf.holds_json(info.typbasetype)
-        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.holds_json(info.typelem)
+        when info.typtype = 'd' then pgaudit_wf._holds_json(info.typbasetype)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf._holds_json(info.typelem)
         when info.typtype = 'c' then exists (
             select from pg_attribute
-            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.holds_json(atttypid))
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf._holds_json(atttypid))
         else false
     end;
 end
 $$;
-comment on function pgaudit_wf.holds_json(oid) is
+comment on function pgaudit_wf._holds_json(oid) is
     'Whether values of a type are or contain json, which can hold what jsonb cannot.';
 
-create function pgaudit_wf.json_value(value json) returns jsonb
+create function pgaudit_wf._json_value(value json) returns jsonb
 language plpgsql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -94,41 +94,41 @@ exception
         return to_jsonb(value::text);
 end
 $$;
-comment on function pgaudit_wf.json_value(json) is
+comment on function pgaudit_wf._json_value(json) is
     'json as jsonb; its text as a JSON string where jsonb cannot hold it (\u0000, a lone surrogate, a number beyond numeric).';
 
-create function pgaudit_wf.json_without_casts(type oid) returns boolean
+create function pgaudit_wf._json_without_casts(type oid) returns boolean
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf.base_type(json_without_casts.type));
+    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf._base_type(_json_without_casts.type));
 begin
     return case
-        when pgaudit_wf.is_built_in(info.oid) then true
-        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.json_without_casts(info.typelem)
+        when pgaudit_wf._is_built_in(info.oid) then true
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf._json_without_casts(info.typelem)
         when info.typtype = 'c' then not exists (
             select from pg_attribute
-            where attrelid = info.typrelid and attnum > 0 and not attisdropped and not pgaudit_wf.json_without_casts(atttypid))
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and not pgaudit_wf._json_without_casts(atttypid))
         -- Only the owner of a type can make a cast of it to json; 10 is the superuser that initdb made, who stays one.
         else info.typowner = 10
     end;
 end
 $$;
-comment on function pgaudit_wf.json_without_casts(oid) is
+comment on function pgaudit_wf._json_without_casts(oid) is
     'Whether to_jsonb() turns values of a type into JSON without running a cast that somebody other than a superuser can define.';
 
-create function pgaudit_wf.text_expression(type oid, expression text) returns text
+create function pgaudit_wf._text_expression(type oid, expression text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- format() asks the type's output function, where "::text" would look for a cast first.
-    select format(case when pgaudit_wf.is_built_in(type) then '%1$s::text' else 'case when %1$s is distinct from null then format(''%%s'', %1$s) end' end,
+    select format(case when pgaudit_wf._is_built_in(type) then '%1$s::text' else 'case when %1$s is distinct from null then format(''%%s'', %1$s) end' end,
         expression)
 $$;
-comment on function pgaudit_wf.text_expression(oid, text) is 'SQL expression for a value of a type as text, by which nobody''s cast is run.';
+comment on function pgaudit_wf._text_expression(oid, text) is 'SQL expression for a value of a type as text, by which nobody''s cast is run.';
 
-create function pgaudit_wf.array_json(elements anyarray) returns jsonb
+create function pgaudit_wf._array_json(elements anyarray) returns jsonb
 language sql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -139,88 +139,88 @@ as $$
             from unnest(elements) with ordinality as listed (element, position) order by position))
     end
 $$;
-comment on function pgaudit_wf.array_json(anyarray) is
+comment on function pgaudit_wf._array_json(anyarray) is
     'An array as jsonb, its elements as text, by which nobody''s cast is run; one of several dimensions as the text that PostgreSQL writes.';
 
-create function pgaudit_wf.json_expression(type oid, expression text) returns text
+create function pgaudit_wf._json_expression(type oid, expression text) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf.base_type(json_expression.type));
+    info pg_type := (select t from pg_type as t where t.oid = pgaudit_wf._base_type(_json_expression.type));
 begin
     return case
-        when pgaudit_wf.json_without_casts(info.oid) then
-            case when pgaudit_wf.holds_json(info.oid) then format('pgaudit_wf.json_value(to_json(%s))', expression) else expression end
-        when info.typcategory = 'A' and info.typelem <> 0 then format('pgaudit_wf.array_json(%s)', expression)
+        when pgaudit_wf._json_without_casts(info.oid) then
+            case when pgaudit_wf._holds_json(info.oid) then format('pgaudit_wf._json_value(to_json(%s))', expression) else expression end
+        when info.typcategory = 'A' and info.typelem <> 0 then format('pgaudit_wf._array_json(%s)', expression)
         -- A function takes 100 arguments at most.
         when info.typtype = 'c' and (select count(*) from pg_attribute where attrelid = info.typrelid and attnum > 0 and not attisdropped) between 1 and 50 then (
             select format('case when %s is distinct from null then jsonb_build_object(%s) end', expression, string_agg(
-                format('%L, %s', attname, pgaudit_wf.json_expression(atttypid, format('(%s).%I', expression, attname))), ', ' order by attnum))
+                format('%L, %s', attname, pgaudit_wf._json_expression(atttypid, format('(%s).%I', expression, attname))), ', ' order by attnum))
             from pg_attribute
             where attrelid = info.typrelid and attnum > 0 and not attisdropped)
-        else pgaudit_wf.text_expression(info.oid, expression)
+        else pgaudit_wf._text_expression(info.oid, expression)
     end;
 end
 $$;
-comment on function pgaudit_wf.json_expression(oid, text) is
+comment on function pgaudit_wf._json_expression(oid, text) is
     'SQL expression for a value of a type, fit to be an argument of jsonb_build_object(): as the server writes it in JSON, or as text where that would run somebody''s cast.';
 
-create function pgaudit_wf.contains_type(type oid, wanted oid) returns boolean
+create function pgaudit_wf._contains_type(type oid, wanted oid) returns boolean
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    info pg_type := (select t from pg_type as t where t.oid = contains_type.type);
+    info pg_type := (select t from pg_type as t where t.oid = _contains_type.type);
 begin
     return case
-        when info.oid = contains_type.wanted then true
-        when info.typtype = 'd' then pgaudit_wf.contains_type(info.typbasetype, contains_type.wanted)
-        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.contains_type(info.typelem, contains_type.wanted)
+        when info.oid = _contains_type.wanted then true
+        when info.typtype = 'd' then pgaudit_wf._contains_type(info.typbasetype, _contains_type.wanted)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf._contains_type(info.typelem, _contains_type.wanted)
         when info.typtype = 'c' then exists (
             select from pg_attribute
-            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf.contains_type(atttypid, contains_type.wanted))
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf._contains_type(atttypid, _contains_type.wanted))
         else false
     end;
 end
 $$;
-comment on function pgaudit_wf.contains_type(oid, oid) is 'Whether values of a type are or contain values of another.';
+comment on function pgaudit_wf._contains_type(oid, oid) is 'Whether values of a type are or contain values of another.';
 
-create function pgaudit_wf.columns_with_casts(relation oid) returns text[]
+create function pgaudit_wf._columns_with_casts(relation oid) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select array(
         select attname::text from pg_attribute
-        where attrelid = columns_with_casts.relation and attnum > 0 and not attisdropped and atttypid >= 16384
+        where attrelid = _columns_with_casts.relation and attnum > 0 and not attisdropped and atttypid >= 16384
             and exists (
                 select from pg_cast join pg_proc on pg_proc.oid = castfunc
-                where castsource >= 16384 and proowner <> 10 and pgaudit_wf.contains_type(atttypid, castsource))
+                where castsource >= 16384 and proowner <> 10 and pgaudit_wf._contains_type(atttypid, castsource))
         order by attnum)
 $$;
-comment on function pgaudit_wf.columns_with_casts(oid) is
+comment on function pgaudit_wf._columns_with_casts(oid) is
     'Columns in whose name an expression could run somebody''s code: of a type with a cast by a function that is not the bootstrap superuser''s.';
 
-create function pgaudit_wf.output_settings(type oid, as_text boolean) returns text[]
+create function pgaudit_wf._output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    info pg_type := (select t from pg_type as t where t.oid = output_settings.type);
+    info pg_type := (select t from pg_type as t where t.oid = _output_settings.type);
 begin
     return case
-        when info.typtype = 'd' then pgaudit_wf.output_settings(info.typbasetype, output_settings.as_text)
-        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf.output_settings(info.typelem, output_settings.as_text)
+        when info.typtype = 'd' then pgaudit_wf._output_settings(info.typbasetype, _output_settings.as_text)
+        when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf._output_settings(info.typelem, _output_settings.as_text)
         when info.typtype in ('r', 'm') then (
-            select pgaudit_wf.output_settings(rngsubtype, true) from pg_range where info.oid in (rngtypid, rngmultitypid))
+            select pgaudit_wf._output_settings(rngsubtype, true) from pg_range where info.oid in (rngtypid, rngmultitypid))
         when info.typtype = 'c' then coalesce((
             select array_agg(distinct setting)
-            from pg_attribute, unnest(pgaudit_wf.output_settings(atttypid, output_settings.as_text)) as setting
+            from pg_attribute, unnest(pgaudit_wf._output_settings(atttypid, _output_settings.as_text)) as setting
             where attrelid = info.typrelid and attnum > 0 and not attisdropped), '{}')
         when info.typtype = 'e' then '{}'
         -- As JSON, dates and times are ISO 8601 whatever DateStyle says; only the offset of timestamptz follows the session.
-        when info.oid in ('date'::regtype, 'timestamp'::regtype, 'time'::regtype) and not output_settings.as_text then '{}'
-        when info.oid in ('timestamptz'::regtype, 'timetz'::regtype) and not output_settings.as_text then array['timezone = ''UTC''']
+        when info.oid in ('date'::regtype, 'timestamp'::regtype, 'time'::regtype) and not _output_settings.as_text then '{}'
+        when info.oid in ('timestamptz'::regtype, 'timetz'::regtype) and not _output_settings.as_text then array['timezone = ''UTC''']
         when info.oid in ('date'::regtype, 'timestamp'::regtype, 'time'::regtype, 'timestamptz'::regtype, 'timetz'::regtype)
             then array['timezone = ''UTC''', 'datestyle = ''ISO, MDY''']
         when info.oid = 'interval'::regtype then array['intervalstyle = ''postgres''']
@@ -236,14 +236,14 @@ begin
     end;
 end
 $$;
-comment on function pgaudit_wf.output_settings(oid, boolean) is
+comment on function pgaudit_wf._output_settings(oid, boolean) is
     'The settings a trigger must pin so that a value of the type, as JSON or as text, is written the same way in every session.';
 
-create function pgaudit_wf.optional_column(template text, column_name text, otherwise text) returns text
+create function pgaudit_wf._optional_column(template text, column_name text, otherwise text) returns text
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
     -- format() refuses a null identifier, also where coalesce() would not use it.
     select case when column_name is null then otherwise else format(template, column_name) end
 $$;
-comment on function pgaudit_wf.optional_column(text, text, text) is 'A piece of SQL with the column''s name in place of %I, or the other one for a table without it.';
+comment on function pgaudit_wf._optional_column(text, text, text) is 'A piece of SQL with the column''s name in place of %I, or the other one for a table without it.';

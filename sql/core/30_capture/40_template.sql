@@ -1,7 +1,7 @@
 -- What the trigger function of an attached table reads like: one template for both forms, whose slots are filled in by pieces of
 -- PL/pgSQL. The result is for people too: \sf pgaudit_wf.capture_<table>; for samples of it, see tests/capture/golden/.
 
-create function pgaudit_wf.fill(template text, pieces jsonb) returns text[]
+create function pgaudit_wf._fill(template text, pieces jsonb) returns text[]
 language plpgsql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -36,10 +36,10 @@ begin
         order by given.number, filled.number);
 end
 $$;
-comment on function pgaudit_wf.fill(text, jsonb) is
+comment on function pgaudit_wf._fill(text, jsonb) is
     'The lines of a template with pieces in its {{slots}}. On a line of its own, a slot takes an array of lines, each of which is indented as the slot is; none, or an empty text, takes the line away. Elsewhere it takes a text. Raises an error if a slot has no piece.';
 
-create function pgaudit_wf.trigger_template() returns text
+create function pgaudit_wf._trigger_template() returns text
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $template$ select $body$
@@ -89,7 +89,7 @@ begin
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
     end if;
     if event_previous_id is not null then
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
@@ -104,48 +104,48 @@ begin
     return null;
 end
 $body$ $template$;
-comment on function pgaudit_wf.trigger_template() is
-    'The trigger function of an attached table as \sf shows it, with slots for fill(): see common_pieces(), compiled_pieces() and generic_pieces().';
+comment on function pgaudit_wf._trigger_template() is
+    'The trigger function of an attached table as \sf shows it, with slots for _fill(): see _common_pieces(), _compiled_pieces() and _generic_pieces().';
 
-create function pgaudit_wf.rule_could_cast(target oid, condition text) returns boolean
+create function pgaudit_wf._rule_could_cast(target oid, condition text) returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- By its text alone, so rather too often: a mention of the column, or of the row as a whole.
     select coalesce(bool_or(case when name ~ '^\w+$' then condition ~* ('\m' || name || '\M') else strpos(condition, replace(name, '"', '""')) > 0 end
         or condition ~* '\m(old|new)\M\s*($|[^.[:space:]]|\.\s*\*)'), false)
-    from unnest(pgaudit_wf.columns_with_casts(target)) as name
+    from unnest(pgaudit_wf._columns_with_casts(target)) as name
 $$;
-comment on function pgaudit_wf.rule_could_cast(oid, text) is
+comment on function pgaudit_wf._rule_could_cast(oid, text) is
     'Whether a rule''s condition may run, with our rights, a cast that somebody made of a type of the table''s columns: it is then left out.';
 
-create function pgaudit_wf.refuse_casts(relation oid, conditions text) returns void
+create function pgaudit_wf._refuse_casts(relation oid, conditions text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     if exists (select from pg_attribute where attrelid = relation and attnum > 0 and not attisdropped and atttypid >= 16384)
-        and pgaudit_wf.rule_could_cast(relation, conditions)
+        and pgaudit_wf._rule_could_cast(relation, conditions)
     then
         raise exception 'a column of % has a type with a cast that this could run: %', relation::regclass, conditions using errcode = 'PA003';
     end if;
 end
 $$;
-comment on function pgaudit_wf.refuse_casts(oid, text) is
+comment on function pgaudit_wf._refuse_casts(oid, text) is
     'Raises PA003 where a condition over the table''s columns could run a cast that somebody made, with our rights; for the generic form.';
 
-create function pgaudit_wf.action_statements(setting pgaudit_wf.attachment, op text) returns text[]
+create function pgaudit_wf._action_statements(setting pgaudit_wf.attachment, op text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     with rule as (
         select id, position, condition, action from pgaudit_wf.action_rule
         where action_rule.resource_type = (setting).resource_type and action_rule.op = $2
-            and not pgaudit_wf.rule_could_cast((setting).target, condition)
+            and not pgaudit_wf._rule_could_cast((setting).target, condition)
     ), fallback as (
         select quote_literal((setting).resource_type || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
     )
-    select case when exists (select from rule where condition is not null) then pgaudit_wf.fill(
+    select case when exists (select from rule where condition is not null) then pgaudit_wf._fill(
 $rules$begin
     {{check of casts}}
     event_action := case
@@ -165,7 +165,7 @@ end;$rules$,
         jsonb_build_object(
             -- Nobody tells a trigger of the generic form of a cast that is made later.
             'check of casts', case when (setting).form = 'generic' then (
-                select format('perform pgaudit_wf.refuse_casts(tg_relid, %L);', string_agg(condition, e'\n')) from rule) else '' end,
+                select format('perform pgaudit_wf._refuse_casts(tg_relid, %L);', string_agg(condition, e'\n')) from rule) else '' end,
             'rules', (
                 select array_agg(line order by position, id, number)
                 from rule
@@ -180,33 +180,33 @@ end;$rules$,
             coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action))] end
     from fallback
 $$;
-comment on function pgaudit_wf.action_statements(pgaudit_wf.attachment, text) is
+comment on function pgaudit_wf._action_statements(pgaudit_wf.attachment, text) is
     'PL/pgSQL that names the action of an insert, update or delete, from action_rule.';
 
-create function pgaudit_wf.shape_of(relation oid) returns text
+create function pgaudit_wf._shape_of(relation oid) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     return (
         select md5(string_agg(concat_ws(',', attnum, attname, atttypid, attcollation, attgenerated, (
-            select pgaudit_wf.shape_of(c.oid) from pg_class as c
+            select pgaudit_wf._shape_of(c.oid) from pg_class as c
             join pg_type as t on t.typrelid = c.oid
-            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf.contains_type(atttypid, t.oid) and t.oid <> (select reltype from pg_class where oid = shape_of.relation)
+            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf._contains_type(atttypid, t.oid) and t.oid <> (select reltype from pg_class where oid = _shape_of.relation)
             order by c.oid limit 1)), ';' order by attnum))
-        from pg_attribute where attrelid = shape_of.relation and attnum > 0 and not attisdropped);
+        from pg_attribute where attrelid = _shape_of.relation and attnum > 0 and not attisdropped);
 end
 $$;
-comment on function pgaudit_wf.shape_of(oid) is 'A fingerprint of the names and types of a relation''s columns.';
+comment on function pgaudit_wf._shape_of(oid) is 'A fingerprint of the names and types of a relation''s columns.';
 
-create function pgaudit_wf.capture_settings(setting pgaudit_wf.attachment) returns text[]
+create function pgaudit_wf._capture_settings(setting pgaudit_wf.attachment) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select array(
         select distinct pinned
         from (
-            select unnest(pgaudit_wf.output_settings(atttypid, attname = any ((setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
+            select unnest(pgaudit_wf._output_settings(atttypid, attname = any ((setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
             from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore || (setting).redact)
             -- The generic form does not know what columns will come.
@@ -217,22 +217,22 @@ as $$
         ) as type_setting (pinned)
         order by pinned)
 $$;
-comment on function pgaudit_wf.capture_settings(pgaudit_wf.attachment) is
+comment on function pgaudit_wf._capture_settings(pgaudit_wf.attachment) is
     'The settings that an attached table''s trigger pins, so that what it records does not depend on the session.';
 
-create function pgaudit_wf.common_pieces(setting pgaudit_wf.attachment) returns jsonb
+create function pgaudit_wf._common_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    versioned constant boolean := pgaudit_wf.definition_columns((setting).target) <> '{}';
+    versioned constant boolean := pgaudit_wf._definition_columns((setting).target) <> '{}';
     warns constant boolean := (setting).on_failure = 'warn';
 begin
     return jsonb_build_object(
         -- PL/pgSQL keeps plans by the types of a row's columns: another type must make it another function.
-        'shape', pgaudit_wf.shape_of((setting).target),
+        'shape', pgaudit_wf._shape_of((setting).target),
         'org at first', case when (setting).org_column = any ((setting).columns) then ''
-            else ' := pgaudit_wf.context_value(''app.org_id'')' end,
+            else ' := pgaudit_wf._context_value(''app.org_id'')' end,
         'variables of a version', case when versioned then array[
             'event_hash text;',
             'event_version pgaudit_wf.version_ref;',
@@ -241,43 +241,43 @@ begin
             'old_edges jsonb;',
             'new_nodes jsonb;',
             'new_edges jsonb;'] else '{}' end,
-        'check of the place', pgaudit_wf.check_place((setting).target, (setting).function_name),
+        'check of the place', pgaudit_wf._check_place((setting).target, (setting).function_name),
         'begin of the attempt', case when warns then 'begin' else '' end,
-        'version of the update', pgaudit_wf.version_statements(setting, 'update'),
-        'action of the update', pgaudit_wf.action_statements(setting, 'update'),
-        'version of the insert', pgaudit_wf.version_statements(setting, 'insert'),
+        'version of the update', pgaudit_wf._version_statements(setting, 'update'),
+        'action of the update', pgaudit_wf._action_statements(setting, 'update'),
+        'version of the insert', pgaudit_wf._version_statements(setting, 'insert'),
         'with its hash', case when versioned then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end,
-        'action of the insert', pgaudit_wf.action_statements(setting, 'insert'),
-        'version of the delete', pgaudit_wf.version_statements(setting, 'delete'),
-        'action of the delete', pgaudit_wf.action_statements(setting, 'delete'),
+        'action of the insert', pgaudit_wf._action_statements(setting, 'insert'),
+        'version of the delete', pgaudit_wf._version_statements(setting, 'delete'),
+        'action of the delete', pgaudit_wf._action_statements(setting, 'delete'),
         'action of the truncate', quote_literal((setting).resource_type || '.truncated'),
-        'action of a restore', case when versioned then pgaudit_wf.fill(
+        'action of a restore', case when versioned then pgaudit_wf._fill(
 $restore$if event_version.restored_from is not null then
     event_action := {{action}};
     event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('restored_from', event_version.restored_from);
 end if;$restore$, jsonb_build_object('action', quote_literal((setting).resource_type || '.restored'))) else '{}' end,
         'type', quote_literal((setting).resource_type),
-        'end of the attempt', case when warns then pgaudit_wf.fill(
+        'end of the attempt', case when warns then pgaudit_wf._fill(
 $failure$exception
     when others then
-        perform pgaudit_wf.count_failure({{table}}, tg_op, sqlstate);
+        perform pgaudit_wf._count_failure({{table}}, tg_op, sqlstate);
         raise warning '% of % went through unrecorded (SQLSTATE %)', tg_op, {{table}}, sqlstate;
 end;$failure$, jsonb_build_object('table', quote_literal((setting).target::text))) else '{}' end);
 end
 $$;
-comment on function pgaudit_wf.common_pieces(pgaudit_wf.attachment) is
-    'The pieces of trigger_template() that are made alike for both forms, in the order of its slots.';
+comment on function pgaudit_wf._common_pieces(pgaudit_wf.attachment) is
+    'The pieces of _trigger_template() that are made alike for both forms, in the order of its slots.';
 
-create function pgaudit_wf.capture_body(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf._capture_body(setting pgaudit_wf.attachment) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     return array_to_string(
-        pgaudit_wf.fill(pgaudit_wf.trigger_template(), pgaudit_wf.common_pieces(setting) || case (setting).form
-            when 'compiled' then pgaudit_wf.compiled_pieces(setting)
-            else pgaudit_wf.generic_pieces(setting) end),
+        pgaudit_wf._fill(pgaudit_wf._trigger_template(), pgaudit_wf._common_pieces(setting) || case (setting).form
+            when 'compiled' then pgaudit_wf._compiled_pieces(setting)
+            else pgaudit_wf._generic_pieces(setting) end),
         e'\n');
 end
 $$;
-comment on function pgaudit_wf.capture_body(pgaudit_wf.attachment) is 'The body of an attached table''s trigger function.';
+comment on function pgaudit_wf._capture_body(pgaudit_wf.attachment) is 'The body of an attached table''s trigger function.';

@@ -9,7 +9,7 @@ create type pgaudit_wf.capture_column as (
 );
 comment on type pgaudit_wf.capture_column is 'A column that a trigger records, with what its type asks for.';
 
-create function pgaudit_wf.describe_column(col pg_attribute, redacted boolean) returns pgaudit_wf.capture_column
+create function pgaudit_wf._describe_column(col pg_attribute, redacted boolean) returns pgaudit_wf.capture_column
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -17,16 +17,16 @@ as $$
         (col).attname::text,
         (col).atttypid,
         redacted,
-        pgaudit_wf.compare_by_text((col).atttypid)
+        pgaudit_wf._compare_by_text((col).atttypid)
             or exists (select from pg_collation where oid = (col).attcollation and not collisdeterministic),
         -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
         (col).attlen = -1 and current_setting('server_version_num')::integer >= 170000
             and (col).atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype)
     )::pgaudit_wf.capture_column
 $$;
-comment on function pgaudit_wf.describe_column(pg_attribute, boolean) is 'A column with what its type asks for.';
+comment on function pgaudit_wf._describe_column(pg_attribute, boolean) is 'A column with what its type asks for.';
 
-create function pgaudit_wf.hidden_columns(setting pgaudit_wf.attachment) returns text[]
+create function pgaudit_wf._hidden_columns(setting pgaudit_wf.attachment) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -34,31 +34,31 @@ as $$
     select array(
         select attname::text from pg_attribute
         where attrelid = (setting).target and attnum > 0 and not attisdropped
-            and (attname = any ((setting).ignore || (select pgaudit_wf.definition_columns((setting).target))) or attgenerated = 'v')
+            and (attname = any ((setting).ignore || (select pgaudit_wf._definition_columns((setting).target))) or attgenerated = 'v')
         order by attnum)
 $$;
-comment on function pgaudit_wf.hidden_columns(pgaudit_wf.attachment) is
+comment on function pgaudit_wf._hidden_columns(pgaudit_wf.attachment) is
     'The columns of an attached table that its events leave out: ignored ones, a workflow''s graph, and those that are computed when read.';
 
-create function pgaudit_wf.capture_columns(setting pgaudit_wf.attachment) returns setof pgaudit_wf.capture_column
+create function pgaudit_wf._capture_columns(setting pgaudit_wf.attachment) returns setof pgaudit_wf.capture_column
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf.describe_column(col, attname = any ((setting).redact))
+    select pgaudit_wf._describe_column(col, attname = any ((setting).redact))
     from pg_attribute as col
-    where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((select pgaudit_wf.hidden_columns(setting))::text[])
+    where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[])
     order by attnum
 $$;
-comment on function pgaudit_wf.capture_columns(pgaudit_wf.attachment) is 'The columns that the trigger of an attached table records, in their order.';
+comment on function pgaudit_wf._capture_columns(pgaudit_wf.attachment) is 'The columns that the trigger of an attached table records, in their order.';
 
-create function pgaudit_wf.changed_expression(col pgaudit_wf.capture_column) returns text
+create function pgaudit_wf._changed_expression(col pgaudit_wf.capture_column) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format(
         case
             -- Byte by byte, so that no operator of anybody's is looked for; what then reads the same has not changed.
-            when not pgaudit_wf.is_built_in((col).type) then
+            when not pgaudit_wf._is_built_in((col).type) then
                 '(record_image_ne(row(%1$s), row(%2$s)) and (%3$s) collate "C" is distinct from (%4$s) collate "C")'
             -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
             when (col).toastable then '((pg_column_toast_chunk_id(%1$s) = pg_column_toast_chunk_id(%2$s)) is not true and '
@@ -66,69 +66,69 @@ as $$
             when (col).by_text then '%1$s::text collate "C" is distinct from %2$s::text collate "C"'
             else '%1$s is distinct from %2$s'
         end,
-        before, after, pgaudit_wf.text_expression((col).type, before), pgaudit_wf.text_expression((col).type, after))
-    from (select pgaudit_wf.field('old', (col).name) as before, pgaudit_wf.field('new', (col).name) as after) as sides
+        before, after, pgaudit_wf._text_expression((col).type, before), pgaudit_wf._text_expression((col).type, after))
+    from (select pgaudit_wf._field('old', (col).name) as before, pgaudit_wf._field('new', (col).name) as after) as sides
 $$;
-comment on function pgaudit_wf.changed_expression(pgaudit_wf.capture_column) is 'SQL condition that is true when the column differs between old and new.';
+comment on function pgaudit_wf._changed_expression(pgaudit_wf.capture_column) is 'SQL condition that is true when the column differs between old and new.';
 
-create function pgaudit_wf.shown_expression(col pgaudit_wf.capture_column, record_name text) returns text
+create function pgaudit_wf._shown_expression(col pgaudit_wf.capture_column, record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- A composite of nulls "is null", and yet is a value.
-    select case when (col).redacted then format('case when %s is distinct from null then ''[redacted]'' end', pgaudit_wf.field(record_name, (col).name))
-        else pgaudit_wf.json_expression((col).type, pgaudit_wf.field(record_name, (col).name)) end
+    select case when (col).redacted then format('case when %s is distinct from null then ''[redacted]'' end', pgaudit_wf._field(record_name, (col).name))
+        else pgaudit_wf._json_expression((col).type, pgaudit_wf._field(record_name, (col).name)) end
 $$;
-comment on function pgaudit_wf.shown_expression(pgaudit_wf.capture_column, text) is 'SQL expression for the column''s value as it may be shown.';
+comment on function pgaudit_wf._shown_expression(pgaudit_wf.capture_column, text) is 'SQL expression for the column''s value as it may be shown.';
 
-create function pgaudit_wf.pointer(key text) returns text
+create function pgaudit_wf._pointer(key text) returns text
 language sql immutable strict parallel safe
 as $$ select '/' || replace(replace(key, '~', '~0'), '/', '~1') $$;
-comment on function pgaudit_wf.pointer(text) is 'JSON pointer to a member (RFC 6901, section 3).';
+comment on function pgaudit_wf._pointer(text) is 'JSON pointer to a member (RFC 6901, section 3).';
 
-create function pgaudit_wf.key_expression(setting pgaudit_wf.attachment, record_name text) returns text
+create function pgaudit_wf._key_expression(setting pgaudit_wf.attachment, record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case
-        when cardinality((setting).id_columns) > 1 then format('pgaudit_wf.bounded_key(jsonb_build_array(%s)::text)', as_json)
+        when cardinality((setting).id_columns) > 1 then format('pgaudit_wf._bounded_key(jsonb_build_array(%s)::text)', as_json)
         when short then as_text
-        else format('pgaudit_wf.bounded_key(%s)', as_text)
+        else format('pgaudit_wf._bounded_key(%s)', as_text)
     end
     from (
         select
-            string_agg(pgaudit_wf.json_expression(atttypid, pgaudit_wf.field(record_name, key_column)), ', ' order by position) as as_json,
-            min(pgaudit_wf.text_expression(atttypid, pgaudit_wf.field(record_name, key_column))) as as_text,
+            string_agg(pgaudit_wf._json_expression(atttypid, pgaudit_wf._field(record_name, key_column)), ', ' order by position) as as_json,
+            min(pgaudit_wf._text_expression(atttypid, pgaudit_wf._field(record_name, key_column))) as as_text,
             bool_and(attlen > 0) as short
         from unnest((setting).id_columns) with ordinality as k (key_column, position)
         join pg_attribute on attrelid = (setting).target and attname = key_column
     ) as key_columns
 $$;
-comment on function pgaudit_wf.key_expression(pgaudit_wf.attachment, text) is 'SQL expression for resource_id over the given record (old or new).';
+comment on function pgaudit_wf._key_expression(pgaudit_wf.attachment, text) is 'SQL expression for resource_id over the given record (old or new).';
 
-create function pgaudit_wf.key_condition(setting pgaudit_wf.attachment, record_name text) returns text
+create function pgaudit_wf._key_condition(setting pgaudit_wf.attachment, record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- A single key of a built-in type is compared in it, so that its index is used; never in a domain, whose checks are somebody's code.
     select coalesce((
-            select format('%I.%I = $1::%s', record_name, attname, format_type(pgaudit_wf.base_type(atttypid), -1))
+            select format('%I.%I = $1::%s', record_name, attname, format_type(pgaudit_wf._base_type(atttypid), -1))
             from pg_attribute
             where attrelid = (setting).target and attname = (setting).id_columns[1] and cardinality((setting).id_columns) = 1
-                and pgaudit_wf.is_built_in(atttypid)),
-        format('%s = $1', pgaudit_wf.key_expression(setting, record_name)))
+                and pgaudit_wf._is_built_in(atttypid)),
+        format('%s = $1', pgaudit_wf._key_expression(setting, record_name)))
 $$;
-comment on function pgaudit_wf.key_condition(pgaudit_wf.attachment, text) is 'SQL condition that picks the row of an attached table with resource_id $1.';
+comment on function pgaudit_wf._key_condition(pgaudit_wf.attachment, text) is 'SQL condition that picks the row of an attached table with resource_id $1.';
 
-create function pgaudit_wf.bounded_key(key text) returns text
+create function pgaudit_wf._bounded_key(key text) returns text
 language sql stable parallel safe
 as $$
     -- An index entry has to fit a third of a page. Not immutable, as convert_to() is not: then it would not be inlined.
     select case when octet_length(key) > 1024 then 'sha256:' || encode(sha256(convert_to(key, 'UTF8')), 'hex') else key end
 $$;
-comment on function pgaudit_wf.bounded_key(text) is 'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
+comment on function pgaudit_wf._bounded_key(text) is 'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
 
-create function pgaudit_wf.row_object(columns pgaudit_wf.capture_column[], record_name text) returns text
+create function pgaudit_wf._row_object(columns pgaudit_wf.capture_column[], record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -137,36 +137,36 @@ as $$
     from (
         select (position - 1) / 50 as chunk,
             string_agg(format('%L, %s', name,
-                pgaudit_wf.shown_expression(row(name, type, redacted, by_text, toastable)::pgaudit_wf.capture_column, record_name)),
+                pgaudit_wf._shown_expression(row(name, type, redacted, by_text, toastable)::pgaudit_wf.capture_column, record_name)),
                 e',\n                ' order by position) as listed
         from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, position)
         group by chunk
     ) as chunks
 $$;
-comment on function pgaudit_wf.row_object(pgaudit_wf.capture_column[], text) is
+comment on function pgaudit_wf._row_object(pgaudit_wf.capture_column[], text) is
     'SQL expression for the given columns of a record as a jsonb object, redacted ones hidden; no other column is read.';
 
-create function pgaudit_wf.row_expression(setting pgaudit_wf.attachment, record_name text) returns text
+create function pgaudit_wf._row_expression(setting pgaudit_wf.attachment, record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- The row as a whole is quickest, but reads each column: not one that is to be hidden and may be long, nor one that it would turn
     -- into JSON by somebody's cast or cannot turn into JSON.
-    select case when bool_and(pgaudit_wf.json_without_casts(atttypid) and not pgaudit_wf.holds_json(atttypid)
-                and (attlen > 0 or attgenerated = 'v' or (attname <> all ((select pgaudit_wf.hidden_columns(setting))::text[]) and attname <> all ((setting).redact))))
+    select case when bool_and(pgaudit_wf._json_without_casts(atttypid) and not pgaudit_wf._holds_json(atttypid)
+                and (attlen > 0 or attgenerated = 'v' or (attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[]) and attname <> all ((setting).redact))))
         then format('to_jsonb(%I)', record_name)
-            || case when pgaudit_wf.hidden_columns(setting) = '{}' then '' else format(e'\n            - %L::text[]', pgaudit_wf.hidden_columns(setting)) end
+            || case when pgaudit_wf._hidden_columns(setting) = '{}' then '' else format(e'\n            - %L::text[]', pgaudit_wf._hidden_columns(setting)) end
             || coalesce((
-                select e'\n            || ' || pgaudit_wf.row_object(array_agg(col), record_name)
-                from pgaudit_wf.capture_columns(setting) as col where (col).redacted
+                select e'\n            || ' || pgaudit_wf._row_object(array_agg(col), record_name)
+                from pgaudit_wf._capture_columns(setting) as col where (col).redacted
                 having count(*) > 0), '')
-        else pgaudit_wf.row_object(array(select pgaudit_wf.capture_columns(setting)), record_name) end
+        else pgaudit_wf._row_object(array(select pgaudit_wf._capture_columns(setting)), record_name) end
     from pg_attribute
     where attrelid = (setting).target and attnum > 0 and not attisdropped
 $$;
-comment on function pgaudit_wf.row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
+comment on function pgaudit_wf._row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
 
-create function pgaudit_wf.update_statements(setting pgaudit_wf.attachment) returns text[]
+create function pgaudit_wf._update_statements(setting pgaudit_wf.attachment) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -175,87 +175,87 @@ declare
     lines text[] := '{}';
 begin
     -- One statement a column: PL/pgSQL evaluates such simple expressions several times faster than one long expression.
-    for col in select * from pgaudit_wf.capture_columns(setting) loop
-        lines := lines || pgaudit_wf.fill(
+    for col in select * from pgaudit_wf._capture_columns(setting) loop
+        lines := lines || pgaudit_wf._fill(
 $change$if {{changed}} then
     event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', {{path}},
         'old', {{old}},
         'value', {{new}});
 end if;$change$,
             jsonb_build_object(
-                'changed', pgaudit_wf.changed_expression(col),
-                'path', quote_literal(pgaudit_wf.pointer(col.name)),
-                'old', pgaudit_wf.shown_expression(col, 'old'),
-                'new', pgaudit_wf.shown_expression(col, 'new')));
+                'changed', pgaudit_wf._changed_expression(col),
+                'path', quote_literal(pgaudit_wf._pointer(col.name)),
+                'old', pgaudit_wf._shown_expression(col, 'old'),
+                'new', pgaudit_wf._shown_expression(col, 'new')));
     end loop;
     return lines;
 end
 $$;
-comment on function pgaudit_wf.update_statements(pgaudit_wf.attachment) is 'PL/pgSQL that collects the changed columns of an update into event_diff.';
+comment on function pgaudit_wf._update_statements(pgaudit_wf.attachment) is 'PL/pgSQL that collects the changed columns of an update into event_diff.';
 
-create function pgaudit_wf.column_text(setting pgaudit_wf.attachment, column_name text, record_name text) returns text
+create function pgaudit_wf._column_text(setting pgaudit_wf.attachment, column_name text, record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf.text_expression(atttypid, pgaudit_wf.field(record_name, column_name))
+    select pgaudit_wf._text_expression(atttypid, pgaudit_wf._field(record_name, column_name))
     from pg_attribute where attrelid = (setting).target and attname = column_name and attnum > 0
 $$;
-comment on function pgaudit_wf.column_text(pgaudit_wf.attachment, text, text) is
+comment on function pgaudit_wf._column_text(pgaudit_wf.attachment, text, text) is
     'SQL expression for a column of a record as text; null where the table has no such column (any more).';
 
-create function pgaudit_wf.org_expression(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf._org_expression(setting pgaudit_wf.attachment) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format('left(coalesce(%s, %s), 255)',
-        pgaudit_wf.column_text(setting, (setting).org_column, 'new'), pgaudit_wf.column_text(setting, (setting).org_column, 'old'))
+        pgaudit_wf._column_text(setting, (setting).org_column, 'new'), pgaudit_wf._column_text(setting, (setting).org_column, 'old'))
 $$;
-comment on function pgaudit_wf.org_expression(pgaudit_wf.attachment) is
+comment on function pgaudit_wf._org_expression(pgaudit_wf.attachment) is
     'SQL expression for the organization of an updated row: the new one, or the old one of a row that has left it.';
 
-create function pgaudit_wf.key_statements(setting pgaudit_wf.attachment) returns text[]
+create function pgaudit_wf._key_statements(setting pgaudit_wf.attachment) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf.fill(
+    select pgaudit_wf._fill(
 $key$event_id := {{new key}};
 if {{changed}} then
     event_previous_id := {{old key}};
 end if;$key$,
         jsonb_build_object(
-            'new key', pgaudit_wf.key_expression(setting, 'new'),
-            'changed', string_agg(pgaudit_wf.changed_expression(col), ' or '),
-            'old key', pgaudit_wf.key_expression(setting, 'old')))
-    from pgaudit_wf.capture_columns(setting) as col where (col).name = any ((setting).id_columns)
+            'new key', pgaudit_wf._key_expression(setting, 'new'),
+            'changed', string_agg(pgaudit_wf._changed_expression(col), ' or '),
+            'old key', pgaudit_wf._key_expression(setting, 'old')))
+    from pgaudit_wf._capture_columns(setting) as col where (col).name = any ((setting).id_columns)
 $$;
-comment on function pgaudit_wf.key_statements(pgaudit_wf.attachment) is 'PL/pgSQL that takes the key of an updated row, and the one before if it is another.';
+comment on function pgaudit_wf._key_statements(pgaudit_wf.attachment) is 'PL/pgSQL that takes the key of an updated row, and the one before if it is another.';
 
-create function pgaudit_wf.assignments(setting pgaudit_wf.attachment, record_name text, on_update boolean) returns text[]
+create function pgaudit_wf._assignments(setting pgaudit_wf.attachment, record_name text, on_update boolean) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case
             when org is null then '{}'
             when record_name = 'new' and on_update then (
-                select pgaudit_wf.fill(
+                select pgaudit_wf._fill(
 $org$event_org := {{org}};
 if {{changed}} then
     event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', {{old org}});
 end if;$org$,
                     jsonb_build_object(
-                        'org', pgaudit_wf.org_expression(setting),
-                        'changed', pgaudit_wf.changed_expression(pgaudit_wf.describe_column(col, false)),
-                        'old org', pgaudit_wf.json_expression(atttypid, pgaudit_wf.field('old', attname))))
+                        'org', pgaudit_wf._org_expression(setting),
+                        'changed', pgaudit_wf._changed_expression(pgaudit_wf._describe_column(col, false)),
+                        'old org', pgaudit_wf._json_expression(atttypid, pgaudit_wf._field('old', attname))))
                 from pg_attribute as col where attrelid = (setting).target and attname = (setting).org_column)
             else array[format('event_org := left(%s, 255);', org)]
         end
         || case when label is null then '{}' else array[format('event_label := left(%s, 255);', label)] end
-    from (select pgaudit_wf.column_text(setting, (setting).org_column, record_name) as org,
-        pgaudit_wf.column_text(setting, (setting).label_column, record_name) as label) as taken
+    from (select pgaudit_wf._column_text(setting, (setting).org_column, record_name) as org,
+        pgaudit_wf._column_text(setting, (setting).label_column, record_name) as label) as taken
 $$;
-comment on function pgaudit_wf.assignments(pgaudit_wf.attachment, text, boolean) is 'PL/pgSQL that takes org and label from the given record.';
+comment on function pgaudit_wf._assignments(pgaudit_wf.attachment, text, boolean) is 'PL/pgSQL that takes org and label from the given record.';
 
-create function pgaudit_wf.compiled_pieces(setting pgaudit_wf.attachment) returns jsonb
+create function pgaudit_wf._compiled_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -263,16 +263,16 @@ begin
     return jsonb_build_object(
         'variables of the form', '',
         'rows as JSON', '',
-        'changed columns', pgaudit_wf.update_statements(setting),
-        'key of the update', pgaudit_wf.key_statements(setting),
-        'org and label of the update', pgaudit_wf.assignments(setting, 'new', true),
-        'key of the insert', format('event_id := %s;', pgaudit_wf.key_expression(setting, 'new')),
-        'org and label of the insert', pgaudit_wf.assignments(setting, 'new', false),
-        'inserted row', pgaudit_wf.row_expression(setting, 'new'),
-        'key of the delete', format('event_id := %s;', pgaudit_wf.key_expression(setting, 'old')),
-        'org and label of the delete', pgaudit_wf.assignments(setting, 'old', false),
-        'deleted row', pgaudit_wf.row_expression(setting, 'old'));
+        'changed columns', pgaudit_wf._update_statements(setting),
+        'key of the update', pgaudit_wf._key_statements(setting),
+        'org and label of the update', pgaudit_wf._assignments(setting, 'new', true),
+        'key of the insert', format('event_id := %s;', pgaudit_wf._key_expression(setting, 'new')),
+        'org and label of the insert', pgaudit_wf._assignments(setting, 'new', false),
+        'inserted row', pgaudit_wf._row_expression(setting, 'new'),
+        'key of the delete', format('event_id := %s;', pgaudit_wf._key_expression(setting, 'old')),
+        'org and label of the delete', pgaudit_wf._assignments(setting, 'old', false),
+        'deleted row', pgaudit_wf._row_expression(setting, 'old'));
 end
 $$;
-comment on function pgaudit_wf.compiled_pieces(pgaudit_wf.attachment) is
-    'The pieces of trigger_template() that the compiled form has of its own, in the order of its slots.';
+comment on function pgaudit_wf._compiled_pieces(pgaudit_wf.attachment) is
+    'The pieces of _trigger_template() that the compiled form has of its own, in the order of its slots.';

@@ -9,14 +9,14 @@ create type pgaudit_wf.generic_setting as (
 comment on type pgaudit_wf.generic_setting is
     'What a trigger of the generic form knows of its table''s columns: those that were there, and which it hides, the redacted ones by number too (0: it was not there).';
 
-create function pgaudit_wf.generic_columns(table_id oid, setting pgaudit_wf.generic_setting) returns pgaudit_wf.capture_column[]
+create function pgaudit_wf._generic_columns(table_id oid, setting pgaudit_wf.generic_setting) returns pgaudit_wf.capture_column[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- Nobody says when a column is renamed. Once a redacted one is no longer where it was, under its name, any that was not there at the
     -- time of attach() may be it; the key is shown all the same, as it cannot be redacted.
     select array(
-        select pgaudit_wf.describe_column(col, attname = any ((setting).redact)
+        select pgaudit_wf._describe_column(col, attname = any ((setting).redact)
             or exists (
                 select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
                 where secret.number = attnum and secret.name <> attname)
@@ -31,9 +31,9 @@ as $$
         where attrelid = table_id and attnum > 0 and not attisdropped and attgenerated <> 'v' and attname <> all ((setting).ignore)
         order by attnum)
 $$;
-comment on function pgaudit_wf.generic_columns(oid, pgaudit_wf.generic_setting) is 'The columns of a table as a trigger of the generic form shows them now. After a redacted column was renamed, dropped or restored elsewhere, new columns are hidden too until attach() is called again.';
+comment on function pgaudit_wf._generic_columns(oid, pgaudit_wf.generic_setting) is 'The columns of a table as a trigger of the generic form shows them now. After a redacted column was renamed, dropped or restored elsewhere, new columns are hidden too until attach() is called again.';
 
-create function pgaudit_wf.generic_row(record anyelement, setting pgaudit_wf.generic_setting) returns jsonb
+create function pgaudit_wf._generic_row(record anyelement, setting pgaudit_wf.generic_setting) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -44,7 +44,7 @@ begin
     if cardinality((setting).redact) = 0 and not exists (
         select from pg_attribute
         where attrelid = table_id and attnum > 0 and not attisdropped
-            and ((attname = any ((setting).ignore) and attlen < 0) or attgenerated = 'v' or (atttypid >= 16384 and not pgaudit_wf.json_without_casts(atttypid))))
+            and ((attname = any ((setting).ignore) and attlen < 0) or attgenerated = 'v' or (atttypid >= 16384 and not pgaudit_wf._json_without_casts(atttypid))))
     then
         begin
             return to_jsonb(record) - (setting).ignore;
@@ -54,14 +54,14 @@ begin
                 null;
         end;
     end if;
-    execute format('select %s from (select ($1).*) as r', pgaudit_wf.row_object(pgaudit_wf.generic_columns(table_id, setting), 'r')) into shown using record;
+    execute format('select %s from (select ($1).*) as r', pgaudit_wf._row_object(pgaudit_wf._generic_columns(table_id, setting), 'r')) into shown using record;
     return shown;
 end
 $$;
-comment on function pgaudit_wf.generic_row(anyelement, pgaudit_wf.generic_setting) is
+comment on function pgaudit_wf._generic_row(anyelement, pgaudit_wf.generic_setting) is
     'A row as it may be shown, for triggers of the generic form: without ignored columns, redacted ones hidden; what is hidden is not read.';
 
-create function pgaudit_wf.generic_hidden_changes(before anyelement, after anyelement, setting pgaudit_wf.generic_setting) returns text[]
+create function pgaudit_wf._generic_hidden_changes(before anyelement, after anyelement, setting pgaudit_wf.generic_setting) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -72,58 +72,58 @@ begin
         execute (
             select format('select array_remove(array[%s]::text[], null) from (select ($1).*) as old, (select ($2).*) as new',
                 string_agg(format('case when record_image_ne(row(old.%1$I), row(new.%1$I)) then %1$L end', name), ', '))
-            from unnest(pgaudit_wf.generic_columns((select typrelid from pg_type where oid = pg_typeof(before)), setting)) as col
+            from unnest(pgaudit_wf._generic_columns((select typrelid from pg_type where oid = pg_typeof(before)), setting)) as col
             where redacted)
             into changed using before, after;
     end if;
     return coalesce(changed, '{}');
 end
 $$;
-comment on function pgaudit_wf.generic_hidden_changes(anyelement, anyelement, pgaudit_wf.generic_setting) is
+comment on function pgaudit_wf._generic_hidden_changes(anyelement, anyelement, pgaudit_wf.generic_setting) is
     'The redacted columns that an update changed, for triggers of the generic form.';
 
-create function pgaudit_wf.generic_diff(before jsonb, after jsonb, hidden_changes text[]) returns jsonb
+create function pgaudit_wf._generic_diff(before jsonb, after jsonb, hidden_changes text[]) returns jsonb
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select jsonb_agg(jsonb_build_object('op', 'replace', 'path', pgaudit_wf.pointer(key), 'old', before -> key, 'value', value) order by key)
+    select jsonb_agg(jsonb_build_object('op', 'replace', 'path', pgaudit_wf._pointer(key), 'old', before -> key, 'value', value) order by key)
     from jsonb_each(after)
     where before -> key is distinct from value or key = any (hidden_changes)
 $$;
-comment on function pgaudit_wf.generic_diff(jsonb, jsonb, text[]) is 'JSON Patch between two rows of one table, for triggers of the generic form.';
+comment on function pgaudit_wf._generic_diff(jsonb, jsonb, text[]) is 'JSON Patch between two rows of one table, for triggers of the generic form.';
 
-create function pgaudit_wf.generic_key(record jsonb, id_columns text[], table_id oid) returns text
+create function pgaudit_wf._generic_key(record jsonb, id_columns text[], table_id oid) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf.bounded_key(case
+    select pgaudit_wf._bounded_key(case
         when cardinality(names) > 1 then (select jsonb_agg(record -> key_column order by position) from unnest(names) with ordinality as k (key_column, position))::text
         else record ->> names[1]
     end)
     from (
         -- A key column that is gone was renamed: ask the primary key.
-        select case when record ?& generic_key.id_columns then generic_key.id_columns else array(
+        select case when record ?& _generic_key.id_columns then _generic_key.id_columns else array(
             select attname::text
             from pg_index, unnest(indkey) with ordinality as k (key_number, position)
-            join pg_attribute on attrelid = generic_key.table_id and attnum = key_number
-            where indrelid = generic_key.table_id and indisprimary
+            join pg_attribute on attrelid = _generic_key.table_id and attnum = key_number
+            where indrelid = _generic_key.table_id and indisprimary
             order by position
         ) end as names
     ) as key_names
 $$;
-comment on function pgaudit_wf.generic_key(jsonb, text[], oid) is 'resource_id of a row, for triggers of the generic form.';
+comment on function pgaudit_wf._generic_key(jsonb, text[], oid) is 'resource_id of a row, for triggers of the generic form.';
 
-create function pgaudit_wf.columns_of(relation oid) returns text
+create function pgaudit_wf._columns_of(relation oid) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- By name: in a partition they can stand in another order.
     select string_agg(attname || ':' || atttypid, ',' order by attname) from pg_attribute
-    where attrelid = columns_of.relation and attnum > 0 and not attisdropped
+    where attrelid = _columns_of.relation and attnum > 0 and not attisdropped
 $$;
-comment on function pgaudit_wf.columns_of(oid) is 'The names and types of a relation''s columns, to tell whether they are still what a trigger of the generic form was written for.';
+comment on function pgaudit_wf._columns_of(oid) is 'The names and types of a relation''s columns, to tell whether they are still what a trigger of the generic form was written for.';
 
-create function pgaudit_wf.generic_of(setting pgaudit_wf.attachment) returns pgaudit_wf.generic_setting
+create function pgaudit_wf._generic_of(setting pgaudit_wf.attachment) returns pgaudit_wf.generic_setting
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -131,24 +131,24 @@ as $$
         select coalesce((select attnum from pg_attribute where attrelid = (setting).target and attname = name and not attisdropped), 0)::smallint
         from unnest((setting).redact) with ordinality as secret (name, position) order by position))::pgaudit_wf.generic_setting
 $$;
-comment on function pgaudit_wf.generic_of(pgaudit_wf.attachment) is 'What a trigger of the generic form is to know of its table''s columns.';
+comment on function pgaudit_wf._generic_of(pgaudit_wf.attachment) is 'What a trigger of the generic form is to know of its table''s columns.';
 
-create function pgaudit_wf.describe_generic(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf._describe_generic(setting pgaudit_wf.attachment) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting', (g).known, (g).ignore, (g).redact, (g).redact_numbers)
-    from (select pgaudit_wf.generic_of(setting) as g) as described
+    from (select pgaudit_wf._generic_of(setting) as g) as described
 $$;
-comment on function pgaudit_wf.describe_generic(pgaudit_wf.attachment) is 'SQL expression for what a trigger of the generic form knows of its table''s columns.';
+comment on function pgaudit_wf._describe_generic(pgaudit_wf.attachment) is 'SQL expression for what a trigger of the generic form knows of its table''s columns.';
 
-create function pgaudit_wf.generic_org(setting pgaudit_wf.attachment) returns text[]
+create function pgaudit_wf._generic_org(setting pgaudit_wf.attachment) returns text[]
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
     select case
         when (setting).org_column is null then array['-- no org column: app.org_id is taken']
-        else pgaudit_wf.fill(
+        else pgaudit_wf._fill(
 $org$event_org := left(nullif(coalesce(after ->> {{column}}, before ->> {{column}}), '[redacted]'), 255);
 if tg_op = 'UPDATE' and before -> {{column}} is distinct from after -> {{column}} then
     event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', before -> {{column}});
@@ -156,32 +156,32 @@ end if;$org$,
             jsonb_build_object('column', quote_literal((setting).org_column)))
     end
 $$;
-comment on function pgaudit_wf.generic_org(pgaudit_wf.attachment) is 'PL/pgSQL of the generic form that takes the org from the rows as JSON.';
+comment on function pgaudit_wf._generic_org(pgaudit_wf.attachment) is 'PL/pgSQL of the generic form that takes the org from the rows as JSON.';
 
-create function pgaudit_wf.generic_pieces(setting pgaudit_wf.attachment) returns jsonb
+create function pgaudit_wf._generic_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    columns constant pgaudit_wf.capture_column[] := pgaudit_wf.generic_columns((setting).target, pgaudit_wf.generic_of(setting));
+    columns constant pgaudit_wf.capture_column[] := pgaudit_wf._generic_columns((setting).target, pgaudit_wf._generic_of(setting));
     id_columns constant text := quote_literal((setting).id_columns::text);
 begin
     return jsonb_build_object(
         'variables of the form', array[
-            format('setting constant pgaudit_wf.generic_setting := %s;', pgaudit_wf.describe_generic(setting)),
+            format('setting constant pgaudit_wf.generic_setting := %s;', pgaudit_wf._describe_generic(setting)),
             'as_attached boolean;',
             'hidden_changes text[];',
             'before jsonb;',
             'after jsonb;',
             'shown_before jsonb;',
             'shown_after jsonb;'],
-        'rows as JSON', pgaudit_wf.fill(
-$rows$as_attached := pgaudit_wf.columns_of(tg_relid) = {{columns}};
+        'rows as JSON', pgaudit_wf._fill(
+$rows$as_attached := pgaudit_wf._columns_of(tg_relid) = {{columns}};
 if tg_op in ('UPDATE', 'DELETE') then
     if as_attached then
         before := {{old row}};
     else
-        before := pgaudit_wf.generic_row(old, setting);
+        before := pgaudit_wf._generic_row(old, setting);
         {{old names}}
     end if;
     shown_before := before - {{graph}}::text[];
@@ -190,40 +190,40 @@ if tg_op in ('UPDATE', 'INSERT') then
     if as_attached then
         after := {{new row}};
     else
-        after := pgaudit_wf.generic_row(new, setting);
+        after := pgaudit_wf._generic_row(new, setting);
         {{new names}}
     end if;
     shown_after := after - {{graph}}::text[];
 end if;
 if tg_level = 'ROW' then
-    event_id := pgaudit_wf.generic_key(coalesce(after, before), {{id columns}}, tg_relid);
+    event_id := pgaudit_wf._generic_key(coalesce(after, before), {{id columns}}, tg_relid);
     event_label := left(nullif(coalesce(shown_after, shown_before) ->> {{label column}}, '[redacted]'), 255);
     {{org}}
 end if;$rows$,
             jsonb_build_object(
-                'columns', quote_literal(pgaudit_wf.columns_of((setting).target)),
-                'old row', pgaudit_wf.row_object(columns, 'old'),
-                'old names', pgaudit_wf.follow_names(setting, 'before'),
-                'new row', pgaudit_wf.row_object(columns, 'new'),
-                'new names', pgaudit_wf.follow_names(setting, 'after'),
-                'graph', quote_literal(pgaudit_wf.definition_columns((setting).target)::text),
+                'columns', quote_literal(pgaudit_wf._columns_of((setting).target)),
+                'old row', pgaudit_wf._row_object(columns, 'old'),
+                'old names', pgaudit_wf._follow_names(setting, 'before'),
+                'new row', pgaudit_wf._row_object(columns, 'new'),
+                'new names', pgaudit_wf._follow_names(setting, 'after'),
+                'graph', quote_literal(pgaudit_wf._definition_columns((setting).target)::text),
                 'id columns', id_columns,
                 'label column', quote_nullable((setting).label_column),
-                'org', pgaudit_wf.generic_org(setting))),
-        'changed columns', pgaudit_wf.fill(
+                'org', pgaudit_wf._generic_org(setting))),
+        'changed columns', pgaudit_wf._fill(
 $changes$if as_attached then
     hidden_changes := {{hidden changes}};
 else
-    hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
+    hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
 end if;
-event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, hidden_changes);$changes$,
+event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes);$changes$,
             jsonb_build_object('hidden changes', (
                 select coalesce('array_remove(array[' || string_agg(format('case when record_image_ne(row(%s), row(%s)) then %L end',
-                    pgaudit_wf.field('old', name), pgaudit_wf.field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
+                    pgaudit_wf._field('old', name), pgaudit_wf._field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
                 from unnest(columns) where redacted))),
-        'key of the update', pgaudit_wf.fill(
-$key$if pgaudit_wf.generic_key(before, {{id columns}}, tg_relid) is distinct from event_id then
-    event_previous_id := pgaudit_wf.generic_key(before, {{id columns}}, tg_relid);
+        'key of the update', pgaudit_wf._fill(
+$key$if pgaudit_wf._generic_key(before, {{id columns}}, tg_relid) is distinct from event_id then
+    event_previous_id := pgaudit_wf._generic_key(before, {{id columns}}, tg_relid);
 end if;$key$, jsonb_build_object('id columns', id_columns)),
         -- Those of the other branches were taken from the rows as JSON.
         'org and label of the update', '',
@@ -235,5 +235,5 @@ end if;$key$, jsonb_build_object('id columns', id_columns)),
         'deleted row', 'shown_before');
 end
 $$;
-comment on function pgaudit_wf.generic_pieces(pgaudit_wf.attachment) is
-    'The pieces of trigger_template() that the generic form has of its own, in the order of its slots.';
+comment on function pgaudit_wf._generic_pieces(pgaudit_wf.attachment) is
+    'The pieces of _trigger_template() that the generic form has of its own, in the order of its slots.';

@@ -1,16 +1,16 @@
 -- attach() and detach(): what a user calls to have a table audited.
 
-create function pgaudit_wf.can_follow_ddl() returns boolean
+create function pgaudit_wf._can_follow_ddl() returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select count(*) = 3 from pg_event_trigger
     where evtname in ('pgaudit_wf_after_ddl', 'pgaudit_wf_after_drop', 'pgaudit_wf_follow_as_author') and evtenabled in ('O', 'A')
 $$;
-comment on function pgaudit_wf.can_follow_ddl() is
+comment on function pgaudit_wf._can_follow_ddl() is
     'Whether the event triggers that recompile triggers after DDL are there; without them attach() compiles the generic form.';
 
-create function pgaudit_wf.capture_function_name(target regclass) returns text
+create function pgaudit_wf._capture_function_name(target regclass) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -22,49 +22,49 @@ as $$
     from pg_class as c
     join pg_namespace as n on n.oid = c.relnamespace,
     lateral (select concat('capture_', case when n.nspname <> 'public' then n.nspname || '_' end, c.relname) as plain) as name
-    where c.oid = capture_function_name.target
+    where c.oid = _capture_function_name.target
 $$;
-comment on function pgaudit_wf.capture_function_name(regclass) is 'Name for the trigger function of a table, such as capture_invoice.';
+comment on function pgaudit_wf._capture_function_name(regclass) is 'Name for the trigger function of a table, such as capture_invoice.';
 
-create function pgaudit_wf.check_attachable(target regclass) returns void
+create function pgaudit_wf._check_attachable(target regclass) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    class pg_class := (select c from pg_class as c where c.oid = check_attachable.target);
+    class pg_class := (select c from pg_class as c where c.oid = _check_attachable.target);
     related regclass;
 begin
-    if check_attachable.target is null or class.oid is null then
+    if _check_attachable.target is null or class.oid is null then
         raise exception 'there is no such table to attach' using errcode = 'PA004';
     end if;
     if class.relkind not in ('r', 'p') then
-        raise exception '% is not a table', check_attachable.target
+        raise exception '% is not a table', _check_attachable.target
             using errcode = 'PA004', hint = 'Only tables and partitioned tables can be attached.';
     end if;
     if class.relpersistence = 't' then
-        raise exception '% is a temporary table', check_attachable.target using errcode = 'PA004';
+        raise exception '% is a temporary table', _check_attachable.target using errcode = 'PA004';
     end if;
     if class.relnamespace in ('pgaudit_wf'::regnamespace, 'pg_catalog'::regnamespace, 'information_schema'::regnamespace) then
-        raise exception '% belongs to the system and cannot be attached', check_attachable.target using errcode = 'PA004';
+        raise exception '% belongs to the system and cannot be attached', _check_attachable.target using errcode = 'PA004';
     end if;
     select a.target into related
     from pgaudit_wf.attachment as a
-    where a.target <> check_attachable.target
-        and (a.target in (select relid from pg_partition_ancestors(check_attachable.target))
-            or check_attachable.target in (select relid from pg_partition_ancestors(a.target)));
+    where a.target <> _check_attachable.target
+        and (a.target in (select relid from pg_partition_ancestors(_check_attachable.target))
+            or _check_attachable.target in (select relid from pg_partition_ancestors(a.target)));
     if found then
-        raise exception '% is already recorded through %', check_attachable.target, related
+        raise exception '% is already recorded through %', _check_attachable.target, related
             using errcode = 'PA004', hint = format('Detach %s first: a partition and its parent cannot both be attached.', related);
     end if;
     if not pg_has_role(current_user, class.relowner, 'usage') then
-        raise exception '% must own % to attach it', current_user, check_attachable.target
+        raise exception '% must own % to attach it', current_user, _check_attachable.target
             using errcode = 'PA004', hint = format('Run attach as %I or as a superuser.', class.relowner::regrole::text);
     end if;
 end
 $$;
-comment on function pgaudit_wf.check_attachable(regclass) is 'Raises PA004 if the table cannot be attached, saying why.';
+comment on function pgaudit_wf._check_attachable(regclass) is 'Raises PA004 if the table cannot be attached, saying why.';
 
-create function pgaudit_wf.check_columns(setting pgaudit_wf.attachment, mentioned text[] default null) returns void
+create function pgaudit_wf._check_columns(setting pgaudit_wf.attachment, mentioned text[] default null) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -114,7 +114,7 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.check_columns(pgaudit_wf.attachment, text[]) is
+comment on function pgaudit_wf._check_columns(pgaudit_wf.attachment, text[]) is
     'Raises PA002 naming the column that the settings get wrong. mentioned: those that must be there, besides id_columns; null: all.';
 
 create function pgaudit_wf.attach(
@@ -135,7 +135,7 @@ declare
     known boolean;
     before jsonb;
 begin
-    perform pgaudit_wf.check_attachable(attach.target);
+    perform pgaudit_wf._check_attachable(attach.target);
     -- Where there are no event triggers, nobody told us of tables that were dropped.
     delete from pgaudit_wf.attachment as a where not exists (select from pg_class where oid = a.target);
     if attach.on_failure not in ('abort', 'warn') then
@@ -152,9 +152,9 @@ begin
     known := found;
     before := to_jsonb(setting);
     setting.target := attach.target;
-    setting.columns := pgaudit_wf.column_names(attach.target);
-    setting.form := case when pgaudit_wf.can_follow_ddl() then 'compiled' else 'generic' end;
-    setting.function_name := coalesce(setting.function_name, pgaudit_wf.capture_function_name(attach.target));
+    setting.columns := pgaudit_wf._column_names(attach.target);
+    setting.form := case when pgaudit_wf._can_follow_ddl() then 'compiled' else 'generic' end;
+    setting.function_name := coalesce(setting.function_name, pgaudit_wf._capture_function_name(attach.target));
     setting.resource_type := coalesce(nullif(attach.resource_type, ''), setting.resource_type,
         (select relname from pg_class where oid = attach.target));
     setting.id_columns := coalesce(nullif(attach.id_columns, '{}'), setting.id_columns, (
@@ -178,8 +178,8 @@ begin
     end if;
 
     -- What is named here must be there; what was named before may have been dropped meanwhile, and holds again if it comes back.
-    perform pgaudit_wf.check_columns(setting, case when known then coalesce(attach.ignore, '{}') || coalesce(attach.redact, '{}') || attach.org_column || attach.label_column end);
-    perform pgaudit_wf.check_action_rule(setting.target, r) from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
+    perform pgaudit_wf._check_columns(setting, case when known then coalesce(attach.ignore, '{}') || coalesce(attach.redact, '{}') || attach.org_column || attach.label_column end);
+    perform pgaudit_wf._check_action_rule(setting.target, r) from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
 
     setting.attached_at := coalesce(setting.attached_at, now());
     setting.attached_by := coalesce(setting.attached_by, session_user);
@@ -192,9 +192,9 @@ begin
         values (setting.target, setting.resource_type, case when known then 'changed' else 'attached' end,
             to_jsonb(setting) - '{target,columns,usage_granted,written_for,attached_at,attached_by}'::text[]);
     end if;
-    perform pgaudit_wf.write_functions(setting);
-    perform pgaudit_wf.place_triggers(setting);
-    perform pgaudit_wf.place_limit(setting);
+    perform pgaudit_wf._write_functions(setting);
+    perform pgaudit_wf._place_triggers(setting);
+    perform pgaudit_wf._place_limit(setting);
     perform pgaudit_wf.ensure_log_partitions();
 end
 $$;
@@ -204,7 +204,7 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
     'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
 
-create function pgaudit_wf.stands_on(relation oid, function_name text) returns boolean
+create function pgaudit_wf._stands_on(relation oid, function_name text) returns boolean
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -212,47 +212,47 @@ begin
     return exists (
         select from (
             select a.target, a.function_name from pgaudit_wf.attachment as a
-            union all select a.target, pgaudit_wf.guard_function_name(a) from pgaudit_wf.attachment as a
+            union all select a.target, pgaudit_wf._guard_function_name(a) from pgaudit_wf.attachment as a
             union all select t.target, t.function_name from pgaudit_wf.limit_target as t
             union all select e.target, e.function_name from pgaudit_wf.execution_attachment as e
         ) as written
-        where written.function_name = stands_on.function_name and pg_partition_root(written.target) = pg_partition_root(stands_on.relation));
+        where written.function_name = _stands_on.function_name and pg_partition_root(written.target) = pg_partition_root(_stands_on.relation));
 end
 $$;
-comment on function pgaudit_wf.stands_on(oid, text) is 'Whether a trigger function was written for a table or for others of its partition tree.';
+comment on function pgaudit_wf._stands_on(oid, text) is 'Whether a trigger function was written for a table or for others of its partition tree.';
 
-create function pgaudit_wf.check_place(target regclass, function_name text) returns text[]
+create function pgaudit_wf._check_place(target regclass, function_name text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- The owner of a partitioned table may call its trigger functions, as he makes partitions. On a table of his own making, whose
     -- columns can be of types of his, they would run his casts with our rights, or tell what never happened.
-    select case when (select relkind from pg_class where oid = check_place.target) = 'p' then pgaudit_wf.fill(
-$check$if pg_partition_root(tg_relid) is distinct from {{root}} and not pgaudit_wf.stands_on(tg_relid, {{function}}) then
+    select case when (select relkind from pg_class where oid = _check_place.target) = 'p' then pgaudit_wf._fill(
+$check$if pg_partition_root(tg_relid) is distinct from {{root}} and not pgaudit_wf._stands_on(tg_relid, {{function}}) then
     raise exception 'this trigger function is not for table %', tg_relid::regclass using errcode = 'insufficient_privilege';
 end if;$check$,
         jsonb_build_object(
-            'root', pg_partition_root(check_place.target)::oid,
-            'function', quote_literal(check_place.function_name))) else '{}' end
+            'root', pg_partition_root(_check_place.target)::oid,
+            'function', quote_literal(_check_place.function_name))) else '{}' end
 $$;
-comment on function pgaudit_wf.check_place(regclass, text) is
+comment on function pgaudit_wf._check_place(regclass, text) is
     'PL/pgSQL with which the trigger function of a partitioned table refuses to work anywhere else; nothing for other tables.';
 
-create function pgaudit_wf.let_owner_read(target regclass, columns text[]) returns void
+create function pgaudit_wf._let_owner_read(target regclass, columns text[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    reader constant name := pgaudit_wf.schema_owner();
-    class pg_class := (select c from pg_class as c where c.oid = let_owner_read.target);
+    reader constant name := pgaudit_wf._schema_owner();
+    class pg_class := (select c from pg_class as c where c.oid = _let_owner_read.target);
     name text;
 begin
     if pg_has_role(reader, class.relowner, 'usage') then
         return;
     end if;
-    foreach name in array let_owner_read.columns loop
-        if not has_column_privilege(reader, let_owner_read.target, name, 'select') then
-            execute format('grant select (%I) on %s to %I', name, let_owner_read.target, reader);
+    foreach name in array _let_owner_read.columns loop
+        if not has_column_privilege(reader, _let_owner_read.target, name, 'select') then
+            execute format('grant select (%I) on %s to %I', name, _let_owner_read.target, reader);
         end if;
     end loop;
     if not has_schema_privilege(reader, class.relnamespace, 'usage') then
@@ -260,31 +260,31 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.let_owner_read(regclass, text[]) is
+comment on function pgaudit_wf._let_owner_read(regclass, text[]) is
     'Lets the owner of our schema read columns of a table, with the rights of the caller; nothing where it may.';
 
-create function pgaudit_wf.replace_function(function_name text, body text, settings text[], target regclass, description text) returns void
+create function pgaudit_wf._replace_function(function_name text, body text, settings text[], target regclass, description text) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    owner constant oid := (select relowner from pg_class where oid = replace_function.target);
-    function regprocedure := to_regprocedure(format('pgaudit_wf.%I()', replace_function.function_name));
+    owner constant oid := (select relowner from pg_class where oid = _replace_function.target);
+    function regprocedure := to_regprocedure(format('pgaudit_wf.%I()', _replace_function.function_name));
     grantee regrole;
 begin
     -- Two sessions at once that follow DDL on partitions of one table must not both replace its function: the second would fail.
     if function is null or not exists (
         select from pg_proc
-        where oid = function and prosrc = replace_function.body and proowner = pgaudit_wf.schema_owner()::regrole
+        where oid = function and prosrc = _replace_function.body and proowner = pgaudit_wf._schema_owner()::regrole
             and array(select lower(config) from unnest(proconfig) as config where config !~ '^search_path=' order by 1)
-                = array(select replace(replace(lower(setting), ' = ', '='), '''', '') from unnest(replace_function.settings) as setting order by 1))
+                = array(select replace(replace(lower(setting), ' = ', '='), '''', '') from unnest(_replace_function.settings) as setting order by 1))
     then
         -- In turn, if two change something that the function reads (a type and the rules, say): the second would fail otherwise.
-        perform from pgaudit_wf.attachment as a where a.target = replace_function.target for update;
+        perform from pgaudit_wf.attachment as a where a.target = _replace_function.target for update;
         execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp%s\nas %L',
-            replace_function.function_name, (select string_agg(e'\nset ' || setting, '' order by setting) from unnest(replace_function.settings) as setting), replace_function.body);
-        function := format('pgaudit_wf.%I()', replace_function.function_name)::regprocedure;
-        execute format('comment on function %s is %L', function, replace_function.description);
+            _replace_function.function_name, (select string_agg(e'\nset ' || setting, '' order by setting) from unnest(_replace_function.settings) as setting), _replace_function.body);
+        function := format('pgaudit_wf.%I()', _replace_function.function_name)::regprocedure;
+        execute format('comment on function %s is %L', function, _replace_function.description);
         execute format('revoke all on function %s from public', function);
     end if;
     for grantee in
@@ -293,15 +293,15 @@ begin
         execute format('revoke all on function %s from %s', function, grantee);
     end loop;
     -- Whoever makes a partition of a table puts its triggers on it, and so must be allowed to call their functions.
-    if (select relkind from pg_class where oid = replace_function.target) = 'p' and not has_function_privilege(owner, function, 'execute') then
+    if (select relkind from pg_class where oid = _replace_function.target) = 'p' and not has_function_privilege(owner, function, 'execute') then
         execute format('grant execute on function %s to %s', function, owner::regrole);
     end if;
 end
 $$;
-comment on function pgaudit_wf.replace_function(text, text, text[], regclass, text) is
+comment on function pgaudit_wf._replace_function(text, text, text[], regclass, text) is
     'Writes a trigger function of an attached table, unless it is there as it should be, and lets the table''s owner have it called.';
 
-create function pgaudit_wf.revoke_usage(setting pgaudit_wf.attachment) returns void
+create function pgaudit_wf._revoke_usage(setting pgaudit_wf.attachment) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -313,45 +313,45 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.revoke_usage(pgaudit_wf.attachment) is
+comment on function pgaudit_wf._revoke_usage(pgaudit_wf.attachment) is
     'Takes USAGE of our schema from the owner of a partitioned table that is no longer attached, if he was given it for that table alone.';
 
-create function pgaudit_wf.written_state(target regclass) returns text
+create function pgaudit_wf._written_state(target regclass) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select concat_ws(' ', pgaudit_wf.shape_of(c.oid), c.relowner, pg_partition_root(c.oid)::oid) from pg_class as c where c.oid = written_state.target
+    select concat_ws(' ', pgaudit_wf._shape_of(c.oid), c.relowner, pg_partition_root(c.oid)::oid) from pg_class as c where c.oid = _written_state.target
 $$;
-comment on function pgaudit_wf.written_state(regclass) is 'What the functions of an attached table are written for: attachment.written_for.';
+comment on function pgaudit_wf._written_state(regclass) is 'What the functions of an attached table are written for: attachment.written_for.';
 
-create function pgaudit_wf.write_functions(setting pgaudit_wf.attachment) returns void
+create function pgaudit_wf._write_functions(setting pgaudit_wf.attachment) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform pgaudit_wf.replace_function((setting).function_name, pgaudit_wf.capture_body(setting), pgaudit_wf.capture_settings(setting),
+    perform pgaudit_wf._replace_function((setting).function_name, pgaudit_wf._capture_body(setting), pgaudit_wf._capture_settings(setting),
         (setting).target, format('Records the changes of %s.', (setting).target));
-    perform pgaudit_wf.replace_function(pgaudit_wf.guard_function_name(setting), pgaudit_wf.guard_body(setting), '{}',
+    perform pgaudit_wf._replace_function(pgaudit_wf._guard_function_name(setting), pgaudit_wf._guard_body(setting), '{}',
         (setting).target, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target))
-        where pgaudit_wf.guard_body(setting) is not null;
-    perform pgaudit_wf.replace_function(t.function_name, pgaudit_wf.limit_body(t), '{}',
+        where pgaudit_wf._guard_body(setting) is not null;
+    perform pgaudit_wf._replace_function(t.function_name, pgaudit_wf._limit_body(t), '{}',
         t.target, format('Counts the rows of %s for pgaudit_wf.org_limit.', t.target))
         from pgaudit_wf.limit_target as t where t.target = (setting).target;
-    update pgaudit_wf.attachment as a set written_for = pgaudit_wf.written_state(a.target)
-    where a.target = (setting).target and a.written_for is distinct from pgaudit_wf.written_state(a.target);
-    -- follow_as_author() names them.
+    update pgaudit_wf.attachment as a set written_for = pgaudit_wf._written_state(a.target)
+    where a.target = (setting).target and a.written_for is distinct from pgaudit_wf._written_state(a.target);
+    -- _follow_as_author() names them.
     if (select relkind = 'p' and not has_schema_privilege(relowner, 'pgaudit_wf', 'usage') from pg_class where oid = (setting).target) then
-        perform pgaudit_wf.revoke_usage(setting);
+        perform pgaudit_wf._revoke_usage(setting);
         update pgaudit_wf.attachment as a set usage_granted = (select pg_get_userbyid(relowner) from pg_class where oid = (setting).target)
         where a.target = (setting).target;
         execute format('grant usage on schema pgaudit_wf to %s', (select relowner::regrole from pg_class where oid = (setting).target));
     end if;
 end
 $$;
-comment on function pgaudit_wf.write_functions(pgaudit_wf.attachment) is
+comment on function pgaudit_wf._write_functions(pgaudit_wf.attachment) is
     'Writes the trigger functions of an attached table, as its owner of our schema: what follows DDL does no more than this.';
 
-create function pgaudit_wf.place_triggers(setting pgaudit_wf.attachment) returns void
+create function pgaudit_wf._place_triggers(setting pgaudit_wf.attachment) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -370,7 +370,7 @@ begin
         execute format('alter table %s enable always trigger "!pgaudit_wf_%s"', (setting).target, op);
     end loop;
     -- A foreign partition can have no such trigger.
-    for leaf in select l from pgaudit_wf.leaf_tables((setting).target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
+    for leaf in select l from pgaudit_wf._leaf_tables((setting).target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
         execute format('create or replace trigger pgaudit_wf_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()',
             leaf, (setting).function_name);
         execute format('alter table %s enable always trigger pgaudit_wf_truncate', leaf);
@@ -379,32 +379,32 @@ begin
     for leaf in
         select tgrelid from pg_trigger
         where tgfoid = format('pgaudit_wf.%I()', (setting).function_name)::regprocedure and tgname = 'pgaudit_wf_truncate'
-            and tgrelid not in (select pgaudit_wf.leaf_tables((setting).target))
+            and tgrelid not in (select pgaudit_wf._leaf_tables((setting).target))
     loop
         execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
     end loop;
-    if pgaudit_wf.guard_body(setting) is not null then
+    if pgaudit_wf._guard_body(setting) is not null then
         -- Not "always": what a subscriber applies went live where it was written, and refusing it here would stop the subscription for good.
         execute format('create or replace trigger pgaudit_wf_guard before insert or update on %s for each row execute function pgaudit_wf.%I()',
-            (setting).target, pgaudit_wf.guard_function_name(setting));
+            (setting).target, pgaudit_wf._guard_function_name(setting));
     end if;
 end
 $$;
-comment on function pgaudit_wf.place_triggers(pgaudit_wf.attachment) is
+comment on function pgaudit_wf._place_triggers(pgaudit_wf.attachment) is
     'Puts the triggers on an attached table, with the rights of the caller, who must own it.';
 
-create function pgaudit_wf.leaf_tables(target regclass) returns setof regclass
+create function pgaudit_wf._leaf_tables(target regclass) returns setof regclass
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- A statement trigger is not inherited by partitions, so TRUNCATE is watched where the rows are.
-    select relid from pg_partition_tree(leaf_tables.target) where isleaf
+    select relid from pg_partition_tree(_leaf_tables.target) where isleaf
     union
-    select leaf_tables.target where not exists (select from pg_partition_tree(leaf_tables.target))
+    select _leaf_tables.target where not exists (select from pg_partition_tree(_leaf_tables.target))
 $$;
-comment on function pgaudit_wf.leaf_tables(regclass) is 'The tables that hold a table''s rows: itself, or its partitions.';
+comment on function pgaudit_wf._leaf_tables(regclass) is 'The tables that hold a table''s rows: itself, or its partitions.';
 
-create function pgaudit_wf.drop_functions(names text[]) returns void
+create function pgaudit_wf._drop_functions(names text[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -419,7 +419,7 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf.drop_functions(text[]) is 'Drops trigger functions that were written for a table, as far as they are there, and what is left of their triggers.';
+comment on function pgaudit_wf._drop_functions(text[]) is 'Drops trigger functions that were written for a table, as far as they are there, and what is left of their triggers.';
 
 create function pgaudit_wf.detach(target regclass) returns void
 language plpgsql
@@ -438,17 +438,17 @@ begin
         raise exception '% is not attached', detach.target
             using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
     end if;
-    perform pgaudit_wf.uninstall_limit(detach.target);
+    perform pgaudit_wf._uninstall_limit(detach.target);
     -- Also where the function was put long ago: on a partition that has been detached since.
     for installed in
         select tgname as name, tgrelid::regclass as relation from pg_trigger
-        where tgfoid in (to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)), to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf.guard_function_name(setting))))
+        where tgfoid in (to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)), to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._guard_function_name(setting))))
             and tgparentid = 0
     loop
         execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
-    perform pgaudit_wf.drop_functions(array[setting.function_name, pgaudit_wf.guard_function_name(setting)]);
-    perform pgaudit_wf.revoke_usage(setting);
+    perform pgaudit_wf._drop_functions(array[setting.function_name, pgaudit_wf._guard_function_name(setting)]);
+    perform pgaudit_wf._revoke_usage(setting);
     delete from pgaudit_wf.workflow_attachment as w where w.target = detach.target;
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');
 end
@@ -456,7 +456,7 @@ $$;
 comment on function pgaudit_wf.detach(regclass) is
     'Stops recording a table and removes its triggers; what was recorded stays. Raises PA005 if it is not attached.';
 
-create function pgaudit_wf.recompile_for_rules() returns trigger
+create function pgaudit_wf._recompile_for_rules() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -467,22 +467,22 @@ begin
         select a.* from pgaudit_wf.attachment as a
         where a.resource_type in (select touched.resource_type from touched) order by a.target::oid
     loop
-        perform pgaudit_wf.check_action_rule(setting.target, r) from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
-        perform pgaudit_wf.write_functions(setting);
+        perform pgaudit_wf._check_action_rule(setting.target, r) from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
+        perform pgaudit_wf._write_functions(setting);
     end loop;
     return null;
 end
 $$;
-comment on function pgaudit_wf.recompile_for_rules() is 'Trigger of action_rule: compiles the rule into the attached tables of its type, or refuses it.';
+comment on function pgaudit_wf._recompile_for_rules() is 'Trigger of action_rule: compiles the rule into the attached tables of its type, or refuses it.';
 
 create trigger recompile_insert after insert on pgaudit_wf.action_rule
-    referencing new table as touched for each statement execute function pgaudit_wf.recompile_for_rules();
+    referencing new table as touched for each statement execute function pgaudit_wf._recompile_for_rules();
 create trigger recompile_update_new after update on pgaudit_wf.action_rule
-    referencing new table as touched for each statement execute function pgaudit_wf.recompile_for_rules();
+    referencing new table as touched for each statement execute function pgaudit_wf._recompile_for_rules();
 create trigger recompile_update_old after update on pgaudit_wf.action_rule
-    referencing old table as touched for each statement execute function pgaudit_wf.recompile_for_rules();
+    referencing old table as touched for each statement execute function pgaudit_wf._recompile_for_rules();
 create trigger recompile_delete after delete on pgaudit_wf.action_rule
-    referencing old table as touched for each statement execute function pgaudit_wf.recompile_for_rules();
+    referencing old table as touched for each statement execute function pgaudit_wf._recompile_for_rules();
 
 create view pgaudit_wf.attached as
 select

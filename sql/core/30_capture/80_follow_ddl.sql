@@ -1,16 +1,16 @@
 -- A table changes under its compiled trigger: event triggers write its functions anew in the transaction of the DDL.
 --
--- Whoever runs the DDL need not have any right here, so after_ddl() and after_drop() run as the owner of our schema; that role owns
+-- Whoever runs the DDL need not have any right here, so _after_ddl() and _after_drop() run as the owner of our schema; that role owns
 -- no table of anybody's and can do nothing to one. What has to be done to a table (a new partition's own triggers) is done by
--- follow_as_author(), as whoever runs the DDL. Nothing here evaluates a default, a cast, a domain or a condition. The event
+-- _follow_as_author(), as whoever runs the DDL. Nothing here evaluates a default, a cast, a domain or a condition. The event
 -- triggers themselves are made last, by the role that installs.
 
-create function pgaudit_wf.renamed(name text, renames jsonb) returns text
+create function pgaudit_wf._renamed(name text, renames jsonb) returns text
 language sql immutable parallel safe
 as $$ select coalesce(renames ->> name, name) $$;
-comment on function pgaudit_wf.renamed(text, jsonb) is 'A column''s name after the renames ({old: new}).';
+comment on function pgaudit_wf._renamed(text, jsonb) is 'A column''s name after the renames ({old: new}).';
 
-create function pgaudit_wf.rename_in_rules(resource_type text, old_name text, new_name text) returns void
+create function pgaudit_wf._rename_in_rules(resource_type text, old_name text, new_name text) returns void
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -23,13 +23,13 @@ as $$
                 then format('\m(old|new)\s*\.\s*%s(?![[:alnum:]_$])', replace(old_name, '$', '\$')) else '(?!)' end as plain,
             format('\m([oO][lL][dD]|[nN][eE][wW])\s*\.\s*%s',
                 regexp_replace(format('"%s"', replace(old_name, '"', '""')), '([][\\.^$*+?(){}|-])', '\\\1', 'g')) as quoted,
-            '\1.' || replace(pgaudit_wf.quote_column(new_name), '\', '\\') as replacement
+            '\1.' || replace(pgaudit_wf._quote_column(new_name), '\', '\\') as replacement
     ) as rename
-    where action_rule.resource_type = rename_in_rules.resource_type and (condition ~* plain or condition ~ quoted)
+    where action_rule.resource_type = _rename_in_rules.resource_type and (condition ~* plain or condition ~ quoted)
 $$;
-comment on function pgaudit_wf.rename_in_rules(text, text, text) is 'Follows a renamed column in the conditions of the rules of a resource type.';
+comment on function pgaudit_wf._rename_in_rules(text, text, text) is 'Follows a renamed column in the conditions of the rules of a resource type.';
 
-create function pgaudit_wf.column_default(target regclass, name text) returns jsonb
+create function pgaudit_wf._column_default(target regclass, name text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 -- As the triggers write it.
@@ -41,9 +41,9 @@ declare
     value jsonb;
 begin
     -- What PostgreSQL shows in the rows that were there before the column was added, as it keeps it.
-    select (attmissingval::text::text[])[1], pgaudit_wf.base_type(atttypid) into missing, type
-    from pg_attribute where attrelid = column_default.target and attname = column_default.name;
-    if pgaudit_wf.is_built_in(type) then
+    select (attmissingval::text::text[])[1], pgaudit_wf._base_type(atttypid) into missing, type
+    from pg_attribute where attrelid = _column_default.target and attname = _column_default.name;
+    if pgaudit_wf._is_built_in(type) then
         begin
             -- -1: without it, char and bit would be cut to their first place.
             execute format('select to_jsonb($1::%s)', format_type(type, -1)) into value using missing;
@@ -57,7 +57,7 @@ begin
     return to_jsonb(missing);
 end
 $$;
-comment on function pgaudit_wf.column_default(regclass, text) is
+comment on function pgaudit_wf._column_default(regclass, text) is
     'The constant default that an added column has in the rows that were there before; as text unless its type is one of PostgreSQL''s own.';
 
 create function pgaudit_wf.recompile(target regclass, renamed_to text, in_any_case boolean default true) returns void
@@ -66,7 +66,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     setting pgaudit_wf.attachment;
-    columns_now constant text[] := pgaudit_wf.column_names(recompile.target);
+    columns_now constant text[] := pgaudit_wf._column_names(recompile.target);
     renames jsonb := '{}';
     altered jsonb;
 begin
@@ -81,7 +81,7 @@ begin
             select jsonb_object_agg(name, case
                 when name = any (setting.redact) and atthasmissing then to_jsonb('[redacted]'::text)
                 when name = any (setting.redact) then 'null'
-                else coalesce(pgaudit_wf.column_default(recompile.target, name), 'null') end)
+                else coalesce(pgaudit_wf._column_default(recompile.target, name), 'null') end)
             from unnest(columns_now) as name
             join pg_attribute on attrelid = recompile.target and attname = name
             where name <> all (setting.columns || setting.ignore) and attgenerated <> 'v' and (recompile.renamed_to is null or renames = '{}')),
@@ -91,12 +91,12 @@ begin
 
     if altered <> '{}' then
         setting.columns := columns_now;
-        setting.id_columns := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
+        setting.id_columns := array(select pgaudit_wf._renamed(name, renames) from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
         -- A setting names a column that was dropped, too: what replaces it under its name is what it was. And a secret's old name stays
         -- one, for the column that is made under it next.
-        setting.org_column := pgaudit_wf.renamed(setting.org_column, renames);
-        setting.label_column := pgaudit_wf.renamed(setting.label_column, renames);
-        setting.ignore := array(select pgaudit_wf.renamed(name, renames) from unnest(setting.ignore) as name);
+        setting.org_column := pgaudit_wf._renamed(setting.org_column, renames);
+        setting.label_column := pgaudit_wf._renamed(setting.label_column, renames);
+        setting.ignore := array(select pgaudit_wf._renamed(name, renames) from unnest(setting.ignore) as name);
         setting.redact := setting.redact || array(select renames ->> name from unnest(setting.redact) as name where renames ? name);
         if not columns_now @> setting.id_columns then
             raise exception '% is audited, and a column that identifies its rows (%) cannot be dropped', recompile.target, array_to_string(setting.id_columns, ', ')
@@ -108,18 +108,18 @@ begin
         where a.target = recompile.target;
 
         update pgaudit_wf.workflow_attachment as w
-        set nodes_column = pgaudit_wf.renamed(nodes_column, renames),
-            edges_column = pgaudit_wf.renamed(edges_column, renames),
-            name_column = pgaudit_wf.renamed(name_column, renames),
-            description_column = pgaudit_wf.renamed(description_column, renames),
-            visibility_column = pgaudit_wf.renamed(visibility_column, renames),
-            enabled_column = pgaudit_wf.renamed(enabled_column, renames),
-            listed_column = pgaudit_wf.renamed(listed_column, renames),
-            listing_columns = array(select pgaudit_wf.renamed(name, renames) from unnest(listing_columns) as name)
+        set nodes_column = pgaudit_wf._renamed(nodes_column, renames),
+            edges_column = pgaudit_wf._renamed(edges_column, renames),
+            name_column = pgaudit_wf._renamed(name_column, renames),
+            description_column = pgaudit_wf._renamed(description_column, renames),
+            visibility_column = pgaudit_wf._renamed(visibility_column, renames),
+            enabled_column = pgaudit_wf._renamed(enabled_column, renames),
+            listed_column = pgaudit_wf._renamed(listed_column, renames),
+            listing_columns = array(select pgaudit_wf._renamed(name, renames) from unnest(listing_columns) as name)
         where w.target = recompile.target;
-        perform pgaudit_wf.check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
+        perform pgaudit_wf._check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
         begin
-            perform pgaudit_wf.rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
+            perform pgaudit_wf._rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
         exception
             when sqlstate 'PA003' then
                 raise warning '%', sqlerrm using hint = 'Changes are recorded without this meaning until pgaudit_wf.action_rule is mended; pgaudit_wf.doctor() names it.';
@@ -127,30 +127,30 @@ begin
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, 'altered', altered);
     end if;
-    perform pgaudit_wf.follow_limit(setting, renames);
+    perform pgaudit_wf._follow_limit(setting, renames);
     -- Most DDL changes nothing that a trigger reads, and attach() itself sets this off once for each partition.
-    if in_any_case or altered <> '{}' or setting.written_for is distinct from pgaudit_wf.written_state(recompile.target) then
-        perform pgaudit_wf.write_functions(setting);
+    if in_any_case or altered <> '{}' or setting.written_for is distinct from pgaudit_wf._written_state(recompile.target) then
+        perform pgaudit_wf._write_functions(setting);
     end if;
 end
 $$;
 comment on function pgaudit_wf.recompile(regclass, text, boolean) is
     'Writes an attached table''s trigger functions anew after DDL; its settings and rules follow a column that was renamed.';
 
-create function pgaudit_wf.descendants(target regclass) returns setof regclass
+create function pgaudit_wf._descendants(target regclass) returns setof regclass
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     with recursive descendant as (
-        select inhrelid from pg_inherits where inhparent = descendants.target
+        select inhrelid from pg_inherits where inhparent = _descendants.target
         union
         select i.inhrelid from pg_inherits as i join descendant as d on i.inhparent = d.inhrelid
     )
     select inhrelid::regclass from descendant
 $$;
-comment on function pgaudit_wf.descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent alters too.';
+comment on function pgaudit_wf._descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent alters too.';
 
-create function pgaudit_wf.after_ddl() returns event_trigger
+create function pgaudit_wf._after_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -174,12 +174,12 @@ begin
                     (select reloftype from pg_class where oid = a.target)
                         = case command.classid when 'pg_type'::regclass then command.objid else (select nullif(reltype, 0) from pg_class where oid = command.objid) end or
                     command.classid = 'pg_class'::regclass and (a.target = command.objid
-                        or a.target in (select pgaudit_wf.descendants(command.objid))
+                        or a.target in (select pgaudit_wf._descendants(command.objid))
                         or a.target in (select relid from pg_partition_ancestors(command.objid)))
                     or exists (
                         select from pg_attribute
                         where attrelid = a.target and attnum > 0 and not attisdropped and atttypid >= 16384
-                            and pgaudit_wf.contains_type(atttypid, case command.classid when 'pg_type'::regclass then command.objid
+                            and pgaudit_wf._contains_type(atttypid, case command.classid when 'pg_type'::regclass then command.objid
                                 else (select reltype from pg_class where oid = command.objid) end)))
             order by a.target::oid
         loop
@@ -190,16 +190,16 @@ begin
                 -- A type can change in ways that no column shows.
                 not exists (select from pg_class where oid = command.objid and relkind in ('r', 'p', 'f') and command.classid = 'pg_class'::regclass));
         end loop;
-        perform pgaudit_wf.write_stamp(e) from pgaudit_wf.execution_attachment as e
+        perform pgaudit_wf._write_stamp(e) from pgaudit_wf.execution_attachment as e
         where command.classid = 'pg_class'::regclass
-            and (e.target = command.objid or e.target in (select pgaudit_wf.descendants(command.objid)) or e.target in (select relid from pg_partition_ancestors(command.objid)));
+            and (e.target = command.objid or e.target in (select pgaudit_wf._descendants(command.objid)) or e.target in (select relid from pg_partition_ancestors(command.objid)));
     end loop;
 end
 $$;
-comment on function pgaudit_wf.after_ddl() is
+comment on function pgaudit_wf._after_ddl() is
     'Event trigger after ALTER TABLE, ALTER TYPE, CREATE TABLE, CREATE SCHEMA and CREATE CAST: writes the functions of the attached tables concerned anew.';
 
-create function pgaudit_wf.follow_as_author() returns event_trigger
+create function pgaudit_wf._follow_as_author() returns event_trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -265,10 +265,10 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.follow_as_author() is
+comment on function pgaudit_wf._follow_as_author() is
     'Event trigger after CREATE TABLE, ALTER TABLE and CREATE VIEW, as whoever runs it: gives new partitions of an attached table their own statement triggers, and lets a view of ours read the columns that it names.';
 
-create function pgaudit_wf.after_drop() returns event_trigger
+create function pgaudit_wf._after_drop() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -287,16 +287,16 @@ begin
         from pg_event_trigger_dropped_objects() as dropped
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
         delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
-        perform pgaudit_wf.uninstall_limit(setting.target);
-        perform pgaudit_wf.drop_functions(array[setting.function_name, pgaudit_wf.guard_function_name(setting)]);
-        perform pgaudit_wf.revoke_usage(setting);
+        perform pgaudit_wf._uninstall_limit(setting.target);
+        perform pgaudit_wf._drop_functions(array[setting.function_name, pgaudit_wf._guard_function_name(setting)]);
+        perform pgaudit_wf._revoke_usage(setting);
     end loop;
     for stamp in
         delete from pgaudit_wf.execution_attachment as e
         where e.target in (select dropped.objid from pg_event_trigger_dropped_objects() as dropped where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
         returning e.function_name
     loop
-        perform pgaudit_wf.drop_functions(array[stamp]);
+        perform pgaudit_wf._drop_functions(array[stamp]);
     end loop;
     -- A partition that was dropped took its rows with it.
     for setting in
@@ -306,9 +306,9 @@ begin
             select from pg_event_trigger_dropped_objects() as dropped
             where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0 and t.basis -> 'relations' @> to_jsonb(dropped.objid::bigint))
     loop
-        perform pgaudit_wf.follow_limit(setting, '{}');
+        perform pgaudit_wf._follow_limit(setting, '{}');
     end loop;
-    -- A CASCADE (of a type, say) took columns of attached tables; ALTER TABLE is seen by after_ddl().
+    -- A CASCADE (of a type, say) took columns of attached tables; ALTER TABLE is seen by _after_ddl().
     if tg_tag <> 'ALTER TABLE' then
         for broken in
             select distinct a.target from pgaudit_wf.attachment as a
@@ -321,4 +321,4 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.after_drop() is 'Event trigger: forgets attached tables that were dropped, writes the functions of those that lost a column by CASCADE.';
+comment on function pgaudit_wf._after_drop() is 'Event trigger: forgets attached tables that were dropped, writes the functions of those that lost a column by CASCADE.';

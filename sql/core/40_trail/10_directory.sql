@@ -24,7 +24,7 @@ comment on column pgaudit_wf.org_member.org_id is 'Id as in app.org_id.';
 comment on column pgaudit_wf.org_member.actor_id is 'Id as in app.actor_id.';
 comment on column pgaudit_wf.org_member.role is 'Role in the organization; owner and admin may read.';
 
-create function pgaudit_wf.readable_org() returns text
+create function pgaudit_wf._readable_org() returns text
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 -- Rather an error than the policies of the tables behind the views, run by us.
@@ -36,14 +36,14 @@ as $$
         and m.role in ('owner', 'admin')
     limit 1
 $$;
-comment on function pgaudit_wf.readable_org() is
+comment on function pgaudit_wf._readable_org() is
     'The organization whose trail the current actor may read: app.org_id, if org_member has app.actor_id as its owner or admin; else null.';
 
 -- One subquery, evaluated once a query, so that the index on org_id serves the policy too.
 alter table pgaudit_wf.security_audit_log enable row level security;
-create policy readable_org on pgaudit_wf.security_audit_log for select using (org_id = (select pgaudit_wf.readable_org()));
+create policy readable_org on pgaudit_wf.security_audit_log for select using (org_id = (select pgaudit_wf._readable_org()));
 alter table pgaudit_wf.key_change enable row level security;
-create policy readable_org on pgaudit_wf.key_change for select using (org_id = (select pgaudit_wf.readable_org()));
+create policy readable_org on pgaudit_wf.key_change for select using (org_id = (select pgaudit_wf._readable_org()));
 
 create function pgaudit_wf.describe_actors(org_id text, actor_ids text[] default null, pattern text default null)
 returns table (actor_id text, name text, email text, role text)
@@ -57,7 +57,7 @@ as $$
     left join pgaudit_wf.org_member as m on m.actor_id = d.actor_id and m.org_id = describe_actors.org_id
     where (describe_actors.actor_ids is null or d.actor_id = any (describe_actors.actor_ids))
         and (describe_actors.pattern is null or d.name ilike describe_actors.pattern or d.email ilike describe_actors.pattern)
-        and describe_actors.org_id = (select pgaudit_wf.readable_org())
+        and describe_actors.org_id = (select pgaudit_wf._readable_org())
         -- Of strangers, only those who left a trace in this organization.
         and (m.actor_id is not null or exists (
             select from pgaudit_wf.security_audit_log as l where l.actor_id = d.actor_id and l.org_id = describe_actors.org_id))
@@ -73,7 +73,7 @@ declare
     needed record;
 begin
     for needed in
-        select d.refobjid::regclass as relation, string_agg(distinct quote_ident(a.attname), ', ') as columns, pgaudit_wf.schema_owner() as reader
+        select d.refobjid::regclass as relation, string_agg(distinct quote_ident(a.attname), ', ') as columns, pgaudit_wf._schema_owner() as reader
         from pg_class as v
         join pg_rewrite as r on r.ev_class = v.oid
         join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
@@ -96,14 +96,14 @@ $$;
 comment on function pgaudit_wf.grant_directory() is
     'Lets the owner of our schema, as which they are read, read the columns that actor_directory, org_member and credential_directory name, with the rights of the caller. Where event triggers can be had, CREATE VIEW does it by itself.';
 
-create function pgaudit_wf.actors_like(pattern text) returns setof text
+create function pgaudit_wf._actors_like(pattern text) returns setof text
 language sql stable
 set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
-    select d.actor_id from pgaudit_wf.actor_directory as d where d.name ilike actors_like.pattern or d.email ilike actors_like.pattern
+    select d.actor_id from pgaudit_wf.actor_directory as d where d.name ilike _actors_like.pattern or d.email ilike _actors_like.pattern
 $$;
-comment on function pgaudit_wf.actors_like(text) is 'Ids of the actors whose name or e-mail matches an ILIKE pattern, for those who may read actor_directory.';
+comment on function pgaudit_wf._actors_like(text) is 'Ids of the actors whose name or e-mail matches an ILIKE pattern, for those who may read actor_directory.';
 
 create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
 language sql stable

@@ -1,13 +1,13 @@
 -- Reading the trail: filtered, with names, newest first, a page at a time.
 
-create function pgaudit_wf.trail_cursor(occurred_at timestamptz, id bigint) returns text
+create function pgaudit_wf._trail_cursor(occurred_at timestamptz, id bigint) returns text
 language sql immutable strict parallel safe
 as $$
     select translate(encode(convert_to(format('%s %s', (extract(epoch from occurred_at) * 1000000)::bigint, id), 'UTF8'), 'base64'), '+/=', '-_')
 $$;
-comment on function pgaudit_wf.trail_cursor(timestamptz, bigint) is 'Opaque place of an event in the trail.';
+comment on function pgaudit_wf._trail_cursor(timestamptz, bigint) is 'Opaque place of an event in the trail.';
 
-create function pgaudit_wf.trail_position(cursor text, out occurred_at timestamptz, out id bigint)
+create function pgaudit_wf._trail_position(cursor text, out occurred_at timestamptz, out id bigint)
 language plpgsql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -23,11 +23,11 @@ begin
     id := part[2]::bigint;
 exception
     when others then
-        raise exception 'the cursor "%" was not made by audit_trail()', left(trail_position.cursor, 100)
+        raise exception 'the cursor "%" was not made by audit_trail()', left(_trail_position.cursor, 100)
             using errcode = 'PA007', hint = 'Pass the cursor of the last event of the previous page, or null for the first page.';
 end
 $$;
-comment on function pgaudit_wf.trail_position(text) is 'The place that an opaque cursor stands for; raises PA007 on anything else.';
+comment on function pgaudit_wf._trail_position(text) is 'The place that an opaque cursor stands for; raises PA007 on anything else.';
 
 create type pgaudit_wf.trail_entry as (
     id bigint,
@@ -59,12 +59,12 @@ create type pgaudit_wf.trail_entry as (
 );
 comment on type pgaudit_wf.trail_entry is 'An event of the trail as people read it: with the present names of actor and resource, else the ones kept in the event.';
 
-create function pgaudit_wf.like_pattern(text_part text) returns text
+create function pgaudit_wf._like_pattern(text_part text) returns text
 language sql immutable strict parallel safe
 as $$ select '%' || replace(replace(replace(text_part, '\', '\\'), '%', '\%'), '_', '\_') || '%' $$;
-comment on function pgaudit_wf.like_pattern(text) is 'LIKE pattern for a text that contains the given one, taken literally.';
+comment on function pgaudit_wf._like_pattern(text) is 'LIKE pattern for a text that contains the given one, taken literally.';
 
-create function pgaudit_wf.present_actors(actor_ids text[], org_ids text[], restricted boolean)
+create function pgaudit_wf._present_actors(actor_ids text[], org_ids text[], restricted boolean)
 returns table (actor_id text, org_id text, name text, email text, role text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -72,22 +72,22 @@ set row_security = off
 as $$
 #variable_conflict use_column
 begin
-    if present_actors.restricted then
+    if _present_actors.restricted then
         -- Row-level security has left one organization.
         return query
             select d.actor_id, asked.org_id, d.name, d.email, d.role
-            from (select org_id from unnest(present_actors.org_ids) as org (org_id) where org_id is not null limit 1) as asked,
-            lateral pgaudit_wf.describe_actors(asked.org_id, present_actors.actor_ids) as d;
+            from (select org_id from unnest(_present_actors.org_ids) as org (org_id) where org_id is not null limit 1) as asked,
+            lateral pgaudit_wf.describe_actors(asked.org_id, _present_actors.actor_ids) as d;
     else
         return query
             select asked.actor_id, asked.org_id, d.name, d.email, (
                 select m.role from pgaudit_wf.org_member as m where m.actor_id = asked.actor_id and m.org_id = asked.org_id limit 1)
-            from (select distinct pair.actor_id, pair.org_id from unnest(present_actors.actor_ids, present_actors.org_ids) as pair (actor_id, org_id)) as asked
+            from (select distinct pair.actor_id, pair.org_id from unnest(_present_actors.actor_ids, _present_actors.org_ids) as pair (actor_id, org_id)) as asked
             join pgaudit_wf.actor_directory as d on d.actor_id = asked.actor_id;
     end if;
 end
 $$;
-comment on function pgaudit_wf.present_actors(text[], text[], boolean) is
+comment on function pgaudit_wf._present_actors(text[], text[], boolean) is
     'Present names of the actors of a page of the trail, with their roles in the events'' organizations, as far as the caller may see them: $1 actors, $2 organizations, pairwise.';
 
 create function pgaudit_wf.audit_trail(
@@ -118,12 +118,12 @@ begin
     if coalesce(audit_trail.page_size, 0) not between 1 and 1000 then
         raise exception 'page_size must be from 1 to 1000' using errcode = 'PA008';
     end if;
-    if restricted and (org is null or org is distinct from pgaudit_wf.readable_org()) then
+    if restricted and (org is null or org is distinct from pgaudit_wf._readable_org()) then
         raise exception 'only owners and admins of an organization may read its trail'
             using errcode = 'PA006',
                 hint = 'Set app.org_id and app.actor_id in the transaction; pgaudit_wf.org_member must have the actor as owner or admin of it.';
     end if;
-    select p.occurred_at, p.id into place from pgaudit_wf.trail_position(audit_trail.after) as p;
+    select p.occurred_at, p.id into place from pgaudit_wf._trail_position(audit_trail.after) as p;
 
     -- Only the conditions in use, so that each combination gets the index that serves it.
     filter := concat(
@@ -143,12 +143,12 @@ begin
             ' or l.metadata ->> ''reason'' ilike $10 or host(l.ip) ilike $10 or l.user_agent ilike $10 or l.correlation_id ilike $10'
             ' or l.actor_id in (select d.actor_id from ' || case when restricted
                 then 'pgaudit_wf.describe_actors($1, pattern => $10) as d'
-                else 'pgaudit_wf.actors_like($10) as d (actor_id)' end || '))'
+                else 'pgaudit_wf._actors_like($10) as d (actor_id)' end || '))'
         end);
     -- In one statement, whose rows are never all in one value: that could not be larger than 1 GB.
     return query execute 'with event as materialized (select l.* from pgaudit_wf.security_audit_log as l where true'
         || filter || ' order by l.occurred_at desc, l.id desc limit $13), actor as (
-            select d.* from pgaudit_wf.present_actors(
+            select d.* from pgaudit_wf._present_actors(
                 array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), $14) as d
         ), resource as (
             select n.* from pgaudit_wf.resource_names(
@@ -159,15 +159,15 @@ begin
             e.actor_id, left(coalesce(actor.name, e.actor_label), 255), left(actor.email, 255), left(actor.role, 255),
             e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, left(coalesce(resource.name, e.metadata ->> ''label''), 255),
             e.outcome::text, e.captured, e.attested,
-            case when pg_column_size(e.diff) < 256 then e.diff else pgaudit_wf.readable_json(e.diff, 16777216) end,
-            case when pg_column_size(e.metadata) < 256 then e.metadata else pgaudit_wf.readable_json(e.metadata, 16777216) end, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
-            pgaudit_wf.trail_cursor(e.occurred_at, e.id)
+            case when pg_column_size(e.diff) < 256 then e.diff else pgaudit_wf._readable_json(e.diff, 16777216) end,
+            case when pg_column_size(e.metadata) < 256 then e.metadata else pgaudit_wf._readable_json(e.metadata, 16777216) end, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
+            pgaudit_wf._trail_cursor(e.occurred_at, e.id)
         from event as e
         left join actor on actor.actor_id = e.actor_id and actor.org_id is not distinct from e.org_id
         left join resource on resource.resource_type = e.resource_type and resource.resource_id = e.resource_id
         order by e.occurred_at desc, e.id desc'
         using org, audit_trail.action, audit_trail.resource_type, audit_trail.resource_id, audit_trail.actor_id, audit_trail.correlation_id,
-            audit_trail.outcome, audit_trail.since, audit_trail.until, pgaudit_wf.like_pattern(audit_trail.search), place.occurred_at, place.id,
+            audit_trail.outcome, audit_trail.since, audit_trail.until, pgaudit_wf._like_pattern(audit_trail.search), place.occurred_at, place.id,
             audit_trail.page_size, restricted;
 end
 $$;

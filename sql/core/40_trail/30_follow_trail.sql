@@ -67,7 +67,7 @@ begin
                 follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
                 follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, place.occurred_at),
                 least(follow_trail.until, place.occurred_at + interval '1 microsecond'), follow_trail.search,
-                pgaudit_wf.trail_cursor(place.occurred_at, place.id + 1), 1) as e on e.id = place.id
+                pgaudit_wf._trail_cursor(place.occurred_at, place.id + 1), 1) as e on e.id = place.id
             order by place.position;
     end if;
 end

@@ -1,48 +1,48 @@
 -- What a row was at a moment, from the log.
 
-create function pgaudit_wf.apply_diff(record jsonb, diff jsonb) returns jsonb
+create function pgaudit_wf._apply_diff(record jsonb, diff jsonb) returns jsonb
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     op jsonb;
 begin
-    for op in select jsonb_array_elements(apply_diff.diff) loop
+    for op in select jsonb_array_elements(_apply_diff.diff) loop
         record := case
             when op ->> 'path' = '' then op -> 'value'
-            else coalesce(record, '{}') || jsonb_build_object(pgaudit_wf.unpointer(op ->> 'path'), op -> 'value')
+            else coalesce(record, '{}') || jsonb_build_object(pgaudit_wf._unpointer(op ->> 'path'), op -> 'value')
         end;
     end loop;
     return record;
 end
 $$;
-comment on function pgaudit_wf.apply_diff(jsonb, jsonb) is
+comment on function pgaudit_wf._apply_diff(jsonb, jsonb) is
     'A row after a captured diff: RFC 6902, but that a column added to the table meanwhile may be missing from the row.';
 
-create function pgaudit_wf.revert_diff(record jsonb, diff jsonb) returns jsonb
+create function pgaudit_wf._revert_diff(record jsonb, diff jsonb) returns jsonb
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     op jsonb;
 begin
-    for op in select value from jsonb_array_elements(revert_diff.diff) with ordinality order by ordinality desc loop
+    for op in select value from jsonb_array_elements(_revert_diff.diff) with ordinality order by ordinality desc loop
         record := case
             when op ->> 'path' = '' then op -> 'old'
-            else coalesce(record, '{}') || jsonb_build_object(pgaudit_wf.unpointer(op ->> 'path'), op -> 'old')
+            else coalesce(record, '{}') || jsonb_build_object(pgaudit_wf._unpointer(op ->> 'path'), op -> 'old')
         end;
     end loop;
     return record;
 end
 $$;
-comment on function pgaudit_wf.revert_diff(jsonb, jsonb) is 'A row before a captured diff, by its "old" values; null before an insert.';
+comment on function pgaudit_wf._revert_diff(jsonb, jsonb) is 'A row before a captured diff, by its "old" values; null before an insert.';
 
-create function pgaudit_wf.unpointer(pointer text) returns text
+create function pgaudit_wf._unpointer(pointer text) returns text
 language sql immutable strict parallel safe
 as $$ select replace(replace(substr(pointer, 2), '~1', '/'), '~0', '~') $$;
-comment on function pgaudit_wf.unpointer(text) is 'The member that a JSON pointer of one step names (RFC 6901, section 4).';
+comment on function pgaudit_wf._unpointer(text) is 'The member that a JSON pointer of one step names (RFC 6901, section 4).';
 
-create function pgaudit_wf.alter_row(record jsonb, altered jsonb, backwards boolean) returns jsonb
+create function pgaudit_wf._alter_row(record jsonb, altered jsonb, backwards boolean) returns jsonb
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -60,7 +60,7 @@ as $$
             where altered -> 'dropped' is null or not altered -> 'dropped' ? member.key), '{}')
     end
 $$;
-comment on function pgaudit_wf.alter_row(jsonb, jsonb, boolean) is 'A row after (or, backwards, before) its table was altered, by attachment_history.detail.';
+comment on function pgaudit_wf._alter_row(jsonb, jsonb, boolean) is 'A row after (or, backwards, before) its table was altered, by attachment_history.detail.';
 
 create type pgaudit_wf.row_step as (
     occurred_at timestamptz,
@@ -71,7 +71,7 @@ create type pgaudit_wf.row_step as (
 );
 comment on type pgaudit_wf.row_step is 'What happened to a row: an event, or its table being altered.';
 
-create function pgaudit_wf.row_steps(resource_type text, resource_id text, since timestamptz, until timestamptz, after_id bigint, before_id bigint)
+create function pgaudit_wf._row_steps(resource_type text, resource_id text, since timestamptz, until timestamptz, after_id bigint, before_id bigint)
 returns setof pgaudit_wf.row_step
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -79,21 +79,21 @@ as $$
     select occurred_at, id, diff, altered, previous_id from (
         select l.occurred_at, l.id, l.diff, null::jsonb as altered, l.metadata ->> 'previous_resource_id' as previous_id
         from pgaudit_wf.security_audit_log as l
-        where l.resource_type = row_steps.resource_type and l.resource_id = row_steps.resource_id and l.captured
-            and l.occurred_at >= row_steps.since and l.occurred_at <= row_steps.until
-            and l.id > row_steps.after_id and l.id < row_steps.before_id
+        where l.resource_type = _row_steps.resource_type and l.resource_id = _row_steps.resource_id and l.captured
+            and l.occurred_at >= _row_steps.since and l.occurred_at <= _row_steps.until
+            and l.id > _row_steps.after_id and l.id < _row_steps.before_id
         union all
         select h.occurred_at, null, null, h.detail, null
         from pgaudit_wf.attachment_history as h
-        where h.resource_type = row_steps.resource_type and h.change = 'altered'
-            and h.occurred_at > row_steps.since and h.occurred_at <= row_steps.until
+        where h.resource_type = _row_steps.resource_type and h.change = 'altered'
+            and h.occurred_at > _row_steps.since and h.occurred_at <= _row_steps.until
     ) as step
     order by occurred_at, id
 $$;
-comment on function pgaudit_wf.row_steps(text, text, timestamptz, timestamptz, bigint, bigint) is
+comment on function pgaudit_wf._row_steps(text, text, timestamptz, timestamptz, bigint, bigint) is
     'What happened to a row between two moments and two event ids, oldest first.';
 
-create function pgaudit_wf.row_departure(resource_type text, resource_id text, after_id bigint, before_id bigint, latest boolean)
+create function pgaudit_wf._row_departure(resource_type text, resource_id text, after_id bigint, before_id bigint, latest boolean)
 returns table (id bigint, occurred_at timestamptz, new_id text, diff jsonb)
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -102,15 +102,15 @@ as $$
     from pgaudit_wf.key_change as k
     join pgaudit_wf.security_audit_log as l
         on l.resource_type = k.resource_type and l.resource_id = k.new_id and l.metadata ->> 'previous_resource_id' = k.old_id
-    where k.resource_type = row_departure.resource_type and k.old_id = row_departure.resource_id
-        and l.id > row_departure.after_id and l.id < row_departure.before_id
-    order by case when row_departure.latest then -l.id else l.id end
+    where k.resource_type = _row_departure.resource_type and k.old_id = _row_departure.resource_id
+        and l.id > _row_departure.after_id and l.id < _row_departure.before_id
+    order by case when _row_departure.latest then -l.id else l.id end
     limit 1
 $$;
-comment on function pgaudit_wf.row_departure(text, text, bigint, bigint, boolean) is
+comment on function pgaudit_wf._row_departure(text, text, bigint, bigint, boolean) is
     'The first (or latest) event by which a row left this key for another.';
 
-create function pgaudit_wf.row_forwards(resource_type text, resource_id text, at timestamptz, before_id bigint, truncates boolean,
+create function pgaudit_wf._row_forwards(resource_type text, resource_id text, at timestamptz, before_id bigint, truncates boolean,
     out reached boolean, out record jsonb)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -124,7 +124,7 @@ begin
     reached := false;
     select l.id, l.occurred_at, l.diff, l.metadata ->> 'previous_resource_id' as previous_id into base
     from pgaudit_wf.security_audit_log as l
-    where l.resource_type = row_forwards.resource_type and l.resource_id = row_forwards.resource_id and l.captured
+    where l.resource_type = _row_forwards.resource_type and l.resource_id = _row_forwards.resource_id and l.captured
         and l.occurred_at <= at and l.id < before_id
         and (l.diff -> 0 ->> 'path' = '' or l.metadata ? 'previous_resource_id')
     order by l.occurred_at desc, l.id desc limit 1;
@@ -133,33 +133,33 @@ begin
     end if;
     if base.previous_id is null then
         reached := true;
-        record := pgaudit_wf.apply_diff(null, base.diff);
+        record := pgaudit_wf._apply_diff(null, base.diff);
     else
-        select * into earlier from pgaudit_wf.row_forwards(resource_type, base.previous_id, base.occurred_at, base.id, truncates);
+        select * into earlier from pgaudit_wf._row_forwards(resource_type, base.previous_id, base.occurred_at, base.id, truncates);
         if not earlier.reached then
             return;
         end if;
         reached := true;
-        record := pgaudit_wf.apply_diff(earlier.record, base.diff);
+        record := pgaudit_wf._apply_diff(earlier.record, base.diff);
     end if;
     if truncates and exists (
         select from pgaudit_wf.security_audit_log as l
         where l.action = resource_type || '.truncated' and l.captured and l.id > base.id and l.id < before_id and l.occurred_at between base.occurred_at and at)
         or exists (
-            select from pgaudit_wf.row_departure(resource_type, resource_id, base.id, before_id, true) as d where d.occurred_at <= at)
+            select from pgaudit_wf._row_departure(resource_type, resource_id, base.id, before_id, true) as d where d.occurred_at <= at)
     then
         record := null;
         return;
     end if;
-    for step in select s.* from pgaudit_wf.row_steps(resource_type, resource_id, base.occurred_at, at, base.id, before_id) as s loop
-        record := case when step.altered is null then pgaudit_wf.apply_diff(record, step.diff) else pgaudit_wf.alter_row(record, step.altered, false) end;
+    for step in select s.* from pgaudit_wf._row_steps(resource_type, resource_id, base.occurred_at, at, base.id, before_id) as s loop
+        record := case when step.altered is null then pgaudit_wf._apply_diff(record, step.diff) else pgaudit_wf._alter_row(record, step.altered, false) end;
     end loop;
 end
 $$;
-comment on function pgaudit_wf.row_forwards(text, text, timestamptz, bigint, boolean) is
+comment on function pgaudit_wf._row_forwards(text, text, timestamptz, bigint, boolean) is
     'A row at a moment, replayed from its insert; not reached if the log does not go back to it.';
 
-create function pgaudit_wf.row_backwards(target regclass, resource_type text, resource_id text, at timestamptz, after_id bigint) returns jsonb
+create function pgaudit_wf._row_backwards(target regclass, resource_type text, resource_id text, at timestamptz, after_id bigint) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -172,38 +172,38 @@ declare
 begin
     select l.id, l.occurred_at, l.diff into ending
     from pgaudit_wf.security_audit_log as l
-    where l.resource_type = row_backwards.resource_type and l.resource_id = row_backwards.resource_id and l.captured
+    where l.resource_type = _row_backwards.resource_type and l.resource_id = _row_backwards.resource_id and l.captured
         and l.occurred_at > at and l.id > after_id
         and (l.diff -> 0 ->> 'path' = '' or l.metadata ? 'previous_resource_id')
     order by l.occurred_at, l.id limit 1;
     select d.* into departure
-    from pgaudit_wf.row_departure(resource_type, resource_id, after_id, coalesce(ending.id, 9223372036854775807), false) as d where d.occurred_at > at;
+    from pgaudit_wf._row_departure(resource_type, resource_id, after_id, coalesce(ending.id, 9223372036854775807), false) as d where d.occurred_at > at;
     if departure.id is not null then
         ending.id := departure.id;
         ending.occurred_at := departure.occurred_at;
-        record := pgaudit_wf.revert_diff(
-            pgaudit_wf.row_backwards(target, resource_type, departure.new_id, departure.occurred_at, departure.id), departure.diff);
+        record := pgaudit_wf._revert_diff(
+            pgaudit_wf._row_backwards(target, resource_type, departure.new_id, departure.occurred_at, departure.id), departure.diff);
     elsif ending.id is null then
-        record := pgaudit_wf.present_row(target, resource_id);
+        record := pgaudit_wf._present_row(target, resource_id);
     elsif ending.diff -> 0 ->> 'op' = 'remove' then
         record := ending.diff -> 0 -> 'old';
     else
         return null;
     end if;
     for step in
-        select s.* from pgaudit_wf.row_steps(resource_type, resource_id, at, coalesce(ending.occurred_at, 'infinity'), after_id,
+        select s.* from pgaudit_wf._row_steps(resource_type, resource_id, at, coalesce(ending.occurred_at, 'infinity'), after_id,
             coalesce(ending.id, 9223372036854775807)) as s
         where s.occurred_at > at order by s.occurred_at desc, s.id desc
     loop
-        record := case when step.altered is null then pgaudit_wf.revert_diff(record, step.diff) else pgaudit_wf.alter_row(record, step.altered, true) end;
+        record := case when step.altered is null then pgaudit_wf._revert_diff(record, step.diff) else pgaudit_wf._alter_row(record, step.altered, true) end;
     end loop;
     return record;
 end
 $$;
-comment on function pgaudit_wf.row_backwards(regclass, text, text, timestamptz, bigint) is
+comment on function pgaudit_wf._row_backwards(regclass, text, text, timestamptz, bigint) is
     'A row at a moment, wound back from its deletion or from what it is now, for rows older than their table''s attachment.';
 
-create function pgaudit_wf.present_row(target regclass, resource_id text) returns jsonb
+create function pgaudit_wf._present_row(target regclass, resource_id text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 -- As the triggers write it, whatever the session likes to read.
@@ -216,24 +216,24 @@ set extra_float_digits = 1
 set quote_all_identifiers = off
 as $$
 declare
-    setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = present_row.target);
+    setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = _present_row.target);
     record jsonb;
 begin
-    if setting.target is null or not has_table_privilege(present_row.target, 'select')
-        or (select relkind from pg_class where oid = present_row.target) not in ('r', 'p')
+    if setting.target is null or not has_table_privilege(_present_row.target, 'select')
+        or (select relkind from pg_class where oid = _present_row.target) not in ('r', 'p')
         -- Whoever asks runs the table's policies with his own rights; we do not with ours.
-        or (current_user = pgaudit_wf.schema_owner() and row_security_active(present_row.target))
+        or (current_user = pgaudit_wf._schema_owner() and row_security_active(_present_row.target))
     then
         return null;
     end if;
     -- An alias that no column has, or the column would be taken for the row.
-    execute format('select %s from %s as pgaudit_wf_row where %s', pgaudit_wf.row_expression(setting, 'pgaudit_wf_row'), setting.target,
-        pgaudit_wf.key_condition(setting, 'pgaudit_wf_row'))
-        into record using present_row.resource_id;
+    execute format('select %s from %s as pgaudit_wf_row where %s', pgaudit_wf._row_expression(setting, 'pgaudit_wf_row'), setting.target,
+        pgaudit_wf._key_condition(setting, 'pgaudit_wf_row'))
+        into record using _present_row.resource_id;
     return record;
 end
 $$;
-comment on function pgaudit_wf.present_row(regclass, text) is
+comment on function pgaudit_wf._present_row(regclass, text) is
     'An attached table''s row as it is now, less ignored and redacted columns; null without the right to read the table.';
 
 create function pgaudit_wf.row_as_of(target regclass, id text, at timestamptz default clock_timestamp()) returns jsonb
@@ -244,20 +244,20 @@ declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = row_as_of.target);
     type constant text := coalesce(setting.resource_type,
         (select h.resource_type from pgaudit_wf.attachment_history as h where h.target = row_as_of.target::text order by h.id desc limit 1));
-    key constant text := case when cardinality(setting.id_columns) > 1 then pgaudit_wf.bounded_key((row_as_of.id::jsonb)::text)
-        else pgaudit_wf.bounded_key(row_as_of.id) end;
+    key constant text := case when cardinality(setting.id_columns) > 1 then pgaudit_wf._bounded_key((row_as_of.id::jsonb)::text)
+        else pgaudit_wf._bounded_key(row_as_of.id) end;
     forwards record;
 begin
     if type is null then
         raise exception '% was never attached', row_as_of.target
             using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
     end if;
-    select * into forwards from pgaudit_wf.row_forwards(type, key, row_as_of.at, 9223372036854775807,
+    select * into forwards from pgaudit_wf._row_forwards(type, key, row_as_of.at, 9223372036854775807,
         (select relkind <> 'p' from pg_class where oid = row_as_of.target));
     if forwards.reached then
         return forwards.record;
     end if;
-    return pgaudit_wf.row_backwards(row_as_of.target, type, key, row_as_of.at, -1);
+    return pgaudit_wf._row_backwards(row_as_of.target, type, key, row_as_of.at, -1);
 end
 $$;
 comment on function pgaudit_wf.row_as_of(regclass, text, timestamptz) is

@@ -5,25 +5,25 @@
 -- keep the digits they were written with, and repeated keys are already gone (the last one won, as in JavaScript). String
 -- escapes are the same: PostgreSQL escapes the quote, the backslash and control characters, and nothing else.
 
-create or replace function pgaudit_wf.utf16_order(key text)
+create or replace function pgaudit_wf._utf16_order(key text)
 returns text
 language sql
 immutable
 parallel safe
 -- Not strict, so that the planner inlines it: ASCII, which is nearly every key, then costs two lengths.
 return case
-    when octet_length(utf16_order.key) = length(utf16_order.key) then utf16_order.key
+    when octet_length(_utf16_order.key) = length(_utf16_order.key) then _utf16_order.key
     else regexp_replace(
-        replace(utf16_order.key, U&'\D7FF', U&'\D7FF\0001'),
+        replace(_utf16_order.key, U&'\D7FF', U&'\D7FF\0001'),
         U&'([\+010000-\+10FFFF])', U&'\D7FF\\1', 'g')
 end;
 
-comment on function pgaudit_wf.utf16_order(text) is
+comment on function pgaudit_wf._utf16_order(text) is
     'A text whose byte order is the UTF-16 code unit order of key, as RFC 8785 sorts: characters from U+10000 on (surrogates in '
     'UTF-16) move between U+D7FF and U+E000. Texts without such characters stay as they are.';
 
 
-create or replace function pgaudit_wf.canonical_number(value numeric)
+create or replace function pgaudit_wf._canonical_number(value numeric)
 returns text
 language plpgsql
 immutable
@@ -33,9 +33,9 @@ parallel safe
 set extra_float_digits = 1
 as $$
 declare
-    plain text := trim_scale(canonical_number.value)::text;
-    magnitude numeric := abs(canonical_number.value);
-    sign text := case when canonical_number.value < 0 then '-' else '' end;
+    plain text := trim_scale(_canonical_number.value)::text;
+    magnitude numeric := abs(_canonical_number.value);
+    sign text := case when _canonical_number.value < 0 then '-' else '' end;
     double text;
     digits text;
     point int;
@@ -86,12 +86,12 @@ begin
 end
 $$;
 
-comment on function pgaudit_wf.canonical_number(numeric) is
+comment on function pgaudit_wf._canonical_number(numeric) is
     'A number as RFC 8785 (ECMAScript) writes it: rounded to the nearest IEEE 754 double, shortest digits, exponent only below '
     '1e-6 and from 1e21 on. Raises PA201 where no double is large enough; what is too small is 0.';
 
 
-create or replace function pgaudit_wf.canonical_json_at(value jsonb, depth int)
+create or replace function pgaudit_wf._canonical_json_at(value jsonb, depth int)
 returns text
 language plpgsql
 immutable
@@ -103,68 +103,68 @@ declare
 begin
     -- Raising here would print the whole recursion as context; no JSON text holds a bare control character, so canonical_checked
     -- can tell.
-    if canonical_json_at.depth > 200 then
+    if _canonical_json_at.depth > 200 then
         return chr(1);
     end if;
     -- One statement a container, and scalars inside it: measured, a call for each scalar would double the cost.
-    if jsonb_typeof(canonical_json_at.value) = 'object' then
+    if jsonb_typeof(_canonical_json_at.value) = 'object' then
         select '{' || string_agg(
-                concat_ws(':', to_json(member.key), pgaudit_wf.canonical_value(member.value, canonical_json_at.depth + 1)),
-                ',' order by pgaudit_wf.utf16_order(member.key) collate "C") || '}'
+                concat_ws(':', to_json(member.key), pgaudit_wf._canonical_value(member.value, _canonical_json_at.depth + 1)),
+                ',' order by pgaudit_wf._utf16_order(member.key) collate "C") || '}'
             into canonical
-            from jsonb_each(canonical_json_at.value) as member;
+            from jsonb_each(_canonical_json_at.value) as member;
         return coalesce(canonical, '{}');
-    elsif jsonb_typeof(canonical_json_at.value -> 0) = 'object' and canonical_json_at.depth < 200 then
+    elsif jsonb_typeof(_canonical_json_at.value -> 0) = 'object' and _canonical_json_at.depth < 200 then
         -- The usual array of objects in one statement too.
         select '[' || string_agg(
                 case when jsonb_typeof(element) <> 'object'
-                    then pgaudit_wf.canonical_value(element, canonical_json_at.depth + 1)
+                    then pgaudit_wf._canonical_value(element, _canonical_json_at.depth + 1)
                     else (
                         select '{' || coalesce(string_agg(
-                                concat_ws(':', to_json(member.key), pgaudit_wf.canonical_value(member.value, canonical_json_at.depth + 2)),
-                                ',' order by pgaudit_wf.utf16_order(member.key) collate "C"), '') || '}'
+                                concat_ws(':', to_json(member.key), pgaudit_wf._canonical_value(member.value, _canonical_json_at.depth + 2)),
+                                ',' order by pgaudit_wf._utf16_order(member.key) collate "C"), '') || '}'
                             from jsonb_each(element) as member)
                 end, ',') || ']'
             into canonical
-            from jsonb_array_elements(canonical_json_at.value) as element;
+            from jsonb_array_elements(_canonical_json_at.value) as element;
         return canonical;
-    elsif jsonb_typeof(canonical_json_at.value) = 'array' then
-        select '[' || string_agg(pgaudit_wf.canonical_value(element, canonical_json_at.depth + 1), ',') || ']'
+    elsif jsonb_typeof(_canonical_json_at.value) = 'array' then
+        select '[' || string_agg(pgaudit_wf._canonical_value(element, _canonical_json_at.depth + 1), ',') || ']'
             into canonical
-            from jsonb_array_elements(canonical_json_at.value) as element;
+            from jsonb_array_elements(_canonical_json_at.value) as element;
         return coalesce(canonical, '[]');
-    elsif jsonb_typeof(canonical_json_at.value) = 'number' then
-        return pgaudit_wf.canonical_number(canonical_json_at.value::numeric);
+    elsif jsonb_typeof(_canonical_json_at.value) = 'number' then
+        return pgaudit_wf._canonical_number(_canonical_json_at.value::numeric);
     end if;
-    return canonical_json_at.value::text;
+    return _canonical_json_at.value::text;
 end
 $$;
 
-comment on function pgaudit_wf.canonical_json_at(jsonb, int) is
+comment on function pgaudit_wf._canonical_json_at(jsonb, int) is
     'The step of canonical_json that counts how deep it is. Internal: call canonical_json.';
 
 
-create or replace function pgaudit_wf.canonical_value(value jsonb, depth int)
+create or replace function pgaudit_wf._canonical_value(value jsonb, depth int)
 returns text
 language sql
 immutable
 parallel safe
-return case jsonb_typeof(canonical_value.value)
-    when 'string' then canonical_value.value::text
-    when 'object' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
-    when 'array' then pgaudit_wf.canonical_json_at(canonical_value.value, canonical_value.depth)
+return case jsonb_typeof(_canonical_value.value)
+    when 'string' then _canonical_value.value::text
+    when 'object' then pgaudit_wf._canonical_json_at(_canonical_value.value, _canonical_value.depth)
+    when 'array' then pgaudit_wf._canonical_json_at(_canonical_value.value, _canonical_value.depth)
     when 'number' then
-        case when length(canonical_value.value::text) < 16 and strpos(canonical_value.value::text, '.') = 0
-            then canonical_value.value::text
-            else pgaudit_wf.canonical_number(canonical_value.value::numeric) end
-    else canonical_value.value::text
+        case when length(_canonical_value.value::text) < 16 and strpos(_canonical_value.value::text, '.') = 0
+            then _canonical_value.value::text
+            else pgaudit_wf._canonical_number(_canonical_value.value::numeric) end
+    else _canonical_value.value::text
 end;
 
-comment on function pgaudit_wf.canonical_value(jsonb, int) is
+comment on function pgaudit_wf._canonical_value(jsonb, int) is
     'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it. Internal.';
 
 
-create or replace function pgaudit_wf.canonical_checked(canonical text)
+create or replace function pgaudit_wf._canonical_checked(canonical text)
 returns text
 language plpgsql
 immutable
@@ -172,20 +172,20 @@ strict
 parallel safe
 as $$
 begin
-    if strpos(canonical_checked.canonical, chr(1)) > 0 then
+    if strpos(_canonical_checked.canonical, chr(1)) > 0 then
         raise exception 'JSON nested more than 200 levels deep has no canonical form here'
             using errcode = 'PA202',
                   hint = 'Keep deeply nested data as a JSON string, or flatten it.';
     end if;
-    return canonical_checked.canonical;
+    return _canonical_checked.canonical;
 end
 $$;
 
-comment on function pgaudit_wf.canonical_checked(text) is
+comment on function pgaudit_wf._canonical_checked(text) is
     'The text as it is, or PA202 if canonical_json_at met nesting it does not follow. Internal: call canonical_json.';
 
 
-create or replace function pgaudit_wf.canonical_json(value jsonb)
+create or replace function pgaudit_wf._canonical_json(value jsonb)
 returns text
 language plpgsql
 immutable
@@ -195,10 +195,10 @@ parallel safe
 set plan_cache_mode = force_generic_plan
 as $$
 begin
-    return pgaudit_wf.canonical_checked(pgaudit_wf.canonical_json_at(canonical_json.value, 1));
+    return pgaudit_wf._canonical_checked(pgaudit_wf._canonical_json_at(_canonical_json.value, 1));
 end
 $$;
 
-comment on function pgaudit_wf.canonical_json(jsonb) is
+comment on function pgaudit_wf._canonical_json(jsonb) is
     'The RFC 8785 canonical text of a JSON document: encode it as UTF-8 and any RFC 8785 library gives the same bytes. Numbers '
     'are rounded to IEEE 754 doubles. Raises PA201 for a number no double can hold and PA202 for nesting over 200 levels.';

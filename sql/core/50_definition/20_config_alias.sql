@@ -20,7 +20,7 @@ insert into pgaudit_wf.config_alias (alias, canonical_name) values
     ('abiFunctionKey', null);
 
 
-create or replace function pgaudit_wf.normalize_config(config jsonb)
+create or replace function pgaudit_wf._normalize_config(config jsonb)
 returns jsonb
 language sql
 stable
@@ -31,14 +31,14 @@ return (
             (select jsonb_object_agg(canonical_name, value) from (
                 -- Two aliases of one name: the first in byte order wins.
                 select distinct on (config_alias.canonical_name)
-                    config_alias.canonical_name, normalize_config.config -> config_alias.alias as value
+                    config_alias.canonical_name, _normalize_config.config -> config_alias.alias as value
                 from pgaudit_wf.config_alias
-                where config_alias.canonical_name is not null and normalize_config.config ? config_alias.alias
+                where config_alias.canonical_name is not null and _normalize_config.config ? config_alias.alias
                 order by config_alias.canonical_name, config_alias.alias collate "C"
             ) as renamed),
             '{}')
-        || (normalize_config.config - coalesce((select array_agg(config_alias.alias) from pgaudit_wf.config_alias), '{}'))
+        || (_normalize_config.config - coalesce((select array_agg(config_alias.alias) from pgaudit_wf.config_alias), '{}'))
 );
 
-comment on function pgaudit_wf.normalize_config(jsonb) is
+comment on function pgaudit_wf._normalize_config(jsonb) is
     'A node''s configuration object under the canonical names of config_alias, ignored keys dropped. Values stay as they are.';

@@ -3,7 +3,7 @@
 -- every object in it. That takes a third of the time; the tests hold the two ways together. A save takes the texts of nodes that
 -- stayed as they were from canonical_cache.
 
-create or replace function pgaudit_wf.canonical_edges(edges jsonb)
+create or replace function pgaudit_wf._canonical_edges(edges jsonb)
 returns text
 language plpgsql
 immutable
@@ -19,24 +19,24 @@ begin
             case jsonb_typeof(edge)
                 -- concat_ws leaves out what is null, which is what an absent key gives; a JSON null is not.
                 when 'object' then concat('{', concat_ws(',',
-                    '"data":' || pgaudit_wf.canonical_value(edge -> 'data', 4),
-                    '"id":' || pgaudit_wf.canonical_value(edge -> 'id', 4),
-                    '"source":' || pgaudit_wf.canonical_value(edge -> 'source', 4),
-                    '"sourceHandle":' || pgaudit_wf.canonical_value(edge -> 'sourceHandle', 4),
-                    '"target":' || pgaudit_wf.canonical_value(edge -> 'target', 4),
-                    '"targetHandle":' || pgaudit_wf.canonical_value(edge -> 'targetHandle', 4)), '}')
-                else pgaudit_wf.canonical_json_at(edge, 3)
+                    '"data":' || pgaudit_wf._canonical_value(edge -> 'data', 4),
+                    '"id":' || pgaudit_wf._canonical_value(edge -> 'id', 4),
+                    '"source":' || pgaudit_wf._canonical_value(edge -> 'source', 4),
+                    '"sourceHandle":' || pgaudit_wf._canonical_value(edge -> 'sourceHandle', 4),
+                    '"target":' || pgaudit_wf._canonical_value(edge -> 'target', 4),
+                    '"targetHandle":' || pgaudit_wf._canonical_value(edge -> 'targetHandle', 4)), '}')
+                else pgaudit_wf._canonical_json_at(edge, 3)
             end, ',')
-        from jsonb_array_elements(canonical_edges.edges) as edge);
+        from jsonb_array_elements(_canonical_edges.edges) as edge);
 end
 $$;
 
-comment on function pgaudit_wf.canonical_edges(jsonb) is
+comment on function pgaudit_wf._canonical_edges(jsonb) is
     'The normalized edges as they stand between the brackets of the text that is hashed; null for none. Unchecked: '
     'canonical_checked() must see the whole text. Internal.';
 
 
-create or replace function pgaudit_wf.canonical_nodes(nodes jsonb[], aliases text[])
+create or replace function pgaudit_wf._canonical_nodes(nodes jsonb[], aliases text[])
 returns text[]
 language plpgsql
 stable
@@ -55,62 +55,62 @@ begin
                         select '{' || coalesce(string_agg(
                             concat_ws(':', to_json(member.key), case
                                 when member.key <> 'config' or jsonb_typeof(member.value) <> 'object'
-                                then pgaudit_wf.canonical_value(member.value, 5)
-                                when member.value ?| canonical_nodes.aliases
-                                then pgaudit_wf.canonical_json_at(pgaudit_wf.normalize_config(member.value), 5)
+                                then pgaudit_wf._canonical_value(member.value, 5)
+                                when member.value ?| _canonical_nodes.aliases
+                                then pgaudit_wf._canonical_json_at(pgaudit_wf._normalize_config(member.value), 5)
                                 else (
                                     select '{' || coalesce(string_agg(
-                                        concat_ws(':', to_json(setting.key), pgaudit_wf.canonical_value(setting.value, 6)),
-                                        ',' order by pgaudit_wf.utf16_order(setting.key) collate "C"), '')
+                                        concat_ws(':', to_json(setting.key), pgaudit_wf._canonical_value(setting.value, 6)),
+                                        ',' order by pgaudit_wf._utf16_order(setting.key) collate "C"), '')
                                         || '}'
                                     from jsonb_each(member.value) as setting)
                             end),
-                            ',' order by pgaudit_wf.utf16_order(member.key) collate "C"), '')
+                            ',' order by pgaudit_wf._utf16_order(member.key) collate "C"), '')
                             || '}'
                         from jsonb_each(node -> 'data') as member)
-                    else pgaudit_wf.canonical_value(node -> 'data', 4)
+                    else pgaudit_wf._canonical_value(node -> 'data', 4)
                 end,
-                '"id":' || pgaudit_wf.canonical_value(node -> 'id', 4),
-                '"type":' || pgaudit_wf.canonical_value(node -> 'type', 4)), '}')
-            else pgaudit_wf.canonical_json_at(node, 3)
+                '"id":' || pgaudit_wf._canonical_value(node -> 'id', 4),
+                '"type":' || pgaudit_wf._canonical_value(node -> 'type', 4)), '}')
+            else pgaudit_wf._canonical_json_at(node, 3)
         end
-        from unnest(canonical_nodes.nodes) as node);
+        from unnest(_canonical_nodes.nodes) as node);
 end
 $$;
 
-comment on function pgaudit_wf.canonical_nodes(jsonb[], text[]) is
+comment on function pgaudit_wf._canonical_nodes(jsonb[], text[]) is
     'Each node, normalized, as it stands in the text that is hashed. aliases is every alias of config_alias, read once by the '
-    'caller. Unchecked: canonical_checked() must see the whole text. Internal.';
+    'caller. Unchecked: _canonical_checked() must see the whole text. Internal.';
 
 
-create or replace function pgaudit_wf.join_definition(nodes text[], edges text)
+create or replace function pgaudit_wf._join_definition(nodes text[], edges text)
 returns text
 language sql
 stable
 parallel safe
-return pgaudit_wf.canonical_checked(
-    concat('{"edges":[', join_definition.edges, '],"nodes":[', array_to_string(join_definition.nodes, ','), ']}'));
+return pgaudit_wf._canonical_checked(
+    concat('{"edges":[', _join_definition.edges, '],"nodes":[', array_to_string(_join_definition.nodes, ','), ']}'));
 
-comment on function pgaudit_wf.join_definition(text[], text) is
-    'The text that is hashed, made of what canonical_nodes() and canonical_edges() return. Internal.';
+comment on function pgaudit_wf._join_definition(text[], text) is
+    'The text that is hashed, made of what _canonical_nodes() and _canonical_edges() return. Internal.';
 
 
-create or replace function pgaudit_wf.canonical_definition(nodes jsonb, edges jsonb)
+create or replace function pgaudit_wf._canonical_definition(nodes jsonb, edges jsonb)
 returns text
 language plpgsql
 stable
 parallel safe
 as $$
 begin
-    return pgaudit_wf.join_definition(
-        pgaudit_wf.canonical_nodes(
-            array(select jsonb_array_elements(pgaudit_wf.graph_array(canonical_definition.nodes, 'nodes'))),
+    return pgaudit_wf._join_definition(
+        pgaudit_wf._canonical_nodes(
+            array(select jsonb_array_elements(pgaudit_wf._graph_array(_canonical_definition.nodes, 'nodes'))),
             array(select config_alias.alias from pgaudit_wf.config_alias)),
-        pgaudit_wf.canonical_edges(pgaudit_wf.graph_array(canonical_definition.edges, 'edges')));
+        pgaudit_wf._canonical_edges(pgaudit_wf._graph_array(_canonical_definition.edges, 'edges')));
 end
 $$;
 
-comment on function pgaudit_wf.canonical_definition(jsonb, jsonb) is
+comment on function pgaudit_wf._canonical_definition(jsonb, jsonb) is
     'The text that is hashed: the RFC 8785 form of normalize_definition(nodes, edges), made in one go.';
 
 
@@ -130,25 +130,25 @@ returns text
 language sql
 stable
 parallel safe
-return pgaudit_wf.content_hash(pgaudit_wf.canonical_definition(hash_definition.nodes, hash_definition.edges));
+return pgaudit_wf.content_hash(pgaudit_wf._canonical_definition(hash_definition.nodes, hash_definition.edges));
 
 comment on function pgaudit_wf.hash_definition(jsonb, jsonb) is
     'The content hash of a workflow: lower-case hex SHA-256 of the RFC 8785 form of normalize_definition(nodes, edges). The same '
     'definition gives the same hash in every version, run and language.';
 
 
-create or replace function pgaudit_wf.same_node(before jsonb, after jsonb)
+create or replace function pgaudit_wf._same_node(before jsonb, after jsonb)
 returns boolean
 language sql
 immutable
 parallel safe
-return not record_image_ne(row(same_node.before), row(same_node.after))
-    or (coalesce(jsonb_typeof(same_node.before) = 'object' and jsonb_typeof(same_node.after) = 'object', false)
-        and same_node.before -> 'data' is not distinct from same_node.after -> 'data'
-        and same_node.before -> 'id' is not distinct from same_node.after -> 'id'
-        and same_node.before -> 'type' is not distinct from same_node.after -> 'type');
+return not record_image_ne(row(_same_node.before), row(_same_node.after))
+    or (coalesce(jsonb_typeof(_same_node.before) = 'object' and jsonb_typeof(_same_node.after) = 'object', false)
+        and _same_node.before -> 'data' is not distinct from _same_node.after -> 'data'
+        and _same_node.before -> 'id' is not distinct from _same_node.after -> 'id'
+        and _same_node.before -> 'type' is not distinct from _same_node.after -> 'type');
 
-comment on function pgaudit_wf.same_node(jsonb, jsonb) is
+comment on function pgaudit_wf._same_node(jsonb, jsonb) is
     'Whether two nodes are the same as they stand, but for the canvas; false for two that are the same only by config_alias. '
     'Bytes first: most are the same, and comparing JSON takes several times as long to find that out. Internal.';
 
@@ -167,15 +167,15 @@ begin
     if jsonb_typeof(same_definition.old_nodes) not in ('array', 'null') or jsonb_typeof(same_definition.old_edges) not in ('array', 'null') then
         return false;
     end if;
-    old_nodes := pgaudit_wf.graph_array(same_definition.old_nodes, 'nodes');
-    old_edges := pgaudit_wf.graph_array(same_definition.old_edges, 'edges');
-    new_nodes := pgaudit_wf.graph_array(same_definition.new_nodes, 'nodes');
-    new_edges := pgaudit_wf.graph_array(same_definition.new_edges, 'edges');
+    old_nodes := pgaudit_wf._graph_array(same_definition.old_nodes, 'nodes');
+    old_edges := pgaudit_wf._graph_array(same_definition.old_edges, 'edges');
+    new_nodes := pgaudit_wf._graph_array(same_definition.new_nodes, 'nodes');
+    new_edges := pgaudit_wf._graph_array(same_definition.new_edges, 'edges');
     -- Pairs by position, their bytes first.
     if record_image_ne(row(old_edges), row(new_edges)) and exists (
         select from rows from (jsonb_array_elements(old_edges), jsonb_array_elements(new_edges)) as pair (old, new)
         where record_image_ne(row(pair.old), row(pair.new))
-            and pgaudit_wf.normalize_edge(pair.old) is distinct from pgaudit_wf.normalize_edge(pair.new))
+            and pgaudit_wf._normalize_edge(pair.old) is distinct from pgaudit_wf._normalize_edge(pair.new))
     then
         return false;
     end if;
@@ -183,12 +183,12 @@ begin
         return false;
     end if;
     for place in 0 .. jsonb_array_length(new_nodes) - 1 loop
-        if not pgaudit_wf.same_node(old_nodes -> place, new_nodes -> place) then
+        if not pgaudit_wf._same_node(old_nodes -> place, new_nodes -> place) then
             if aliases is null then
                 aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
             end if;
-            if pgaudit_wf.normalize_node(old_nodes -> place, aliases)
-                is distinct from pgaudit_wf.normalize_node(new_nodes -> place, aliases)
+            if pgaudit_wf._normalize_node(old_nodes -> place, aliases)
+                is distinct from pgaudit_wf._normalize_node(new_nodes -> place, aliases)
             then
                 return false;
             end if;

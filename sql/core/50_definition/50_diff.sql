@@ -1,7 +1,7 @@
 -- What people read between two versions: which nodes and connections came, went and changed, and how, in words instead of
 -- JSON paths. A node that is equal on both sides costs one comparison; only a changed one is looked into.
 
-create or replace function pgaudit_wf.try_jsonb(value text)
+create or replace function pgaudit_wf._try_jsonb(value text)
 returns jsonb
 language plpgsql
 immutable
@@ -9,62 +9,62 @@ strict
 -- Not parallel safe: the exception block is a subtransaction.
 as $$
 begin
-    return try_jsonb.value::jsonb;
+    return _try_jsonb.value::jsonb;
 exception
     when invalid_text_representation or untranslatable_character or statement_too_complex then
         return null;
 end
 $$;
 
-comment on function pgaudit_wf.try_jsonb(text) is 'The text as JSON, or null if it is none. Internal.';
+comment on function pgaudit_wf._try_jsonb(text) is 'The text as JSON, or null if it is none. Internal.';
 
 
-create or replace function pgaudit_wf.readable_text(value text)
+create or replace function pgaudit_wf._readable_text(value text)
 returns text
 language sql
 immutable
 parallel safe
 return case
-    when coalesce(readable_text.value, '') = '' then 'empty'
-    when strpos(readable_text.value, '{{@') = 0 then readable_text.value
-    else regexp_replace(readable_text.value, '\{\{@[^:}]+:([^}]+)\}\}', '{{\1}}', 'g')
+    when coalesce(_readable_text.value, '') = '' then 'empty'
+    when strpos(_readable_text.value, '{{@') = 0 then _readable_text.value
+    else regexp_replace(_readable_text.value, '\{\{@[^:}]+:([^}]+)\}\}', '{{\1}}', 'g')
 end;
 
-comment on function pgaudit_wf.readable_text(text) is
+comment on function pgaudit_wf._readable_text(text) is
     'A configuration text for people: template references {{@nodeId:Display.field}} read {{Display.field}}, nothing reads '
     '"empty".';
 
 
-create or replace function pgaudit_wf.node_type(node jsonb)
+create or replace function pgaudit_wf._node_type(node jsonb)
 returns text
 language sql
 immutable
 parallel safe
 return coalesce(
-    nullif(node_type.node -> 'data' ->> 'type', ''), nullif(node_type.node ->> 'type', ''), 'node');
+    nullif(_node_type.node -> 'data' ->> 'type', ''), nullif(_node_type.node ->> 'type', ''), 'node');
 
-comment on function pgaudit_wf.node_type(jsonb) is 'A node''s category: data.type, else its type, else "node".';
+comment on function pgaudit_wf._node_type(jsonb) is 'A node''s category: data.type, else its type, else "node".';
 
 
-create or replace function pgaudit_wf.node_label(node jsonb)
+create or replace function pgaudit_wf._node_label(node jsonb)
 returns text
 language sql
 immutable
 parallel safe
 return coalesce(
-    nullif(btrim(node_label.node -> 'data' ->> 'label'), ''),
-    nullif(node_label.node -> 'data' -> 'config' ->> 'actionType', ''),
-    nullif(node_label.node -> 'data' -> 'config' ->> 'triggerType', ''),
-    upper(left(pgaudit_wf.node_type(node_label.node), 1)) || substr(pgaudit_wf.node_type(node_label.node), 2));
+    nullif(btrim(_node_label.node -> 'data' ->> 'label'), ''),
+    nullif(_node_label.node -> 'data' -> 'config' ->> 'actionType', ''),
+    nullif(_node_label.node -> 'data' -> 'config' ->> 'triggerType', ''),
+    upper(left(pgaudit_wf._node_type(_node_label.node), 1)) || substr(pgaudit_wf._node_type(_node_label.node), 2));
 
-comment on function pgaudit_wf.node_label(jsonb) is
+comment on function pgaudit_wf._node_label(jsonb) is
     'What people call a node: its label, else its action or trigger type, else its category with a capital.';
 
 
 -- PL/pgSQL for what is called with more than a variable: such a SQL function is not inlined, and before PostgreSQL 18 planned
 -- anew in each transaction, which takes longer than all the rest of a small diff.
 
-create or replace function pgaudit_wf.node_ref(node jsonb)
+create or replace function pgaudit_wf._node_ref(node jsonb)
 returns jsonb
 language plpgsql
 immutable
@@ -72,33 +72,33 @@ parallel safe
 as $$
 begin
     return jsonb_build_object(
-        'id', node_ref.node ->> 'id',
-        'label', pgaudit_wf.node_label(node_ref.node),
-        'node_type', pgaudit_wf.node_type(node_ref.node));
+        'id', _node_ref.node ->> 'id',
+        'label', pgaudit_wf._node_label(_node_ref.node),
+        'node_type', pgaudit_wf._node_type(_node_ref.node));
 end
 $$;
 
-comment on function pgaudit_wf.node_ref(jsonb) is 'A node as a version diff names it: {id, label, node_type}.';
+comment on function pgaudit_wf._node_ref(jsonb) is 'A node as a version diff names it: {id, label, node_type}.';
 
 
-create or replace function pgaudit_wf.changed_node_ref(node jsonb, deltas jsonb)
+create or replace function pgaudit_wf._changed_node_ref(node jsonb, deltas jsonb)
 returns jsonb
 language plpgsql
 immutable
 parallel safe
 as $$
 begin
-    return pgaudit_wf.node_ref(changed_node_ref.node) || jsonb_build_object(
-        'action_type', changed_node_ref.node -> 'data' -> 'config' ->> 'actionType',
-        'deltas', changed_node_ref.deltas);
+    return pgaudit_wf._node_ref(_changed_node_ref.node) || jsonb_build_object(
+        'action_type', _changed_node_ref.node -> 'data' -> 'config' ->> 'actionType',
+        'deltas', _changed_node_ref.deltas);
 end
 $$;
 
-comment on function pgaudit_wf.changed_node_ref(jsonb, jsonb) is
+comment on function pgaudit_wf._changed_node_ref(jsonb, jsonb) is
     'A changed node as a version diff names it: {id, label, node_type, action_type, deltas}. Internal.';
 
 
-create or replace function pgaudit_wf.abi_type(input jsonb)
+create or replace function pgaudit_wf._abi_type(input jsonb)
 returns text
 language plpgsql
 immutable
@@ -106,30 +106,30 @@ strict
 parallel safe
 as $$
 begin
-    if abi_type.input ->> 'type' like 'tuple%' and jsonb_typeof(abi_type.input -> 'components') = 'array' then
+    if _abi_type.input ->> 'type' like 'tuple%' and jsonb_typeof(_abi_type.input -> 'components') = 'array' then
         return '(' || coalesce((
-                select string_agg(pgaudit_wf.abi_type(component), ',')
-                from jsonb_array_elements(abi_type.input -> 'components') as component), '')
-            || ')' || substr(abi_type.input ->> 'type', 6);
+                select string_agg(pgaudit_wf._abi_type(component), ',')
+                from jsonb_array_elements(_abi_type.input -> 'components') as component), '')
+            || ')' || substr(_abi_type.input ->> 'type', 6);
     end if;
-    return coalesce(abi_type.input ->> 'type', '');
+    return coalesce(_abi_type.input ->> 'type', '');
 end
 $$;
 
-comment on function pgaudit_wf.abi_type(jsonb) is
+comment on function pgaudit_wf._abi_type(jsonb) is
     'The type of an ABI parameter as it stands in a function signature: a tuple is its components. Internal.';
 
 
-create or replace function pgaudit_wf.argument_text(config jsonb, value jsonb)
+create or replace function pgaudit_wf._argument_text(config jsonb, value jsonb)
 returns text
 language plpgsql
 immutable
 as $$
 declare
-    arguments jsonb := case jsonb_typeof(argument_text.value)
-        when 'string' then pgaudit_wf.try_jsonb(argument_text.value #>> '{}') else argument_text.value end;
-    abi jsonb := case jsonb_typeof(argument_text.config -> 'abi')
-        when 'string' then pgaudit_wf.try_jsonb(argument_text.config ->> 'abi') else argument_text.config -> 'abi' end;
+    arguments jsonb := case jsonb_typeof(_argument_text.value)
+        when 'string' then pgaudit_wf._try_jsonb(_argument_text.value #>> '{}') else _argument_text.value end;
+    abi jsonb := case jsonb_typeof(_argument_text.config -> 'abi')
+        when 'string' then pgaudit_wf._try_jsonb(_argument_text.config ->> 'abi') else _argument_text.config -> 'abi' end;
     inputs jsonb;
     named text;
 begin
@@ -140,14 +140,14 @@ begin
         -- An overloaded function is stored by its signature; a name alone is settled by the number of arguments.
         select entry -> 'inputs' into inputs
         from jsonb_array_elements(abi) with ordinality as item (entry, position)
-        where entry ->> 'name' = split_part(argument_text.config ->> 'abiFunction', '(', 1)
+        where entry ->> 'name' = split_part(_argument_text.config ->> 'abiFunction', '(', 1)
             and coalesce(entry ->> 'type', 'function') = 'function'
             and jsonb_typeof(entry -> 'inputs') = 'array'
         order by
             (entry ->> 'name') || '(' || coalesce((
-                select string_agg(pgaudit_wf.abi_type(input), ',' order by place)
+                select string_agg(pgaudit_wf._abi_type(input), ',' order by place)
                 from jsonb_array_elements(entry -> 'inputs') with ordinality as parameter (input, place)), '') || ')'
-                = argument_text.config ->> 'abiFunction' desc,
+                = _argument_text.config ->> 'abiFunction' desc,
             jsonb_array_length(entry -> 'inputs') = jsonb_array_length(arguments) desc,
             position
         limit 1;
@@ -166,16 +166,16 @@ begin
                 where inputs is null or place <= jsonb_array_length(inputs) or argument <> '""'
             ) as labeled
         ) as counted;
-    return pgaudit_wf.readable_text(coalesce(named, arguments::text));
+    return pgaudit_wf._readable_text(coalesce(named, arguments::text));
 end
 $$;
 
-comment on function pgaudit_wf.argument_text(jsonb, jsonb) is
+comment on function pgaudit_wf._argument_text(jsonb, jsonb) is
     'Contract arguments (a positional array, or its JSON text) for people: a JSON object by the parameter names of the '
     'function that abiFunction names in the config''s own abi, argN where there is no name. Null if value is no array.';
 
 
-create or replace function pgaudit_wf.condition_text(condition_group jsonb, depth int default 0)
+create or replace function pgaudit_wf._condition_text(condition_group jsonb, depth int default 0)
 returns text
 language plpgsql
 immutable
@@ -185,58 +185,58 @@ as $$
 begin
     return (
         select string_agg(
-            repeat('  ', condition_text.depth) || place || '. '
+            repeat('  ', _condition_text.depth) || place || '. '
             || case when jsonb_typeof(rule -> 'rules') = 'array'
-                then concat_ws(E'\n', 'group', pgaudit_wf.condition_text(rule, condition_text.depth + 1))
+                then concat_ws(E'\n', 'group', pgaudit_wf._condition_text(rule, _condition_text.depth + 1))
                 else concat_ws(' ',
                     coalesce(nullif(btrim(coalesce(rule ->> 'leftOperand', rule ->> 'field')), ''), '""'),
                     rule ->> 'operator',
                     nullif(btrim(coalesce(rule ->> 'rightOperand', rule ->> 'value')), ''))
             end,
-            E'\n' || repeat('  ', condition_text.depth)
-            || upper(coalesce(nullif(condition_text.condition_group ->> 'logic', ''), 'and')) || E'\n'
+            E'\n' || repeat('  ', _condition_text.depth)
+            || upper(coalesce(nullif(_condition_text.condition_group ->> 'logic', ''), 'and')) || E'\n'
             order by place)
-        from jsonb_array_elements(condition_text.condition_group -> 'rules') with ordinality as listed (rule, place));
+        from jsonb_array_elements(_condition_text.condition_group -> 'rules') with ordinality as listed (rule, place));
 end
 $$;
 
-comment on function pgaudit_wf.condition_text(jsonb, int) is
+comment on function pgaudit_wf._condition_text(jsonb, int) is
     'A condition group {logic, rules} as a numbered list of its rules with AND or OR between them, groups in groups indented.';
 
 
-create or replace function pgaudit_wf.config_text(config jsonb, key text, value jsonb)
+create or replace function pgaudit_wf._config_text(config jsonb, key text, value jsonb)
 returns text
 language plpgsql
 immutable
 as $$
 declare
-    tree jsonb := config_text.value;
+    tree jsonb := _config_text.value;
     named text;
 begin
-    if config_text.key = 'functionArgs' then
-        named := pgaudit_wf.argument_text(config_text.config, config_text.value);
+    if _config_text.key = 'functionArgs' then
+        named := pgaudit_wf._argument_text(_config_text.config, _config_text.value);
     elsif jsonb_typeof(tree) = 'object' or tree #>> '{}' like '{%"rules"%' then
         if jsonb_typeof(tree) = 'string' then
-            tree := pgaudit_wf.try_jsonb(tree #>> '{}');
+            tree := pgaudit_wf._try_jsonb(tree #>> '{}');
         end if;
         if jsonb_typeof(tree -> 'group' -> 'rules') = 'array' then
             tree := tree -> 'group';
         end if;
-        if jsonb_typeof(tree -> 'rules') = 'array' and (tree ? 'logic' or config_text.key = 'conditionConfig') then
-            named := pgaudit_wf.readable_text(pgaudit_wf.condition_text(tree));
+        if jsonb_typeof(tree -> 'rules') = 'array' and (tree ? 'logic' or _config_text.key = 'conditionConfig') then
+            named := pgaudit_wf._readable_text(pgaudit_wf._condition_text(tree));
         end if;
     end if;
     -- #>> '{}' is the text of a string and of anything else its JSON; of a JSON null it is null.
-    return coalesce(named, pgaudit_wf.readable_text(config_text.value #>> '{}'));
+    return coalesce(named, pgaudit_wf._readable_text(_config_text.value #>> '{}'));
 end
 $$;
 
-comment on function pgaudit_wf.config_text(jsonb, text, jsonb) is
+comment on function pgaudit_wf._config_text(jsonb, text, jsonb) is
     'One configuration value for people, in full: contract arguments by name, a condition tree as a rule list, template '
     'references without node ids, "empty" for nothing. config is the whole configuration the value stands in.';
 
 
-create or replace function pgaudit_wf.config_delta(
+create or replace function pgaudit_wf._config_delta(
     key text, old_config jsonb, new_config jsonb, before jsonb, after jsonb)
 returns jsonb
 language plpgsql
@@ -244,38 +244,38 @@ immutable
 as $$
 begin
     return jsonb_build_object(
-        'key', config_delta.key,
-        'before', pgaudit_wf.config_text(config_delta.old_config, config_delta.key, config_delta.before),
-        'after', pgaudit_wf.config_text(config_delta.new_config, config_delta.key, config_delta.after));
+        'key', _config_delta.key,
+        'before', pgaudit_wf._config_text(_config_delta.old_config, _config_delta.key, _config_delta.before),
+        'after', pgaudit_wf._config_text(_config_delta.new_config, _config_delta.key, _config_delta.after));
 end
 $$;
 
-comment on function pgaudit_wf.config_delta(text, jsonb, jsonb, jsonb, jsonb) is
+comment on function pgaudit_wf._config_delta(text, jsonb, jsonb, jsonb, jsonb) is
     'A changed configuration value as {key, before, after}, for people. Internal.';
 
 
-create or replace function pgaudit_wf.text_delta(field text, before text, after text)
+create or replace function pgaudit_wf._text_delta(field text, before text, after text)
 returns jsonb
 language plpgsql
 immutable
 parallel safe
 as $$
 begin
-    if coalesce(text_delta.before, '') = coalesce(text_delta.after, '') then
+    if coalesce(_text_delta.before, '') = coalesce(_text_delta.after, '') then
         return null;
     end if;
     return jsonb_build_object(
-        'field', text_delta.field,
-        'before', coalesce(nullif(text_delta.before, ''), 'empty'),
-        'after', coalesce(nullif(text_delta.after, ''), 'empty'));
+        'field', _text_delta.field,
+        'before', coalesce(nullif(_text_delta.before, ''), 'empty'),
+        'after', coalesce(nullif(_text_delta.after, ''), 'empty'));
 end
 $$;
 
-comment on function pgaudit_wf.text_delta(text, text, text) is
+comment on function pgaudit_wf._text_delta(text, text, text) is
     'A changed text as {field, before, after}, null if it did not change. Internal.';
 
 
-create or replace function pgaudit_wf.different_keys(before jsonb, after jsonb)
+create or replace function pgaudit_wf._different_keys(before jsonb, after jsonb)
 returns text[]
 language plpgsql
 immutable
@@ -286,31 +286,31 @@ begin
         select key
         from (
             select member.key
-            from jsonb_each(different_keys.after) as member
+            from jsonb_each(_different_keys.after) as member
             -- The bytes first, which tell most of what is the same apart in a fraction of the time.
-            where record_image_ne(row(different_keys.before -> member.key), row(member.value))
-                and different_keys.before -> member.key is distinct from member.value
+            where record_image_ne(row(_different_keys.before -> member.key), row(member.value))
+                and _different_keys.before -> member.key is distinct from member.value
             union all
-            select gone from jsonb_object_keys(different_keys.before) as gone where not different_keys.after ? gone
+            select gone from jsonb_object_keys(_different_keys.before) as gone where not _different_keys.after ? gone
         ) as different
         order by key collate "C");
 end
 $$;
 
-comment on function pgaudit_wf.different_keys(jsonb, jsonb) is
+comment on function pgaudit_wf._different_keys(jsonb, jsonb) is
     'The keys that two JSON objects do not share with the same value, in byte order. Internal.';
 
 
-create or replace function pgaudit_wf.node_delta(before jsonb, after jsonb)
+create or replace function pgaudit_wf._node_delta(before jsonb, after jsonb)
 returns jsonb
 language plpgsql
 stable
 as $$
 declare
-    old_data jsonb := case jsonb_typeof(node_delta.before -> 'data')
-        when 'object' then node_delta.before -> 'data' else '{}' end;
-    new_data jsonb := case jsonb_typeof(node_delta.after -> 'data')
-        when 'object' then node_delta.after -> 'data' else '{}' end;
+    old_data jsonb := case jsonb_typeof(_node_delta.before -> 'data')
+        when 'object' then _node_delta.before -> 'data' else '{}' end;
+    new_data jsonb := case jsonb_typeof(_node_delta.after -> 'data')
+        when 'object' then _node_delta.after -> 'data' else '{}' end;
     old_config jsonb := case jsonb_typeof(old_data -> 'config') when 'object' then old_data -> 'config' else '{}' end;
     new_config jsonb := case jsonb_typeof(new_data -> 'config') when 'object' then new_data -> 'config' else '{}' end;
     old_rest jsonb := old_data - '{label,description,type,enabled}'::text[];
@@ -321,25 +321,25 @@ declare
     member text;
     changes jsonb[] := '{}';
 begin
-    delta := delta || coalesce(pgaudit_wf.text_delta('name', old_data ->> 'label', new_data ->> 'label'), '[]');
+    delta := delta || coalesce(pgaudit_wf._text_delta('name', old_data ->> 'label', new_data ->> 'label'), '[]');
     delta := delta || coalesce(
-        pgaudit_wf.text_delta('description', old_data ->> 'description', new_data ->> 'description'), '[]');
+        pgaudit_wf._text_delta('description', old_data ->> 'description', new_data ->> 'description'), '[]');
     delta := delta || coalesce(
-        pgaudit_wf.text_delta('type', pgaudit_wf.node_type(node_delta.before), pgaudit_wf.node_type(node_delta.after)),
-        pgaudit_wf.text_delta('type', node_delta.before ->> 'type', node_delta.after ->> 'type'), '[]');
-    delta := delta || coalesce(pgaudit_wf.text_delta('enabled',
+        pgaudit_wf._text_delta('type', pgaudit_wf._node_type(_node_delta.before), pgaudit_wf._node_type(_node_delta.after)),
+        pgaudit_wf._text_delta('type', _node_delta.before ->> 'type', _node_delta.after ->> 'type'), '[]');
+    delta := delta || coalesce(pgaudit_wf._text_delta('enabled',
         coalesce(old_data ->> 'enabled', 'true'), coalesce(new_data ->> 'enabled', 'true')), '[]');
 
     if old_config <> new_config then
         aliases := array(select config_alias.alias from pgaudit_wf.config_alias);
         if old_config ?| aliases then
-            old_config := pgaudit_wf.normalize_config(old_config);
+            old_config := pgaudit_wf._normalize_config(old_config);
         end if;
         if new_config ?| aliases then
-            new_config := pgaudit_wf.normalize_config(new_config);
+            new_config := pgaudit_wf._normalize_config(new_config);
         end if;
-        foreach key in array pgaudit_wf.different_keys(old_config, new_config) loop
-            changes := array_append(changes, pgaudit_wf.config_delta(
+        foreach key in array pgaudit_wf._different_keys(old_config, new_config) loop
+            changes := array_append(changes, pgaudit_wf._config_delta(
                 key, old_config, new_config, old_config -> key, new_config -> key));
         end loop;
     end if;
@@ -352,25 +352,25 @@ begin
         new_rest := new_rest - 'config';
     end if;
     if old_rest <> new_rest then
-        foreach key in array pgaudit_wf.different_keys(old_rest, new_rest) loop
+        foreach key in array pgaudit_wf._different_keys(old_rest, new_rest) loop
             if jsonb_typeof(old_rest -> key) = 'object' and jsonb_typeof(new_rest -> key) = 'object' then
                 -- By its members, so that one field of twenty does not read as twenty.
-                foreach member in array pgaudit_wf.different_keys(old_rest -> key, new_rest -> key) loop
-                    changes := array_append(changes, pgaudit_wf.config_delta(
+                foreach member in array pgaudit_wf._different_keys(old_rest -> key, new_rest -> key) loop
+                    changes := array_append(changes, pgaudit_wf._config_delta(
                         key || '.' || member, old_config, new_config, old_rest -> key -> member, new_rest -> key -> member));
                 end loop;
             else
-                changes := array_append(changes, pgaudit_wf.config_delta(
+                changes := array_append(changes, pgaudit_wf._config_delta(
                     key, old_config, new_config, old_rest -> key, new_rest -> key));
             end if;
         end loop;
     end if;
-    if node_delta.before -> 'data' is distinct from node_delta.after -> 'data'
-        and (jsonb_typeof(node_delta.before -> 'data') is distinct from jsonb_typeof(node_delta.after -> 'data')
-            or jsonb_typeof(node_delta.after -> 'data') <> 'object')
+    if _node_delta.before -> 'data' is distinct from _node_delta.after -> 'data'
+        and (jsonb_typeof(_node_delta.before -> 'data') is distinct from jsonb_typeof(_node_delta.after -> 'data')
+            or jsonb_typeof(_node_delta.after -> 'data') <> 'object')
     then
-        changes := array_append(changes, pgaudit_wf.config_delta(
-            'data', old_config, new_config, node_delta.before -> 'data', node_delta.after -> 'data'));
+        changes := array_append(changes, pgaudit_wf._config_delta(
+            'data', old_config, new_config, _node_delta.before -> 'data', _node_delta.after -> 'data'));
     end if;
     if changes <> '{}' then
         delta := delta || jsonb_build_object('field', 'configuration', 'changes', to_jsonb(changes));
@@ -379,25 +379,25 @@ begin
 end
 $$;
 
-comment on function pgaudit_wf.node_delta(jsonb, jsonb) is
+comment on function pgaudit_wf._node_delta(jsonb, jsonb) is
     'What changed in one node: a list of {field, before, after} for name, description, type and enabled, and {field: '
     '"configuration", changes: [{key, before, after}]}. Empty if nothing readable did.';
 
 
-create or replace function pgaudit_wf.edge_key(edge jsonb)
+create or replace function pgaudit_wf._edge_key(edge jsonb)
 returns text
 language sql
 immutable
 parallel safe
 -- A unit separator between the parts, so that ids may hold any usual character; a null handle is an absent one.
-return concat(edge_key.edge ->> 'source', chr(31), edge_key.edge ->> 'target', chr(31),
-    edge_key.edge ->> 'sourceHandle', chr(31), edge_key.edge ->> 'targetHandle');
+return concat(_edge_key.edge ->> 'source', chr(31), _edge_key.edge ->> 'target', chr(31),
+    _edge_key.edge ->> 'sourceHandle', chr(31), _edge_key.edge ->> 'targetHandle');
 
-comment on function pgaudit_wf.edge_key(jsonb) is
+comment on function pgaudit_wf._edge_key(jsonb) is
     'What makes two edges the same connection: source, target, sourceHandle and targetHandle. Internal.';
 
 
-create or replace function pgaudit_wf.connection_ref(edge jsonb, labels jsonb)
+create or replace function pgaudit_wf._connection_ref(edge jsonb, labels jsonb)
 returns jsonb
 language plpgsql
 immutable
@@ -405,22 +405,22 @@ parallel safe
 as $$
 begin
     return jsonb_strip_nulls(jsonb_build_object(
-        'from', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'source'), connection_ref.edge ->> 'source', 'empty'),
-        'to', coalesce(connection_ref.labels ->> (connection_ref.edge ->> 'target'), connection_ref.edge ->> 'target', 'empty'),
-        'source_handle', nullif(connection_ref.edge ->> 'sourceHandle', ''),
-        'target_handle', nullif(connection_ref.edge ->> 'targetHandle', '')))
+        'from', coalesce(_connection_ref.labels ->> (_connection_ref.edge ->> 'source'), _connection_ref.edge ->> 'source', 'empty'),
+        'to', coalesce(_connection_ref.labels ->> (_connection_ref.edge ->> 'target'), _connection_ref.edge ->> 'target', 'empty'),
+        'source_handle', nullif(_connection_ref.edge ->> 'sourceHandle', ''),
+        'target_handle', nullif(_connection_ref.edge ->> 'targetHandle', '')))
         || jsonb_build_object(
-            'from_id', connection_ref.edge ->> 'source',
-            'to_id', connection_ref.edge ->> 'target');
+            'from_id', _connection_ref.edge ->> 'source',
+            'to_id', _connection_ref.edge ->> 'target');
 end
 $$;
 
-comment on function pgaudit_wf.connection_ref(jsonb, jsonb) is
+comment on function pgaudit_wf._connection_ref(jsonb, jsonb) is
     'A connection as a version diff names it: {from, to, from_id, to_id} and source_handle, target_handle where set. labels maps '
     'node ids to labels.';
 
 
-create or replace function pgaudit_wf.snapshot_diff(
+create or replace function pgaudit_wf._snapshot_diff(
     before jsonb, after jsonb, before_nodes jsonb, before_edges jsonb, after_nodes jsonb, after_edges jsonb)
 returns jsonb
 language plpgsql
@@ -429,10 +429,10 @@ stable
 set jit = off
 as $$
 declare
-    old_nodes constant jsonb := pgaudit_wf.graph_array(snapshot_diff.before_nodes, 'nodes');
-    new_nodes constant jsonb := pgaudit_wf.graph_array(snapshot_diff.after_nodes, 'nodes');
-    old_edges constant jsonb := pgaudit_wf.graph_array(snapshot_diff.before_edges, 'edges');
-    new_edges constant jsonb := pgaudit_wf.graph_array(snapshot_diff.after_edges, 'edges');
+    old_nodes constant jsonb := pgaudit_wf._graph_array(_snapshot_diff.before_nodes, 'nodes');
+    new_nodes constant jsonb := pgaudit_wf._graph_array(_snapshot_diff.after_nodes, 'nodes');
+    old_edges constant jsonb := pgaudit_wf._graph_array(_snapshot_diff.before_edges, 'edges');
+    new_edges constant jsonb := pgaudit_wf._graph_array(_snapshot_diff.after_edges, 'edges');
     settings jsonb := '[]';
     old_node jsonb;
     new_node jsonb;
@@ -452,15 +452,15 @@ declare
     has_changes boolean;
 begin
     foreach field in array '{name,description,visibility,enabled}'::text[] loop
-        if snapshot_diff.before ->> field is distinct from snapshot_diff.after ->> field then
-            settings := settings || coalesce(pgaudit_wf.text_delta(
-                field, snapshot_diff.before ->> field, snapshot_diff.after ->> field), '[]');
+        if _snapshot_diff.before ->> field is distinct from _snapshot_diff.after ->> field then
+            settings := settings || coalesce(pgaudit_wf._text_delta(
+                field, _snapshot_diff.before ->> field, _snapshot_diff.after ->> field), '[]');
         end if;
     end loop;
 
     -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison.
     for place in 0 .. greatest(jsonb_array_length(old_nodes), jsonb_array_length(new_nodes)) - 1 loop
-        if not pgaudit_wf.same_node(old_nodes -> place, new_nodes -> place) then
+        if not pgaudit_wf._same_node(old_nodes -> place, new_nodes -> place) then
             old_node := old_nodes -> place;
             new_node := new_nodes -> place;
             in_place := in_place and coalesce(old_node ->> 'id' = new_node ->> 'id', false);
@@ -474,9 +474,9 @@ begin
     end loop;
     if in_place then
         for place in 1..cardinality(new_different) loop
-            delta := pgaudit_wf.node_delta(old_different[place], new_different[place]);
+            delta := pgaudit_wf._node_delta(old_different[place], new_different[place]);
             if delta <> '[]' then
-                refs := array_append(refs, pgaudit_wf.changed_node_ref(new_different[place], delta));
+                refs := array_append(refs, pgaudit_wf._changed_node_ref(new_different[place], delta));
             end if;
         end loop;
         nodes_changed := nullif(to_jsonb(refs), '[]');
@@ -499,13 +499,13 @@ begin
                     or old.node -> 'type' is distinct from new.node -> 'type')
         ), compared as (
             select pair.*, case when node_before is not null and node_after is not null
-                then pgaudit_wf.node_delta(node_before, node_after) end as changes
+                then pgaudit_wf._node_delta(node_before, node_after) end as changes
             from pair
         )
         select
-            jsonb_agg(pgaudit_wf.node_ref(node_after) order by place_after) filter (where node_before is null),
-            jsonb_agg(pgaudit_wf.node_ref(node_before) order by place_before) filter (where node_after is null),
-            jsonb_agg(pgaudit_wf.changed_node_ref(node_after, changes) order by place_after) filter (where changes <> '[]')
+            jsonb_agg(pgaudit_wf._node_ref(node_after) order by place_after) filter (where node_before is null),
+            jsonb_agg(pgaudit_wf._node_ref(node_before) order by place_before) filter (where node_after is null),
+            jsonb_agg(pgaudit_wf._changed_node_ref(node_after, changes) order by place_after) filter (where changes <> '[]')
             into nodes_added, nodes_removed, nodes_changed
             from compared;
     end if;
@@ -517,12 +517,12 @@ begin
             from rows from (jsonb_array_elements(old_edges), jsonb_array_elements(new_edges)) with ordinality as listed (old, new, place)
             where record_image_ne(row(old), row(new))
         ), old as (
-            select old as edge, place, pgaudit_wf.edge_key(old) collate "C" as key,
-                row_number() over (partition by pgaudit_wf.edge_key(old) collate "C" order by place) as occurrence
+            select old as edge, place, pgaudit_wf._edge_key(old) collate "C" as key,
+                row_number() over (partition by pgaudit_wf._edge_key(old) collate "C" order by place) as occurrence
             from pair where old is not null
         ), new as (
-            select new as edge, place, pgaudit_wf.edge_key(new) collate "C" as key,
-                row_number() over (partition by pgaudit_wf.edge_key(new) collate "C" order by place) as occurrence
+            select new as edge, place, pgaudit_wf._edge_key(new) collate "C" as key,
+                row_number() over (partition by pgaudit_wf._edge_key(new) collate "C" order by place) as occurrence
             from pair where new is not null
         )
         select
@@ -534,7 +534,7 @@ begin
 
         if edges_added is not null or edges_removed is not null then
             -- The newer label where both know the node; of repeated keys jsonb keeps the last.
-            select coalesce(jsonb_object_agg(node ->> 'id', pgaudit_wf.node_label(node) order by age, place desc), '{}')
+            select coalesce(jsonb_object_agg(node ->> 'id', pgaudit_wf._node_label(node) order by age, place desc), '{}')
                 into labels
                 from (
                     select 1 as age, node, place from jsonb_array_elements(old_nodes) with ordinality as listed (node, place)
@@ -542,9 +542,9 @@ begin
                     select 2, node, place from jsonb_array_elements(new_nodes) with ordinality as listed (node, place)
                 ) as known
                 where node ->> 'id' is not null;
-            select jsonb_agg(pgaudit_wf.connection_ref(edge, labels) order by place) into edges_added
+            select jsonb_agg(pgaudit_wf._connection_ref(edge, labels) order by place) into edges_added
                 from jsonb_array_elements(edges_added) with ordinality as listed (edge, place);
-            select jsonb_agg(pgaudit_wf.connection_ref(edge, labels) order by place) into edges_removed
+            select jsonb_agg(pgaudit_wf._connection_ref(edge, labels) order by place) into edges_removed
                 from jsonb_array_elements(edges_removed) with ordinality as listed (edge, place);
         end if;
     end if;
@@ -564,7 +564,7 @@ begin
 end
 $$;
 
-comment on function pgaudit_wf.snapshot_diff(jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
+comment on function pgaudit_wf._snapshot_diff(jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
     'version_diff() for callers that have nodes and edges at hand: taking them out of a snapshot copies them. Internal.';
 
 
@@ -572,7 +572,7 @@ create or replace function pgaudit_wf.version_diff(before jsonb, after jsonb)
 returns jsonb
 language sql
 stable
-return pgaudit_wf.snapshot_diff(
+return pgaudit_wf._snapshot_diff(
     version_diff.before, version_diff.after,
     version_diff.before -> 'nodes', version_diff.before -> 'edges',
     version_diff.after -> 'nodes', version_diff.after -> 'edges');
@@ -584,7 +584,7 @@ comment on function pgaudit_wf.version_diff(jsonb, jsonb) is
     'has_changes is also true where only something unlisted differs (order, an edge''s id or data) that changes the hash.';
 
 
-create or replace function pgaudit_wf.count_text(added int, removed int, changed int, noun text)
+create or replace function pgaudit_wf._count_text(added int, removed int, changed int, noun text)
 returns text
 language plpgsql
 immutable
@@ -594,20 +594,20 @@ as $$
 begin
     return (
         select string_agg(
-            amount || case when first then ' ' || count_text.noun || case when amount = 1 then '' else 's' end else '' end || ' ' || verb,
+            amount || case when first then ' ' || _count_text.noun || case when amount = 1 then '' else 's' end else '' end || ' ' || verb,
             ', ' order by place)
         from (
             select amount, verb, place, row_number() over (order by place) = 1 as first
             from (values
-                (count_text.added, 'added', 1),
-                (count_text.removed, 'removed', 2),
-                (count_text.changed, 'changed', 3)) as tally (amount, verb, place)
+                (_count_text.added, 'added', 1),
+                (_count_text.removed, 'removed', 2),
+                (_count_text.changed, 'changed', 3)) as tally (amount, verb, place)
             where amount > 0
         ) as counted);
 end
 $$;
 
-comment on function pgaudit_wf.count_text(int, int, int, text) is '"2 nodes added, 1 changed", null for none. Internal.';
+comment on function pgaudit_wf._count_text(int, int, int, text) is '"2 nodes added, 1 changed", null for none. Internal.';
 
 
 create or replace function pgaudit_wf.version_summary(diff jsonb)
@@ -621,11 +621,11 @@ begin
     return coalesce(
         nullif(concat_ws('; ',
             nullif(concat_ws(', ',
-                pgaudit_wf.count_text(
+                pgaudit_wf._count_text(
                     jsonb_array_length(version_summary.diff -> 'nodes_added'),
                     jsonb_array_length(version_summary.diff -> 'nodes_removed'),
                     jsonb_array_length(version_summary.diff -> 'nodes_changed'), 'node'),
-                pgaudit_wf.count_text(
+                pgaudit_wf._count_text(
                     jsonb_array_length(version_summary.diff -> 'connections_added'),
                     jsonb_array_length(version_summary.diff -> 'connections_removed'), 0, 'connection')), ''),
             (

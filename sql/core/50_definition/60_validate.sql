@@ -53,19 +53,19 @@ begin
             format('node %s is a JSON %s, not an object', place, jsonb_typeof(node)) as message
         from item where jsonb_typeof(node) <> 'object'
         union all
-        select place, 1, null, 'id', 'missing_id', format('node %s (%s) has no id', place, pgaudit_wf.node_label(node))
+        select place, 1, null, 'id', 'missing_id', format('node %s (%s) has no id', place, pgaudit_wf._node_label(node))
         from item where jsonb_typeof(node) = 'object' and coalesce(id, '') = ''
         union all
         select min(place), 2, id, 'id', 'duplicate_id', format('%s nodes have the id %s', count(*), id)
         from item where id <> '' group by id having count(*) > 1
         union all
         select item.place, 3, item.id, required.field, 'missing_field',
-            format('%s (%s) needs %s', pgaudit_wf.node_label(node), action_schema.action_type, required.field)
+            format('%s (%s) needs %s', pgaudit_wf._node_label(node), action_schema.action_type, required.field)
         from item
         join pgaudit_wf.action_schema on action_schema.action_type
             = coalesce(node -> 'data' -> 'config' ->> 'actionType', node -> 'data' -> 'config' ->> 'triggerType')
         cross join lateral (
-            select pgaudit_wf.normalize_config(node -> 'data' -> 'config') as config offset 0) as normalized
+            select pgaudit_wf._normalize_config(node -> 'data' -> 'config') as config offset 0) as normalized
         cross join lateral unnest(action_schema.required_fields) as required (field)
         where btrim(coalesce(normalized.config ->> required.field, '')) in ('', '[]', '{}')
     )

@@ -16,11 +16,11 @@ create table pgaudit_wf.workflow_history (
     previous_version integer,
     previous_hash text,
     restored_from integer,
-    actor_id text default pgaudit_wf.context_value('app.actor_id'),
-    actor_label text default pgaudit_wf.context_value('app.actor_label'),
-    auth_method text default pgaudit_wf.context_value('app.auth_method'),
-    api_key_id text default pgaudit_wf.context_value('app.api_key_id'),
-    correlation_id text default pgaudit_wf.context_value('app.correlation_id'),
+    actor_id text default pgaudit_wf._context_value('app.actor_id'),
+    actor_label text default pgaudit_wf._context_value('app.actor_label'),
+    auth_method text default pgaudit_wf._context_value('app.auth_method'),
+    api_key_id text default pgaudit_wf._context_value('app.api_key_id'),
+    correlation_id text default pgaudit_wf._context_value('app.correlation_id'),
     created_at timestamptz not null default clock_timestamp(),
     pruned_at timestamptz,
     tx_id bigint not null default (pg_current_xact_id()::text::bigint),
@@ -51,11 +51,11 @@ create index workflow_history_org on pgaudit_wf.workflow_history (org_id, create
 create index workflow_history_tx on pgaudit_wf.workflow_history (tx_id);
 
 create trigger append_only before update or delete or truncate on pgaudit_wf.workflow_history
-    for each statement execute function pgaudit_wf.refuse_change();
+    for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.workflow_history enable always trigger append_only;
 
 alter table pgaudit_wf.workflow_history enable row level security;
-create policy readable_org on pgaudit_wf.workflow_history for select using (org_id = (select pgaudit_wf.readable_org()));
+create policy readable_org on pgaudit_wf.workflow_history for select using (org_id = (select pgaudit_wf._readable_org()));
 
 -- Several times faster than the default on documents of this size, where the server was built with it.
 do $$
@@ -67,15 +67,15 @@ exception
 end
 $$;
 
-create function pgaudit_wf.latest_hash(workflow_id text) returns text
+create function pgaudit_wf._latest_hash(workflow_id text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select h.content_hash from pgaudit_wf.workflow_history as h where h.workflow_id = latest_hash.workflow_id order by h.version desc limit 1
+    select h.content_hash from pgaudit_wf.workflow_history as h where h.workflow_id = _latest_hash.workflow_id order by h.version desc limit 1
 $$;
-comment on function pgaudit_wf.latest_hash(text) is 'content_hash of the newest version of a workflow; null if it has none.';
+comment on function pgaudit_wf._latest_hash(text) is 'content_hash of the newest version of a workflow; null if it has none.';
 
-create function pgaudit_wf.restored_version(
+create function pgaudit_wf._restored_version(
     workflow_id text, before jsonb, after jsonb, content_hash text, previous_hash text) returns integer
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -84,7 +84,7 @@ declare
     claimed constant text := current_setting('pgaudit_wf.restoring', true);
 begin
     -- Anybody can write the setting: a restore is what leaves the content of the version that it names, and changed something to do so.
-    if claimed is null or claimed !~ '^[0-9]{1,9}$' or (restored_version.content_hash is not distinct from restored_version.previous_hash
+    if claimed is null or claimed !~ '^[0-9]{1,9}$' or (_restored_version.content_hash is not distinct from _restored_version.previous_hash
         and before ->> 'name' is not distinct from after ->> 'name' and before ->> 'description' is not distinct from after ->> 'description')
     then
         return null;
@@ -92,13 +92,13 @@ begin
     return (
         select h.version
         from pgaudit_wf.workflow_history as h
-        where h.workflow_id = restored_version.workflow_id and h.version = claimed::integer
-            and h.content_hash = restored_version.content_hash
+        where h.workflow_id = _restored_version.workflow_id and h.version = claimed::integer
+            and h.content_hash = _restored_version.content_hash
             and (not h.snapshot ? 'name' or h.snapshot ->> 'name' is not distinct from after ->> 'name')
             and (not h.snapshot ? 'description' or h.snapshot ->> 'description' is not distinct from after ->> 'description'));
 end
 $$;
-comment on function pgaudit_wf.restored_version(text, jsonb, jsonb, text, text) is
+comment on function pgaudit_wf._restored_version(text, jsonb, jsonb, text, text) is
     'The version that a save by restore_workflow() puts back; null for any other save.';
 
 create type pgaudit_wf.version_ref as (
@@ -107,9 +107,9 @@ create type pgaudit_wf.version_ref as (
     previous_hash text,
     restored_from integer
 );
-comment on type pgaudit_wf.version_ref is 'What add_version() tells the trigger about the version it made.';
+comment on type pgaudit_wf.version_ref is 'What _add_version() tells the trigger about the version it made.';
 
-create function pgaudit_wf.add_version(
+create function pgaudit_wf._add_version(
     workflow_id text, org_id text, source text, before jsonb, after jsonb,
     old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb)
 returns pgaudit_wf.version_ref
@@ -122,21 +122,21 @@ declare
 begin
     -- The row lock on the workflow, which our caller's UPDATE holds, makes versions of one workflow one after the other.
     select h.version, h.content_hash, h.snapshot #> '{}' as snapshot into latest
-    from pgaudit_wf.workflow_history as h where h.workflow_id = add_version.workflow_id order by h.version desc limit 1;
+    from pgaudit_wf.workflow_history as h where h.workflow_id = _add_version.workflow_id order by h.version desc limit 1;
     if latest.snapshot is not null then
         -- What the table holds is another state only where something was changed past its triggers: the next version shows it.
         before := latest.snapshot;
         old_nodes := latest.snapshot -> 'nodes';
         old_edges := latest.snapshot -> 'edges';
-    elsif latest.version is null and add_version.before is not null then
+    elsif latest.version is null and _add_version.before is not null then
         -- Older than the attachment: what it was until now is the first version, unless it was malformed and has no hash.
         begin
-            latest.content_hash := pgaudit_wf.hash_definition(add_version.old_nodes, add_version.old_edges);
+            latest.content_hash := pgaudit_wf.hash_definition(_add_version.old_nodes, _add_version.old_edges);
             latest.version := 1;
             insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash, actor_id, actor_label, auth_method, api_key_id, correlation_id)
-            values (add_version.workflow_id, 1, add_version.org_id, 'backfill',
-                add_version.before || jsonb_build_object('nodes', add_version.old_nodes, 'edges', add_version.old_edges),
-                pgaudit_wf.snapshot_diff(null, add_version.before, null, null, add_version.old_nodes, add_version.old_edges),
+            values (_add_version.workflow_id, 1, _add_version.org_id, 'backfill',
+                _add_version.before || jsonb_build_object('nodes', _add_version.old_nodes, 'edges', _add_version.old_edges),
+                pgaudit_wf._snapshot_diff(null, _add_version.before, null, null, _add_version.old_nodes, _add_version.old_edges),
                 latest.content_hash, null, null, null, null, null);
         exception
             when sqlstate 'PA201' or sqlstate 'PA202' or sqlstate 'PA203' then
@@ -152,20 +152,20 @@ begin
     made.content_hash := case
         when latest.snapshot is null then pgaudit_wf.hash_definition(new_nodes, new_edges)
         when not record_image_ne(row(old_nodes, old_edges), row(new_nodes, new_edges)) then latest.content_hash
-        else pgaudit_wf.hash_next_version(add_version.workflow_id, latest.version, old_nodes, old_edges, new_nodes, new_edges) end;
+        else pgaudit_wf._hash_next_version(_add_version.workflow_id, latest.version, old_nodes, old_edges, new_nodes, new_edges) end;
     if current_setting('pgaudit_wf.restoring', true) <> '' then
-        made.restored_from := pgaudit_wf.restored_version(add_version.workflow_id, before, add_version.after, made.content_hash, made.previous_hash);
+        made.restored_from := pgaudit_wf._restored_version(_add_version.workflow_id, before, _add_version.after, made.content_hash, made.previous_hash);
     end if;
     insert into pgaudit_wf.workflow_history (
         workflow_id, version, org_id, source, snapshot, change, content_hash, previous_version, previous_hash, restored_from)
     values (
-        add_version.workflow_id, made.version, add_version.org_id,
-        case when made.restored_from is null then add_version.source else 'restore' end,
-        add_version.after,
-        pgaudit_wf.snapshot_diff(before, add_version.after, old_nodes, old_edges, new_nodes, new_edges),
+        _add_version.workflow_id, made.version, _add_version.org_id,
+        case when made.restored_from is null then _add_version.source else 'restore' end,
+        _add_version.after,
+        pgaudit_wf._snapshot_diff(before, _add_version.after, old_nodes, old_edges, new_nodes, new_edges),
         made.content_hash, latest.version, latest.content_hash, made.restored_from);
     return made;
 end
 $$;
-comment on function pgaudit_wf.add_version(text, text, text, jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
+comment on function pgaudit_wf._add_version(text, text, text, jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
     'Appends a version of a workflow; called by its table''s trigger. before is the settings as they were, null for a new workflow; after the whole snapshot. before, old_nodes and old_edges count only where the newest version does not tell.';

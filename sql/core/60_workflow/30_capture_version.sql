@@ -1,21 +1,21 @@
 -- The part of a workflow table's trigger function that keeps its versions, in workflow_history.
 
-create function pgaudit_wf.record_value(setting pgaudit_wf.attachment, record_name text, column_name text) returns text
+create function pgaudit_wf._record_value(setting pgaudit_wf.attachment, record_name text, column_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- The generic form must not name a column that could be gone: it reads the row as JSON.
     select case
         when (setting).form = 'generic' then format('(%s -> %L)', case record_name when 'old' then 'before' else 'after' end, column_name)
-        when atttypid = 'json'::regtype then pgaudit_wf.field(record_name, column_name) || '::jsonb'
-        else pgaudit_wf.json_expression(atttypid, pgaudit_wf.field(record_name, column_name))
+        when atttypid = 'json'::regtype then pgaudit_wf._field(record_name, column_name) || '::jsonb'
+        else pgaudit_wf._json_expression(atttypid, pgaudit_wf._field(record_name, column_name))
     end
     from pg_attribute
     where attrelid = (setting).target and attname = column_name
 $$;
-comment on function pgaudit_wf.record_value(pgaudit_wf.attachment, text, text) is 'SQL expression for a column of old or new, for either form of trigger.';
+comment on function pgaudit_wf._record_value(pgaudit_wf.attachment, text, text) is 'SQL expression for a column of old or new, for either form of trigger.';
 
-create function pgaudit_wf.compiled_names(record jsonb, table_id oid, numbers jsonb, known text[]) returns jsonb
+create function pgaudit_wf._compiled_names(record jsonb, table_id oid, numbers jsonb, known text[]) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -34,15 +34,15 @@ begin
     return (record - coalesce(names, '{}')) || coalesce(renamed, '{}');
 end
 $$;
-comment on function pgaudit_wf.compiled_names(jsonb, oid, jsonb, text[]) is
+comment on function pgaudit_wf._compiled_names(jsonb, oid, jsonb, text[]) is
     'A row with a workflow''s columns under the names that the trigger was compiled with, for the generic form, which nothing recompiles when one is renamed. numbers: {compiled name: column number}; known: all columns at that time.';
 
-create function pgaudit_wf.follow_names(setting pgaudit_wf.attachment, variable text) returns text[]
+create function pgaudit_wf._follow_names(setting pgaudit_wf.attachment, variable text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((
-        select array[format('%1$s := pgaudit_wf.compiled_names(%1$s, tg_relid, %2$L, %3$L);',
+        select array[format('%1$s := pgaudit_wf._compiled_names(%1$s, tg_relid, %2$L, %3$L);',
             variable, jsonb_object_agg(attname, attnum), (setting).columns)]
         from pgaudit_wf.workflow_attachment as w
         join pg_attribute on attrelid = w.target and attname = any (array[w.nodes_column, w.edges_column, w.name_column,
@@ -50,49 +50,49 @@ as $$
         where w.target = (setting).target
         having count(*) > 0), '{}')
 $$;
-comment on function pgaudit_wf.follow_names(pgaudit_wf.attachment, text) is
+comment on function pgaudit_wf._follow_names(pgaudit_wf.attachment, text) is
     'PL/pgSQL of the generic form that reads a workflow''s renamed columns under their compiled names; nothing for other tables.';
 
-create function pgaudit_wf.any_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
+create function pgaudit_wf._any_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     return (select coalesce(string_agg(
         case when (setting).form = 'generic'
-            then format('%s is distinct from %s', pgaudit_wf.record_value(setting, 'old', attname), pgaudit_wf.record_value(setting, 'new', attname))
-            else pgaudit_wf.changed_expression(pgaudit_wf.describe_column(col, false)) end,
+            then format('%s is distinct from %s', pgaudit_wf._record_value(setting, 'old', attname), pgaudit_wf._record_value(setting, 'new', attname))
+            else pgaudit_wf._changed_expression(pgaudit_wf._describe_column(col, false)) end,
         ' or ' order by array_position(column_names, attname::text)), 'false')
     from pg_attribute as col
     where attrelid = (setting).target and attname = any (column_names));
 end
 $$;
-comment on function pgaudit_wf.any_changed(pgaudit_wf.attachment, text[]) is 'SQL condition that is true when one of the columns differs between old and new.';
+comment on function pgaudit_wf._any_changed(pgaudit_wf.attachment, text[]) is 'SQL condition that is true when one of the columns differs between old and new.';
 
-create function pgaudit_wf.maybe_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
+create function pgaudit_wf._maybe_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     return (select coalesce(string_agg(
-        case when (setting).form = 'compiled' and (pgaudit_wf.describe_column(col, false)).toastable
-            then format('(pg_column_toast_chunk_id(%s) = pg_column_toast_chunk_id(%s)) is not true', pgaudit_wf.field('old', attname), pgaudit_wf.field('new', attname))
+        case when (setting).form = 'compiled' and (pgaudit_wf._describe_column(col, false)).toastable
+            then format('(pg_column_toast_chunk_id(%s) = pg_column_toast_chunk_id(%s)) is not true', pgaudit_wf._field('old', attname), pgaudit_wf._field('new', attname))
             else 'true' end,
         ' or ' order by attnum), 'false')
     from pg_attribute as col
     where attrelid = (setting).target and attname = any (column_names));
 end
 $$;
-comment on function pgaudit_wf.maybe_changed(pgaudit_wf.attachment, text[]) is
+comment on function pgaudit_wf._maybe_changed(pgaudit_wf.attachment, text[]) is
     'SQL condition that is false when the columns are surely the same in old and new, found out without reading them.';
 
-create function pgaudit_wf.snapshot_expression(
+create function pgaudit_wf._snapshot_expression(
     setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text, nodes text default null, edges text default null) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format('jsonb_build_object(%s)', string_agg(
-        format('%L, %s', member, coalesce(expression, pgaudit_wf.record_value(setting, record_name, column_name))), ', ' order by position))
+        format('%L, %s', member, coalesce(expression, pgaudit_wf._record_value(setting, record_name, column_name))), ', ' order by position))
     from (values
         (1, 'name', (workflow).name_column, null),
         (2, 'description', (workflow).description_column, null),
@@ -103,23 +103,23 @@ as $$
     ) as kept (position, member, column_name, expression)
     where column_name is not null and expression is distinct from ''
 $$;
-comment on function pgaudit_wf.snapshot_expression(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text, text, text) is
+comment on function pgaudit_wf._snapshot_expression(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text, text, text) is
     'SQL expression for what a version keeps of a workflow row: name, description, visibility, enabled, nodes, edges. nodes and edges are expressions in place of those columns; empty to leave them out.';
 
-create function pgaudit_wf.graph_assignments(
+create function pgaudit_wf._graph_assignments(
     setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- In a variable the value is decompressed once, where each mention of old.nodes would do it again; #> '{}' is what does it.
     select array[
-        format('%s_nodes := %s #> ''{}'';', record_name, pgaudit_wf.record_value(setting, record_name, (workflow).nodes_column)),
-        format('%s_edges := %s #> ''{}'';', record_name, pgaudit_wf.record_value(setting, record_name, (workflow).edges_column))]
+        format('%s_nodes := %s #> ''{}'';', record_name, pgaudit_wf._record_value(setting, record_name, (workflow).nodes_column)),
+        format('%s_edges := %s #> ''{}'';', record_name, pgaudit_wf._record_value(setting, record_name, (workflow).edges_column))]
 $$;
-comment on function pgaudit_wf.graph_assignments(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
+comment on function pgaudit_wf._graph_assignments(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
     'PL/pgSQL that takes nodes and edges of old or new into variables.';
 
-create function pgaudit_wf.version_statements(setting pgaudit_wf.attachment, op text) returns text[]
+create function pgaudit_wf._version_statements(setting pgaudit_wf.attachment, op text) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -133,30 +133,30 @@ begin
         return '{}';
     end if;
     key := case when (setting).form = 'generic' then 'event_id'
-        else pgaudit_wf.key_expression(setting, case op when 'delete' then 'old' else 'new' end) end;
+        else pgaudit_wf._key_expression(setting, case op when 'delete' then 'old' else 'new' end) end;
     if workflow.id_prefix <> '' then
         key := format('%L || %s', workflow.id_prefix, key);
     end if;
     org := case
         when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'
-        else pgaudit_wf.org_expression(setting) end;
+        else pgaudit_wf._org_expression(setting) end;
 
     if op = 'delete' then
-        return array[format('event_hash := pgaudit_wf.latest_hash(%s);', key)];
+        return array[format('event_hash := pgaudit_wf._latest_hash(%s);', key)];
     elsif op = 'insert' then
-        return pgaudit_wf.fill(
+        return pgaudit_wf._fill(
 $insert${{new graph}}
-event_version := pgaudit_wf.add_version({{key}}, {{org}}, 'create', null,
+event_version := pgaudit_wf._add_version({{key}}, {{org}}, 'create', null,
     {{snapshot}}, null, null, new_nodes, new_edges);
 event_hash := event_version.content_hash;
 event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);$insert$,
             jsonb_build_object(
-                'new graph', pgaudit_wf.graph_assignments(setting, workflow, 'new'),
+                'new graph', pgaudit_wf._graph_assignments(setting, workflow, 'new'),
                 'key', key,
                 'org', org,
-                'snapshot', pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
+                'snapshot', pgaudit_wf._snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
     end if;
-    return pgaudit_wf.fill(
+    return pgaudit_wf._fill(
 $update$-- What only moves things about on the canvas makes no version.
 if {{graph may differ}} then
     {{old and new graph}}
@@ -166,7 +166,7 @@ if definition_changed or {{settings differ}} then
     if not definition_changed then
         {{old and new graph}}
     end if;
-    event_version := pgaudit_wf.add_version({{key}}, {{org}}, case when {{listing differs}} then 'listing' else 'update' end,
+    event_version := pgaudit_wf._add_version({{key}}, {{org}}, case when {{listing differs}} then 'listing' else 'update' end,
         {{old settings}},
         {{new snapshot}},
         old_nodes, old_edges, new_nodes, new_edges);
@@ -177,18 +177,18 @@ if definition_changed or {{settings differ}} then
     end if;
 end if;$update$,
         jsonb_build_object(
-            'graph may differ', pgaudit_wf.maybe_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
-            'old and new graph', pgaudit_wf.graph_assignments(setting, workflow, 'old')
-                || pgaudit_wf.graph_assignments(setting, workflow, 'new'),
-            'settings differ', pgaudit_wf.any_changed(setting, array_remove(
+            'graph may differ', pgaudit_wf._maybe_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
+            'old and new graph', pgaudit_wf._graph_assignments(setting, workflow, 'old')
+                || pgaudit_wf._graph_assignments(setting, workflow, 'new'),
+            'settings differ', pgaudit_wf._any_changed(setting, array_remove(
                 array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
                 || workflow.listing_columns),
             'key', key,
             'org', org,
-            'listing differs', pgaudit_wf.any_changed(setting, workflow.listing_columns),
-            'old settings', coalesce(pgaudit_wf.snapshot_expression(setting, workflow, 'old', '', ''), '''{}''::jsonb'),
-            'new snapshot', pgaudit_wf.snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
+            'listing differs', pgaudit_wf._any_changed(setting, workflow.listing_columns),
+            'old settings', coalesce(pgaudit_wf._snapshot_expression(setting, workflow, 'old', '', ''), '''{}''::jsonb'),
+            'new snapshot', pgaudit_wf._snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
 end
 $$;
-comment on function pgaudit_wf.version_statements(pgaudit_wf.attachment, text) is
+comment on function pgaudit_wf._version_statements(pgaudit_wf.attachment, text) is
     'PL/pgSQL that keeps the versions of a workflow table on update, insert or delete; nothing for other tables.';

@@ -1,6 +1,6 @@
 -- attach_workflow(): versions for any table that holds a graph; and the guard that keeps a broken one from going live.
 
-create function pgaudit_wf.check_workflow_columns(workflow pgaudit_wf.workflow_attachment) returns void
+create function pgaudit_wf._check_workflow_columns(workflow pgaudit_wf.workflow_attachment) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -33,7 +33,7 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.check_workflow_columns(pgaudit_wf.workflow_attachment) is 'Raises PA002 naming the column that is missing or of the wrong type.';
+comment on function pgaudit_wf._check_workflow_columns(pgaudit_wf.workflow_attachment) is 'Raises PA002 naming the column that is missing or of the wrong type.';
 
 create function pgaudit_wf.attach_workflow(
     target regclass,
@@ -58,10 +58,10 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     workflow pgaudit_wf.workflow_attachment;
-    columns_now constant text[] := pgaudit_wf.column_names(attach_workflow.target);
+    columns_now constant text[] := pgaudit_wf._column_names(attach_workflow.target);
     type text;
 begin
-    perform pgaudit_wf.check_attachable(attach_workflow.target);
+    perform pgaudit_wf._check_attachable(attach_workflow.target);
     select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = attach_workflow.target;
     if not found then
         type := coalesce(nullif(attach_workflow.resource_type, ''),
@@ -88,7 +88,7 @@ begin
     if workflow.listed_column <> all (workflow.listing_columns) then
         workflow.listing_columns := workflow.listed_column || workflow.listing_columns;
     end if;
-    perform pgaudit_wf.check_workflow_columns(workflow);
+    perform pgaudit_wf._check_workflow_columns(workflow);
 
     delete from pgaudit_wf.workflow_attachment as w where w.target = attach_workflow.target;
     insert into pgaudit_wf.workflow_attachment select workflow.*;
@@ -110,14 +110,14 @@ as $$ select pgaudit_wf.detach(detach_workflow.target) $$;
 comment on function pgaudit_wf.detach_workflow(regclass) is
     'Stops keeping versions of a table, and recording it: detach() by the name that goes with attach_workflow(). Versions and events stay. Raises PA005 if it is not attached.';
 
-create function pgaudit_wf.check_definition(nodes jsonb, edges jsonb, doing text) returns void
+create function pgaudit_wf._check_definition(nodes jsonb, edges jsonb, doing text) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     problems jsonb;
 begin
-    select jsonb_agg(to_jsonb(p)) into problems from pgaudit_wf.validate_definition(check_definition.nodes, check_definition.edges) as p;
+    select jsonb_agg(to_jsonb(p)) into problems from pgaudit_wf.validate_definition(_check_definition.nodes, _check_definition.edges) as p;
     if problems is not null then
         raise exception 'the workflow cannot be % with % problem%: %', doing, jsonb_array_length(problems),
             case when jsonb_array_length(problems) = 1 then '' else 's' end,
@@ -127,10 +127,10 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.check_definition(jsonb, jsonb, text) is
+comment on function pgaudit_wf._check_definition(jsonb, jsonb, text) is
     'Raises PA301 with the problems (as JSON in the detail) of a definition that is about to be enabled, listed or run.';
 
-create function pgaudit_wf.is_restored(target regclass, stamped boolean) returns boolean
+create function pgaudit_wf._is_restored(target regclass, stamped boolean) returns boolean
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -146,27 +146,27 @@ begin
         return false;
     end if;
     -- Anybody can claim to restore. It counts for those only who may disable the trigger; by their login, as the trigger is a definer.
-    if pg_has_role(session_user, (select relowner from pg_class where oid = is_restored.target), 'member') then
+    if pg_has_role(session_user, (select relowner from pg_class where oid = _is_restored.target), 'member') then
         return true;
     end if;
     if restoring and stamped then
-        raise exception '% does not own %, so the runs that it restores would be stamped anew', session_user, is_restored.target
+        raise exception '% does not own %, so the runs that it restores would be stamped anew', session_user, _is_restored.target
             using errcode = 'PA303', hint = 'Restore them as the owner of the table or as a superuser.';
     end if;
     return false;
 end
 $$;
-comment on function pgaudit_wf.is_restored(regclass, boolean) is
+comment on function pgaudit_wf._is_restored(regclass, boolean) is
     'Whether a row being inserted is one from elsewhere, which is neither judged nor stamped: a replica applies it; or the owner of the table, a member or a superuser restores it from a dump, or loads it by COPY with a stamp. '
     'Raises PA303 when anybody else restores a row that has a stamp.';
 
-create function pgaudit_wf.guard_function_name(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf._guard_function_name(setting pgaudit_wf.attachment) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$ select 'guard_' || substr((setting).function_name, length('capture_') + 1) $$;
-comment on function pgaudit_wf.guard_function_name(pgaudit_wf.attachment) is 'Name of the guard''s trigger function, beside that of the capture.';
+comment on function pgaudit_wf._guard_function_name(pgaudit_wf.attachment) is 'Name of the guard''s trigger function, beside that of the capture.';
 
-create function pgaudit_wf.guard_body(setting pgaudit_wf.attachment) returns text
+create function pgaudit_wf._guard_body(setting pgaudit_wf.attachment) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -182,9 +182,9 @@ begin
     for switch in
         select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
     loop
-        checks := checks || pgaudit_wf.fill(
-$check$if {{goes live}} and not pgaudit_wf.is_restored(tg_relid, false) then
-    perform pgaudit_wf.check_definition({{nodes}}, {{edges}}, {{doing}});
+        checks := checks || pgaudit_wf._fill(
+$check$if {{goes live}} and not pgaudit_wf._is_restored(tg_relid, false) then
+    perform pgaudit_wf._check_definition({{nodes}}, {{edges}}, {{doing}});
 end if;$check$,
             case when generic then jsonb_build_object(
                 'goes live', format('(after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true', switch.name),
@@ -192,12 +192,12 @@ end if;$check$,
                 'edges', format('after -> %L', workflow.edges_column))
             else jsonb_build_object(
                 'goes live', format('%s and (tg_op = ''INSERT'' or %s is not true)',
-                    pgaudit_wf.field('new', switch.name), pgaudit_wf.field('old', switch.name)),
-                'nodes', pgaudit_wf.record_value(setting, 'new', workflow.nodes_column),
-                'edges', pgaudit_wf.record_value(setting, 'new', workflow.edges_column)) end
+                    pgaudit_wf._field('new', switch.name), pgaudit_wf._field('old', switch.name)),
+                'nodes', pgaudit_wf._record_value(setting, 'new', workflow.nodes_column),
+                'edges', pgaudit_wf._record_value(setting, 'new', workflow.edges_column)) end
             || jsonb_build_object('doing', quote_literal(switch.doing)));
     end loop;
-    return array_to_string(pgaudit_wf.fill($body$
+    return array_to_string(pgaudit_wf._fill($body$
 -- Keeps an invalid workflow from going live; written by pgaudit_wf.attach_workflow(). Columns as of {{shape}}.
 {{variables}}
 begin
@@ -208,25 +208,25 @@ begin
 end
 $body$,
         jsonb_build_object(
-            'shape', pgaudit_wf.shape_of((setting).target),
+            'shape', pgaudit_wf._shape_of((setting).target),
             'variables', case when generic then array[
                 'declare',
-                format('    setting constant pgaudit_wf.generic_setting := %s;', pgaudit_wf.describe_generic(setting)),
+                format('    setting constant pgaudit_wf.generic_setting := %s;', pgaudit_wf._describe_generic(setting)),
                 '    before jsonb;',
                 '    after jsonb;'] else '{}' end,
-            'check of the place', pgaudit_wf.check_place((setting).target, pgaudit_wf.guard_function_name(setting)),
-            'rows as JSON', case when generic then pgaudit_wf.fill(
-$rows$after := pgaudit_wf.generic_row(new, setting);
+            'check of the place', pgaudit_wf._check_place((setting).target, pgaudit_wf._guard_function_name(setting)),
+            'rows as JSON', case when generic then pgaudit_wf._fill(
+$rows$after := pgaudit_wf._generic_row(new, setting);
 {{new names}}
 if tg_op = 'UPDATE' then
-    before := pgaudit_wf.generic_row(old, setting);
+    before := pgaudit_wf._generic_row(old, setting);
     {{old names}}
 end if;$rows$,
                 jsonb_build_object(
-                    'new names', pgaudit_wf.follow_names(setting, 'after'),
-                    'old names', pgaudit_wf.follow_names(setting, 'before'))) else '{}' end,
+                    'new names', pgaudit_wf._follow_names(setting, 'after'),
+                    'old names', pgaudit_wf._follow_names(setting, 'before'))) else '{}' end,
             'checks', checks)), e'\n');
 end
 $$;
-comment on function pgaudit_wf.guard_body(pgaudit_wf.attachment) is
+comment on function pgaudit_wf._guard_body(pgaudit_wf.attachment) is
     'The body of the trigger function that refuses to enable or list an invalid workflow; null for other tables.';

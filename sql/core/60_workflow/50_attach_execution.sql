@@ -12,16 +12,16 @@ comment on column pgaudit_wf.credential_directory.credential_id is 'Id as in app
 comment on column pgaudit_wf.credential_directory.credential_type is 'webhook_key or org_api_key.';
 comment on column pgaudit_wf.credential_directory.label is 'A handle that people recognize and that is no secret, such as kh_9f2….';
 
-create function pgaudit_wf.current_credential(out credential_type text, out label text)
+create function pgaudit_wf._current_credential(out credential_type text, out label text)
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 -- Rather an error than the policies of the tables behind the views, run by us.
 set row_security = off
 as $$
 declare
-    key_id constant text := pgaudit_wf.context_value('app.api_key_id');
-    method constant text := pgaudit_wf.context_value('app.auth_method');
-    actor constant text := pgaudit_wf.context_value('app.actor_id');
+    key_id constant text := pgaudit_wf._context_value('app.api_key_id');
+    method constant text := pgaudit_wf._context_value('app.auth_method');
+    actor constant text := pgaudit_wf._context_value('app.actor_id');
     known text;
 begin
     -- A directory that we may not read costs the name, not the run.
@@ -45,7 +45,7 @@ begin
     end);
     if label is null and key_id is null then
         label := coalesce(
-            pgaudit_wf.context_value('app.actor_label'),
+            pgaudit_wf._context_value('app.actor_label'),
             known,
             actor,
             session_user::text);
@@ -53,7 +53,7 @@ begin
     label := coalesce(label, key_id);
 end
 $$;
-comment on function pgaudit_wf.current_credential() is
+comment on function pgaudit_wf._current_credential() is
     'The credential behind the current transaction: its type (webhook_key, org_api_key, oauth, session, internal; from credential_directory by app.api_key_id, else from app.auth_method) and a handle that is no secret.';
 
 create table pgaudit_wf.execution_attachment (
@@ -80,29 +80,29 @@ comment on column pgaudit_wf.execution_attachment.org_column is 'Column with the
 comment on column pgaudit_wf.execution_attachment.time_column is 'Column that says when the run started, if any.';
 comment on column pgaudit_wf.execution_attachment.function_name is 'Trigger function in schema pgaudit_wf.';
 
-create function pgaudit_wf.runnable_hash(workflow_target regclass, id text) returns text
+create function pgaudit_wf._runnable_hash(workflow_target regclass, id text) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    prefix constant text := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = runnable_hash.workflow_target);
+    prefix constant text := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = _runnable_hash.workflow_target);
     newest record;
 begin
     -- The history, not the table: reading that would run its owner's policies, casts and domains with our rights.
     select h.content_hash, h.snapshot #> '{}' as snapshot into newest
     from pgaudit_wf.workflow_history as h
-    where h.workflow_id = prefix || pgaudit_wf.bounded_key(runnable_hash.id)
+    where h.workflow_id = prefix || pgaudit_wf._bounded_key(_runnable_hash.id)
     order by h.version desc limit 1;
     if found then
-        perform pgaudit_wf.check_definition(newest.snapshot -> 'nodes', newest.snapshot -> 'edges', 'run');
+        perform pgaudit_wf._check_definition(newest.snapshot -> 'nodes', newest.snapshot -> 'edges', 'run');
     end if;
     return newest.content_hash;
 end
 $$;
-comment on function pgaudit_wf.runnable_hash(regclass, text) is
+comment on function pgaudit_wf._runnable_hash(regclass, text) is
     'Hash of a workflow''s newest version, which is what a run of it executes now; null for a workflow without versions; raises PA301 if the definition is invalid.';
 
-create function pgaudit_wf.refuse_restamp() returns trigger
+create function pgaudit_wf._refuse_restamp() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -115,14 +115,14 @@ begin
         using errcode = 'PA303', hint = 'Credential and definition hash are written once, when the run is inserted; leave them out of the update.';
 end
 $$;
-comment on function pgaudit_wf.refuse_restamp() is 'Trigger that keeps the stamp of a run as it is: raises PA303, except for what a logical subscription applies.';
+comment on function pgaudit_wf._refuse_restamp() is 'Trigger that keeps the stamp of a run as it is: raises PA303, except for what a logical subscription applies.';
 
-create function pgaudit_wf.write_stamp(run pgaudit_wf.execution_attachment) returns void
+create function pgaudit_wf._write_stamp(run pgaudit_wf.execution_attachment) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform pgaudit_wf.replace_function((run).function_name, array_to_string(pgaudit_wf.fill($body$
+    perform pgaudit_wf._replace_function((run).function_name, array_to_string(pgaudit_wf._fill($body$
 -- Stamps each run with credential and definition; written by pgaudit_wf.attach_execution(). Columns as of {{shape}}.
 declare
     credential record;
@@ -132,31 +132,31 @@ begin
         raise warning 'this run has no stamp: a column for it was given a type that is not PostgreSQL''s own';
         return new;
     end if;
-    if pgaudit_wf.is_restored(tg_relid, {{type}} is not null) then
+    if pgaudit_wf._is_restored(tg_relid, {{type}} is not null) then
         return new;
     end if;
-    select * into credential from pgaudit_wf.current_credential();
+    select * into credential from pgaudit_wf._current_credential();
     {{type}} := credential.credential_type;
     {{label}} := credential.label;
     -- The workflow table is looked up, as it can be renamed. A type of others is not cast, as the cast can be theirs too.
-    {{hash}} := pgaudit_wf.runnable_hash(
+    {{hash}} := pgaudit_wf._runnable_hash(
         (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = {{function}}),
         case when pg_typeof({{workflow}})::oid < 16384 then {{workflow}}::text else concat({{workflow}}) end);
     return new;
 end
 $body$,
             jsonb_build_object(
-                'shape', pgaudit_wf.shape_of((run).target),
-                'check of the place', pgaudit_wf.check_place((run).target, (run).function_name),
-                'type', pgaudit_wf.field('new', (run).type_column),
-                'label', pgaudit_wf.field('new', (run).label_column),
-                'hash', pgaudit_wf.field('new', (run).hash_column),
+                'shape', pgaudit_wf._shape_of((run).target),
+                'check of the place', pgaudit_wf._check_place((run).target, (run).function_name),
+                'type', pgaudit_wf._field('new', (run).type_column),
+                'label', pgaudit_wf._field('new', (run).label_column),
+                'hash', pgaudit_wf._field('new', (run).hash_column),
                 'function', quote_literal((run).function_name),
-                'workflow', pgaudit_wf.field('new', (run).workflow_column))), e'\n'),
+                'workflow', pgaudit_wf._field('new', (run).workflow_column))), e'\n'),
         '{}', (run).target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
 end
 $$;
-comment on function pgaudit_wf.write_stamp(pgaudit_wf.execution_attachment) is 'Writes the trigger function that stamps the runs of a table.';
+comment on function pgaudit_wf._write_stamp(pgaudit_wf.execution_attachment) is 'Writes the trigger function that stamps the runs of a table.';
 
 create function pgaudit_wf.attach_execution(
     target regclass,
@@ -172,12 +172,12 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    columns_now constant text[] := pgaudit_wf.column_names(attach_execution.target);
+    columns_now constant text[] := pgaudit_wf._column_names(attach_execution.target);
     run pgaudit_wf.execution_attachment;
     missing text;
     foreign_type text;
 begin
-    perform pgaudit_wf.check_attachable(attach_execution.target);
+    perform pgaudit_wf._check_attachable(attach_execution.target);
     run.target := attach_execution.target;
     run.workflow_target := coalesce(attach_execution.workflow, (select w.target from pgaudit_wf.workflow_attachment as w order by w.id_prefix limit 1));
     if not exists (select from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target) then
@@ -194,7 +194,7 @@ begin
         where name = any (columns_now) order by position limit 1));
     -- Nobody told us of a table that was dropped; and one that was renamed keeps the function of its old name.
     delete from pgaudit_wf.execution_attachment as e where not exists (select from pg_class where oid = e.target);
-    run.function_name := 'stamp_' || substr(pgaudit_wf.capture_function_name(attach_execution.target), 9);
+    run.function_name := 'stamp_' || substr(pgaudit_wf._capture_function_name(attach_execution.target), 9);
     run.function_name := coalesce(
         (select e.function_name from pgaudit_wf.execution_attachment as e where e.target = run.target),
         (select run.function_name || '_' || run.target::oid from pgaudit_wf.execution_attachment as e where e.function_name = run.function_name),
@@ -221,14 +221,14 @@ begin
             using errcode = 'PA002', hint = 'Make it text or varchar: values of other types can run code of others, with our rights.';
     end if;
 
-    perform pgaudit_wf.write_stamp(run);
+    perform pgaudit_wf._write_stamp(run);
     -- prune_history() asks, as the owner of our schema, which versions have run.
-    perform pgaudit_wf.let_owner_read(run.target, array[run.hash_column]);
+    perform pgaudit_wf._let_owner_read(run.target, array[run.hash_column]);
     -- Not "always": what a subscriber applies was stamped where it ran. Who makes a replica of his own session could disable it too.
     execute format('create or replace trigger pgaudit_wf_stamp before insert on %s for each row execute function pgaudit_wf.%I()', run.target, run.function_name);
     execute format('create or replace trigger pgaudit_wf_restamp before update on %1$s for each row'
         ' when (old.%2$I is distinct from new.%2$I or old.%3$I is distinct from new.%3$I or old.%4$I is distinct from new.%4$I)'
-        ' execute function pgaudit_wf.refuse_restamp()', run.target, run.type_column, run.label_column, run.hash_column);
+        ' execute function pgaudit_wf._refuse_restamp()', run.target, run.type_column, run.label_column, run.hash_column);
     execute format('alter table %s enable always trigger pgaudit_wf_restamp', run.target);
 
     delete from pgaudit_wf.execution_attachment as e where e.target = run.target;

@@ -1,17 +1,17 @@
 -- Reading versions: the timeline, one version, two compared, and who ever used a definition.
 
-create function pgaudit_wf.actor_name(actor_id text, org_id text) returns text
+create function pgaudit_wf._actor_name(actor_id text, org_id text) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return (select a.name from pgaudit_wf.present_actors(array[actor_name.actor_id], array[actor_name.org_id],
+    return (select a.name from pgaudit_wf._present_actors(array[_actor_name.actor_id], array[_actor_name.org_id],
         row_security_active('pgaudit_wf.workflow_history')) as a limit 1);
 end
 $$;
-comment on function pgaudit_wf.actor_name(text, text) is 'Present name of an actor, as far as the caller may see it.';
+comment on function pgaudit_wf._actor_name(text, text) is 'Present name of an actor, as far as the caller may see it.';
 
-create function pgaudit_wf.version_line(source text, restored_from integer, change jsonb) returns text
+create function pgaudit_wf._version_line(source text, restored_from integer, change jsonb) returns text
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -29,7 +29,7 @@ as $$
         from (select jsonb_array_length(change -> 'nodes_added') as nodes, jsonb_array_length(change -> 'connections_added') as connections) as counted
     ) as words
 $$;
-comment on function pgaudit_wf.version_line(text, integer, jsonb) is 'A version in one line: how it came about, and what changed.';
+comment on function pgaudit_wf._version_line(text, integer, jsonb) is 'A version in one line: how it came about, and what changed.';
 
 create view pgaudit_wf.workflow_timeline with (security_invoker = true) as
 select
@@ -37,12 +37,12 @@ select
     h.version,
     h.created_at,
     h.actor_id,
-    coalesce(pgaudit_wf.actor_name(h.actor_id, h.org_id), h.actor_label) as actor_name,
+    coalesce(pgaudit_wf._actor_name(h.actor_id, h.org_id), h.actor_label) as actor_name,
     h.auth_method,
     h.api_key_id,
     h.source,
     h.restored_from,
-    pgaudit_wf.version_line(h.source, h.restored_from, h.change) as summary,
+    pgaudit_wf._version_line(h.source, h.restored_from, h.change) as summary,
     h.content_hash,
     h.change,
     h.org_id,
@@ -66,12 +66,12 @@ comment on column pgaudit_wf.workflow_timeline.org_id is 'Organization of the wo
 comment on column pgaudit_wf.workflow_timeline.correlation_id is 'Request it was saved in.';
 comment on column pgaudit_wf.workflow_timeline.is_current is 'Whether it is the newest version.';
 
-create function pgaudit_wf.touches_node(change jsonb, node_id text) returns boolean
+create function pgaudit_wf._touches_node(change jsonb, node_id text) returns boolean
 language sql immutable parallel safe
 as $$
     select jsonb_path_exists(change, '$.* ? (@.id == $node)', jsonb_build_object('node', node_id))
 $$;
-comment on function pgaudit_wf.touches_node(jsonb, text) is 'Whether a version''s change added, removed or changed the node.';
+comment on function pgaudit_wf._touches_node(jsonb, text) is 'Whether a version''s change added, removed or changed the node.';
 
 create function pgaudit_wf.workflow_versions(
     workflow_id text,
@@ -94,7 +94,7 @@ begin
             select h.version from pgaudit_wf.workflow_history as h
             where h.workflow_id = workflow_versions.workflow_id
                 and (workflow_versions.before_version is null or h.version < workflow_versions.before_version)
-                and (workflow_versions.node_id is null or pgaudit_wf.touches_node(h.change, workflow_versions.node_id))
+                and (workflow_versions.node_id is null or pgaudit_wf._touches_node(h.change, workflow_versions.node_id))
                 and (workflow_versions.source_id is null and workflow_versions.target_id is null or exists (
                     select from jsonb_array_elements((h.change -> 'connections_added') || (h.change -> 'connections_removed')) as connection
                     where (workflow_versions.source_id is null or connection ->> 'from_id' = workflow_versions.source_id)
@@ -109,15 +109,15 @@ $$;
 comment on function pgaudit_wf.workflow_versions(text, text, text, text, integer, integer) is
     'A page of a workflow''s versions, newest first; narrowed to those that touched a node (node_id) or a connection (source_id, target_id). Next page: before_version => the last version of the page. Raises PA008 on a page_size outside 1 to 1000.';
 
-create function pgaudit_wf.org_version_snapshot(workflow_id text, version integer, out org_id text, out snapshot jsonb, out content_hash text)
+create function pgaudit_wf._org_version_snapshot(workflow_id text, version integer, out org_id text, out snapshot jsonb, out content_hash text)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
     select h.org_id, h.snapshot, h.content_hash from pgaudit_wf.workflow_history as h
-    where h.workflow_id = org_version_snapshot.workflow_id and h.version = org_version_snapshot.version
+    where h.workflow_id = _org_version_snapshot.workflow_id and h.version = _org_version_snapshot.version
         and h.org_id is not distinct from nullif(current_setting('app.org_id', true), '')
 $$;
-comment on function pgaudit_wf.org_version_snapshot(text, integer) is
+comment on function pgaudit_wf._org_version_snapshot(text, integer) is
     'A version of a workflow of the organization app.org_id, or of one without organization while that is not set; nulls for any other.';
 
 create function pgaudit_wf.version_snapshot(workflow_id text, version integer) returns jsonb
@@ -135,7 +135,7 @@ begin
             and (h.org_id = current_setting('app.org_id', true) or h.org_id is null or coalesce(current_setting('app.org_id', true), '') = '');
     else
         select s.snapshot, s.content_hash into kept, hash
-        from pgaudit_wf.org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
+        from pgaudit_wf._org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
     end if;
     if hash is null then
         raise exception 'there is no version % of workflow %', version_snapshot.version, version_snapshot.workflow_id
@@ -180,8 +180,8 @@ begin
         prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
         return query execute format(
             'select ''run'', $2 || r.%1$I::text, null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1',
-            run.workflow_column, run.id_column, pgaudit_wf.optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'),
-            pgaudit_wf.optional_column('r.%I::text', run.org_column, 'null::text'), run.type_column, run.label_column, run.target, run.hash_column)
+            run.workflow_column, run.id_column, pgaudit_wf._optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'),
+            pgaudit_wf._optional_column('r.%I::text', run.org_column, 'null::text'), run.type_column, run.label_column, run.target, run.hash_column)
             using definition_usage.content_hash, coalesce(prefix, '');
     end loop;
 end
@@ -214,7 +214,7 @@ begin
         '   order by was_there desc, case when was_there then - h.version else h.version end limit 1) as v on true'
         ' where r.%1$I = $1::%9$s',
         run.id_column, run.workflow_column, run.type_column, run.label_column, run.hash_column,
-        pgaudit_wf.optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'), pgaudit_wf.optional_column('r.%I::text', run.org_column, 'null::text'),
+        pgaudit_wf._optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'), pgaudit_wf._optional_column('r.%I::text', run.org_column, 'null::text'),
         run.target, (select format_type(atttypid, atttypmod) from pg_attribute where attrelid = run.target and attname = run.id_column))
         using execution_attribution.id, coalesce(prefix, '');
 end

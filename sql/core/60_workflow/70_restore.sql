@@ -11,7 +11,7 @@ create type pgaudit_wf.workflow_place as (
 );
 comment on type pgaudit_wf.workflow_place is 'The table and row in which a workflow lives.';
 
-create function pgaudit_wf.find_workflow(workflow_id text, target regclass) returns pgaudit_wf.workflow_place
+create function pgaudit_wf._find_workflow(workflow_id text, target regclass) returns pgaudit_wf.workflow_place
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -21,15 +21,15 @@ declare
 begin
     select w.* into workflow
     from pgaudit_wf.workflow_attachment as w
-    where (find_workflow.target is null and starts_with(find_workflow.workflow_id, w.id_prefix)) or w.target = find_workflow.target
+    where (_find_workflow.target is null and starts_with(_find_workflow.workflow_id, w.id_prefix)) or w.target = _find_workflow.target
     order by length(w.id_prefix) desc limit 1;
     if workflow.target is null then
-        raise exception 'there is no attached workflow table%', coalesce(' ' || find_workflow.target, '')
+        raise exception 'there is no attached workflow table%', coalesce(' ' || _find_workflow.target, '')
             using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it.';
     end if;
     place.target := workflow.target;
-    place.row_id := substr(find_workflow.workflow_id, length(workflow.id_prefix) + 1);
-    place.key_condition := pgaudit_wf.key_condition((select a from pgaudit_wf.attachment as a where a.target = workflow.target), 'w');
+    place.row_id := substr(_find_workflow.workflow_id, length(workflow.id_prefix) + 1);
+    place.key_condition := pgaudit_wf._key_condition((select a from pgaudit_wf.attachment as a where a.target = workflow.target), 'w');
     place.nodes_column := workflow.nodes_column;
     place.edges_column := workflow.edges_column;
     place.name_column := workflow.name_column;
@@ -37,15 +37,15 @@ begin
     return place;
 end
 $$;
-comment on function pgaudit_wf.find_workflow(text, regclass) is 'Where a workflow lives; raises PA005 if no workflow table is attached.';
+comment on function pgaudit_wf._find_workflow(text, regclass) is 'Where a workflow lives; raises PA005 if no workflow table is attached.';
 
-create function pgaudit_wf.newest_version(workflow_id text) returns integer
+create function pgaudit_wf._newest_version(workflow_id text) returns integer
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
-    select max(h.version) from pgaudit_wf.workflow_history as h where h.workflow_id = newest_version.workflow_id
+    select max(h.version) from pgaudit_wf.workflow_history as h where h.workflow_id = _newest_version.workflow_id
 $$;
-comment on function pgaudit_wf.newest_version(text) is 'Number of a workflow''s newest version; null if it has none.';
+comment on function pgaudit_wf._newest_version(text) is 'Number of a workflow''s newest version; null if it has none.';
 
 create function pgaudit_wf.restore_workflow(workflow_id text, version integer, target regclass default null) returns integer
 language plpgsql
@@ -60,13 +60,13 @@ declare
     present_description text;
     found_rows integer;
 begin
-    workflow := pgaudit_wf.find_workflow(restore_workflow.workflow_id, restore_workflow.target);
+    workflow := pgaudit_wf._find_workflow(restore_workflow.workflow_id, restore_workflow.target);
     kept := pgaudit_wf.version_snapshot(restore_workflow.workflow_id, restore_workflow.version);
     -- The lock keeps a save that comes in between from being overwritten unseen.
     execute format('select w.%I::jsonb as nodes, w.%I::jsonb as edges, %s as name, %s as description from %s as w where %s for no key update',
             workflow.nodes_column, workflow.edges_column,
-            pgaudit_wf.optional_column('w.%I::text', workflow.name_column, 'null::text'),
-            pgaudit_wf.optional_column('w.%I::text', workflow.description_column, 'null::text'),
+            pgaudit_wf._optional_column('w.%I::text', workflow.name_column, 'null::text'),
+            pgaudit_wf._optional_column('w.%I::text', workflow.description_column, 'null::text'),
             workflow.target, workflow.key_condition)
         into present_nodes, present_edges, present_name, present_description using workflow.row_id;
     get diagnostics found_rows = row_count;
@@ -85,16 +85,16 @@ begin
         and (workflow.name_column is null or present_name is not distinct from kept ->> 'name')
         and (workflow.description_column is null or present_description is not distinct from kept ->> 'description')
     then
-        return pgaudit_wf.newest_version(restore_workflow.workflow_id);
+        return pgaudit_wf._newest_version(restore_workflow.workflow_id);
     end if;
 
     perform set_config('pgaudit_wf.restoring', restore_workflow.version::text, true);
     execute format('update %s as w set %I = $2, %I = $3%s%s where %s', workflow.target, workflow.nodes_column, workflow.edges_column,
-            pgaudit_wf.optional_column(', %I = $4', workflow.name_column, ''), pgaudit_wf.optional_column(', %I = $5', workflow.description_column, ''),
+            pgaudit_wf._optional_column(', %I = $4', workflow.name_column, ''), pgaudit_wf._optional_column(', %I = $5', workflow.description_column, ''),
             workflow.key_condition)
         using workflow.row_id, kept -> 'nodes', kept -> 'edges', kept ->> 'name', kept ->> 'description';
     perform set_config('pgaudit_wf.restoring', '', true);
-    return pgaudit_wf.newest_version(restore_workflow.workflow_id);
+    return pgaudit_wf._newest_version(restore_workflow.workflow_id);
 end
 $$;
 comment on function pgaudit_wf.restore_workflow(text, integer, regclass) is

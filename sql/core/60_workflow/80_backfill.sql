@@ -23,17 +23,17 @@ begin
     last_id := backfill_workflows.after_id;
     for last_id in execute format(
         'select %1$s as id from %2$s as w where $1 is null or %3$s > $1%4$s order by %3$s limit $2',
-        pgaudit_wf.key_expression(setting, 'w'), setting.target,
-        case when cardinality(setting.id_columns) = 1 then format('w.%I', setting.id_columns[1]) else pgaudit_wf.key_expression(setting, 'w') end,
+        pgaudit_wf._key_expression(setting, 'w'), setting.target,
+        case when cardinality(setting.id_columns) = 1 then format('w.%I', setting.id_columns[1]) else pgaudit_wf._key_expression(setting, 'w') end,
         case when cardinality(setting.id_columns) = 1 then (
             select '::' || format_type(atttypid, atttypmod) from pg_attribute where attrelid = setting.target and attname = setting.id_columns[1])
         else '' end) using backfill_workflows.after_id, backfill_workflows.batch_size
     loop
         examined := examined + 1;
-        continue when pgaudit_wf.newest_version(workflow.id_prefix || last_id) is not null;
+        continue when pgaudit_wf._newest_version(workflow.id_prefix || last_id) is not null;
         -- One malformed workflow must not hold up all the others.
         begin
-            written := written + pgaudit_wf.backfill_workflow(setting, workflow, last_id);
+            written := written + pgaudit_wf._backfill_workflow(setting, workflow, last_id);
         exception
             when sqlstate 'PA201' or sqlstate 'PA202' or sqlstate 'PA203' then
                 refused := refused || jsonb_build_object('workflow_id', workflow.id_prefix || last_id, 'message', sqlerrm);
@@ -45,7 +45,7 @@ comment on function pgaudit_wf.backfill_workflows(regclass, text, integer) is
     'Writes version 1 (source backfill) and a creation event (metadata.backfilled) for workflows that have no version yet: one batch, in the order of their ids, after after_id. '
     'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. Malformed ones, whose nodes are no array for instance, are left out and listed in refused ([{workflow_id, message}]). Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
 
-create function pgaudit_wf.backfill_workflow(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, id text) returns integer
+create function pgaudit_wf._backfill_workflow(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, id text) returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
@@ -55,7 +55,7 @@ declare
     shown jsonb;
     org text;
     label text;
-    key constant text := (workflow).id_prefix || backfill_workflow.id;
+    key constant text := (workflow).id_prefix || _backfill_workflow.id;
     natively pgaudit_wf.attachment := setting;
     hash text;
 begin
@@ -63,23 +63,23 @@ begin
     natively.form := 'compiled';
     -- The row lock makes a save by the application wait, or us wait for it: then it has written the first version itself.
     execute format('select %1$s as snapshot, %2$s as shown, %3$s as org, %4$s as label from %5$s as w where %6$s for no key update',
-            pgaudit_wf.snapshot_expression(natively, workflow, 'w'), pgaudit_wf.row_expression(setting, 'w'),
-            pgaudit_wf.optional_column('left(w.%I::text, 255)', (setting).org_column, 'null::text'),
-            pgaudit_wf.optional_column('left(w.%I::text, 255)', (setting).label_column, 'null::text'),
-            (setting).target, pgaudit_wf.key_condition(setting, 'w'))
-        into snapshot, shown, org, label using backfill_workflow.id;
-    if snapshot is null or pgaudit_wf.newest_version(key) is not null then
+            pgaudit_wf._snapshot_expression(natively, workflow, 'w'), pgaudit_wf._row_expression(setting, 'w'),
+            pgaudit_wf._optional_column('left(w.%I::text, 255)', (setting).org_column, 'null::text'),
+            pgaudit_wf._optional_column('left(w.%I::text, 255)', (setting).label_column, 'null::text'),
+            (setting).target, pgaudit_wf._key_condition(setting, 'w'))
+        into snapshot, shown, org, label using _backfill_workflow.id;
+    if snapshot is null or pgaudit_wf._newest_version(key) is not null then
         return 0;
     end if;
     hash := pgaudit_wf.hash_definition(snapshot -> 'nodes', snapshot -> 'edges');
     insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash)
     values (key, 1, org, 'backfill', snapshot, pgaudit_wf.version_diff(null, snapshot), hash);
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-    values (org, (setting).resource_type || '.created', (setting).resource_type, backfill_workflow.id, true,
+    values (org, (setting).resource_type || '.created', (setting).resource_type, _backfill_workflow.id, true,
         jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown || jsonb_build_object('content_hash', hash))),
         jsonb_strip_nulls(jsonb_build_object('backfilled', true, 'version', 1, 'label', label)));
     return 1;
 end
 $$;
-comment on function pgaudit_wf.backfill_workflow(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
+comment on function pgaudit_wf._backfill_workflow(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text) is
     'Writes version 1 and the creation event of one workflow, unless it has a version; returns how many were written.';

@@ -117,7 +117,7 @@ create index alert_delivery_message on pgaudit_wf.alert_delivery (message) where
 create index alert_delivery_started on pgaudit_wf.alert_delivery (recipient, channel, started_at) where started_at is not null;
 create index alert_delivery_settled on pgaudit_wf.alert_delivery (settled_at) where settled_at is not null;
 
-create function pgaudit_wf.alert_rule_matches(rule pgaudit_wf.alert_rule, event pgaudit_wf.security_audit_log) returns boolean
+create function pgaudit_wf._alert_rule_matches(rule pgaudit_wf.alert_rule, event pgaudit_wf.security_audit_log) returns boolean
 language sql stable
 as $$
     select (rule).enabled
@@ -126,9 +126,9 @@ as $$
         and (event).occurred_at >= (rule).created_at
         and (event).action like replace(replace(replace(replace((rule).action_pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%')
 $$;
-comment on function pgaudit_wf.alert_rule_matches(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is 'Whether a rule speaks of an event.';
+comment on function pgaudit_wf._alert_rule_matches(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is 'Whether a rule speaks of an event.';
 
-create function pgaudit_wf.alert_person(event pgaudit_wf.security_audit_log, person_column text) returns text
+create function pgaudit_wf._alert_person(event pgaudit_wf.security_audit_log, person_column text) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -136,27 +136,27 @@ declare
     person text;
     target regclass;
 begin
-    select coalesce(op.value -> 'value' ->> alert_person.person_column, op.value -> 'old' ->> alert_person.person_column) into person
-    from jsonb_array_elements(coalesce((alert_person.event).diff, '[]')) as op where op.value ->> 'path' = '';
+    select coalesce(op.value -> 'value' ->> _alert_person.person_column, op.value -> 'old' ->> _alert_person.person_column) into person
+    from jsonb_array_elements(coalesce((_alert_person.event).diff, '[]')) as op where op.value ->> 'path' = '';
     -- An update only names what changed.
-    if person is null and (alert_person.event).captured and (alert_person.event).resource_id is not null then
-        for target in select a.target from pgaudit_wf.attachment as a where a.resource_type = (alert_person.event).resource_type loop
+    if person is null and (_alert_person.event).captured and (_alert_person.event).resource_id is not null then
+        for target in select a.target from pgaudit_wf.attachment as a where a.resource_type = (_alert_person.event).resource_type loop
             begin
-                person := coalesce(person, pgaudit_wf.row_as_of(target, (alert_person.event).resource_id, (alert_person.event).occurred_at) ->> alert_person.person_column);
+                person := coalesce(person, pgaudit_wf.row_as_of(target, (_alert_person.event).resource_id, (_alert_person.event).occurred_at) ->> _alert_person.person_column);
             exception
                 -- One odd row must not hold up the alerts that come after it.
                 when others then
-                    raise warning 'cannot tell whom % % belongs to: %', (alert_person.event).resource_type, (alert_person.event).resource_id, sqlstate;
+                    raise warning 'cannot tell whom % % belongs to: %', (_alert_person.event).resource_type, (_alert_person.event).resource_id, sqlstate;
             end;
         end loop;
     end if;
-    return coalesce(person, (alert_person.event).actor_id);
+    return coalesce(person, (_alert_person.event).actor_id);
 end
 $$;
-comment on function pgaudit_wf.alert_person(pgaudit_wf.security_audit_log, text) is
+comment on function pgaudit_wf._alert_person(pgaudit_wf.security_audit_log, text) is
     'Id of the person whom the changed row belongs to, by the given column of it; else the actor.';
 
-create function pgaudit_wf.alert_recipients(rule pgaudit_wf.alert_rule, event pgaudit_wf.security_audit_log) returns setof text
+create function pgaudit_wf._alert_recipients(rule pgaudit_wf.alert_rule, event pgaudit_wf.security_audit_log) returns setof text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 set row_security = off
@@ -165,20 +165,20 @@ declare
     actor_ids text[];
     reachable text[];
 begin
-    if (alert_recipients.rule).audience = 'address' then
-        return next case (alert_recipients.rule).channel when 'smtp' then lower((alert_recipients.rule).address) else (alert_recipients.rule).address end;
+    if (_alert_recipients.rule).audience = 'address' then
+        return next case (_alert_recipients.rule).channel when 'smtp' then lower((_alert_recipients.rule).address) else (_alert_recipients.rule).address end;
         return;
     end if;
-    if (alert_recipients.rule).audience = 'actor' then
-        actor_ids := array[(alert_recipients.event).actor_id];
-    elsif (alert_recipients.event).org_id is not null then
+    if (_alert_recipients.rule).audience = 'actor' then
+        actor_ids := array[(_alert_recipients.event).actor_id];
+    elsif (_alert_recipients.event).org_id is not null then
         select array_agg(m.actor_id) into actor_ids from pgaudit_wf.org_member as m
-        where m.org_id = (alert_recipients.event).org_id
-            and m.role = case (alert_recipients.rule).audience when 'owners' then 'owner' else 'admin' end;
-    elsif (alert_recipients.rule).audience = 'owners' then
+        where m.org_id = (_alert_recipients.event).org_id
+            and m.role = case (_alert_recipients.rule).audience when 'owners' then 'owner' else 'admin' end;
+    elsif (_alert_recipients.rule).audience = 'owners' then
         -- A person's own key opens what his organizations let him do, so their owners hear of it too.
         select array_agg(whose.person) || array_agg(owner.actor_id) into actor_ids
-        from (select pgaudit_wf.alert_person(alert_recipients.event, (alert_recipients.rule).person_column) as person) as whose
+        from (select pgaudit_wf._alert_person(_alert_recipients.event, (_alert_recipients.rule).person_column) as person) as whose
         left join pgaudit_wf.org_member as m on m.actor_id = whose.person
         left join pgaudit_wf.org_member as owner on owner.org_id = m.org_id and owner.role = 'owner';
     else
@@ -188,13 +188,13 @@ begin
     where d.actor_id = any (actor_ids)
         -- What is no plain address could smuggle in a header or a second recipient.
         and d.email ~ '^[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+@[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+$' and length(d.email) <= 254;
-    if reachable is null and (alert_recipients.rule).audience <> 'admins' then
+    if reachable is null and (_alert_recipients.rule).audience <> 'admins' then
         return next '';
     end if;
     return query select unnest(reachable);
 end
 $$;
-comment on function pgaudit_wf.alert_recipients(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is
+comment on function pgaudit_wf._alert_recipients(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is
     'Whom a rule tells of an event; an empty text if it should tell somebody and finds no address.';
 
 create function pgaudit_wf.enqueue_alerts(max_events integer default 1000)
@@ -211,12 +211,12 @@ begin
         select row_number() over () as number, r.cursor, r.event from pgaudit_wf.read_as('alerts', enqueue_alerts.max_events) as r
     ),
     matched as materialized (
-        select b.event, rule from batch as b join pgaudit_wf.alert_rule as rule on pgaudit_wf.alert_rule_matches(rule, b.event)
+        select b.event, rule from batch as b join pgaudit_wf.alert_rule as rule on pgaudit_wf._alert_rule_matches(rule, b.event)
     ),
     added as (
         insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, action, rule_id, channel, recipient, state)
         select (m.event).tx_id, (m.event).id, (m.event).action, (m.rule).id, (m.rule).channel, told.recipient, case told.recipient when '' then 'unaddressed' else 'pending' end
-        from matched as m, pgaudit_wf.alert_recipients(m.rule, m.event) as told (recipient)
+        from matched as m, pgaudit_wf._alert_recipients(m.rule, m.event) as told (recipient)
         where (m.event).occurred_at >= oldest
         order by (m.event).tx_id, (m.event).id, (m.rule).id
         on conflict on constraint alert_delivery_once do nothing
@@ -244,7 +244,7 @@ comment on function pgaudit_wf.enqueue_alerts(integer) is
     'Follows the log as the reader "alerts" and writes down who is to be told of the next events, at most max_events. Returns how many events it went through, how many deliveries came of them, for how many a rule found nobody, and how many matching events were older than max_age. '
     'Raises PA402, and moves on by no event, when the numbers of deliveries lag behind those in use.';
 
-create function pgaudit_wf.alert_event(event pgaudit_wf.security_audit_log) returns jsonb
+create function pgaudit_wf._alert_event(event pgaudit_wf.security_audit_log) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
 set row_security = off
@@ -265,9 +265,9 @@ as $$
         select a.name, a.email from pgaudit_wf.actor_directory as a where a.actor_id = (event).actor_id limit 1
     ) as d on true
 $$;
-comment on function pgaudit_wf.alert_event(pgaudit_wf.security_audit_log) is 'What a message may say of an event.';
+comment on function pgaudit_wf._alert_event(pgaudit_wf.security_audit_log) is 'What a message may say of an event.';
 
-create function pgaudit_wf.compose_alert(channels text[], policy pgaudit_wf.alert_policy) returns bigint
+create function pgaudit_wf._compose_alert(channels text[], policy pgaudit_wf.alert_policy) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -283,7 +283,7 @@ declare
 begin
     loop
         select d.id, d.channel, d.recipient into next_one from pgaudit_wf.alert_delivery as d
-        where d.state = 'pending' and d.message is null and d.due_at <= right_now and d.channel = any (compose_alert.channels)
+        where d.state = 'pending' and d.message is null and d.due_at <= right_now and d.channel = any (_compose_alert.channels)
         order by d.due_at, d.id limit 1;
         if next_one is null then
             return null;
@@ -317,7 +317,7 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf.compose_alert(text[], pgaudit_wf.alert_policy) is
+comment on function pgaudit_wf._compose_alert(text[], pgaudit_wf.alert_policy) is
     'Puts the next message together and returns its number; null if nothing is due. Part of claim_alert().';
 
 create function pgaudit_wf.claim_alert(channels text[] default '{smtp,webhook,log}')
@@ -344,7 +344,7 @@ begin
         where d.state = 'pending' and d.message is not null and d.due_at <= right_now and d.channel = any (claim_alert.channels)
         order by d.due_at limit 1;
     end if;
-    chosen := coalesce(chosen, pgaudit_wf.compose_alert(claim_alert.channels, policy));
+    chosen := coalesce(chosen, pgaudit_wf._compose_alert(claim_alert.channels, policy));
     if chosen is null then
         return;
     end if;
@@ -354,7 +354,7 @@ begin
         select chosen, max(d.attempts), min(d.channel), min(d.recipient),
             left(encode(sha256(convert_to(concat_ws('/', policy.log_id, min(d.channel), min(d.recipient), string_agg(concat_ws(':', d.event_tx_id, d.event_id), ',' order by d.event_tx_id, d.event_id)), 'UTF8')), 'hex'), 32),
             (select coalesce(jsonb_agg(shown.event order by shown.id), '[]') from (
-                select s.id, pgaudit_wf.alert_event(l) as event
+                select s.id, pgaudit_wf._alert_event(l) as event
                 from pgaudit_wf.alert_delivery as s
                 join pgaudit_wf.security_audit_log as l on l.tx_id = s.event_tx_id and l.id = s.event_id
                 where s.message = chosen and s.state = 'sending' order by s.id limit 100) as shown),
@@ -414,7 +414,7 @@ begin
             -- Somebody may be there by now.
             insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, action, rule_id, channel, recipient)
             select delivery.event_tx_id, delivery.event_id, delivery.action, delivery.rule_id, delivery.channel, told.recipient
-            from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule, pgaudit_wf.alert_recipients(rule, l) as told (recipient)
+            from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule, pgaudit_wf._alert_recipients(rule, l) as told (recipient)
             where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and rule.id = delivery.rule_id and told.recipient <> ''
             on conflict on constraint alert_delivery_once do nothing;
             continue when not found;
@@ -433,7 +433,7 @@ $$;
 comment on function pgaudit_wf.requeue_alert(bigint) is
     'Queues a dead delivery again, or an unaddressed one if its rule finds somebody now; null: all of them. Several for one recipient come as a digest. Returns how many; raises PA401 if the one that was named cannot be.';
 
-create function pgaudit_wf.prune_alerts() returns bigint
+create function pgaudit_wf._prune_alerts() returns bigint
 language sql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -445,7 +445,7 @@ as $$
     )
     select count(*) from gone
 $$;
-comment on function pgaudit_wf.prune_alerts() is 'Removes deliveries that were sent or given up longer ago than the policy keeps them; returns how many.';
+comment on function pgaudit_wf._prune_alerts() is 'Removes deliveries that were sent or given up longer ago than the policy keeps them; returns how many.';
 
 create function pgaudit_wf.alert_lag() returns bigint
 language sql stable security definer
@@ -464,7 +464,7 @@ begin
     execute format('grant select on pgaudit_wf.alert_rule, pgaudit_wf.alert_policy, pgaudit_wf.alert_delivery to %s', grant_alerts.worker);
     execute format('grant execute on function pgaudit_wf.enqueue_alerts(integer), pgaudit_wf.claim_alert(text[]),'
         ' pgaudit_wf.settle_alert(bigint, integer, text, boolean, interval), pgaudit_wf.requeue_alert(bigint),'
-        ' pgaudit_wf.prune_alerts(), pgaudit_wf.alert_lag() to %s', grant_alerts.worker);
+        ' pgaudit_wf._prune_alerts(), pgaudit_wf.alert_lag() to %s', grant_alerts.worker);
 end
 $$;
 comment on function pgaudit_wf.grant_alerts(regrole) is

@@ -35,7 +35,7 @@ comment on column pgaudit_wf.version_policy.keep_versions is 'How many of a work
 comment on column pgaudit_wf.version_policy.keep_days is 'Days, from 30 to 1,000,000, for which every version keeps it.';
 insert into pgaudit_wf.version_policy (keep_versions) values (100);
 
-create function pgaudit_wf.record_policy_change() returns trigger
+create function pgaudit_wf._record_policy_change() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -45,20 +45,20 @@ begin
     return null;
 end
 $$;
-comment on function pgaudit_wf.record_policy_change() is 'Trigger: who changed how long things are kept is itself in the log.';
+comment on function pgaudit_wf._record_policy_change() is 'Trigger: who changed how long things are kept is itself in the log.';
 create trigger record_change after insert or update or delete on pgaudit_wf.retention_policy
-    for each row execute function pgaudit_wf.record_policy_change('retention_policy');
+    for each row execute function pgaudit_wf._record_policy_change('retention_policy');
 create trigger record_change after insert or update or delete on pgaudit_wf.version_policy
-    for each row execute function pgaudit_wf.record_policy_change('version_policy');
+    for each row execute function pgaudit_wf._record_policy_change('version_policy');
 alter table pgaudit_wf.retention_policy enable always trigger record_change;
 alter table pgaudit_wf.version_policy enable always trigger record_change;
 
-create function pgaudit_wf.matches_pattern(action text, pattern text) returns boolean
+create function pgaudit_wf._matches_pattern(action text, pattern text) returns boolean
 language sql immutable strict parallel safe
 as $$
     select action like replace(replace(replace(replace(pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%')
 $$;
-comment on function pgaudit_wf.matches_pattern(text, text) is 'Whether an action fits a pattern in which * stands for any characters.';
+comment on function pgaudit_wf._matches_pattern(text, text) is 'Whether an action fits a pattern in which * stands for any characters.';
 
 create function pgaudit_wf.retention_days(action text, org_id text default null) returns integer
 language sql stable
@@ -66,18 +66,18 @@ set search_path = pg_catalog, pg_temp
 as $$
     select p.keep_days
     from pgaudit_wf.retention_policy as p
-    where pgaudit_wf.matches_pattern(retention_days.action, p.action_pattern) and (p.org_id is null or p.org_id = retention_days.org_id)
+    where pgaudit_wf._matches_pattern(retention_days.action, p.action_pattern) and (p.org_id is null or p.org_id = retention_days.org_id)
     order by p.org_id is null, length(replace(p.action_pattern, '*', '')) desc, strpos(p.action_pattern, '*') > 0, p.action_pattern desc
     limit 1
 $$;
 comment on function pgaudit_wf.retention_days(text, text) is
     'Days for which an event of that action and organization is kept after the end of its month; null: for good, as when no policy fits.';
 
-create function pgaudit_wf.keeps_until(to_time timestamptz, keep_days integer) returns timestamptz
+create function pgaudit_wf._keeps_until(to_time timestamptz, keep_days integer) returns timestamptz
 language sql immutable parallel safe
 set timezone = 'UTC'
 as $$ select coalesce(to_time + make_interval(days => keep_days), 'infinity') $$;
-comment on function pgaudit_wf.keeps_until(timestamptz, integer) is 'When events of a month that ends then are out of the retention window.';
+comment on function pgaudit_wf._keeps_until(timestamptz, integer) is 'When events of a month that ends then are out of the retention window.';
 
 create function pgaudit_wf.log_months() returns table (partition_name text, relation regclass, from_time timestamptz, to_time timestamptz)
 language sql stable
@@ -94,34 +94,34 @@ as $$
 $$;
 comment on function pgaudit_wf.log_months() is 'The monthly partitions of the log, oldest first.';
 
-create function pgaudit_wf.month_of(partition_name text) returns table (relation regclass, from_time timestamptz, to_time timestamptz)
+create function pgaudit_wf._month_of(partition_name text) returns table (relation regclass, from_time timestamptz, to_time timestamptz)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
-    return query select m.relation, m.from_time, m.to_time from pgaudit_wf.log_months() as m where m.partition_name = month_of.partition_name;
+    return query select m.relation, m.from_time, m.to_time from pgaudit_wf.log_months() as m where m.partition_name = _month_of.partition_name;
     if not found then
-        raise exception '"%" is no monthly partition of the log', month_of.partition_name
+        raise exception '"%" is no monthly partition of the log', _month_of.partition_name
             using errcode = 'PA340', hint = 'pgaudit_wf.log_months() lists them.';
     end if;
 end
 $$;
-comment on function pgaudit_wf.month_of(text) is 'A monthly partition of the log by name; raises PA340 if it is none.';
+comment on function pgaudit_wf._month_of(text) is 'A monthly partition of the log by name; raises PA340 if it is none.';
 
-create function pgaudit_wf.retention_groups(relation regclass, to_time timestamptz)
+create function pgaudit_wf._retention_groups(relation regclass, to_time timestamptz)
 returns table (action text, org_id text, events bigint, keep_until timestamptz)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     return query execute format(
-        'select g.action, g.org_id, g.events, pgaudit_wf.keeps_until($1, pgaudit_wf.retention_days(g.action, g.org_id))'
-        ' from (select l.action, l.org_id, count(*) as events from only %s as l group by 1, 2) as g', retention_groups.relation)
-        using retention_groups.to_time;
+        'select g.action, g.org_id, g.events, pgaudit_wf._keeps_until($1, pgaudit_wf.retention_days(g.action, g.org_id))'
+        ' from (select l.action, l.org_id, count(*) as events from only %s as l group by 1, 2) as g', _retention_groups.relation)
+        using _retention_groups.to_time;
 end
 $$;
-comment on function pgaudit_wf.retention_groups(regclass, timestamptz) is 'What a month of the log holds by action and organization, and until when each is kept.';
+comment on function pgaudit_wf._retention_groups(regclass, timestamptz) is 'What a month of the log holds by action and organization, and until when each is kept.';
 
 create function pgaudit_wf.log_retention(at timestamptz default now())
 returns table (partition_name text, from_time timestamptz, to_time timestamptz, events bigint, expired_events bigint, keep_until timestamptz)
@@ -138,13 +138,13 @@ begin
     for month in
         select m.* from pgaudit_wf.log_months() as m
         -- Counting takes a scan: only where a policy is short enough to let something go.
-        where pgaudit_wf.keeps_until(m.to_time, (select min(p.keep_days) from pgaudit_wf.retention_policy as p)) <= log_retention.at
+        where pgaudit_wf._keeps_until(m.to_time, (select min(p.keep_days) from pgaudit_wf.retention_policy as p)) <= log_retention.at
     loop
         return query
             select month.partition_name, month.from_time, month.to_time, coalesce(sum(g.events), 0)::bigint,
                 coalesce(sum(g.events) filter (where g.keep_until <= log_retention.at), 0)::bigint,
-                nullif(coalesce(min(g.keep_until), pgaudit_wf.keeps_until(month.to_time, pgaudit_wf.retention_days('', null))), 'infinity')
-            from pgaudit_wf.retention_groups(month.relation, month.to_time) as g;
+                nullif(coalesce(min(g.keep_until), pgaudit_wf._keeps_until(month.to_time, pgaudit_wf.retention_days('', null))), 'infinity')
+            from pgaudit_wf._retention_groups(month.relation, month.to_time) as g;
     end loop;
 end
 $$;
@@ -166,18 +166,18 @@ declare
     fresh constant text := 'carried_over_' || prune.partition_name;
 begin
     perform pg_advisory_xact_lock(hashtext('pgaudit_wf.add_log_partition'));
-    select * into month from pgaudit_wf.month_of(prune.partition_name);
+    select * into month from pgaudit_wf._month_of(prune.partition_name);
     -- Nothing can be added to it from here on; reading goes on.
     execute format('lock table only %s in share mode', month.relation);
     select coalesce(sum(g.events), 0), coalesce(sum(g.events) filter (where g.keep_until <= now()), 0),
-        coalesce(min(g.keep_until), pgaudit_wf.keeps_until(month.to_time, pgaudit_wf.retention_days('', null)))
+        coalesce(min(g.keep_until), pgaudit_wf._keeps_until(month.to_time, pgaudit_wf.retention_days('', null)))
     into total, expired, keep_until
-    from pgaudit_wf.retention_groups(month.relation, month.to_time) as g;
-    if pgaudit_wf.keeps_until(month.to_time, 30) > now() or keep_until > now() then
+    from pgaudit_wf._retention_groups(month.relation, month.to_time) as g;
+    if pgaudit_wf._keeps_until(month.to_time, 30) > now() or keep_until > now() then
         raise exception '% is inside the retention window', prune.partition_name
             using errcode = 'PA341', hint = 'pgaudit_wf.retention_policy says how long events are kept; nothing leaves before 30 days after the end of its month.';
     end if;
-    covered := pgaudit_wf.archived_events(prune.partition_name);
+    covered := pgaudit_wf._archived_events(prune.partition_name);
     if covered is distinct from total then
         raise exception '% has % events, and % of them are archived', prune.partition_name, total, coalesce(covered, 0)
             using errcode = 'PA342', hint = 'Archive it first: pgaudit-wf maintain --archive URL does both.';
@@ -190,10 +190,10 @@ begin
 
     if expired < total then
         execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', fresh);
-        perform pgaudit_wf.revoke_defaults(format('pgaudit_wf.%I', fresh)::regclass);
+        perform pgaudit_wf._revoke_defaults(format('pgaudit_wf.%I', fresh)::regclass);
         execute format(
             'insert into pgaudit_wf.%I select l.* from only %s as l'
-            ' where array[l.action, l.org_id] in (select array[g.action, g.org_id] from pgaudit_wf.retention_groups($1, $2) as g where g.keep_until > now())',
+            ' where array[l.action, l.org_id] in (select array[g.action, g.org_id] from pgaudit_wf._retention_groups($1, $2) as g where g.keep_until > now())',
             fresh, month.relation) using month.relation, month.to_time;
         get diagnostics carried = row_count;
     end if;
@@ -211,7 +211,7 @@ begin
             format('Events of %s (UTC) that are kept longer than the rest of that month.', to_char(month.from_time, 'YYYY-MM')));
         execute format('alter table pgaudit_wf.security_audit_log attach partition pgaudit_wf.%I for values from (%L) to (%L)',
             prune.partition_name, month.from_time, month.to_time);
-        perform pgaudit_wf.guard_log_partition(prune.partition_name);
+        perform pgaudit_wf._guard_log_partition(prune.partition_name);
     end if;
     return total - carried;
 end
@@ -220,7 +220,7 @@ comment on function pgaudit_wf.prune(text) is
     'Removes a month of the log that is archived and out of the retention window, and returns how many events that were; those under a longer policy stay, in a fresh partition of that month. '
     'Raises PA340 if it is no month of the log, PA341 inside the window or less than 30 days after its end, PA342 if it holds an event that is not archived, or the archive has yet to be read back.';
 
-create function pgaudit_wf.prunable_versions_query() returns text
+create function pgaudit_wf._prunable_versions_query() returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -237,14 +237,14 @@ as $$
         '     and h.version <= p.newest - case when p.has_own then p.own_keep_versions else p.keep_versions end'
         '     and h.created_at < now() - make_interval(days => p.keep_days)'
         || coalesce(string_agg(format(' and not exists (select from %s as run where %s = h.content_hash)', e.target,
-            pgaudit_wf.text_expression((select atttypid from pg_attribute where attrelid = e.target and attname = e.hash_column), pgaudit_wf.field('run', e.hash_column))), '' order by e.target::oid), '')
+            pgaudit_wf._text_expression((select atttypid from pg_attribute where attrelid = e.target and attname = e.hash_column), pgaudit_wf._field('run', e.hash_column))), '' order by e.target::oid), '')
         || ' order by h.workflow_id, h.version'
     from pgaudit_wf.execution_attachment as e
     where exists (select from pg_class where oid = e.target and relkind in ('r', 'p'))
 $$;
-comment on function pgaudit_wf.prunable_versions_query() is 'Query for the versions whose snapshot no policy and no run keeps.';
+comment on function pgaudit_wf._prunable_versions_query() is 'Query for the versions whose snapshot no policy and no run keeps.';
 
-create function pgaudit_wf.prunable_versions() returns bigint
+create function pgaudit_wf._prunable_versions() returns bigint
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 set row_security = off
@@ -252,11 +252,11 @@ as $$
 declare
     found_versions bigint;
 begin
-    execute 'select count(*) from (' || pgaudit_wf.prunable_versions_query() || ') as v' into found_versions;
+    execute 'select count(*) from (' || pgaudit_wf._prunable_versions_query() || ') as v' into found_versions;
     return found_versions;
 end
 $$;
-comment on function pgaudit_wf.prunable_versions() is 'How many versions prune_history() would let go of.';
+comment on function pgaudit_wf._prunable_versions() is 'How many versions prune_history() would let go of.';
 
 create function pgaudit_wf.prune_history(max_versions integer default 1000) returns bigint
 language plpgsql security definer
@@ -275,17 +275,17 @@ begin
         raise exception 'max_versions must be at least 1' using errcode = 'PA008';
     end if;
     -- What was sealed must verify without its snapshot too.
-    perform pgaudit_wf.lock_seal();
+    perform pgaudit_wf._lock_seal();
     alter table pgaudit_wf.workflow_history disable trigger append_only;
     for version in
-        execute 'select h.* from pgaudit_wf.workflow_history as h join (' || pgaudit_wf.prunable_versions_query()
+        execute 'select h.* from pgaudit_wf.workflow_history as h join (' || pgaudit_wf._prunable_versions_query()
             || ' limit $1) as v on h.workflow_id = v.workflow_id and h.version = v.version'
             using prune_history.max_versions
     loop
         bare := version;
         bare.snapshot := null;
         bare.pruned_at := now();
-        perform pgaudit_wf.keep_commitments(version, bare);
+        perform pgaudit_wf._keep_commitments(version, bare);
         keys := keys || version.workflow_id;
         numbers := numbers || version.version;
     end loop;
@@ -302,7 +302,7 @@ comment on function pgaudit_wf.prune_history(integer) is
     'Call it until it returns less than max_versions. Raises PA008 on a wrong argument.';
 
 -- DROP TABLE and DETACH would be the side door of an append-only log.
-create function pgaudit_wf.refuse_drop() returns event_trigger
+create function pgaudit_wf._refuse_drop() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
@@ -330,9 +330,9 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf.refuse_drop() is 'Event trigger: raises PA343 when a part of the audit trail is dropped by anything but prune().';
+comment on function pgaudit_wf._refuse_drop() is 'Event trigger: raises PA343 when a part of the audit trail is dropped by anything but prune().';
 
-create function pgaudit_wf.refuse_detach() returns event_trigger
+create function pgaudit_wf._refuse_detach() returns event_trigger
 -- As the owner of our schema: whoever alters a table of his own need not be allowed to see into it.
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -359,4 +359,4 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.refuse_detach() is 'Event trigger: raises PA343 when a partition of the log is detached or renamed.';
+comment on function pgaudit_wf._refuse_detach() is 'Event trigger: raises PA343 when a partition of the log is detached or renamed.';

@@ -18,9 +18,9 @@ create table pgaudit_wf.archive (
     constraint archive_file check ((events > 0) = (url is not null and sha256 is not null and manifest is not null)),
     constraint archive_sha256 check (sha256 ~ '^[0-9a-f]{64}$'),
     constraint archive_live_events check (live_events between 0 and events),
-    constraint archive_window check (pruned_at >= pgaudit_wf.keeps_until(to_time, 30))
+    constraint archive_window check (pruned_at >= pgaudit_wf._keeps_until(to_time, 30))
 );
-comment on table pgaudit_wf.archive is 'Months of the log that were written to files: written by record_archive(), confirm_archive(), prune() and replace_archive() only.';
+comment on table pgaudit_wf.archive is 'Months of the log that were written to files: written by record_archive(), _confirm_archive(), prune() and _replace_archive() only.';
 comment on column pgaudit_wf.archive.id is 'Number of the archive; the newest of a month is the one that covers it.';
 comment on column pgaudit_wf.archive.partition_name is 'The partition.';
 comment on column pgaudit_wf.archive.from_time is 'Start of its month.';
@@ -40,20 +40,20 @@ create index archive_partition on pgaudit_wf.archive (partition_name, id);
 
 -- What was archived is a fact; only how much of it is still live, and what an erasure rewrote, may change.
 create trigger append_only before delete or truncate on pgaudit_wf.archive
-    for each statement execute function pgaudit_wf.refuse_change();
+    for each statement execute function pgaudit_wf._refuse_change();
 create trigger append_only_row before update of id, partition_name, from_time, to_time, events, first_id, last_id, archived_at on pgaudit_wf.archive
-    for each statement execute function pgaudit_wf.refuse_change();
+    for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.archive enable always trigger append_only, enable always trigger append_only_row;
 
-create function pgaudit_wf.archived_events(partition_name text) returns bigint
+create function pgaudit_wf._archived_events(partition_name text) returns bigint
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- An empty month has nothing to archive.
     select coalesce(
-        (select a.live_events from pgaudit_wf.archive as a where a.partition_name = archived_events.partition_name order by a.id desc limit 1), 0)
+        (select a.live_events from pgaudit_wf.archive as a where a.partition_name = _archived_events.partition_name order by a.id desc limit 1), 0)
 $$;
-comment on function pgaudit_wf.archived_events(text) is 'How many of a month''s live events its newest archive covers; as the log only grows, it covers all if it is as many as there are.';
+comment on function pgaudit_wf._archived_events(text) is 'How many of a month''s live events its newest archive covers; as the log only grows, it covers all if it is as many as there are.';
 
 create function pgaudit_wf.record_archive(partition_name text, url text, sha256 text, manifest jsonb) returns bigint
 language plpgsql security definer
@@ -66,7 +66,7 @@ declare
     highest bigint;
     archive_id bigint;
 begin
-    select * into month from pgaudit_wf.month_of(record_archive.partition_name);
+    select * into month from pgaudit_wf._month_of(record_archive.partition_name);
     execute format('select count(*), min(id), max(id) from only %s', month.relation) into found_events, lowest, highest;
     if found_events = 0
         or found_events is distinct from (record_archive.manifest ->> 'events')::bigint
@@ -88,35 +88,35 @@ comment on function pgaudit_wf.record_archive(text, text, text, jsonb) is
     'Notes that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. To be called only once the file was read back from its URL and compared with the partition, as prune() relies on it. '
     'Raises PA340 if it is no month of the log, PA350 if the manifest''s counts are not the partition''s.';
 
-create function pgaudit_wf.confirm_archive(id bigint, sha256 text) returns void
+create function pgaudit_wf._confirm_archive(id bigint, sha256 text) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    update pgaudit_wf.archive as a set read_back_at = now() where a.id = confirm_archive.id and a.sha256 = confirm_archive.sha256;
+    update pgaudit_wf.archive as a set read_back_at = now() where a.id = _confirm_archive.id and a.sha256 = _confirm_archive.sha256;
     if not found then
-        raise exception 'there is no archive % with that SHA-256', confirm_archive.id
+        raise exception 'there is no archive % with that SHA-256', _confirm_archive.id
             using errcode = 'PA350', hint = 'It was rewritten meanwhile: read it again.';
     end if;
 end
 $$;
-comment on function pgaudit_wf.confirm_archive(bigint, text) is
+comment on function pgaudit_wf._confirm_archive(bigint, text) is
     'Notes that an archive''s file, of that SHA-256, was read back from its URL and compared with the live events of its month once more. Raises PA350 if the archive has another SHA-256 by now.';
 
-create function pgaudit_wf.replace_archive(id bigint, sha256 text, manifest jsonb) returns void
+create function pgaudit_wf._replace_archive(id bigint, sha256 text, manifest jsonb) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    update pgaudit_wf.archive as a set sha256 = replace_archive.sha256, manifest = replace_archive.manifest, read_back_at = null
-    where a.id = replace_archive.id
+    update pgaudit_wf.archive as a set sha256 = _replace_archive.sha256, manifest = _replace_archive.manifest, read_back_at = null
+    where a.id = _replace_archive.id
         and (a.events, a.first_id, a.last_id) = (
-            (replace_archive.manifest ->> 'events')::bigint, (replace_archive.manifest ->> 'first_id')::bigint, (replace_archive.manifest ->> 'last_id')::bigint);
+            (_replace_archive.manifest ->> 'events')::bigint, (_replace_archive.manifest ->> 'first_id')::bigint, (_replace_archive.manifest ->> 'last_id')::bigint);
     if not found then
-        raise exception 'there is no archive % with the counts of that manifest', replace_archive.id
+        raise exception 'there is no archive % with the counts of that manifest', _replace_archive.id
             using errcode = 'PA350', hint = 'An erasure rewrites values in the file, and takes no event away.';
     end if;
 end
 $$;
-comment on function pgaudit_wf.replace_archive(bigint, text, jsonb) is
+comment on function pgaudit_wf._replace_archive(bigint, text, jsonb) is
     'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. Before its month is pruned it is to be read back again. Raises PA350 if the counts changed.';

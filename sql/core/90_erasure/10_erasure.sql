@@ -34,15 +34,15 @@ comment on column pgaudit_wf.erased_event.event_id is 'id of the event.';
 comment on column pgaudit_wf.erased_event.fields is 'Columns that no longer hold what was recorded: actor_label, ip, user_agent, diff, metadata.';
 comment on column pgaudit_wf.erased_event.erased_at is 'When.';
 
-create trigger append_only before delete or truncate on pgaudit_wf.erasure for each statement execute function pgaudit_wf.refuse_change();
-create trigger append_only before delete or truncate on pgaudit_wf.erased_event for each statement execute function pgaudit_wf.refuse_change();
+create trigger append_only before delete or truncate on pgaudit_wf.erasure for each statement execute function pgaudit_wf._refuse_change();
+create trigger append_only before delete or truncate on pgaudit_wf.erased_event for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.erasure enable always trigger append_only;
 alter table pgaudit_wf.erased_event enable always trigger append_only;
 
 create type pgaudit_wf.personal_value as (kind text, value text);
 comment on type pgaudit_wf.personal_value is 'A value that tells who somebody is: its kind (name, email, ip, user_agent) and itself.';
 
-create function pgaudit_wf.actor_resource_types() returns text[]
+create function pgaudit_wf._actor_resource_types() returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -52,79 +52,79 @@ as $$
     join pg_rewrite as r on r.oid = d.objid
     where r.ev_class = 'pgaudit_wf.actor_directory'::regclass
 $$;
-comment on function pgaudit_wf.actor_resource_types() is 'Resource types of the attached tables that actor_directory reads: whose rows are the actors themselves.';
+comment on function pgaudit_wf._actor_resource_types() is 'Resource types of the attached tables that actor_directory reads: whose rows are the actors themselves.';
 
-create function pgaudit_wf.kind_of_value(value text) returns text
+create function pgaudit_wf._kind_of_value(value text) returns text
 language sql immutable strict parallel safe
 as $$ select case when value ~ '^[^@\s]+@[^@\s]+$' then 'email' else 'name' end $$;
-comment on function pgaudit_wf.kind_of_value(text) is 'Whether a label is an e-mail address or a name.';
+comment on function pgaudit_wf._kind_of_value(text) is 'Whether a label is an e-mail address or a name.';
 
-create function pgaudit_wf.personal_members(diff jsonb) returns setof pgaudit_wf.personal_value
+create function pgaudit_wf._personal_members(diff jsonb) returns setof pgaudit_wf.personal_value
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf.kind_of_value(member.value #>> '{}'), member.value #>> '{}'
+    select pgaudit_wf._kind_of_value(member.value #>> '{}'), member.value #>> '{}'
     from jsonb_array_elements(case when jsonb_typeof(diff) = 'array' then diff else '[]' end) as op,
     lateral (values (op -> 'old'), (op -> 'value')) as side (value),
     lateral (
-        select pgaudit_wf.unpointer(op ->> 'path') as name, side.value where op ->> 'path' <> ''
+        select pgaudit_wf._unpointer(op ->> 'path') as name, side.value where op ->> 'path' <> ''
         union all
         select whole.key, whole.value from jsonb_each(case when op ->> 'path' = '' and jsonb_typeof(side.value) = 'object' then side.value else '{}' end) as whole
     ) as member
     where jsonb_typeof(member.value) = 'string' and member.name ~* '(^|_|-|[a-z])(e[-_]?mail|name|phone)([-_]|$)' and member.value #>> '{}' not in ('', '[redacted]')
 $$;
-comment on function pgaudit_wf.personal_members(jsonb) is 'Names, e-mail addresses and telephone numbers in the diff of an actor''s own record, by the names of its columns.';
+comment on function pgaudit_wf._personal_members(jsonb) is 'Names, e-mail addresses and telephone numbers in the diff of an actor''s own record, by the names of its columns.';
 
-create function pgaudit_wf.event_values(event pgaudit_wf.security_audit_log, actor_id text, actor_types text[]) returns setof pgaudit_wf.personal_value
+create function pgaudit_wf._event_values(event pgaudit_wf.security_audit_log, actor_id text, actor_types text[]) returns setof pgaudit_wf.personal_value
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
     select v.kind, v.value
     from (
-        select pgaudit_wf.kind_of_value((event).actor_label), (event).actor_label where (event).actor_id = event_values.actor_id
-        union all select 'ip', host((event).ip) where (event).actor_id = event_values.actor_id
-        union all select 'user_agent', (event).user_agent where (event).actor_id = event_values.actor_id
+        select pgaudit_wf._kind_of_value((event).actor_label), (event).actor_label where (event).actor_id = _event_values.actor_id
+        union all select 'ip', host((event).ip) where (event).actor_id = _event_values.actor_id
+        union all select 'user_agent', (event).user_agent where (event).actor_id = _event_values.actor_id
         union all
         select own.kind, own.value
         from (
-            select pgaudit_wf.kind_of_value((event).metadata ->> 'label'), (event).metadata ->> 'label'
+            select pgaudit_wf._kind_of_value((event).metadata ->> 'label'), (event).metadata ->> 'label'
             union all
-            select m.kind, m.value from pgaudit_wf.personal_members((event).diff) as m
+            select m.kind, m.value from pgaudit_wf._personal_members((event).diff) as m
         ) as own (kind, value)
-        where (event).resource_type = any (actor_types) and (event).resource_id = event_values.actor_id
+        where (event).resource_type = any (actor_types) and (event).resource_id = _event_values.actor_id
     ) as v (kind, value)
     where v.value <> ''
 $$;
-comment on function pgaudit_wf.event_values(pgaudit_wf.security_audit_log, text, text[]) is 'What an event tells of who an actor is, as the one who did it or as its resource.';
+comment on function pgaudit_wf._event_values(pgaudit_wf.security_audit_log, text, text[]) is 'What an event tells of who an actor is, as the one who did it or as its resource.';
 
-create function pgaudit_wf.actor_values(actor_id text) returns setof pgaudit_wf.personal_value
+create function pgaudit_wf._actor_values(actor_id text) returns setof pgaudit_wf.personal_value
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    types constant text[] := pgaudit_wf.actor_resource_types();
-    known constant text := (select e.pseudonym from pgaudit_wf.erasure as e where e.actor_id = actor_values.actor_id);
+    types constant text[] := pgaudit_wf._actor_resource_types();
+    known constant text := (select e.pseudonym from pgaudit_wf.erasure as e where e.actor_id = _actor_values.actor_id);
 begin
     return query
         select distinct v.kind, v.value
         from (
-            select 'name' as kind, d.name as value from pgaudit_wf.actor_directory as d where d.actor_id = actor_values.actor_id
-            union all select 'email', d.email from pgaudit_wf.actor_directory as d where d.actor_id = actor_values.actor_id
-            union all select pgaudit_wf.kind_of_value(h.actor_label), h.actor_label from pgaudit_wf.workflow_history as h where h.actor_id = actor_values.actor_id
+            select 'name' as kind, d.name as value from pgaudit_wf.actor_directory as d where d.actor_id = _actor_values.actor_id
+            union all select 'email', d.email from pgaudit_wf.actor_directory as d where d.actor_id = _actor_values.actor_id
+            union all select pgaudit_wf._kind_of_value(h.actor_label), h.actor_label from pgaudit_wf.workflow_history as h where h.actor_id = _actor_values.actor_id
             union all
-            select e.kind, e.value from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf.event_values(l, actor_values.actor_id, types) as e
-            where l.actor_id = actor_values.actor_id
+            select e.kind, e.value from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf._event_values(l, _actor_values.actor_id, types) as e
+            where l.actor_id = _actor_values.actor_id
             union all
-            select e.kind, e.value from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf.event_values(l, actor_values.actor_id, types) as e
-            where l.resource_type = any (types) and l.resource_id = actor_values.actor_id
+            select e.kind, e.value from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf._event_values(l, _actor_values.actor_id, types) as e
+            where l.resource_type = any (types) and l.resource_id = _actor_values.actor_id
         ) as v
         where v.value <> '' and v.value is distinct from known;
 end
 $$;
-comment on function pgaudit_wf.actor_values(text) is
+comment on function pgaudit_wf._actor_values(text) is
     'All that the directory, the log and the history tell of who an actor is. For its owner only, before an erasure.';
 
-create function pgaudit_wf.mask_text(text_part text, exact text[], emails text[], pseudonym text) returns text
+create function pgaudit_wf._mask_text(text_part text, exact text[], emails text[], pseudonym text) returns text
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -152,60 +152,60 @@ begin
     return text_part;
 end
 $$;
-comment on function pgaudit_wf.mask_text(text, text[], text[], text) is
+comment on function pgaudit_wf._mask_text(text, text[], text[], text) is
     'The text with the pseudonym in place of e-mail addresses, in any case, and of the exact values: as the whole text or, from five characters on, as words in it.';
 
-create function pgaudit_wf.mask_json(doc jsonb, exact text[], emails text[], pseudonym text) returns jsonb
+create function pgaudit_wf._mask_json(doc jsonb, exact text[], emails text[], pseudonym text) returns jsonb
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     return case jsonb_typeof(doc)
-        when 'string' then to_jsonb(pgaudit_wf.mask_text(doc #>> '{}', exact, emails, pseudonym))
+        when 'string' then to_jsonb(pgaudit_wf._mask_text(doc #>> '{}', exact, emails, pseudonym))
         when 'array' then (
-            select coalesce(jsonb_agg(pgaudit_wf.mask_json(e.value, exact, emails, pseudonym) order by e.position), '[]')
+            select coalesce(jsonb_agg(pgaudit_wf._mask_json(e.value, exact, emails, pseudonym) order by e.position), '[]')
             from jsonb_array_elements(doc) with ordinality as e (value, position))
         when 'object' then (
-            select coalesce(jsonb_object_agg(pgaudit_wf.mask_text(m.key, '{}', emails, pseudonym), pgaudit_wf.mask_json(m.value, exact, emails, pseudonym)), '{}')
+            select coalesce(jsonb_object_agg(pgaudit_wf._mask_text(m.key, '{}', emails, pseudonym), pgaudit_wf._mask_json(m.value, exact, emails, pseudonym)), '{}')
             from jsonb_each(doc) as m)
         else doc
     end;
 end
 $$;
-comment on function pgaudit_wf.mask_json(jsonb, text[], text[], text) is 'The document with mask_text() applied to every string in it.';
+comment on function pgaudit_wf._mask_json(jsonb, text[], text[], text) is 'The document with _mask_text() applied to every string in it.';
 
-create function pgaudit_wf.mask_event(
+create function pgaudit_wf._mask_event(
     event pgaudit_wf.security_audit_log, actor_id text, pseudonym text, actor_types text[], known pgaudit_wf.personal_value[] default '{}')
 returns pgaudit_wf.security_audit_log
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    told pgaudit_wf.personal_value[] := known || array(select v from pgaudit_wf.event_values(event, mask_event.actor_id, actor_types) as v);
+    told pgaudit_wf.personal_value[] := known || array(select v from pgaudit_wf._event_values(event, _mask_event.actor_id, actor_types) as v);
     emails constant text[] := array(select distinct v.value from unnest(told) as v where v.kind = 'email' and v.value <> pseudonym);
     -- A name, an address or a browser is many people's: it is his only where he is concerned. An e-mail address is one person's.
-    concerned constant boolean := coalesce(event.actor_id = mask_event.actor_id, false)
-        or coalesce(event.resource_id = mask_event.actor_id and event.resource_type = any (actor_types), false)
-        or strpos(concat(event.diff::text, event.metadata::text, event.resource_id), to_json(mask_event.actor_id)::text) > 0
+    concerned constant boolean := coalesce(event.actor_id = _mask_event.actor_id, false)
+        or coalesce(event.resource_id = _mask_event.actor_id and event.resource_type = any (actor_types), false)
+        or strpos(concat(event.diff::text, event.metadata::text, event.resource_id), to_json(_mask_event.actor_id)::text) > 0
         or (cardinality(emails) > 0 and (
-            pgaudit_wf.mask_json(event.diff, '{}', emails, pseudonym) is distinct from event.diff
-            or pgaudit_wf.mask_json(event.metadata, '{}', emails, pseudonym) is distinct from event.metadata));
+            pgaudit_wf._mask_json(event.diff, '{}', emails, pseudonym) is distinct from event.diff
+            or pgaudit_wf._mask_json(event.metadata, '{}', emails, pseudonym) is distinct from event.metadata));
     exact constant text[] := case when concerned then array(select distinct v.value from unnest(told) as v where v.kind <> 'email' and v.value <> pseudonym) else '{}' end;
 begin
-    if event.actor_id = mask_event.actor_id then
+    if event.actor_id = _mask_event.actor_id then
         event.actor_label := case when event.actor_label is not null then pseudonym end;
         event.ip := null;
         event.user_agent := case when event.user_agent is not null then pseudonym end;
     else
-        event.actor_label := pgaudit_wf.mask_text(event.actor_label, '{}', emails, pseudonym);
-        event.user_agent := pgaudit_wf.mask_text(event.user_agent, '{}', emails, pseudonym);
+        event.actor_label := pgaudit_wf._mask_text(event.actor_label, '{}', emails, pseudonym);
+        event.user_agent := pgaudit_wf._mask_text(event.user_agent, '{}', emails, pseudonym);
     end if;
-    event.diff := pgaudit_wf.mask_json(event.diff, exact, emails, pseudonym);
-    event.metadata := pgaudit_wf.mask_json(event.metadata, exact, emails, pseudonym);
+    event.diff := pgaudit_wf._mask_json(event.diff, exact, emails, pseudonym);
+    event.metadata := pgaudit_wf._mask_json(event.metadata, exact, emails, pseudonym);
     return event;
 end
 $$;
-comment on function pgaudit_wf.mask_event(pgaudit_wf.security_audit_log, text, text, text[], pgaudit_wf.personal_value[]) is
+comment on function pgaudit_wf._mask_event(pgaudit_wf.security_audit_log, text, text, text[], pgaudit_wf.personal_value[]) is
     'An event without what tells who the actor is: his label and user agent become the pseudonym, his address null, and values in diff and metadata that equal what the event or known tells of him the pseudonym.';
 
 create function pgaudit_wf.pseudonyms(actor_ids text[]) returns table (actor_id text, pseudonym text)
@@ -216,23 +216,23 @@ as $$
 $$;
 comment on function pgaudit_wf.pseudonyms(text[]) is 'Those of the actors who were erased, and their pseudonyms: for whoever reads an archive written before.';
 
-create function pgaudit_wf.archives_with(pseudonym text) returns setof bigint
+create function pgaudit_wf._archives_with(pseudonym text) returns setof bigint
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select a.id from pgaudit_wf.archive as a
     where a.url is not null
-        and not coalesce(a.manifest -> 'erasures', '[]') @> jsonb_build_array(jsonb_build_object('pseudonym', archives_with.pseudonym))
+        and not coalesce(a.manifest -> 'erasures', '[]') @> jsonb_build_array(jsonb_build_object('pseudonym', _archives_with.pseudonym))
     order by a.id
 $$;
-comment on function pgaudit_wf.archives_with(text) is 'Numbers of the archives whose file an erasure has not gone through.';
+comment on function pgaudit_wf._archives_with(text) is 'Numbers of the archives whose file an erasure has not gone through.';
 
-create function pgaudit_wf.erase_from_partition(part regclass, actor_id text, pseudonym text, known pgaudit_wf.personal_value[]) returns bigint
+create function pgaudit_wf._erase_from_partition(part regclass, actor_id text, pseudonym text, known pgaudit_wf.personal_value[]) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    types constant text[] := pgaudit_wf.actor_resource_types();
+    types constant text[] := pgaudit_wf._actor_resource_types();
     emails constant text[] := array(select lower(v.value) from unnest(known) as v where v.kind = 'email');
     ids bigint[];
     changed bigint;
@@ -242,16 +242,16 @@ begin
         'select array_agg(l.id) from only %s as l where l.actor_id = $1 or l.resource_id = $1 or strpos(l.resource_id, to_json($1)::text) > 0'
         ' or strpos(l.diff::text, to_json($1)::text) > 0 or strpos(l.metadata::text, to_json($1)::text) > 0'
         ' or exists (select from unnest($2) as email where strpos(lower(concat_ws('' '', l.actor_label, l.user_agent, l.diff, l.metadata)), email) > 0)', part)
-        into ids using erase_from_partition.actor_id, emails;
+        into ids using _erase_from_partition.actor_id, emails;
     if ids is null then
         return 0;
     end if;
     -- So that a sealed event still verifies, and what is masked cannot be guessed from its leaf.
-    perform pgaudit_wf.lock_seal();
+    perform pgaudit_wf._lock_seal();
     execute format(
-        'select pgaudit_wf.keep_commitments(l::pgaudit_wf.security_audit_log, pgaudit_wf.mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
+        'select pgaudit_wf._keep_commitments(l::pgaudit_wf.security_audit_log, pgaudit_wf._mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
         ' from only %s as l where l.id = any ($5)', part)
-        using erase_from_partition.actor_id, erase_from_partition.pseudonym, types, known, ids;
+        using _erase_from_partition.actor_id, _erase_from_partition.pseudonym, types, known, ids;
     execute format('alter table %s disable trigger append_only_row, disable trigger append_only', part);
     execute format(
         'with masked as ('
@@ -261,7 +261,7 @@ begin
         '         case when l.user_agent is distinct from m.user_agent then ''user_agent'' end,'
         '         case when l.diff is distinct from m.diff then ''diff'' end,'
         '         case when l.metadata is distinct from m.metadata then ''metadata'' end], null) as fields'
-        '     from only %1$s as l, lateral pgaudit_wf.mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4) as m'
+        '     from only %1$s as l, lateral pgaudit_wf._mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4) as m'
         '     where l.id = any ($5)),'
         ' changed as ('
         '     update only %1$s as l set actor_label = m.actor_label, ip = m.ip, user_agent = m.user_agent, diff = m.diff, metadata = m.metadata'
@@ -271,15 +271,15 @@ begin
         ' insert into pgaudit_wf.erased_event as e (actor_id, tx_id, event_id, fields) select $1, c.tx_id, c.id, c.fields from changed as c'
         ' on conflict (tx_id, event_id, actor_id) do update'
         '     set fields = (select array_agg(distinct f) from unnest(e.fields || excluded.fields) as f), erased_at = now()', part)
-        using erase_from_partition.actor_id, erase_from_partition.pseudonym, types, known, ids;
+        using _erase_from_partition.actor_id, _erase_from_partition.pseudonym, types, known, ids;
     get diagnostics changed = row_count;
     execute format('alter table %s enable always trigger append_only_row, enable always trigger append_only', part);
     return changed;
 end
 $$;
-comment on function pgaudit_wf.erase_from_partition(regclass, text, text, pgaudit_wf.personal_value[]) is 'Erases an actor from one partition of the log; returns how many events that changed.';
+comment on function pgaudit_wf._erase_from_partition(regclass, text, text, pgaudit_wf.personal_value[]) is 'Erases an actor from one partition of the log; returns how many events that changed.';
 
-create function pgaudit_wf.begin_erasure(actor_id text, known_elsewhere boolean default false) returns text
+create function pgaudit_wf._begin_erasure(actor_id text, known_elsewhere boolean default false) returns text
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -287,26 +287,26 @@ declare
     known text;
 begin
     perform pg_advisory_xact_lock(hashtext('pgaudit_wf.pseudonymise'));
-    select e.pseudonym into known from pgaudit_wf.erasure as e where e.actor_id = begin_erasure.actor_id;
+    select e.pseudonym into known from pgaudit_wf.erasure as e where e.actor_id = _begin_erasure.actor_id;
     if known is not null then
         return known;
     end if;
     -- A misspelt id must not be taken for an erasure that was done.
-    if begin_erasure.actor_id is null or not (begin_erasure.known_elsewhere
-        or exists (select from pgaudit_wf.security_audit_log as l where l.actor_id = begin_erasure.actor_id)
-        or exists (select from pgaudit_wf.security_audit_log as l where l.resource_type = any (pgaudit_wf.actor_resource_types()) and l.resource_id = begin_erasure.actor_id)
-        or exists (select from pgaudit_wf.workflow_history as h where h.actor_id = begin_erasure.actor_id)
-        or exists (select from pgaudit_wf.actor_directory as d where d.actor_id = begin_erasure.actor_id)) then
-        raise exception 'there is no actor "%"', begin_erasure.actor_id
+    if _begin_erasure.actor_id is null or not (_begin_erasure.known_elsewhere
+        or exists (select from pgaudit_wf.security_audit_log as l where l.actor_id = _begin_erasure.actor_id)
+        or exists (select from pgaudit_wf.security_audit_log as l where l.resource_type = any (pgaudit_wf._actor_resource_types()) and l.resource_id = _begin_erasure.actor_id)
+        or exists (select from pgaudit_wf.workflow_history as h where h.actor_id = _begin_erasure.actor_id)
+        or exists (select from pgaudit_wf.actor_directory as d where d.actor_id = _begin_erasure.actor_id)) then
+        raise exception 'there is no actor "%"', _begin_erasure.actor_id
             using errcode = 'PA360', hint = 'Give the id as in app.actor_id; neither log, history nor pgaudit_wf.actor_directory knows this one.';
     end if;
     insert into pgaudit_wf.erasure (actor_id, pseudonym)
-    values (begin_erasure.actor_id, 'erased-' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16))
+    values (_begin_erasure.actor_id, 'erased-' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16))
     returning pseudonym into known;
     return known;
 end
 $$;
-comment on function pgaudit_wf.begin_erasure(text, boolean) is
+comment on function pgaudit_wf._begin_erasure(text, boolean) is
     'Gives an actor the pseudonym that pseudonymise() will use, without changing an event yet: for a job that rewrites archives first, and may have found him only there (known_elsewhere). Raises PA360 for an actor that nothing knows.';
 
 create function pgaudit_wf.pseudonymise(actor_id text, more_values text[] default '{}')
@@ -328,15 +328,15 @@ declare
     masked pgaudit_wf.workflow_history;
     first_run boolean;
 begin
-    pseudonym := pgaudit_wf.begin_erasure(pseudonymise.actor_id);
+    pseudonym := pgaudit_wf._begin_erasure(pseudonymise.actor_id);
     first_run := (select e.last_run_at is null from pgaudit_wf.erasure as e where e.actor_id = pseudonymise.actor_id);
     known := array(
-        select v from pgaudit_wf.actor_values(pseudonymise.actor_id) as v
+        select v from pgaudit_wf._actor_values(pseudonymise.actor_id) as v
         union
-        select row(pgaudit_wf.kind_of_value(more), more)::pgaudit_wf.personal_value from unnest(pseudonymise.more_values) as more where more <> '');
+        select row(pgaudit_wf._kind_of_value(more), more)::pgaudit_wf.personal_value from unnest(pseudonymise.more_values) as more where more <> '');
     emails := array(select v.value from unnest(known) as v where v.kind = 'email');
 
-    perform pgaudit_wf.lock_seal();
+    perform pgaudit_wf._lock_seal();
     versions := 0;
     if exists (select from pgaudit_wf.workflow_history as h where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonym) then
         for version in
@@ -344,7 +344,7 @@ begin
         loop
             masked := version;
             masked.actor_label := pseudonymise.pseudonym;
-            perform pgaudit_wf.keep_commitments(version, masked);
+            perform pgaudit_wf._keep_commitments(version, masked);
         end loop;
         alter table pgaudit_wf.workflow_history disable trigger append_only;
         update pgaudit_wf.workflow_history as h set actor_label = pseudonymise.pseudonym
@@ -358,13 +358,13 @@ begin
         select m.relation from pgaudit_wf.log_months() as m
         union all select 'pgaudit_wf.security_audit_log_default'::regclass
     loop
-        events := events + pgaudit_wf.erase_from_partition(part, pseudonymise.actor_id, pseudonym, known);
+        events := events + pgaudit_wf._erase_from_partition(part, pseudonymise.actor_id, pseudonym, known);
     end loop;
     -- What waits to be delivered still needs its address.
     update pgaudit_wf.alert_delivery as d
-    set recipient = pseudonymise.pseudonym || '/' || d.id, last_error = pgaudit_wf.mask_text(d.last_error, '{}', emails, pseudonymise.pseudonym)
+    set recipient = pseudonymise.pseudonym || '/' || d.id, last_error = pgaudit_wf._mask_text(d.last_error, '{}', emails, pseudonymise.pseudonym)
     where d.state in ('sent', 'dead') and lower(d.recipient) in (select lower(email) from unnest(emails) as email);
-    archives := (select count(*) from pgaudit_wf.archives_with(pseudonym));
+    archives := (select count(*) from pgaudit_wf._archives_with(pseudonym));
 
     update pgaudit_wf.erasure as e
     set last_run_at = now(), events = e.events + pseudonymise.events, versions = e.versions + pseudonymise.versions
@@ -374,7 +374,7 @@ begin
         if own then
             perform set_config('app.actor_label', '', true), set_config('app.ip', '', true), set_config('app.user_agent', '', true);
         end if;
-        perform set_config('app.reason', coalesce(pgaudit_wf.mask_text(reason, array(select v.value from unnest(known) as v), emails, pseudonym), ''), true);
+        perform set_config('app.reason', coalesce(pgaudit_wf._mask_text(reason, array(select v.value from unnest(known) as v), emails, pseudonym), ''), true);
         perform pgaudit_wf.record_event('actor.pseudonymised', 'actor', pseudonymise.actor_id,
             metadata => jsonb_build_object('pseudonym', pseudonym, 'events', events, 'versions', versions, 'archives', archives));
         perform set_config('app.reason', coalesce(reason, ''), true);

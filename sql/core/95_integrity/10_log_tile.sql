@@ -97,7 +97,7 @@ comment on column pgaudit_wf.version_place.system_identifier is 'The cluster.';
 comment on column pgaudit_wf.version_place.below_tx is 'Every version saved by a transaction below this one is sealed.';
 comment on column pgaudit_wf.version_place.noted_at is 'When it last moved on.';
 
-create function pgaudit_wf.refuse_tree_change() returns trigger
+create function pgaudit_wf._refuse_tree_change() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set bytea_output = 'hex'
@@ -122,25 +122,25 @@ begin
         using errcode = 'PA501', hint = 'A tile grows, a checkpoint is signed once, a secret is destroyed by pseudonymise(); nothing else may change.';
 end
 $$;
-comment on function pgaudit_wf.refuse_tree_change() is 'Trigger of the tree''s tables: raises PA501 on an UPDATE of what was sealed.';
+comment on function pgaudit_wf._refuse_tree_change() is 'Trigger of the tree''s tables: raises PA501 on an UPDATE of what was sealed.';
 
-create trigger append_only_row before update on pgaudit_wf.log_tile for each row execute function pgaudit_wf.refuse_tree_change();
-create trigger append_only_row before update on pgaudit_wf.log_leaf for each row execute function pgaudit_wf.refuse_tree_change();
-create trigger append_only_row before update on pgaudit_wf.log_kept for each row execute function pgaudit_wf.refuse_tree_change();
-create trigger append_only_row before update on pgaudit_wf.log_checkpoint for each row execute function pgaudit_wf.refuse_tree_change();
-create trigger append_only before delete or truncate on pgaudit_wf.log_tile for each statement execute function pgaudit_wf.refuse_change();
-create trigger append_only before delete or truncate on pgaudit_wf.log_leaf for each statement execute function pgaudit_wf.refuse_change();
-create trigger append_only before delete or truncate on pgaudit_wf.log_kept for each statement execute function pgaudit_wf.refuse_change();
-create trigger append_only before delete or truncate on pgaudit_wf.log_checkpoint for each statement execute function pgaudit_wf.refuse_change();
+create trigger append_only_row before update on pgaudit_wf.log_tile for each row execute function pgaudit_wf._refuse_tree_change();
+create trigger append_only_row before update on pgaudit_wf.log_leaf for each row execute function pgaudit_wf._refuse_tree_change();
+create trigger append_only_row before update on pgaudit_wf.log_kept for each row execute function pgaudit_wf._refuse_tree_change();
+create trigger append_only_row before update on pgaudit_wf.log_checkpoint for each row execute function pgaudit_wf._refuse_tree_change();
+create trigger append_only before delete or truncate on pgaudit_wf.log_tile for each statement execute function pgaudit_wf._refuse_change();
+create trigger append_only before delete or truncate on pgaudit_wf.log_leaf for each statement execute function pgaudit_wf._refuse_change();
+create trigger append_only before delete or truncate on pgaudit_wf.log_kept for each statement execute function pgaudit_wf._refuse_change();
+create trigger append_only before delete or truncate on pgaudit_wf.log_checkpoint for each statement execute function pgaudit_wf._refuse_change();
 create trigger append_only before update or delete or truncate on pgaudit_wf.log_cosignature
-    for each statement execute function pgaudit_wf.refuse_change();
+    for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.log_tile enable always trigger append_only_row, enable always trigger append_only;
 alter table pgaudit_wf.log_leaf enable always trigger append_only_row, enable always trigger append_only;
 alter table pgaudit_wf.log_kept enable always trigger append_only_row, enable always trigger append_only;
 alter table pgaudit_wf.log_checkpoint enable always trigger append_only_row, enable always trigger append_only;
 alter table pgaudit_wf.log_cosignature enable always trigger append_only;
 
-create function pgaudit_wf.whole_row(op jsonb) returns jsonb
+create function pgaudit_wf._whole_row(op jsonb) returns jsonb
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -149,9 +149,9 @@ as $$
         when op - 'old' = '{"op": "remove", "path": ""}' and jsonb_typeof(op -> 'old') = 'object' then op -> 'old'
     end
 $$;
-comment on function pgaudit_wf.whole_row(jsonb) is 'The row that an operation of a diff adds or removes as a whole; null for any other operation.';
+comment on function pgaudit_wf._whole_row(jsonb) is 'The row that an operation of a diff adds or removes as a whole; null for any other operation.';
 
-create function pgaudit_wf.event_parts(event pgaudit_wf.security_audit_log) returns table (part text, content text)
+create function pgaudit_wf._event_parts(event pgaudit_wf.security_audit_log) returns table (part text, content text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -160,12 +160,12 @@ as $$
     select 'diff/' || row_number() over (order by piece.op_number, piece.member) - 1, piece.content
     from (
         select op.number as op_number, 0::bigint as member,
-            case when pgaudit_wf.whole_row(op.value) is null then op.value::text else (op.value -> 'op')::text end as content
+            case when pgaudit_wf._whole_row(op.value) is null then op.value::text else (op.value -> 'op')::text end as content
         from jsonb_array_elements(case when jsonb_typeof((event).diff) = 'array' then (event).diff else '[]' end) with ordinality as op (value, number)
         union all
         select op.number, member.number, to_json(member.key)::text || ': ' || member.value::text
         from jsonb_array_elements(case when jsonb_typeof((event).diff) = 'array' then (event).diff else '[]' end) with ordinality as op (value, number),
-            jsonb_each(pgaudit_wf.whole_row(op.value)) with ordinality as member (key, value, number)
+            jsonb_each(pgaudit_wf._whole_row(op.value)) with ordinality as member (key, value, number)
     ) as piece
     union all
     select 'diff', (event).diff::text where jsonb_typeof((event).diff) <> 'array'
@@ -175,10 +175,10 @@ as $$
     union all
     select 'metadata', (event).metadata::text where jsonb_typeof((event).metadata) <> 'object'
 $$;
-comment on function pgaudit_wf.event_parts(pgaudit_wf.security_audit_log) is
+comment on function pgaudit_wf._event_parts(pgaudit_wf.security_audit_log) is
     'The parts of an event to which its leaf holds commitments: who (label, address, user agent), each operation of the diff or column of a row, each member of metadata.';
 
-create function pgaudit_wf.version_parts(version pgaudit_wf.workflow_history) returns table (part text, content text)
+create function pgaudit_wf._version_parts(version pgaudit_wf.workflow_history) returns table (part text, content text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -186,40 +186,40 @@ as $$
     union all select 'change', (version).change::text
     union all select 'snapshot', (version).snapshot::text where (version).snapshot is not null
 $$;
-comment on function pgaudit_wf.version_parts(pgaudit_wf.workflow_history) is 'The parts of a version to which its leaf holds commitments.';
+comment on function pgaudit_wf._version_parts(pgaudit_wf.workflow_history) is 'The parts of a version to which its leaf holds commitments.';
 
-create function pgaudit_wf.keep_parts(leaf_index bigint, before_parts text[], before_contents text[], after_parts text[], after_contents text[]) returns void
+create function pgaudit_wf._keep_parts(leaf_index bigint, before_parts text[], before_contents text[], after_parts text[], after_contents text[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-    secret constant bytea := (select l.salt from pgaudit_wf.log_leaf as l where l.leaf_index = keep_parts.leaf_index);
+    secret constant bytea := (select l.salt from pgaudit_wf.log_leaf as l where l.leaf_index = _keep_parts.leaf_index);
 begin
     if secret is null then
         -- Not the first erasure in it.
         update pgaudit_wf.log_kept as k
         set key = null, commitment = sha256(k.key || convert_to(was.content, 'UTF8'))
         from unnest(before_parts, before_contents) as was (part, content)
-        where k.leaf_index = keep_parts.leaf_index and k.part = was.part and k.key is not null
+        where k.leaf_index = _keep_parts.leaf_index and k.part = was.part and k.key is not null
             and not exists (
                 select from unnest(after_parts, after_contents) as becomes (part, content) where becomes.part = was.part and becomes.content = was.content);
         return;
     end if;
     insert into pgaudit_wf.log_kept (leaf_index, part, key, commitment)
-    select keep_parts.leaf_index, was.part,
+    select _keep_parts.leaf_index, was.part,
         case when becomes.content = was.content then own.key end,
         case when becomes.content = was.content then null else sha256(own.key || convert_to(was.content, 'UTF8')) end
     from unnest(before_parts, before_contents) as was (part, content)
     left join unnest(after_parts, after_contents) as becomes (part, content) on becomes.part = was.part,
     lateral (select sha256(secret || convert_to(was.part, 'UTF8')) as key) as own;
-    update pgaudit_wf.log_leaf as l set salt = null where l.leaf_index = keep_parts.leaf_index;
+    update pgaudit_wf.log_leaf as l set salt = null where l.leaf_index = _keep_parts.leaf_index;
 end
 $$;
-comment on function pgaudit_wf.keep_parts(bigint, text[], text[], text[], text[]) is
+comment on function pgaudit_wf._keep_parts(bigint, text[], text[], text[], text[]) is
     'Keeps the commitments to those parts of a leaf that are about to change, and of the others the keys; destroys the leaf''s secret.';
 
-create function pgaudit_wf.lock_seal() returns void
+create function pgaudit_wf._lock_seal() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -227,9 +227,9 @@ begin
     perform from pgaudit_wf.reader as r where r.name = 'seal' for update;
 end
 $$;
-comment on function pgaudit_wf.lock_seal() is 'Waits for a sealer at work and keeps others out until the end of the transaction.';
+comment on function pgaudit_wf._lock_seal() is 'Waits for a sealer at work and keeps others out until the end of the transaction.';
 
-create function pgaudit_wf.keep_commitments(was pgaudit_wf.security_audit_log, becomes pgaudit_wf.security_audit_log) returns void
+create function pgaudit_wf._keep_commitments(was pgaudit_wf.security_audit_log, becomes pgaudit_wf.security_audit_log) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -238,16 +238,16 @@ declare
         select l.leaf_index from pgaudit_wf.log_leaf as l where l.event_id = (was).id and l.tx_id = (was).tx_id limit 1);
 begin
     if sealed is not null and was is distinct from becomes then
-        perform pgaudit_wf.keep_parts(sealed,
-            array(select p.part from pgaudit_wf.event_parts(was) as p order by p.part), array(select p.content from pgaudit_wf.event_parts(was) as p order by p.part),
-            array(select p.part from pgaudit_wf.event_parts(becomes) as p order by p.part), array(select p.content from pgaudit_wf.event_parts(becomes) as p order by p.part));
+        perform pgaudit_wf._keep_parts(sealed,
+            array(select p.part from pgaudit_wf._event_parts(was) as p order by p.part), array(select p.content from pgaudit_wf._event_parts(was) as p order by p.part),
+            array(select p.part from pgaudit_wf._event_parts(becomes) as p order by p.part), array(select p.content from pgaudit_wf._event_parts(becomes) as p order by p.part));
     end if;
 end
 $$;
-comment on function pgaudit_wf.keep_commitments(pgaudit_wf.security_audit_log, pgaudit_wf.security_audit_log) is
-    'Before an event is masked: keeps what its leaf needs so that the masked event still verifies, and destroys the secret with which what is masked could be guessed. Call lock_seal() first.';
+comment on function pgaudit_wf._keep_commitments(pgaudit_wf.security_audit_log, pgaudit_wf.security_audit_log) is
+    'Before an event is masked: keeps what its leaf needs so that the masked event still verifies, and destroys the secret with which what is masked could be guessed. Call _lock_seal() first.';
 
-create function pgaudit_wf.keep_commitments(was pgaudit_wf.workflow_history, becomes pgaudit_wf.workflow_history) returns void
+create function pgaudit_wf._keep_commitments(was pgaudit_wf.workflow_history, becomes pgaudit_wf.workflow_history) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -256,11 +256,11 @@ declare
         select l.leaf_index from pgaudit_wf.log_leaf as l where l.workflow_id = (was).workflow_id and l.version = (was).version);
 begin
     if sealed is not null and was is distinct from becomes then
-        perform pgaudit_wf.keep_parts(sealed,
-            array(select p.part from pgaudit_wf.version_parts(was) as p order by p.part), array(select p.content from pgaudit_wf.version_parts(was) as p order by p.part),
-            array(select p.part from pgaudit_wf.version_parts(becomes) as p order by p.part), array(select p.content from pgaudit_wf.version_parts(becomes) as p order by p.part));
+        perform pgaudit_wf._keep_parts(sealed,
+            array(select p.part from pgaudit_wf._version_parts(was) as p order by p.part), array(select p.content from pgaudit_wf._version_parts(was) as p order by p.part),
+            array(select p.part from pgaudit_wf._version_parts(becomes) as p order by p.part), array(select p.content from pgaudit_wf._version_parts(becomes) as p order by p.part));
     end if;
 end
 $$;
-comment on function pgaudit_wf.keep_commitments(pgaudit_wf.workflow_history, pgaudit_wf.workflow_history) is
+comment on function pgaudit_wf._keep_commitments(pgaudit_wf.workflow_history, pgaudit_wf.workflow_history) is
     'The same for a version of a workflow.';

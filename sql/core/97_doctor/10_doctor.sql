@@ -34,17 +34,17 @@ as $$
     union all
     select 'error', a.target::text,
         format('its columns have changed since its trigger was made: %s', array_to_string(array(
-            select '+' || name from unnest(pgaudit_wf.column_names(a.target)) as name where name <> all (a.columns)
+            select '+' || name from unnest(pgaudit_wf._column_names(a.target)) as name where name <> all (a.columns)
             union all
-            select '-' || name from unnest(a.columns) as name where name <> all (pgaudit_wf.column_names(a.target))), ', ')),
+            select '-' || name from unnest(a.columns) as name where name <> all (pgaudit_wf._column_names(a.target))), ', ')),
         format('select pgaudit_wf.attach(%L);', a.target)
     from pgaudit_wf.attachment as a
-    where not (a.columns @> pgaudit_wf.column_names(a.target) and a.columns <@ pgaudit_wf.column_names(a.target))
+    where not (a.columns @> pgaudit_wf._column_names(a.target) and a.columns <@ pgaudit_wf._column_names(a.target))
     union all
     select 'error', a.target::text, 'its trigger is compiled, but DDL is not being followed: the next ALTER TABLE can make writes fail',
         format('alter event trigger … enable always; or, for the slower form that needs none: select pgaudit_wf.attach(%L);', a.target)
     from pgaudit_wf.attachment as a
-    where a.form = 'compiled' and not pgaudit_wf.can_follow_ddl()
+    where a.form = 'compiled' and not pgaudit_wf._can_follow_ddl()
     union all
     select 'error', a.target::text, format('role %I can alter the table, and so switch its triggers off', member.rolname), format('revoke %I from %I;', owner.rolname, member.rolname)
     from pgaudit_wf.attachment as a
@@ -94,7 +94,7 @@ as $$
     union all
     select 'error', v.oid::regclass::text,
         format('%s has row-level security, which we do not run as %I: the view cannot be read', d.refobjid::regclass, pg_get_userbyid(v.relowner)),
-        format('alter view %1$s owner to %2$s; grant select on %1$s to %3$I;', v.oid::regclass, t.relowner::regrole, pgaudit_wf.schema_owner())
+        format('alter view %1$s owner to %2$s; grant select on %1$s to %3$I;', v.oid::regclass, t.relowner::regrole, pgaudit_wf._schema_owner())
     from pg_class as v
     join pg_rewrite as r on r.ev_class = v.oid
     join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
@@ -106,7 +106,7 @@ as $$
     select 'error', a.target::text, format('rule %s is not applied: its condition could run a cast that somebody made of the type of a column', r.id),
         format('Drop the cast, or let the rule name other columns: select * from pgaudit_wf.action_rule where id = %s;', r.id)
     from pgaudit_wf.attachment as a
-    join pgaudit_wf.action_rule as r on r.resource_type = a.resource_type and pgaudit_wf.rule_could_cast(a.target, r.condition)
+    join pgaudit_wf.action_rule as r on r.resource_type = a.resource_type and pgaudit_wf._rule_could_cast(a.target, r.condition)
     union all
     select 'error', v.oid::regclass::text, format('%I may not read the columns of %s that it names', owner.rolname, d.refobjid::regclass), 'select pgaudit_wf.grant_directory();'
     from pg_class as v
@@ -133,7 +133,7 @@ as $$
         union all select 'label_column', a.label_column
         union all select 'ignore', unnest(a.ignore)
     ) as named
-    where named.name <> all (pgaudit_wf.column_names(a.target))
+    where named.name <> all (pgaudit_wf._column_names(a.target))
     union all
     select 'error', t.target::text, format('its rows may not be counted right since %s', t.stale_since), format('select pgaudit_wf.recount_usage(%L);', t.resource_type)
     from pgaudit_wf.limit_target as t where t.stale_since is not null
@@ -141,7 +141,7 @@ as $$
     select 'error', t.target::text, format('its rows are not being counted: "%s", which its limit needs, is not there', needed.name),
         format('Mend pgaudit_wf.limit_condition, or name another org_column: select pgaudit_wf.attach(%L, org_column => …);', t.target)
     from pgaudit_wf.limit_target as t, unnest(t.org_column || t.condition_columns) as needed (name)
-    where not exists (select from jsonb_each_text(t.aliases) as alias where alias.value = needed.name and alias.key = any (pgaudit_wf.column_names(t.target)))
+    where not exists (select from jsonb_each_text(t.aliases) as alias where alias.value = needed.name and alias.key = any (pgaudit_wf._column_names(t.target)))
     union all
     select 'error', guard.relation::text, 'the log''s append-only trigger is missing or disabled', 'Find out who disabled it; then: alter table … enable always trigger append_only;'
     from (
@@ -163,11 +163,11 @@ as $$
     union all
     select 'notice', a.target::text, 'its trigger is of the generic form, which is slower', 'Run pgaudit-wf migrate as a role that may create event triggers, then attach again.'
     from pgaudit_wf.attachment as a
-    where a.form = 'generic' and not pgaudit_wf.can_follow_ddl()
+    where a.form = 'generic' and not pgaudit_wf._can_follow_ddl()
     union all
     select 'notice', a.target::text, 'its trigger is of the generic form, and need not be', format('select pgaudit_wf.attach(%L);', a.target)
     from pgaudit_wf.attachment as a
-    where a.form = 'generic' and pgaudit_wf.can_follow_ddl()
+    where a.form = 'generic' and pgaudit_wf._can_follow_ddl()
     union all
     select 'notice', name, 'the role does not exist', format('create role %I nologin; select pgaudit_wf.grant_roles();', name)
     from unnest(array['pgaudit_wf_app', 'pgaudit_wf_reader']) as name

@@ -13,8 +13,8 @@ begin
         grant usage on schema pgaudit_wf to pgaudit_wf_app;
         grant execute on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text),
             pgaudit_wf.record_denied(text, text, text, jsonb), pgaudit_wf.record_attempt(jsonb),
-            pgaudit_wf.restore_workflow(text, integer, regclass), pgaudit_wf.version_snapshot(text, integer), pgaudit_wf.org_version_snapshot(text, integer),
-            pgaudit_wf.find_workflow(text, regclass), pgaudit_wf.newest_version(text), pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb),
+            pgaudit_wf.restore_workflow(text, integer, regclass), pgaudit_wf.version_snapshot(text, integer), pgaudit_wf._org_version_snapshot(text, integer),
+            pgaudit_wf._find_workflow(text, regclass), pgaudit_wf._newest_version(text), pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb),
             pgaudit_wf.validate_definition(jsonb, jsonb), pgaudit_wf.hash_definition(jsonb, jsonb) to pgaudit_wf_app;
         grant select on pgaudit_wf.config_alias, pgaudit_wf.action_schema to pgaudit_wf_app;
         -- Those about definitions call others, which only compute.
@@ -35,7 +35,7 @@ begin
         for invoker in select p.oid::regprocedure from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace and not p.prosecdef loop
             execute format('grant execute on function %s to pgaudit_wf_reader', invoker);
         end loop;
-        grant execute on function pgaudit_wf.readable_org(), pgaudit_wf.describe_actors(text, text[], text),
+        grant execute on function pgaudit_wf._readable_org(), pgaudit_wf.describe_actors(text, text[], text),
             pgaudit_wf.log_generations(),
             pgaudit_wf.pseudonyms(text[]), pgaudit_wf.record_export(text, jsonb, bigint, text) to pgaudit_wf_reader;
     end if;
@@ -45,7 +45,7 @@ comment on function pgaudit_wf.grant_roles() is
     'Gives pgaudit_wf_app and pgaudit_wf_reader their rights. Run it again after creating a role that was missing at installation.';
 
 -- What the database's default privileges gave to others while all this was made.
-select pgaudit_wf.revoke_defaults(oid)
+select pgaudit_wf._revoke_defaults(oid)
 from pg_catalog.pg_class where relnamespace = 'pgaudit_wf'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'S');
 
 do $$

@@ -5,12 +5,12 @@ reset role;
 
 do $$
 begin
-    -- Before the application's own, and in this order: a new partition's triggers call functions that after_ddl() has written.
-    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE CAST') execute function pgaudit_wf.after_ddl();
-    create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf.after_drop();
-    create event trigger pgaudit_wf_follow_as_author on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE VIEW') execute function pgaudit_wf.follow_as_author();
-    create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE') execute function pgaudit_wf.refuse_detach();
-    create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE') execute function pgaudit_wf.refuse_drop();
+    -- Before the application's own, and in this order: a new partition's triggers call functions that _after_ddl() has written.
+    create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE CAST') execute function pgaudit_wf._after_ddl();
+    create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf._after_drop();
+    create event trigger pgaudit_wf_follow_as_author on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE VIEW') execute function pgaudit_wf._follow_as_author();
+    create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE') execute function pgaudit_wf._refuse_detach();
+    create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE') execute function pgaudit_wf._refuse_drop();
     alter event trigger pgaudit_wf_after_ddl enable always;
     alter event trigger pgaudit_wf_after_drop enable always;
     alter event trigger pgaudit_wf_follow_as_author enable always;

@@ -49,7 +49,7 @@ class Alert:
         channel: "smtp", "webhook" or "log".
         recipient: E-mail address, URL or name of a log stream.
         key: An id made from the events and the recipient; a repeat has the same.
-        events: What may be told, as `pgaudit_wf.alert_event` gives it.
+        events: What may be told, as `pgaudit_wf._alert_event` gives it.
         total: How many events it stands for; `events` may hold fewer.
     """
 

@@ -221,7 +221,7 @@ class Worker:
     def _keep_house(self, conn: psycopg.Connection[Any]) -> None:
         now = time.monotonic()
         if now >= self._next_housekeeping:
-            conn.execute("select pgaudit_wf.prune_alerts()")
+            conn.execute("select pgaudit_wf._prune_alerts()")
             self._next_housekeeping = now + _HOUSEKEEPING_SECONDS
         if now < self._next_gauge:
             return

@@ -50,7 +50,7 @@ def archives_with(conn: Connection, pseudonym: str) -> list[tuple[int, Archive]]
     """
     rows = conn.execute(
         "select a.id, a.url, a.manifest from pgaudit_wf.archive as a"
-        " where a.id in (select pgaudit_wf.archives_with(%s)) order by a.id",
+        " where a.id in (select pgaudit_wf._archives_with(%s)) order by a.id",
         [pseudonym],
     ).fetchall()
     return [(number, Archive(url, manifest)) for number, url, manifest in rows]
@@ -76,10 +76,10 @@ def find_archived_values(
         rows = conn.execute(
             "select r.position, v.kind, v.value from unnest(%(plain)s::text[], %(diff)s::text[],"
             " %(metadata)s::text[]) with ordinality as r (plain, diff, metadata, position),"
-            " lateral pgaudit_wf.event_values(jsonb_populate_record("
+            " lateral pgaudit_wf._event_values(jsonb_populate_record("
             "null::pgaudit_wf.security_audit_log, r.plain::jsonb || jsonb_build_object("
             "'diff', r.diff::jsonb, 'metadata', r.metadata::jsonb)), %(actor)s,"
-            " pgaudit_wf.actor_resource_types()) as v",
+            " pgaudit_wf._actor_resource_types()) as v",
             {**documents(batch), "actor": actor_id},
         ).fetchall()
         events += sum(event["actor_id"] == actor_id for event in batch)
@@ -103,7 +103,7 @@ def erase_from_archive(
         number: The archive's number.
         archive: The archive, with the manifest as the database has it.
         actor_id: The actor.
-        pseudonym: His pseudonym, as from `pgaudit_wf.begin_erasure()`.
+        pseudonym: His pseudonym, as from `pgaudit_wf._begin_erasure()`.
         known: All that is known to tell who he is.
         progress: Called with the number of events read so far and in all.
 
@@ -154,7 +154,7 @@ def erase_from_archive(
     filesystem.mv(temporary, path)
     with translated():
         conn.execute(
-            "select pgaudit_wf.replace_archive(%s, %s, %s)",
+            "select pgaudit_wf._replace_archive(%s, %s, %s)",
             [number, manifest["sha256"], json.dumps(manifest)],
         )
     return changed

@@ -55,7 +55,7 @@ def _cursor(at: datetime, number: int) -> str:
 
 def _position(conn: Connection, cursor: str) -> tuple[datetime, int]:
     with translated():
-        at, number = one(conn, "select * from pgaudit_wf.trail_position(%s)", [cursor])
+        at, number = one(conn, "select * from pgaudit_wf._trail_position(%s)", [cursor])
     return at, number
 
 
@@ -215,16 +215,16 @@ def apply_mask(
         " lateral jsonb_populate_record("
         "null::pgaudit_wf.security_audit_log, r.plain::jsonb || jsonb_build_object("
         "'diff', r.diff::jsonb, 'metadata', r.metadata::jsonb)) as e,"
-        " lateral pgaudit_wf.mask_event(e, %(actor)s, %(pseudonym)s,"
-        " pgaudit_wf.actor_resource_types(), array(select row(k.kind, k.value)"
+        " lateral pgaudit_wf._mask_event(e, %(actor)s, %(pseudonym)s,"
+        " pgaudit_wf._actor_resource_types(), array(select row(k.kind, k.value)"
         "::pgaudit_wf.personal_value from unnest(%(kinds)s::text[], %(values)s::text[])"
         " as k (kind, value))) as m order by r.position"
     )
     if for_good:
         # What was sealed must verify without the values, as when they go from the log.
         with conn.transaction():
-            conn.execute("select pgaudit_wf.lock_seal()")
-            conn.execute("select pgaudit_wf.keep_commitments(e, m)" + source, parameters)
+            conn.execute("select pgaudit_wf._lock_seal()")
+            conn.execute("select pgaudit_wf._keep_commitments(e, m)" + source, parameters)
     rows = conn.execute(
         "select (m).actor_label, (m).ip, (m).user_agent, (m).diff::text, (m).metadata::text"
         + source,
@@ -281,7 +281,7 @@ def archived_trail(
     if restricted:
         # Raises, with a hint, where the database would.
         audit_trail(conn, page_size=1, **wanted)
-        (wanted["org_id"],) = one(conn, "select pgaudit_wf.readable_org()")
+        (wanted["org_id"],) = one(conn, "select pgaudit_wf._readable_org()")
     conditions, values = _conditions(conn, wanted, after)
     chosen = [archive for archive in archives if _may_match(archive, wanted)]
     if not chosen:
@@ -314,7 +314,7 @@ def _entries(
     people = {
         (row[0], row[1]): row[2:]
         for row in conn.execute(
-            "select * from pgaudit_wf.present_actors(%s::text[], %s::text[], %s)",
+            "select * from pgaudit_wf._present_actors(%s::text[], %s::text[], %s)",
             [[e["actor_id"] for e in acting], [e["org_id"] for e in acting], restricted],
         ).fetchall()
     }

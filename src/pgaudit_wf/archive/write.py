@@ -57,7 +57,7 @@ Progress = Callable[[int, int], None]
 
 def _events(conn: Connection, partition: str) -> Iterator[list[Row]]:
     columns = sql.SQL(", ").join(
-        sql.SQL("pgaudit_wf.readable_json({})::text").format(sql.Identifier(name))
+        sql.SQL("pgaudit_wf._readable_json({})::text").format(sql.Identifier(name))
         if name in ("diff", "metadata")
         else sql.Identifier(name)
         for name in EVENT_COLUMNS
@@ -195,7 +195,7 @@ def archive_partition(
                 " (select count(*) from pgaudit_wf.archive as a"
                 " where a.manifest ->> 'file' like %(name)s || '.' || i.place || '.%%'),"
                 " i.place, i.about"
-                " from pgaudit_wf.month_of(%(name)s) as m,"
+                " from pgaudit_wf._month_of(%(name)s) as m,"
                 " (select o.system_identifier || '-' || d.oid as place, jsonb_build_object("
                 "'log_id', p.log_id, 'system_identifier', o.system_identifier::text,"
                 " 'database_oid', d.oid::text, 'database', d.datname) as about"
@@ -314,10 +314,10 @@ def confirm_archive(conn: Connection, partition: str, progress: Progress | None 
         _read_back(conn, partition, filesystem, path, moved)
         if not filesystem.exists(manifest_path(path)):
             write_manifest(filesystem, path, json.loads(manifest))
-        conn.execute("select pgaudit_wf.confirm_archive(%s, %s)", [number, sha256])
+        conn.execute("select pgaudit_wf._confirm_archive(%s, %s)", [number, sha256])
 
 
 def _checked(conn: Connection, partition: str) -> str:
     """Return the name of a month of the log, and let the database refuse any other."""
-    conn.execute("select from pgaudit_wf.month_of(%s)", [partition])
+    conn.execute("select from pgaudit_wf._month_of(%s)", [partition])
     return partition

@@ -231,7 +231,7 @@ class _Application:
                 "update workflow set nodes = %s, edges = %s where id = %s",
                 [Jsonb(graph), Jsonb([*EDGES, TO_LEDGER]), workflow],
             )
-            row = conn.execute("select pgaudit_wf.newest_version(%s)", [workflow]).fetchone()
+            row = conn.execute("select pgaudit_wf._newest_version(%s)", [workflow]).fetchone()
         good = row[0] if row else 0
         wrong = {**ledger["config"], "endpoint": "https://ledger-test.acme.example/entries"}
         graph[-1] = {**LEDGER, "data": {**ledger, "config": wrong}}

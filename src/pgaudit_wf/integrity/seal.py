@@ -77,7 +77,7 @@ def column_list(names: tuple[str, ...], source: sql.Composable) -> sql.Composed:
     """Return columns of a row as SQL; what PostgreSQL cannot print, as readable_json() has it."""
     return sql.SQL(", ").join(
         sql.SQL(
-            "pgaudit_wf.readable_json({}.{})" if name in ("diff", "metadata") else "{}.{}"
+            "pgaudit_wf._readable_json({}.{})" if name in ("diff", "metadata") else "{}.{}"
         ).format(source, sql.Identifier(name))
         for name in names
     )

@@ -132,7 +132,7 @@ def _plan(conn: Connection, archive_url: str | None, months_ahead: int) -> Itera
     yield from (Step("move", name, events) for name, events in waiting)
     months = cursor.execute(
         "select r.partition_name, r.events, r.expired_events,"
-        " coalesce(pgaudit_wf.archived_events(r.partition_name), 0) = r.events"
+        " coalesce(pgaudit_wf._archived_events(r.partition_name), 0) = r.events"
         " from pgaudit_wf.log_retention() as r"
         " where r.expired_events > 0 or (r.events = 0 and r.keep_until <= now())"
         " order by r.from_time"
@@ -145,7 +145,7 @@ def _plan(conn: Connection, archive_url: str | None, months_ahead: int) -> Itera
         yield Step("prune", name, expired, problem and "it is not archived")
     versions, cached = one(
         conn,
-        "select pgaudit_wf.prunable_versions(), (select count(*)"
+        "select pgaudit_wf._prunable_versions(), (select count(*)"
         " from pgaudit_wf.canonical_cache as c where c.written_at < now() - %s::interval)",
         [_CACHE_KEPT],
     )
@@ -239,7 +239,7 @@ def _do(
         if step.kind == "prune_versions":
             return replace(step, events=_prune_versions(conn, step.events, report))
         if step.kind == "prune_cache":
-            statement: LiteralString = "select pgaudit_wf.prune_canonical_cache(%s::interval)"
+            statement: LiteralString = "select pgaudit_wf._prune_canonical_cache(%s::interval)"
             return replace(step, events=_locking(conn, statement, _CACHE_KEPT))
         if step.kind == "prune":
             if step.subject not in archived:

@@ -327,8 +327,8 @@ def read_log(after: str | None = None, max_events: int = 1000) -> Read[LogBatch]
 
     return Read(
         sql.SQL(
-            "select {}, pgaudit_wf.readable_json((r.event).diff, 16777216) as diff,"
-            " pgaudit_wf.readable_json((r.event).metadata, 16777216) as metadata, r.cursor"
+            "select {}, pgaudit_wf._readable_json((r.event).diff, 16777216) as diff,"
+            " pgaudit_wf._readable_json((r.event).metadata, 16777216) as metadata, r.cursor"
             " from pgaudit_wf.read_log(%(after)s, %(max_events)s) as r"
         ).format(columns(LogEvent, "(r.event)", {"cursor", "diff", "metadata"})),
         {"after": after, "max_events": max_events},

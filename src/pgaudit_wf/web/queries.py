@@ -60,8 +60,8 @@ async def find_event(session: Session, cursor: str) -> TrailEntry | None:
     [before] = await session.rows(
         # The place just above the event, so that the page after it begins with the event.
         sql.SQL(
-            "select pgaudit_wf.trail_cursor(p.occurred_at, p.id + 1) as cursor"
-            " from pgaudit_wf.trail_position(%(cursor)s) as p"
+            "select pgaudit_wf._trail_cursor(p.occurred_at, p.id + 1) as cursor"
+            " from pgaudit_wf._trail_position(%(cursor)s) as p"
         ),
         cursor=cursor,
     )

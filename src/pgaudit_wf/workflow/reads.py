@@ -287,7 +287,7 @@ def restore_workflow(
     """
     return Read(
         sql.SQL(
-            "select pgaudit_wf.newest_version(%(workflow_id)s) as before,"
+            "select pgaudit_wf._newest_version(%(workflow_id)s) as before,"
             " pgaudit_wf.restore_workflow("
             "%(workflow_id)s, %(version)s::integer, %(table)s::regclass) as version"
         ),

@@ -70,9 +70,9 @@ begin
         if event_diff is null then
             return null;
         end if;
-        event_id := pgaudit_wf.bounded_key(new.id::text);
+        event_id := pgaudit_wf._bounded_key(new.id::text);
         if old.id is distinct from new.id then
-            event_previous_id := pgaudit_wf.bounded_key(old.id::text);
+            event_previous_id := pgaudit_wf._bounded_key(old.id::text);
         end if;
         event_org := left(coalesce(new.org_id::text, old.org_id::text), 255);
         if old.org_id is distinct from new.org_id then
@@ -104,7 +104,7 @@ begin
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'INSERT' then
-        event_id := pgaudit_wf.bounded_key(new.id::text);
+        event_id := pgaudit_wf._bounded_key(new.id::text);
         event_org := left(new.org_id::text, 255);
         event_label := left(new.key_prefix::text, 255);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
@@ -135,7 +135,7 @@ begin
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'DELETE' then
-        event_id := pgaudit_wf.bounded_key(old.id::text);
+        event_id := pgaudit_wf._bounded_key(old.id::text);
         event_org := left(old.org_id::text, 255);
         event_label := left(old.key_prefix::text, 255);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
@@ -175,7 +175,7 @@ begin
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
     end if;
     if event_previous_id is not null then
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);

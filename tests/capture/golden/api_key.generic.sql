@@ -29,7 +29,7 @@ declare
     shown_before jsonb;
     shown_after jsonb;
 begin
-    as_attached := pgaudit_wf.columns_of(tg_relid) = 'created_at:1184,expires_at:1184,id:25,key_hash:25,key_prefix:25,last_used_at:1184,name:25,org_id:25,revoked_at:1184,scopes:1009,user_id:25';
+    as_attached := pgaudit_wf._columns_of(tg_relid) = 'created_at:1184,expires_at:1184,id:25,key_hash:25,key_prefix:25,last_used_at:1184,name:25,org_id:25,revoked_at:1184,scopes:1009,user_id:25';
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
             before := jsonb_build_object(
@@ -44,7 +44,7 @@ begin
                 'revoked_at', old.revoked_at,
                 'created_at', old.created_at);
         else
-            before := pgaudit_wf.generic_row(old, setting);
+            before := pgaudit_wf._generic_row(old, setting);
         end if;
         shown_before := before - '{}'::text[];
     end if;
@@ -62,12 +62,12 @@ begin
                 'revoked_at', new.revoked_at,
                 'created_at', new.created_at);
         else
-            after := pgaudit_wf.generic_row(new, setting);
+            after := pgaudit_wf._generic_row(new, setting);
         end if;
         shown_after := after - '{}'::text[];
     end if;
     if tg_level = 'ROW' then
-        event_id := pgaudit_wf.generic_key(coalesce(after, before), '{id}', tg_relid);
+        event_id := pgaudit_wf._generic_key(coalesce(after, before), '{id}', tg_relid);
         event_label := left(nullif(coalesce(shown_after, shown_before) ->> 'key_prefix', '[redacted]'), 255);
         event_org := left(nullif(coalesce(after ->> 'org_id', before ->> 'org_id'), '[redacted]'), 255);
         if tg_op = 'UPDATE' and before -> 'org_id' is distinct from after -> 'org_id' then
@@ -78,17 +78,17 @@ begin
         if as_attached then
             hidden_changes := array_remove(array[case when record_image_ne(row(old.key_hash), row(new.key_hash)) then 'key_hash' end]::text[], null);
         else
-            hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
+            hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
-        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, hidden_changes);
+        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes);
         if event_diff is null then
             return null;
         end if;
-        if pgaudit_wf.generic_key(before, '{id}', tg_relid) is distinct from event_id then
-            event_previous_id := pgaudit_wf.generic_key(before, '{id}', tg_relid);
+        if pgaudit_wf._generic_key(before, '{id}', tg_relid) is distinct from event_id then
+            event_previous_id := pgaudit_wf._generic_key(before, '{id}', tg_relid);
         end if;
         begin
-            perform pgaudit_wf.refuse_casts(tg_relid, 'old.revoked_at is null and new.revoked_at is not null and new.org_id is null
+            perform pgaudit_wf._refuse_casts(tg_relid, 'old.revoked_at is null and new.revoked_at is not null and new.org_id is null
 old.revoked_at is null and new.revoked_at is not null
 old.revoked_at is not null and new.revoked_at is null and new.org_id is null
 old.revoked_at is not null and new.revoked_at is null
@@ -123,7 +123,7 @@ new.org_id is null');
     elsif tg_op = 'INSERT' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after));
         begin
-            perform pgaudit_wf.refuse_casts(tg_relid, 'new.org_id is null');
+            perform pgaudit_wf._refuse_casts(tg_relid, 'new.org_id is null');
             event_action := case
                 when new.org_id is null then 'api_key.created'
                 when true then 'org_api_key.created'
@@ -142,7 +142,7 @@ new.org_id is null');
     elsif tg_op = 'DELETE' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before));
         begin
-            perform pgaudit_wf.refuse_casts(tg_relid, 'old.revoked_at is not null and old.org_id is null
+            perform pgaudit_wf._refuse_casts(tg_relid, 'old.revoked_at is not null and old.org_id is null
 old.revoked_at is not null
 old.org_id is null');
             event_action := case
@@ -170,7 +170,7 @@ old.org_id is null');
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
     end if;
     if event_previous_id is not null then
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);

@@ -123,7 +123,7 @@ begin
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
     end if;
     if event_previous_id is not null then
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
@@ -136,7 +136,7 @@ begin
     values (event_org, event_action, 'note', event_id, true, event_diff, coalesce(event_metadata, '{}'));
     exception
         when others then
-            perform pgaudit_wf.count_failure('public.note', tg_op, sqlstate);
+            perform pgaudit_wf._count_failure('public.note', tg_op, sqlstate);
             raise warning '% of % went through unrecorded (SQLSTATE %)', tg_op, 'public.note', sqlstate;
     end;
     return null;

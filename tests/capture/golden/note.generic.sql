@@ -30,7 +30,7 @@ declare
     shown_after jsonb;
 begin
     begin
-    as_attached := pgaudit_wf.columns_of(tg_relid) = 'access_code:25,id:20,org_id:2950,published_at:1184,reading_time:1186,seen_at:1184,state:<note_state>,tags:1009,title:25';
+    as_attached := pgaudit_wf._columns_of(tg_relid) = 'access_code:25,id:20,org_id:2950,published_at:1184,reading_time:1186,seen_at:1184,state:<note_state>,tags:1009,title:25';
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
             before := jsonb_build_object(
@@ -43,7 +43,7 @@ begin
                 'tags', old.tags,
                 'access_code', case when old.access_code is distinct from null then '[redacted]' end);
         else
-            before := pgaudit_wf.generic_row(old, setting);
+            before := pgaudit_wf._generic_row(old, setting);
         end if;
         shown_before := before - '{}'::text[];
     end if;
@@ -59,12 +59,12 @@ begin
                 'tags', new.tags,
                 'access_code', case when new.access_code is distinct from null then '[redacted]' end);
         else
-            after := pgaudit_wf.generic_row(new, setting);
+            after := pgaudit_wf._generic_row(new, setting);
         end if;
         shown_after := after - '{}'::text[];
     end if;
     if tg_level = 'ROW' then
-        event_id := pgaudit_wf.generic_key(coalesce(after, before), '{id}', tg_relid);
+        event_id := pgaudit_wf._generic_key(coalesce(after, before), '{id}', tg_relid);
         event_label := left(nullif(coalesce(shown_after, shown_before) ->> 'title', '[redacted]'), 255);
         event_org := left(nullif(coalesce(after ->> 'org_id', before ->> 'org_id'), '[redacted]'), 255);
         if tg_op = 'UPDATE' and before -> 'org_id' is distinct from after -> 'org_id' then
@@ -75,17 +75,17 @@ begin
         if as_attached then
             hidden_changes := array_remove(array[case when record_image_ne(row(old.access_code), row(new.access_code)) then 'access_code' end]::text[], null);
         else
-            hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
+            hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
-        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, hidden_changes);
+        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes);
         if event_diff is null then
             return null;
         end if;
-        if pgaudit_wf.generic_key(before, '{id}', tg_relid) is distinct from event_id then
-            event_previous_id := pgaudit_wf.generic_key(before, '{id}', tg_relid);
+        if pgaudit_wf._generic_key(before, '{id}', tg_relid) is distinct from event_id then
+            event_previous_id := pgaudit_wf._generic_key(before, '{id}', tg_relid);
         end if;
         begin
-            perform pgaudit_wf.refuse_casts(tg_relid, 'old.state = ''draft'' and new.state = ''published''
+            perform pgaudit_wf._refuse_casts(tg_relid, 'old.state = ''draft'' and new.state = ''published''
 old.title is distinct from new.title');
             event_action := case
                 when old.state = 'draft' and new.state = 'published' then 'note.published'
@@ -116,7 +116,7 @@ old.title is distinct from new.title');
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
     end if;
     if event_previous_id is not null then
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
@@ -129,7 +129,7 @@ old.title is distinct from new.title');
     values (event_org, event_action, 'note', event_id, true, event_diff, coalesce(event_metadata, '{}'));
     exception
         when others then
-            perform pgaudit_wf.count_failure('public.note', tg_op, sqlstate);
+            perform pgaudit_wf._count_failure('public.note', tg_op, sqlstate);
             raise warning '% of % went through unrecorded (SQLSTATE %)', tg_op, 'public.note', sqlstate;
     end;
     return null;

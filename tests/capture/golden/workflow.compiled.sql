@@ -114,7 +114,7 @@ begin
                 new_nodes := new.nodes #> '{}';
                 new_edges := new.edges #> '{}';
             end if;
-            event_version := pgaudit_wf.add_version(new.id::text, left(coalesce(new.org_id::text, old.org_id::text), 255), case when old.listed is distinct from new.listed or old.listed_slug is distinct from new.listed_slug or old.listed_at is distinct from new.listed_at or old.listing_description is distinct from new.listing_description or old.listing_category is distinct from new.listing_category or old.listing_price is distinct from new.listing_price or old.listing_currency is distinct from new.listing_currency then 'listing' else 'update' end,
+            event_version := pgaudit_wf._add_version(new.id::text, left(coalesce(new.org_id::text, old.org_id::text), 255), case when old.listed is distinct from new.listed or old.listed_slug is distinct from new.listed_slug or old.listed_at is distinct from new.listed_at or old.listing_description is distinct from new.listing_description or old.listing_category is distinct from new.listing_category or old.listing_price is distinct from new.listing_price or old.listing_currency is distinct from new.listing_currency then 'listing' else 'update' end,
                 jsonb_build_object('name', old.name, 'description', old.description, 'visibility', old.visibility, 'enabled', old.enabled),
                 jsonb_build_object('name', new.name, 'description', new.description, 'visibility', new.visibility, 'enabled', new.enabled, 'nodes', new_nodes, 'edges', new_edges),
                 old_nodes, old_edges, new_nodes, new_edges);
@@ -161,7 +161,7 @@ begin
         event_label := left(new.name::text, 255);
         new_nodes := new.nodes #> '{}';
         new_edges := new.edges #> '{}';
-        event_version := pgaudit_wf.add_version(new.id::text, event_org, 'create', null,
+        event_version := pgaudit_wf._add_version(new.id::text, event_org, 'create', null,
             jsonb_build_object('name', new.name, 'description', new.description, 'visibility', new.visibility, 'enabled', new.enabled, 'nodes', new_nodes, 'edges', new_edges), null, null, new_nodes, new_edges);
         event_hash := event_version.content_hash;
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
@@ -186,7 +186,7 @@ begin
         event_id := old.id::text;
         event_org := left(old.org_id::text, 255);
         event_label := left(old.name::text, 255);
-        event_hash := pgaudit_wf.latest_hash(old.id::text);
+        event_hash := pgaudit_wf._latest_hash(old.id::text);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
@@ -216,7 +216,7 @@ begin
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
     end if;
     if event_previous_id is not null then
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);

@@ -36,7 +36,7 @@ declare
     new_nodes jsonb;
     new_edges jsonb;
 begin
-    as_attached := pgaudit_wf.columns_of(tg_relid) = 'created_at:1184,description:25,edges:3802,enabled:16,id:2950,listed:16,listed_at:1184,listed_slug:25,listing_category:25,listing_currency:25,listing_description:25,listing_price:1700,name:25,nodes:3802,org_id:25,updated_at:1184,user_id:25,visibility:25';
+    as_attached := pgaudit_wf._columns_of(tg_relid) = 'created_at:1184,description:25,edges:3802,enabled:16,id:2950,listed:16,listed_at:1184,listed_slug:25,listing_category:25,listing_currency:25,listing_description:25,listing_price:1700,name:25,nodes:3802,org_id:25,updated_at:1184,user_id:25,visibility:25';
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
             before := jsonb_build_object(
@@ -58,8 +58,8 @@ begin
                 'edges', old.edges,
                 'created_at', old.created_at);
         else
-            before := pgaudit_wf.generic_row(old, setting);
-            before := pgaudit_wf.compiled_names(before, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
+            before := pgaudit_wf._generic_row(old, setting);
+            before := pgaudit_wf._compiled_names(before, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
         end if;
         shown_before := before - '{nodes,edges}'::text[];
     end if;
@@ -84,13 +84,13 @@ begin
                 'edges', new.edges,
                 'created_at', new.created_at);
         else
-            after := pgaudit_wf.generic_row(new, setting);
-            after := pgaudit_wf.compiled_names(after, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
+            after := pgaudit_wf._generic_row(new, setting);
+            after := pgaudit_wf._compiled_names(after, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
         end if;
         shown_after := after - '{nodes,edges}'::text[];
     end if;
     if tg_level = 'ROW' then
-        event_id := pgaudit_wf.generic_key(coalesce(after, before), '{id}', tg_relid);
+        event_id := pgaudit_wf._generic_key(coalesce(after, before), '{id}', tg_relid);
         event_label := left(nullif(coalesce(shown_after, shown_before) ->> 'name', '[redacted]'), 255);
         event_org := left(nullif(coalesce(after ->> 'org_id', before ->> 'org_id'), '[redacted]'), 255);
         if tg_op = 'UPDATE' and before -> 'org_id' is distinct from after -> 'org_id' then
@@ -101,9 +101,9 @@ begin
         if as_attached then
             hidden_changes := '{}'::text[];
         else
-            hidden_changes := pgaudit_wf.generic_hidden_changes(old, new, setting);
+            hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
-        event_diff := pgaudit_wf.generic_diff(shown_before, shown_after, hidden_changes);
+        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes);
         -- What only moves things about on the canvas makes no version.
         if true or true then
             old_nodes := (before -> 'nodes') #> '{}';
@@ -119,7 +119,7 @@ begin
                 new_nodes := (after -> 'nodes') #> '{}';
                 new_edges := (after -> 'edges') #> '{}';
             end if;
-            event_version := pgaudit_wf.add_version(event_id, event_org, case when (before -> 'listed') is distinct from (after -> 'listed') or (before -> 'listed_slug') is distinct from (after -> 'listed_slug') or (before -> 'listed_at') is distinct from (after -> 'listed_at') or (before -> 'listing_description') is distinct from (after -> 'listing_description') or (before -> 'listing_category') is distinct from (after -> 'listing_category') or (before -> 'listing_price') is distinct from (after -> 'listing_price') or (before -> 'listing_currency') is distinct from (after -> 'listing_currency') then 'listing' else 'update' end,
+            event_version := pgaudit_wf._add_version(event_id, event_org, case when (before -> 'listed') is distinct from (after -> 'listed') or (before -> 'listed_slug') is distinct from (after -> 'listed_slug') or (before -> 'listed_at') is distinct from (after -> 'listed_at') or (before -> 'listing_description') is distinct from (after -> 'listing_description') or (before -> 'listing_category') is distinct from (after -> 'listing_category') or (before -> 'listing_price') is distinct from (after -> 'listing_price') or (before -> 'listing_currency') is distinct from (after -> 'listing_currency') then 'listing' else 'update' end,
                 jsonb_build_object('name', (before -> 'name'), 'description', (before -> 'description'), 'visibility', (before -> 'visibility'), 'enabled', (before -> 'enabled')),
                 jsonb_build_object('name', (after -> 'name'), 'description', (after -> 'description'), 'visibility', (after -> 'visibility'), 'enabled', (after -> 'enabled'), 'nodes', new_nodes, 'edges', new_edges),
                 old_nodes, old_edges, new_nodes, new_edges);
@@ -132,11 +132,11 @@ begin
         if event_diff is null then
             return null;
         end if;
-        if pgaudit_wf.generic_key(before, '{id}', tg_relid) is distinct from event_id then
-            event_previous_id := pgaudit_wf.generic_key(before, '{id}', tg_relid);
+        if pgaudit_wf._generic_key(before, '{id}', tg_relid) is distinct from event_id then
+            event_previous_id := pgaudit_wf._generic_key(before, '{id}', tg_relid);
         end if;
         begin
-            perform pgaudit_wf.refuse_casts(tg_relid, 'new.listed and not old.listed
+            perform pgaudit_wf._refuse_casts(tg_relid, 'new.listed and not old.listed
 old.listed and not new.listed
 new.enabled and not old.enabled
 old.enabled and not new.enabled
@@ -162,14 +162,14 @@ old.enabled and not new.enabled
     elsif tg_op = 'INSERT' then
         new_nodes := (after -> 'nodes') #> '{}';
         new_edges := (after -> 'edges') #> '{}';
-        event_version := pgaudit_wf.add_version(event_id, event_org, 'create', null,
+        event_version := pgaudit_wf._add_version(event_id, event_org, 'create', null,
             jsonb_build_object('name', (after -> 'name'), 'description', (after -> 'description'), 'visibility', (after -> 'visibility'), 'enabled', (after -> 'enabled'), 'nodes', new_nodes, 'edges', new_edges), null, null, new_nodes, new_edges);
         event_hash := event_version.content_hash;
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after || jsonb_build_object('content_hash', event_hash)));
         event_action := 'workflow.created';
     elsif tg_op = 'DELETE' then
-        event_hash := pgaudit_wf.latest_hash(event_id);
+        event_hash := pgaudit_wf._latest_hash(event_id);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before || jsonb_build_object('content_hash', event_hash)));
         event_action := 'workflow.deleted';
     else
@@ -184,7 +184,7 @@ old.enabled and not new.enabled
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
     end if;
     if current_setting('app.reason', true) <> '' then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf.context_reason());
+        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
     end if;
     if event_previous_id is not null then
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);

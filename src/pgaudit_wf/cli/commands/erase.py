@@ -103,7 +103,7 @@ def _prepare(
         values = {
             PersonalValue(kind, found)
             for kind, found in conn.execute(
-                "select * from pgaudit_wf.actor_values(%s)", [actor]
+                "select * from pgaudit_wf._actor_values(%s)", [actor]
             ).fetchall()
         }
         for text in filter(None, more):
@@ -113,5 +113,5 @@ def _prepare(
         ).fetchone()
         archives = [] if skip_archives else archives_with(conn, before[0] if before else "")
         archived, found = find_archived_values(conn, [archive for _, archive in archives], actor)
-        (pseudonym,) = one(conn, "select pgaudit_wf.begin_erasure(%s, %s)", [actor, archived > 0])
+        (pseudonym,) = one(conn, "select pgaudit_wf._begin_erasure(%s, %s)", [actor, archived > 0])
     return {known for known in values | found if known.value != pseudonym}, archives, pseudonym
