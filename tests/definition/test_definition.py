@@ -314,8 +314,8 @@ def test_both_ways_stop_at_the_same_depth(conn: psycopg.Connection, depth: int) 
     for nodes in ([{"data": {"config": {"a": deep}}}], [{"data": {"a": deep}}], [{"data": deep}]):
         outcomes: set[object] = set()
         for way in (
-            "canonical_definition(%s, null)",
-            "canonical_json(pgaudit_wf.normalize_definition(%s, null))",
+            "_canonical_definition(%s, null)",
+            "_canonical_json(pgaudit_wf.normalize_definition(%s, null))",
         ):
             try:
                 outcomes.add(conn.execute(f"select pgaudit_wf.{way}", [Jsonb(nodes)]).fetchone())

@@ -207,7 +207,7 @@ def test_an_unknown_actor_is_refused(lived: Conn, actor: str | None) -> None:
 def test_only_the_owner_may_and_the_log_stays_append_only(lived: Conn) -> None:
     pseudonymise(lived)
     for role in ("pgaudit_wf_app", "pgaudit_wf_reader"):
-        for call in ("pseudonymise('u_bob')", "begin_erasure('u_bob')"):
+        for call in ("pseudonymise('u_bob')", "_begin_erasure('u_bob')"):
             with lived.transaction(force_rollback=True):
                 lived.execute(sql.SQL("set local role {}").format(sql.Identifier(role)))
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
