@@ -286,6 +286,7 @@ begin
         function := format('pgaudit_wf.%I()', _replace_function.function_name)::regprocedure;
         execute format('comment on function %s is %L', function, _replace_function.description);
         execute format('revoke all on function %s from public', function);
+        perform pgaudit_wf._note_generated(function);
     end if;
     for grantee in
         select acl.grantee from pg_proc as p, aclexplode(p.proacl) as acl where p.oid = function and acl.grantee not in (p.proowner, owner, 0)

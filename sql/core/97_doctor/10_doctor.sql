@@ -172,7 +172,9 @@ as $$
     select 'notice', name, 'the role does not exist', format('create role %I nologin; select pgaudit_wf.grant_roles();', name)
     from unnest(array['pgaudit_wf_app', 'pgaudit_wf_reader']) as name
     where to_regrole(name) is null
+    union all
+    select * from pgaudit_wf._changed_objects()
     order by 1, 2, 3
 $$;
 comment on function pgaudit_wf.doctor() is
-    'What is wrong or has drifted, and the remedy: missing or disabled triggers, changed columns, rights that are too wide, missing partitions. No row: all is well.';
+    'What is wrong or has drifted, and the remedy: missing or disabled triggers, functions, defaults and guards that are not as they were installed, changed columns, rights that are too wide, missing partitions. No row: all is well.';
