@@ -173,6 +173,12 @@ class ArgumentError(DatabaseError):
     sqlstate = "PA008"
 
 
+class UnknownStateError(DatabaseError):
+    """DDL rewrote the table, and the log cannot tell what the row was."""
+
+    sqlstate = "PA010"
+
+
 class StoredDefinitionError(DatabaseError, DefinitionError):
     """A definition in the database is malformed or has no canonical form (PA201, PA202, PA203)."""
 

@@ -148,7 +148,8 @@ def test_types_defaults_and_casts_run_as_nobody_else(
     assert who_ran(db, stranger) <= {stranger}
     events = db.execute(
         "select action, resource_id, org_id, metadata ->> 'label', diff"
-        " from pgaudit_wf.security_audit_log where resource_type = 'doc' order by id"
+        " from pgaudit_wf.security_audit_log where resource_type = 'doc'"
+        " and action <> 'doc.rewritten' order by id"
     ).fetchall()
     actions = [(action, resource_id, org, label) for action, resource_id, org, label, _ in events]
     assert actions == [
@@ -560,7 +561,8 @@ def test_conditions_over_a_retyped_column_run_nothing(db: Conn, stranger: str, f
             db.execute(statement.encode())
     assert who_ran(db, stranger) <= {stranger}
     assert db.execute(
-        "select action from pgaudit_wf.security_audit_log where resource_type = 't' order by id"
+        "select action from pgaudit_wf.security_audit_log where resource_type = 't'"
+        " and action <> 't.rewritten' order by id"
     ).fetchall() == [
         ("t.good",),
         ("t.created",),

@@ -111,7 +111,7 @@ comment on function pgaudit_wf._row_departure(text, text, bigint, bigint, boolea
     'The first (or latest) event by which a row left this key for another.';
 
 create function pgaudit_wf._row_forwards(resource_type text, resource_id text, at timestamptz, before_id bigint, truncates boolean,
-    out reached boolean, out record jsonb)
+    out reached boolean, out rewritten_at timestamptz, out record jsonb)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -140,6 +140,7 @@ begin
             return;
         end if;
         reached := true;
+        rewritten_at := earlier.rewritten_at;
         record := pgaudit_wf._apply_diff(earlier.record, base.diff);
     end if;
     if truncates and exists (
@@ -149,17 +150,22 @@ begin
             select from pgaudit_wf._row_departure(resource_type, resource_id, base.id, before_id, true) as d where d.occurred_at <= at)
     then
         record := null;
+        rewritten_at := null;
         return;
     end if;
     for step in select s.* from pgaudit_wf._row_steps(resource_type, resource_id, base.occurred_at, at, base.id, before_id) as s loop
+        if record is not null and step.altered ? 'rewritten' then
+            rewritten_at := step.occurred_at;
+        end if;
         record := case when step.altered is null then pgaudit_wf._apply_diff(record, step.diff) else pgaudit_wf._alter_row(record, step.altered, false) end;
     end loop;
 end
 $$;
 comment on function pgaudit_wf._row_forwards(text, text, timestamptz, bigint, boolean) is
-    'A row at a moment, replayed from its insert; not reached if the log does not go back to it.';
+    'A row at a moment, replayed from its insert; not reached if the log does not go back to it. Where DDL gave it values that the log does not have, rewritten_at says when.';
 
-create function pgaudit_wf._row_backwards(target regclass, resource_type text, resource_id text, at timestamptz, after_id bigint) returns jsonb
+create function pgaudit_wf._row_backwards(target regclass, resource_type text, resource_id text, at timestamptz, after_id bigint,
+    out rewritten_at timestamptz, out record jsonb)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -167,7 +173,7 @@ as $$
 declare
     ending record;
     departure record;
-    record jsonb;
+    later record;
     step pgaudit_wf.row_step;
 begin
     select l.id, l.occurred_at, l.diff into ending
@@ -181,27 +187,31 @@ begin
     if departure.id is not null then
         ending.id := departure.id;
         ending.occurred_at := departure.occurred_at;
-        record := pgaudit_wf._revert_diff(
-            pgaudit_wf._row_backwards(target, resource_type, departure.new_id, departure.occurred_at, departure.id), departure.diff);
+        select * into later from pgaudit_wf._row_backwards(target, resource_type, departure.new_id, departure.occurred_at, departure.id);
+        rewritten_at := later.rewritten_at;
+        record := pgaudit_wf._revert_diff(later.record, departure.diff);
     elsif ending.id is null then
         record := pgaudit_wf._present_row(target, resource_id);
     elsif ending.diff -> 0 ->> 'op' = 'remove' then
         record := ending.diff -> 0 -> 'old';
     else
-        return null;
+        return;
     end if;
     for step in
         select s.* from pgaudit_wf._row_steps(resource_type, resource_id, at, coalesce(ending.occurred_at, 'infinity'), after_id,
             coalesce(ending.id, 9223372036854775807)) as s
         where s.occurred_at > at order by s.occurred_at desc, s.id desc
     loop
+        if record is not null and step.altered ->> 'rewritten' = 'changed' then
+            rewritten_at := step.occurred_at;
+        end if;
         record := case when step.altered is null then pgaudit_wf._revert_diff(record, step.diff) else pgaudit_wf._alter_row(record, step.altered, true) end;
     end loop;
-    return record;
 end
 $$;
 comment on function pgaudit_wf._row_backwards(regclass, text, text, timestamptz, bigint) is
-    'A row at a moment, wound back from its deletion or from what it is now, for rows older than their table''s attachment.';
+    'A row at a moment, wound back from its deletion or from what it is now: for rows older than their table''s attachment, and for those that DDL gave '
+    'other values since their insert. rewritten_at as in _row_forwards().';
 
 create function pgaudit_wf._present_row(target regclass, resource_id text) returns jsonb
 language plpgsql stable
@@ -247,6 +257,7 @@ declare
     key constant text := case when cardinality(setting.id_columns) > 1 then pgaudit_wf._bounded_key((row_as_of.id::jsonb)::text)
         else pgaudit_wf._bounded_key(row_as_of.id) end;
     forwards record;
+    backwards record;
 begin
     if type is null then
         raise exception '% was never attached', row_as_of.target
@@ -254,13 +265,19 @@ begin
     end if;
     select * into forwards from pgaudit_wf._row_forwards(type, key, row_as_of.at, 9223372036854775807,
         (select relkind <> 'p' from pg_class where oid = row_as_of.target));
-    if forwards.reached then
+    if forwards.reached and forwards.rewritten_at is null then
         return forwards.record;
     end if;
-    return pgaudit_wf._row_backwards(row_as_of.target, type, key, row_as_of.at, -1);
+    select * into backwards from pgaudit_wf._row_backwards(row_as_of.target, type, key, row_as_of.at, -1);
+    if backwards.rewritten_at is not null or (backwards.record is null and forwards.record is not null) then
+        raise exception 'the row % of % at % is not known: DDL rewrote the table at %', row_as_of.id, row_as_of.target, row_as_of.at,
+            coalesce(backwards.rewritten_at, forwards.rewritten_at)
+            using errcode = 'PA010', hint = 'Values that DDL computes pass no trigger: the log knows a row up to then, and what the table shows leads back to then.';
+    end if;
+    return backwards.record;
 end
 $$;
 comment on function pgaudit_wf.row_as_of(regclass, text, timestamptz) is
     'The row of an attached table as it was at a moment, as jsonb; null if there was none. id is the key''s text, several key columns as a JSON array. '
     'Rebuilt from the log: forwards from the row''s insert, or, for a row older than the attachment, backwards from its deletion or from what it is now. '
-    'Ignored columns are absent, redacted ones read "[redacted]"; a TRUNCATE of a single partition is not seen. Raises PA005 for a table that was never attached.';
+    'Ignored columns are absent, redacted ones read "[redacted]"; a TRUNCATE of a single partition is not seen. Raises PA005 for a table that was never attached, PA010 where DDL rewrote the table and the log cannot tell.';

@@ -9,16 +9,19 @@ begin
     create event trigger pgaudit_wf_after_ddl on ddl_command_end when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE CAST') execute function pgaudit_wf._after_ddl();
     create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf._after_drop();
     create event trigger pgaudit_wf_follow_as_author on ddl_command_end when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE VIEW') execute function pgaudit_wf._follow_as_author();
+    create event trigger pgaudit_wf_note_rewrite on table_rewrite execute function pgaudit_wf._note_rewrite();
     create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE') execute function pgaudit_wf._refuse_detach();
     create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE') execute function pgaudit_wf._refuse_drop();
     alter event trigger pgaudit_wf_after_ddl enable always;
     alter event trigger pgaudit_wf_after_drop enable always;
     alter event trigger pgaudit_wf_follow_as_author enable always;
+    alter event trigger pgaudit_wf_note_rewrite enable always;
     alter event trigger pgaudit_wf_refuse_detach enable always;
     alter event trigger pgaudit_wf_refuse_drop enable always;
     comment on event trigger pgaudit_wf_after_ddl is 'Writes the trigger functions of attached tables anew after DDL that concerns them.';
     comment on event trigger pgaudit_wf_after_drop is 'Forgets attached tables that are dropped; writes the functions of those that lose a column by CASCADE.';
     comment on event trigger pgaudit_wf_follow_as_author is 'Gives new partitions of attached tables their triggers; lets our views read the columns that they name.';
+    comment on event trigger pgaudit_wf_note_rewrite is 'Notes in the trail that DDL computed new values for the rows of an attached table.';
     comment on event trigger pgaudit_wf_refuse_detach is 'Keeps partitions of the log from being detached or renamed.';
     comment on event trigger pgaudit_wf_refuse_drop is 'Keeps the tables of the audit trail from being dropped by anything but prune().';
 exception
