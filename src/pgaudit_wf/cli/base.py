@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import inspect
 import json
+import logging
 import os
 import re
 import sys
@@ -68,6 +69,8 @@ class Commands(TyperGroup):
     def main(self, *args: Any, **extra: Any) -> NoReturn:  # noqa: ANN401 - typer's signature
         """Run the command and end the process, or raise SystemExit under a test runner."""
         extra["standalone_mode"] = False
+        # It warns where an interrupted connection cannot be rolled back: that ends a command well.
+        logging.getLogger("psycopg").setLevel(logging.ERROR)
         try:
             # A locale that cannot write a name must not end the command.
             for stream in (sys.stdout, sys.stderr):
