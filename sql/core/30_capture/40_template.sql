@@ -73,12 +73,14 @@ begin
         {{org and label of the insert}}
         {{version of the insert}}
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', {{inserted row}}{{with its hash}}));
+        {{JSON nulls of the insert}}
         {{action of the insert}}
     elsif tg_op = 'DELETE' then
         {{key of the delete}}
         {{org and label of the delete}}
         {{version of the delete}}
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', {{deleted row}}{{with its hash}}));
+        {{JSON nulls of the delete}}
         {{action of the delete}}
     else
         event_action := {{action of the truncate}};

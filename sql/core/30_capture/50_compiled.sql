@@ -81,6 +81,63 @@ as $$
 $$;
 comment on function pgaudit_wf._shown_expression(pgaudit_wf.capture_column, text) is 'SQL expression for the column''s value as it may be shown.';
 
+create function pgaudit_wf._json_null_test(col pgaudit_wf.capture_column, record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- By its size first, which is known without reading a value that may be long.
+    select case when pgaudit_wf._base_type((col).type) in ('json'::regtype, 'jsonb'::regtype) and not (col).redacted
+        then format('pg_column_size(%1$s) < 64 and %2$s_typeof(%1$s) = ''null''', pgaudit_wf._field(record_name, (col).name),
+            format_type(pgaudit_wf._base_type((col).type), null)) end
+$$;
+comment on function pgaudit_wf._json_null_test(pgaudit_wf.capture_column, text) is
+    'SQL condition that is true where a json or jsonb column holds null as JSON has it, which a diff would show like one without a value.';
+
+create function pgaudit_wf._json_null_columns(columns pgaudit_wf.capture_column[], record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select e'array_remove(array[\n            ' || string_agg(format('case when %s then %L end', test, name), e',\n            ' order by position) || '], null)'
+    from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, position),
+    pgaudit_wf._json_null_test(row(name, type, redacted, by_text, toastable)::pgaudit_wf.capture_column, record_name) as test
+    where test is not null
+$$;
+comment on function pgaudit_wf._json_null_columns(pgaudit_wf.capture_column[], text) is
+    'SQL expression for the names of the columns of a record that hold null as JSON has it; null for a table without json and jsonb columns.';
+
+create function pgaudit_wf._json_null_statements(setting pgaudit_wf.attachment, record_name text) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((
+        select pgaudit_wf._fill(
+$nulls$if {{any}} then
+    event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb({{names}}));
+end if;$nulls$,
+            jsonb_build_object(
+                'any', (select string_agg(pgaudit_wf._json_null_test(col, record_name), e'\n            or ') from unnest(columns) as col),
+                'names', pgaudit_wf._json_null_columns(columns, record_name)))
+        from (select array(select pgaudit_wf._capture_columns(setting)) as columns) as captured
+        where pgaudit_wf._json_null_columns(columns, record_name) is not null), '{}')
+$$;
+comment on function pgaudit_wf._json_null_statements(pgaudit_wf.attachment, text) is
+    'PL/pgSQL that names in the diff of a whole row the columns that hold null as JSON has it.';
+
+create function pgaudit_wf._json_null_of_change(col pgaudit_wf.capture_column) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when before is null then '{}' else pgaudit_wf._fill(
+$nulls$if {{before}} or {{after}} then
+    event_diff := jsonb_set(event_diff, '{-1,json_null}', to_jsonb(array_remove(array[
+        case when {{before}} then 'old' end,
+        case when {{after}} then 'value' end], null)));
+end if;$nulls$, jsonb_build_object('before', before, 'after', after)) end
+    from (select pgaudit_wf._json_null_test(col, 'old') as before, pgaudit_wf._json_null_test(col, 'new') as after) as tests
+$$;
+comment on function pgaudit_wf._json_null_of_change(pgaudit_wf.capture_column) is
+    'PL/pgSQL that says in a changed column''s operation which of its sides are null as JSON has it.';
+
 create function pgaudit_wf._pointer(key text) returns text
 language sql immutable strict parallel safe
 as $$ select '/' || replace(replace(key, '~', '~0'), '/', '~1') $$;
@@ -181,12 +238,14 @@ $change$if {{changed}} then
     event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', {{path}},
         'old', {{old}},
         'value', {{new}});
+    {{JSON nulls}}
 end if;$change$,
             jsonb_build_object(
                 'changed', pgaudit_wf._changed_expression(col),
                 'path', quote_literal(pgaudit_wf._pointer(col.name)),
                 'old', pgaudit_wf._shown_expression(col, 'old'),
-                'new', pgaudit_wf._shown_expression(col, 'new')));
+                'new', pgaudit_wf._shown_expression(col, 'new'),
+                'JSON nulls', pgaudit_wf._json_null_of_change(col)));
     end loop;
     return lines;
 end
@@ -271,7 +330,9 @@ begin
         'inserted row', pgaudit_wf._row_expression(setting, 'new'),
         'key of the delete', format('event_id := %s;', pgaudit_wf._key_expression(setting, 'old')),
         'org and label of the delete', pgaudit_wf._assignments(setting, 'old', false),
-        'deleted row', pgaudit_wf._row_expression(setting, 'old'));
+        'deleted row', pgaudit_wf._row_expression(setting, 'old'),
+        'JSON nulls of the insert', pgaudit_wf._json_null_statements(setting, 'new'),
+        'JSON nulls of the delete', pgaudit_wf._json_null_statements(setting, 'old'));
 end
 $$;
 comment on function pgaudit_wf._compiled_pieces(pgaudit_wf.attachment) is

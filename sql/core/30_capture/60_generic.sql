@@ -82,15 +82,21 @@ $$;
 comment on function pgaudit_wf._generic_hidden_changes(anyelement, anyelement, pgaudit_wf.generic_setting) is
     'The redacted columns that an update changed, for triggers of the generic form.';
 
-create function pgaudit_wf._generic_diff(before jsonb, after jsonb, hidden_changes text[]) returns jsonb
+create function pgaudit_wf._generic_diff(before jsonb, after jsonb, hidden_changes text[], nulls_before text[], nulls_after text[]) returns jsonb
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select jsonb_agg(jsonb_build_object('op', 'replace', 'path', pgaudit_wf._pointer(key), 'old', before -> key, 'value', value) order by key)
+    select jsonb_agg(
+        jsonb_build_object('op', 'replace', 'path', pgaudit_wf._pointer(key), 'old', before -> key, 'value', value)
+            || case when key = any (nulls_before || nulls_after) then jsonb_build_object('json_null',
+                array_remove(array[case when key = any (nulls_before) then 'old' end, case when key = any (nulls_after) then 'value' end], null))
+                else '{}' end
+        order by key)
     from jsonb_each(after)
     where before -> key is distinct from value or key = any (hidden_changes)
+        or (key = any (nulls_before)) <> (key = any (nulls_after))
 $$;
-comment on function pgaudit_wf._generic_diff(jsonb, jsonb, text[]) is 'JSON Patch between two rows of one table, for triggers of the generic form.';
+comment on function pgaudit_wf._generic_diff(jsonb, jsonb, text[], text[], text[]) is 'JSON Patch between two rows of one table, for triggers of the generic form.';
 
 create function pgaudit_wf._generic_key(record jsonb, id_columns text[], table_id oid) returns text
 language sql stable
@@ -171,6 +177,8 @@ begin
             format('setting constant pgaudit_wf.generic_setting := %s;', pgaudit_wf._describe_generic(setting)),
             'as_attached boolean;',
             'hidden_changes text[];',
+            'nulls_before text[] := ''{}'';',
+            'nulls_after text[] := ''{}'';',
             'before jsonb;',
             'after jsonb;',
             'shown_before jsonb;',
@@ -180,6 +188,7 @@ $rows$as_attached := pgaudit_wf._columns_of(tg_relid) = {{columns}};
 if tg_op in ('UPDATE', 'DELETE') then
     if as_attached then
         before := {{old row}};
+        {{old nulls}}
     else
         before := pgaudit_wf._generic_row(old, setting);
         {{old names}}
@@ -189,6 +198,7 @@ end if;
 if tg_op in ('UPDATE', 'INSERT') then
     if as_attached then
         after := {{new row}};
+        {{new nulls}}
     else
         after := pgaudit_wf._generic_row(new, setting);
         {{new names}}
@@ -203,6 +213,8 @@ end if;$rows$,
             jsonb_build_object(
                 'columns', quote_literal(pgaudit_wf._columns_of((setting).target)),
                 'old row', pgaudit_wf._row_object(columns, 'old'),
+                'old nulls', coalesce('nulls_before := ' || pgaudit_wf._json_null_columns(columns, 'old') || ';', ''),
+                'new nulls', coalesce('nulls_after := ' || pgaudit_wf._json_null_columns(columns, 'new') || ';', ''),
                 'old names', pgaudit_wf._follow_names(setting, 'before'),
                 'new row', pgaudit_wf._row_object(columns, 'new'),
                 'new names', pgaudit_wf._follow_names(setting, 'after'),
@@ -216,7 +228,7 @@ $changes$if as_attached then
 else
     hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
 end if;
-event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes);$changes$,
+event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes, nulls_before, nulls_after);$changes$,
             jsonb_build_object('hidden changes', (
                 select coalesce('array_remove(array[' || string_agg(format('case when record_image_ne(row(%s), row(%s)) then %L end',
                     pgaudit_wf._field('old', name), pgaudit_wf._field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
@@ -232,7 +244,15 @@ end if;$key$, jsonb_build_object('id columns', id_columns)),
         'inserted row', 'shown_after',
         'key of the delete', '',
         'org and label of the delete', '',
-        'deleted row', 'shown_before');
+        'deleted row', 'shown_before',
+        'JSON nulls of the insert', pgaudit_wf._fill(
+$nulls$if nulls_after <> '{}' then
+    event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
+end if;$nulls$, '{}'),
+        'JSON nulls of the delete', pgaudit_wf._fill(
+$nulls$if nulls_before <> '{}' then
+    event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
+end if;$nulls$, '{}'));
 end
 $$;
 comment on function pgaudit_wf._generic_pieces(pgaudit_wf.attachment) is

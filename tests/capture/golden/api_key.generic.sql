@@ -24,6 +24,8 @@ declare
     setting constant pgaudit_wf.generic_setting := row('{id,org_id,user_id,name,key_prefix,key_hash,scopes,last_used_at,expires_at,revoked_at,created_at}'::text[], '{last_used_at}'::text[], '{key_hash}'::text[], '{6}'::smallint[])::pgaudit_wf.generic_setting;
     as_attached boolean;
     hidden_changes text[];
+    nulls_before text[] := '{}';
+    nulls_after text[] := '{}';
     before jsonb;
     after jsonb;
     shown_before jsonb;
@@ -80,7 +82,7 @@ begin
         else
             hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
-        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes);
+        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes, nulls_before, nulls_after);
         if event_diff is null then
             return null;
         end if;
@@ -122,6 +124,9 @@ new.org_id is null');
         end;
     elsif tg_op = 'INSERT' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after));
+        if nulls_after <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
+        end if;
         begin
             perform pgaudit_wf._refuse_casts(tg_relid, 'new.org_id is null');
             event_action := case
@@ -141,6 +146,9 @@ new.org_id is null');
         end;
     elsif tg_op = 'DELETE' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before));
+        if nulls_before <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
+        end if;
         begin
             perform pgaudit_wf._refuse_casts(tg_relid, 'old.revoked_at is not null and old.org_id is null
 old.revoked_at is not null

@@ -24,6 +24,8 @@ declare
     setting constant pgaudit_wf.generic_setting := row('{id,org_id,title,state,published_at,reading_time,tags,access_code,seen_at}'::text[], '{seen_at}'::text[], '{access_code}'::text[], '{8}'::smallint[])::pgaudit_wf.generic_setting;
     as_attached boolean;
     hidden_changes text[];
+    nulls_before text[] := '{}';
+    nulls_after text[] := '{}';
     before jsonb;
     after jsonb;
     shown_before jsonb;
@@ -77,7 +79,7 @@ begin
         else
             hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
-        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes);
+        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes, nulls_before, nulls_after);
         if event_diff is null then
             return null;
         end if;
@@ -104,9 +106,15 @@ old.title is distinct from new.title');
         end;
     elsif tg_op = 'INSERT' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after));
+        if nulls_after <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
+        end if;
         event_action := 'note.created';
     elsif tg_op = 'DELETE' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before));
+        if nulls_before <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
+        end if;
         event_action := 'note.discarded';
     else
         event_action := 'note.truncated';

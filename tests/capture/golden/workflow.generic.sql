@@ -24,6 +24,8 @@ declare
     setting constant pgaudit_wf.generic_setting := row('{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}'::text[], '{updated_at}'::text[], '{}'::text[], '{}'::smallint[])::pgaudit_wf.generic_setting;
     as_attached boolean;
     hidden_changes text[];
+    nulls_before text[] := '{}';
+    nulls_after text[] := '{}';
     before jsonb;
     after jsonb;
     shown_before jsonb;
@@ -57,6 +59,9 @@ begin
                 'nodes', old.nodes,
                 'edges', old.edges,
                 'created_at', old.created_at);
+            nulls_before := array_remove(array[
+            case when pg_column_size(old.nodes) < 64 and jsonb_typeof(old.nodes) = 'null' then 'nodes' end,
+            case when pg_column_size(old.edges) < 64 and jsonb_typeof(old.edges) = 'null' then 'edges' end], null);
         else
             before := pgaudit_wf._generic_row(old, setting);
             before := pgaudit_wf._compiled_names(before, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
@@ -83,6 +88,9 @@ begin
                 'nodes', new.nodes,
                 'edges', new.edges,
                 'created_at', new.created_at);
+            nulls_after := array_remove(array[
+            case when pg_column_size(new.nodes) < 64 and jsonb_typeof(new.nodes) = 'null' then 'nodes' end,
+            case when pg_column_size(new.edges) < 64 and jsonb_typeof(new.edges) = 'null' then 'edges' end], null);
         else
             after := pgaudit_wf._generic_row(new, setting);
             after := pgaudit_wf._compiled_names(after, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
@@ -103,7 +111,7 @@ begin
         else
             hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
-        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes);
+        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes, nulls_before, nulls_after);
         -- What only moves things about on the canvas makes no version.
         if true or true then
             old_nodes := (before -> 'nodes') #> '{}';
@@ -167,10 +175,16 @@ old.enabled and not new.enabled
         event_hash := event_version.content_hash;
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after || jsonb_build_object('content_hash', event_hash)));
+        if nulls_after <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
+        end if;
         event_action := 'workflow.created';
     elsif tg_op = 'DELETE' then
         event_hash := pgaudit_wf._latest_hash(event_id);
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before || jsonb_build_object('content_hash', event_hash)));
+        if nulls_before <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
+        end if;
         event_action := 'workflow.deleted';
     else
         event_action := 'workflow.truncated';
