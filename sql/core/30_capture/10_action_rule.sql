@@ -24,6 +24,12 @@ create function pgaudit_wf._check_action_rule(target regclass, rule pgaudit_wf.a
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    -- What a virtual generated column is, a trigger does not see: so its row has none, and a condition over one does not compile.
+    row_of constant text := (
+        select case when count(*) filter (where attgenerated = 'v') = 0 then _check_action_rule.target::text
+            else format('(select %s from %s)', string_agg(quote_ident(attname), ', ' order by attnum) filter (where attgenerated <> 'v'), _check_action_rule.target) end
+        from pg_attribute where attrelid = _check_action_rule.target and attnum > 0 and not attisdropped);
 begin
     if (_check_action_rule.rule).condition is null
         -- Whoever may not see into the table's schema cannot check: the trigger then finds out.
@@ -34,9 +40,9 @@ begin
     -- condition from hiding the rest. Prepared, not run: so nothing of it is evaluated, and no right to read the table is needed.
     execute format('prepare pgaudit_wf_rule as select case when %2$s%3$s then true end from %1$s where (%2$s%3$s)',
         case (_check_action_rule.rule).op
-            when 'insert' then format('%s as new', _check_action_rule.target)
-            when 'update' then format('%1$s as old, %1$s as new', _check_action_rule.target)
-            when 'delete' then format('%s as old', _check_action_rule.target)
+            when 'insert' then format('%s as new', row_of)
+            when 'update' then format('%1$s as old, %1$s as new', row_of)
+            when 'delete' then format('%s as old', row_of)
         end,
         (_check_action_rule.rule).condition, e'\n');
     deallocate pgaudit_wf_rule;
@@ -47,7 +53,8 @@ exception
             (_check_action_rule.rule).action, _check_action_rule.target, sqlerrm
             using errcode = 'PA003',
                 detail = format('Its condition is: %s', (_check_action_rule.rule).condition),
-                hint = 'A condition is a boolean expression over old and new (insert: only new, delete: only old); name functions and types outside pg_catalog with their schema.';
+                hint = 'A condition is a boolean expression over old and new (insert: only new, delete: only old); name functions and types outside pg_catalog with their schema.'
+                    || case when row_of like '(%' then ' Virtual generated columns are computed when read and cannot be named: write out what they compute.' else '' end;
 end
 $$;
 comment on function pgaudit_wf._check_action_rule(regclass, pgaudit_wf.action_rule) is

@@ -56,6 +56,21 @@ begin
         raise exception '% is already recorded through %', _check_attachable.target, related
             using errcode = 'PA004', hint = format('Detach %s first: a partition and its parent cannot both be attached.', related);
     end if;
+    -- Triggers are not inherited, and a parent's rows are read together with its children's.
+    select child into related
+    from (
+        with recursive child (oid) as (
+            select inhrelid from pg_inherits where inhparent = _check_attachable.target and class.relkind = 'r'
+            union
+            select i.inhrelid from pg_inherits as i join child on i.inhparent = child.oid
+        )
+        select oid::regclass as child from child
+    ) as descendant
+    where child not in (select a.target from pgaudit_wf.attachment as a) order by child::text limit 1;
+    if found then
+        raise exception '% has a table that inherits from it, %, whose rows its triggers would not see', _check_attachable.target, related
+            using errcode = 'PA004', hint = format('Attach the child first: select pgaudit_wf.attach(%L);', related);
+    end if;
     if not pg_has_role(current_user, class.relowner, 'usage') then
         raise exception '% must own % to attach it', current_user, _check_attachable.target
             using errcode = 'PA004', hint = format('Run attach as %I or as a superuser.', class.relowner::regrole::text);

@@ -114,7 +114,11 @@ begin
     end if;
     -- As the predicate of an index PostgreSQL itself checks the condition (boolean, immutable, no subquery), writes it out unambiguously
     -- and says what it depends on. The copy of the table has no rows.
-    execute format('create temporary table pgaudit_wf_limit (like %s)', _compile_limit_condition.target);
+    execute format('create temporary table pgaudit_wf_limit as select %s from %s with no data',
+        -- Those that are computed when read are not in the rows that a trigger counts.
+        (select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
+            where attrelid = _compile_limit_condition.target and attnum > 0 and not attisdropped and attgenerated <> 'v'),
+        _compile_limit_condition.target);
     execute format(e'create index pgaudit_wf_limit_condition on pg_temp.pgaudit_wf_limit ((1)) where (%s\n)', written);
     select pg_get_expr(indpred, indrelid) into strict condition
     from pg_index where indexrelid = to_regclass('pg_temp.pgaudit_wf_limit_condition');
@@ -344,7 +348,8 @@ begin
         end if;
     exception
         -- What the condition names was renamed or dropped meanwhile, and that must not fail the write.
-        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name or sqlstate 'PA003' then
+        -- An internal error is what naming a virtual generated column ends in.
+        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name or internal_error or sqlstate 'PA003' then
             raise warning 'rows of % are not being counted (SQLSTATE %)', {{type}}, sqlstate
                 using hint = 'Mend pgaudit_wf.limit_condition and attach the table again: pgaudit_wf.doctor() says how.';
             return null;

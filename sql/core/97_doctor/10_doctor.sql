@@ -173,6 +173,13 @@ as $$
     from unnest(array['pgaudit_wf_app', 'pgaudit_wf_reader']) as name
     where to_regrole(name) is null
     union all
+    select 'error', i.inhrelid::regclass::text, format('it inherits from %s, and its rows are not recorded', i.inhparent::regclass),
+        format('select pgaudit_wf.attach(%L);', i.inhrelid::regclass)
+    from pg_inherits as i
+    join pgaudit_wf.attachment as a on a.target = i.inhparent
+    join pg_class as c on c.oid = i.inhrelid and not c.relispartition
+    where i.inhrelid not in (select own.target from pgaudit_wf.attachment as own)
+    union all
     select * from pgaudit_wf._changed_objects()
     order by 1, 2, 3
 $$;
