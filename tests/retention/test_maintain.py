@@ -465,10 +465,24 @@ def test_the_command_fails_if_something_could_not_be_done(
 def test_a_second_run_ends_well_at_once(
     due: Conn, run: Callable[..., tuple[int, str, str]]
 ) -> None:
-    due.execute("select pg_advisory_lock(hashtext('pgaudit_wf.maintain'))")
+    due.execute("select pgaudit_wf._begin_maintenance()")
     code, out, err = run()
     assert (code, out) == (0, "")
     assert "at work" in err
+
+
+def test_a_stranger_cannot_keep_it_from_running(
+    due: Conn, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    with due.transaction():
+        due.execute("create role stranger login")
+    try:
+        with psycopg.connect(due.info.dsn, user="stranger", autocommit=True) as stranger:
+            stranger.execute("select pg_advisory_lock(1885815925, 1)")
+            code, out, _ = run()
+        assert (code, "cannot archive" in out) == (1, True)
+    finally:
+        due.execute("drop role stranger")
 
 
 def test_as_a_service_it_answers_and_ends_on_sigterm(due: Conn, dsn: str, tmp_path: Path) -> None:

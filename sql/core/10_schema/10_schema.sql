@@ -86,6 +86,49 @@ set search_path = pg_catalog, pg_temp
 as $$ select pg_get_userbyid(nspowner) from pg_namespace where nspname = 'pgaudit_wf' $$;
 comment on function pgaudit_wf._schema_owner() is 'The role to which the schema and all in it belongs: pgaudit_wf_owner, or who installed it where that role could not be had.';
 
+create table pgaudit_wf.turn (
+    subject text primary key
+);
+comment on table pgaudit_wf.turn is
+    'What only one transaction may do at a time: its key is inserted and deleted, and who wants the same one waits. Always empty. '
+    'Not advisory locks, which any role could take and so hold up DDL and writes.';
+comment on column pgaudit_wf.turn.subject is 'What it is about.';
+
+create function pgaudit_wf._take_turn(subject text) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into pgaudit_wf.turn (subject) values (_take_turn.subject);
+    delete from pgaudit_wf.turn as t where t.subject = _take_turn.subject;
+end
+$$;
+comment on function pgaudit_wf._take_turn(text) is 'Waits until no other transaction is at it, and keeps others waiting until this one ends.';
+
+create function pgaudit_wf._begin_maintenance() returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return pg_try_advisory_lock(1885815925, 1) or not exists (
+        -- Any role can take an advisory lock; only one that could do the work is taken to be doing it.
+        select from pg_locks as l join pg_stat_activity as a on a.pid = l.pid
+        where l.locktype = 'advisory' and l.granted and l.database = (select oid from pg_database where datname = current_database())
+            and l.classid = 1885815925 and l.objid = 1 and l.objsubid = 2 and pg_has_role(a.usesysid, pgaudit_wf._schema_owner(), 'usage'));
+end
+$$;
+comment on function pgaudit_wf._begin_maintenance() is
+    'Whether this session may do maintenance now: false while another one does. It holds a session-level lock until _end_maintenance().';
+
+create function pgaudit_wf._end_maintenance() returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    select pg_advisory_unlock(l.classid::integer, l.objid::integer) from pg_locks as l
+    where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.classid = 1885815925 and l.objid = 1 and l.objsubid = 2
+$$;
+comment on function pgaudit_wf._end_maintenance() is 'Lets other sessions do maintenance.';
+
 create function pgaudit_wf._revoke_defaults(relation regclass) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp

@@ -11,8 +11,11 @@ declare
     from_time constant timestamptz := first_day;
     to_time constant timestamptz := first_day + interval '1 month';
 begin
+    if to_regclass(format('pgaudit_wf.%I', partition_name)) is not null then
+        return null;
+    end if;
     -- Two callers at once: the second waits, then finds the work done.
-    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.add_log_partition'));
+    perform pgaudit_wf._take_turn('partition');
     if to_regclass(format('pgaudit_wf.%I', partition_name)) is not null then
         return null;
     end if;

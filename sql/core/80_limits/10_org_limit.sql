@@ -410,7 +410,7 @@ declare
     relation regclass;
 begin
     -- Limits of the type come and go in other transactions too.
-    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.org_limit'), hashtext((setting).resource_type));
+    perform pgaudit_wf._take_turn('limit of ' || (setting).resource_type);
     select * into known from pgaudit_wf.limit_target as t where t.target = (setting).target;
     if not exists (select from pgaudit_wf.org_limit as l where l.resource_type = (setting).resource_type) then
         if known.target is not null then
@@ -543,7 +543,7 @@ declare
     counted regclass;
 begin
     for type in select distinct touched.resource_type from touched order by 1 loop
-        perform pg_advisory_xact_lock(hashtext('pgaudit_wf.org_limit'), hashtext(type));
+        perform pgaudit_wf._take_turn('limit of ' || type);
         if exists (select from pgaudit_wf.org_limit as l where l.resource_type = type) then
             for setting in
                 select a.* from pgaudit_wf.attachment as a

@@ -165,7 +165,7 @@ declare
     carried bigint := 0;
     fresh constant text := 'carried_over_' || prune.partition_name;
 begin
-    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.add_log_partition'));
+    perform pgaudit_wf._take_turn('partition');
     select * into month from pgaudit_wf._month_of(prune.partition_name);
     -- Nothing can be added to it from here on; reading goes on.
     execute format('lock table only %s in share mode', month.relation);

@@ -286,7 +286,7 @@ as $$
 declare
     known text;
 begin
-    perform pg_advisory_xact_lock(hashtext('pgaudit_wf.pseudonymise'));
+    perform pgaudit_wf._take_turn('erasure');
     select e.pseudonym into known from pgaudit_wf.erasure as e where e.actor_id = _begin_erasure.actor_id;
     if known is not null then
         return known;

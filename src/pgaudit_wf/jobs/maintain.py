@@ -38,7 +38,6 @@ Kind: TypeAlias = Literal[
 Progress: TypeAlias = Callable[["Step", int, int], None]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_LOCK = "pgaudit_wf.maintain"
 # Whoever waits for a lock on the log holds up everybody who comes after him: better to try again.
 _LOCK_TIMEOUT = "2s"
 _ATTEMPTS = 4
@@ -172,7 +171,7 @@ def maintain(
 
     Args:
         conn: A connection of the schema's owner, in autocommit mode. Not through a pooler that
-            shares sessions, as it holds an advisory lock.
+            shares sessions, as it holds a lock of its session.
         archive_url: Where archives go: a directory, or a URL as fsspec takes it.
         months_ahead: For how many months after this one partitions are to be there.
         hooks: What to do besides, before anything is archived.
@@ -210,14 +209,14 @@ def maintain(
 
 @contextmanager
 def _alone(conn: Connection) -> Iterator[None]:
-    (is_ours,) = one(conn, "select pg_try_advisory_lock(hashtext(%s))", [_LOCK])
+    (is_ours,) = one(conn, "select pgaudit_wf._begin_maintenance()")
     if not is_ours:
         raise MaintenanceRunningError("another maintenance run is at work on this database")
     try:
         yield
     finally:
         if not conn.closed:
-            conn.execute("select pg_advisory_unlock(hashtext(%s))", [_LOCK])
+            conn.execute("select pgaudit_wf._end_maintenance()")
 
 
 def _do(
