@@ -60,7 +60,10 @@ as $$
         and describe_actors.org_id = (select pgaudit_wf._readable_org())
         -- Of strangers, only those who left a trace in this organization.
         and (m.actor_id is not null or exists (
-            select from pgaudit_wf.security_audit_log as l where l.actor_id = d.actor_id and l.org_id = describe_actors.org_id))
+            select from pgaudit_wf.security_audit_log as l
+            where l.actor_id = d.actor_id and l.org_id = describe_actors.org_id
+                -- That somebody was denied something can be written by who does no more than read.
+                and l.outcome = 'succeeded'))
 $$;
 comment on function pgaudit_wf.describe_actors(text, text[], text) is
     'Name, e-mail and role of the organization''s members and of actors in its trail, for its owners and admins only: those with the given ids, or whose name or e-mail matches an ILIKE pattern.';

@@ -162,6 +162,17 @@ $$;
 comment on function pgaudit_wf.compare_versions(text, integer, integer) is
     'version_diff() between any two versions of a workflow. Raises PA302 if one does not exist.';
 
+create function pgaudit_wf._runs_of_org(run pgaudit_wf.execution_attachment) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Not for format(): what it is put into is. A run that names no organization is its workflow's.
+    select replace(format(' and ($3::text is null or coalesce(%s = $3, exists (select from pgaudit_wf.workflow_history as own where own.workflow_id = $2 || r.%I::text)))',
+        pgaudit_wf._optional_column('r.%I::text', (run).org_column, 'null::text'), (run).workflow_column), '%', '%%')
+$$;
+comment on function pgaudit_wf._runs_of_org(pgaudit_wf.execution_attachment) is
+    'SQL condition that keeps the runs of other organizations from those who see one organization ($3); null: from nobody.';
+
 create function pgaudit_wf.definition_usage(content_hash text)
 returns table (kind text, workflow_id text, version integer, execution_id text, occurred_at timestamptz, org_id text, actor_id text, actor_name text,
     credential_type text, credential_label text)
@@ -172,6 +183,8 @@ as $$
 declare
     run pgaudit_wf.execution_attachment;
     prefix text;
+    -- Runs are in a table of the application, which may show those of all organizations to this login.
+    org constant text := case when row_security_active('pgaudit_wf.workflow_history') then coalesce(pgaudit_wf._readable_org(), '') end;
 begin
     return query
         select 'version', t.workflow_id, t.version, null::text, t.created_at, t.org_id, t.actor_id, t.actor_name, t.auth_method, t.api_key_id
@@ -179,10 +192,11 @@ begin
     for run in select e.* from pgaudit_wf.execution_attachment as e where has_table_privilege(e.target, 'select') loop
         prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
         return query execute format(
-            'select ''run'', $2 || r.%1$I::text, null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1',
+            'select ''run'', $2 || r.%1$I::text, null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1'
+            || pgaudit_wf._runs_of_org(run),
             run.workflow_column, run.id_column, pgaudit_wf._optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'),
             pgaudit_wf._optional_column('r.%I::text', run.org_column, 'null::text'), run.type_column, run.label_column, run.target, run.hash_column)
-            using definition_usage.content_hash, coalesce(prefix, '');
+            using definition_usage.content_hash, coalesce(prefix, ''), org;
     end loop;
 end
 $$;
@@ -199,6 +213,8 @@ as $$
 declare
     run pgaudit_wf.execution_attachment := (select e from pgaudit_wf.execution_attachment as e where e.target = execution_attribution.target);
     prefix text;
+    -- Runs are in a table of the application, which may show those of all organizations to this login.
+    org constant text := case when row_security_active('pgaudit_wf.workflow_history') then coalesce(pgaudit_wf._readable_org(), '') end;
 begin
     if run.target is null then
         raise exception '% is not attached as a table of runs', execution_attribution.target
@@ -212,11 +228,11 @@ begin
         '   cross join lateral (select coalesce(h.created_at <= %6$s, true) as was_there) as t'
         '   where h.workflow_id = $2 || r.%2$I::text and h.content_hash = r.%5$I'
         '   order by was_there desc, case when was_there then - h.version else h.version end limit 1) as v on true'
-        ' where r.%1$I = $1::%9$s',
+        ' where r.%1$I = $1::%9$s' || pgaudit_wf._runs_of_org(run),
         run.id_column, run.workflow_column, run.type_column, run.label_column, run.hash_column,
         pgaudit_wf._optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'), pgaudit_wf._optional_column('r.%I::text', run.org_column, 'null::text'),
         run.target, (select format_type(atttypid, atttypmod) from pg_attribute where attrelid = run.target and attname = run.id_column))
-        using execution_attribution.id, coalesce(prefix, '');
+        using execution_attribution.id, coalesce(prefix, ''), org;
 end
 $$;
 comment on function pgaudit_wf.execution_attribution(regclass, text) is

@@ -1,17 +1,44 @@
 -- Whoever takes the trail out of the database is in the trail.
 
-create function pgaudit_wf.record_export(format text, filters jsonb, events bigint default null, outcome text default 'succeeded') returns bigint
+create function pgaudit_wf._export_event(format text, filters jsonb, events bigint, outcome text) returns bigint
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf.record_event(
+        case when _export_event.events is null then 'audit.export_started' else 'audit.exported' end, 'audit_trail', null,
+        metadata => jsonb_strip_nulls(jsonb_build_object(
+            'format', left(_export_event.format, 50), 'filters', coalesce(_export_event.filters, '{}'), 'events', _export_event.events)),
+        outcome => _export_event.outcome)
+$$;
+comment on function pgaudit_wf._export_event(text, jsonb, bigint, text) is 'Writes the event of an export: two fixed actions, whatever the caller says.';
+
+create function pgaudit_wf._record_org_export(format text, filters jsonb, events bigint, outcome text) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    -- Two fixed actions: a reader, who may export, does not get to write what he likes.
-    return pgaudit_wf.record_event(
-        case when record_export.events is null then 'audit.export_started' else 'audit.exported' end, 'audit_trail', null,
-        metadata => jsonb_strip_nulls(jsonb_build_object(
-            'format', left(record_export.format, 50), 'filters', coalesce(record_export.filters, '{}'), 'events', record_export.events)),
-        outcome => record_export.outcome);
+    -- What a reader cannot read it did not export. That somebody was refused may be said of anybody.
+    if _record_org_export.outcome is distinct from 'denied' and pgaudit_wf._readable_org() is null then
+        raise exception 'only owners and admins of an organization may export its trail'
+            using errcode = 'PA006',
+                hint = 'Set app.org_id and app.actor_id in the transaction; pgaudit_wf.org_member must have the actor as owner or admin of it.';
+    end if;
+    return pgaudit_wf._export_event(_record_org_export.format, _record_org_export.filters, _record_org_export.events, _record_org_export.outcome);
+end
+$$;
+comment on function pgaudit_wf._record_org_export(text, jsonb, bigint, text) is
+    'record_export() for those who see one organization: raises PA006 unless the actor may read it, or was denied.';
+
+create function pgaudit_wf.record_export(format text, filters jsonb, events bigint default null, outcome text default 'succeeded') returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if row_security_active('pgaudit_wf.security_audit_log') then
+        return pgaudit_wf._record_org_export(record_export.format, record_export.filters, record_export.events, record_export.outcome);
+    end if;
+    return pgaudit_wf._export_event(record_export.format, record_export.filters, record_export.events, record_export.outcome);
 end
 $$;
 comment on function pgaudit_wf.record_export(text, jsonb, bigint, text) is
-    'Records, with the current context, that an export of the trail begins (events null: audit.export_started) or how it ended (audit.exported, with the number of events that went out), and returns the event''s id.';
+    'Records, with the current context, that an export of the trail begins (events null: audit.export_started) or how it ended (audit.exported, with the number of events that went out), and returns the event''s id. Raises PA006 where the caller sees one organization only and the actor may not read it.';

@@ -208,11 +208,33 @@ $$;
 comment on function pgaudit_wf._mask_event(pgaudit_wf.security_audit_log, text, text, text[], pgaudit_wf.personal_value[]) is
     'An event without what tells who the actor is: his label and user agent become the pseudonym, his address null, and values in diff and metadata that equal what the event or known tells of him the pseudonym.';
 
-create function pgaudit_wf.pseudonyms(actor_ids text[]) returns table (actor_id text, pseudonym text)
+create function pgaudit_wf._org_pseudonyms(actor_ids text[]) returns table (actor_id text, pseudonym text)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
-    select e.actor_id, e.pseudonym from pgaudit_wf.erasure as e where e.actor_id = any (pseudonyms.actor_ids)
+    -- Of people who are not in the organization's log (any more), only that there is something to mask.
+    select e.actor_id,
+        case when exists (
+            select from pgaudit_wf.security_audit_log as l
+            where l.org_id = org.id and (l.actor_id in (e.actor_id, e.pseudonym) or l.resource_id in (e.actor_id, e.pseudonym)))
+            then e.pseudonym else '[erased]' end
+    from pgaudit_wf.erasure as e, (select pgaudit_wf._readable_org() as id) as org
+    where e.actor_id = any (_org_pseudonyms.actor_ids) and org.id is not null
+$$;
+comment on function pgaudit_wf._org_pseudonyms(text[]) is 'pseudonyms() for those who see one organization.';
+
+create function pgaudit_wf.pseudonyms(actor_ids text[]) returns table (actor_id text, pseudonym text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    if row_security_active('pgaudit_wf.security_audit_log') then
+        return query select * from pgaudit_wf._org_pseudonyms(pseudonyms.actor_ids);
+    else
+        return query select e.actor_id, e.pseudonym from pgaudit_wf.erasure as e where e.actor_id = any (pseudonyms.actor_ids);
+    end if;
+end
 $$;
 comment on function pgaudit_wf.pseudonyms(text[]) is 'Those of the actors who were erased, and their pseudonyms: for whoever reads an archive written before.';
 

@@ -37,7 +37,7 @@ begin
         end loop;
         grant execute on function pgaudit_wf._readable_org(), pgaudit_wf.describe_actors(text, text[], text),
             pgaudit_wf.log_generations(),
-            pgaudit_wf.pseudonyms(text[]), pgaudit_wf.record_export(text, jsonb, bigint, text) to pgaudit_wf_reader;
+            pgaudit_wf._org_pseudonyms(text[]), pgaudit_wf._record_org_export(text, jsonb, bigint, text) to pgaudit_wf_reader;
     end if;
 end
 $$;
