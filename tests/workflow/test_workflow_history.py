@@ -543,3 +543,32 @@ def test_concurrent_savers_leave_no_gap_and_no_double(
         "select array_agg((metadata -> 'version')::int order by (metadata -> 'version')::int) "
         "from pgaudit_wf.security_audit_log where captured"
     ).fetchone() == ([row[0] for row in kept],)
+
+
+def test_ids_of_two_tables_are_never_taken_for_each_other(conn: Conn) -> None:
+    for table in ("flow", "job"):
+        conn.execute(f"create table {table} (id text primary key, nodes jsonb, edges jsonb)")
+        conn.execute("select pgaudit_wf.attach_workflow(%s)", [table])
+    ids = {
+        "flow": ["7", "job/7", "/job/7", "/", "a/b", "job"],
+        "job": ["7", "/7", "job/7", "a/b"],
+    }
+    for table, keys in ids.items():
+        for key in keys:
+            conn.execute(f"insert into {table} values (%s, '[]', '[]')", [key])
+            conn.execute(
+                f"update {table} set nodes = %s where id = %s",
+                [Jsonb([{"id": f"{table} {key}"}]), key],
+            )
+    versions = conn.execute(
+        "select workflow_id, array_agg(version order by version) from pgaudit_wf.workflow_history"
+        " group by workflow_id"
+    ).fetchall()
+    assert len(versions) == 10
+    assert all(found == [1, 2] for _, found in versions)
+    for workflow_id, _ in versions:
+        conn.execute("select pgaudit_wf.restore_workflow(%s, 1)", [workflow_id])
+    for table, keys in ids.items():
+        assert conn.execute(f"select count(*) from {table} where nodes = '[]'").fetchone() == (
+            len(keys),
+        )

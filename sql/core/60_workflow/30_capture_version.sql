@@ -136,6 +136,10 @@ begin
         else pgaudit_wf._key_expression(setting, case op when 'delete' then 'old' else 'new' end) end;
     if workflow.id_prefix <> '' then
         key := format('%L || %s', workflow.id_prefix, key);
+    elsif (setting).form = 'generic' or exists (
+        select from pg_attribute where attrelid = (setting).target and attname = any ((setting).id_columns) and attlen < 0)
+    then
+        key := format('pgaudit_wf._workflow_id('''', %s)', key);
     end if;
     org := case
         when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'

@@ -67,7 +67,7 @@ begin
         type := coalesce(nullif(attach_workflow.resource_type, ''),
             (select a.resource_type from pgaudit_wf.attachment as a where a.target = attach_workflow.target),
             (select relname from pg_class where oid = attach_workflow.target));
-        workflow.id_prefix := case when exists (select from pgaudit_wf.workflow_attachment) then type || '/' else '' end;
+        workflow.id_prefix := case when exists (select from pgaudit_wf.workflow_attachment) then replace(type, '/', '.') || '/' else '' end;
         workflow.listing_columns := '{}';
         -- As in the reference application, where a column of that name is there.
         workflow.name_column := case when 'name' = any (columns_now) then 'name' end;

@@ -91,7 +91,7 @@ begin
     -- The history, not the table: reading that would run its owner's policies, casts and domains with our rights.
     select h.content_hash, h.snapshot #> '{}' as snapshot into newest
     from pgaudit_wf.workflow_history as h
-    where h.workflow_id = prefix || pgaudit_wf._bounded_key(_runnable_hash.id)
+    where h.workflow_id = pgaudit_wf._workflow_id(prefix, pgaudit_wf._bounded_key(_runnable_hash.id))
     order by h.version desc limit 1;
     if found then
         perform pgaudit_wf._check_definition(newest.snapshot -> 'nodes', newest.snapshot -> 'edges', 'run');

@@ -167,7 +167,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- Not for format(): what it is put into is. A run that names no organization is its workflow's.
-    select replace(format(' and ($3::text is null or coalesce(%s = $3, exists (select from pgaudit_wf.workflow_history as own where own.workflow_id = $2 || r.%I::text)))',
+    select replace(format(' and ($3::text is null or coalesce(%s = $3, exists (select from pgaudit_wf.workflow_history as own where own.workflow_id = pgaudit_wf._workflow_id($2, r.%I::text))))',
         pgaudit_wf._optional_column('r.%I::text', (run).org_column, 'null::text'), (run).workflow_column), '%', '%%')
 $$;
 comment on function pgaudit_wf._runs_of_org(pgaudit_wf.execution_attachment) is
@@ -192,7 +192,7 @@ begin
     for run in select e.* from pgaudit_wf.execution_attachment as e where has_table_privilege(e.target, 'select') loop
         prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
         return query execute format(
-            'select ''run'', $2 || r.%1$I::text, null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1'
+            'select ''run'', pgaudit_wf._workflow_id($2, r.%1$I::text), null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1'
             || pgaudit_wf._runs_of_org(run),
             run.workflow_column, run.id_column, pgaudit_wf._optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'),
             pgaudit_wf._optional_column('r.%I::text', run.org_column, 'null::text'), run.type_column, run.label_column, run.target, run.hash_column)
@@ -222,11 +222,11 @@ begin
     end if;
     prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
     return query execute format(
-        'select r.%1$I::text, $2 || r.%2$I::text, r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
+        'select r.%1$I::text, pgaudit_wf._workflow_id($2, r.%2$I::text), r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
         -- The newest version with that definition when it ran; its clock may be the application's, or its transaction's beginning.
         ' left join lateral (select h.version, h.snapshot from pgaudit_wf.workflow_history as h'
         '   cross join lateral (select coalesce(h.created_at <= %6$s, true) as was_there) as t'
-        '   where h.workflow_id = $2 || r.%2$I::text and h.content_hash = r.%5$I'
+        '   where h.workflow_id = pgaudit_wf._workflow_id($2, r.%2$I::text) and h.content_hash = r.%5$I'
         '   order by was_there desc, case when was_there then - h.version else h.version end limit 1) as v on true'
         ' where r.%1$I = $1::%9$s' || pgaudit_wf._runs_of_org(run),
         run.id_column, run.workflow_column, run.type_column, run.label_column, run.hash_column,

@@ -21,14 +21,18 @@ declare
 begin
     select w.* into workflow
     from pgaudit_wf.workflow_attachment as w
-    where (_find_workflow.target is null and starts_with(_find_workflow.workflow_id, w.id_prefix)) or w.target = _find_workflow.target
+    where w.target = _find_workflow.target
+        or (_find_workflow.target is null and case
+            when w.id_prefix = '' then true
+            else starts_with(_find_workflow.workflow_id, w.id_prefix) end)
     order by length(w.id_prefix) desc limit 1;
     if workflow.target is null then
         raise exception 'there is no attached workflow table%', coalesce(' ' || _find_workflow.target, '')
             using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it.';
     end if;
     place.target := workflow.target;
-    place.row_id := substr(_find_workflow.workflow_id, length(workflow.id_prefix) + 1);
+    place.row_id := substr(_find_workflow.workflow_id,
+        case when workflow.id_prefix = '' then 1 + starts_with(_find_workflow.workflow_id, '/')::integer else length(workflow.id_prefix) + 1 end);
     place.key_condition := pgaudit_wf._key_condition((select a from pgaudit_wf.attachment as a where a.target = workflow.target), 'w');
     place.nodes_column := workflow.nodes_column;
     place.edges_column := workflow.edges_column;

@@ -30,13 +30,13 @@ begin
         else '' end) using backfill_workflows.after_id, backfill_workflows.batch_size
     loop
         examined := examined + 1;
-        continue when pgaudit_wf._newest_version(workflow.id_prefix || last_id) is not null;
+        continue when pgaudit_wf._newest_version(pgaudit_wf._workflow_id(workflow.id_prefix, last_id)) is not null;
         -- One malformed workflow must not hold up all the others.
         begin
             written := written + pgaudit_wf._backfill_workflow(setting, workflow, last_id);
         exception
             when sqlstate 'PA201' or sqlstate 'PA202' or sqlstate 'PA203' then
-                refused := refused || jsonb_build_object('workflow_id', workflow.id_prefix || last_id, 'message', sqlerrm);
+                refused := refused || jsonb_build_object('workflow_id', pgaudit_wf._workflow_id(workflow.id_prefix, last_id), 'message', sqlerrm);
         end;
     end loop;
 end
@@ -55,7 +55,7 @@ declare
     shown jsonb;
     org text;
     label text;
-    key constant text := (workflow).id_prefix || _backfill_workflow.id;
+    key constant text := pgaudit_wf._workflow_id((workflow).id_prefix, _backfill_workflow.id);
     natively pgaudit_wf.attachment := setting;
     hash text;
 begin

@@ -189,7 +189,11 @@ async def runs(
     where = [sql.SQL("{}::text = %(org)s").format(column["org"])]
     place: dict[str, Any] = {}
     if workflow_id is not None:
-        where.append(sql.SQL("%(prefix)s || {}::text = %(workflow)s").format(column["workflow"]))
+        where.append(
+            sql.SQL("pgaudit_wf._workflow_id(%(prefix)s, {}::text) = %(workflow)s").format(
+                column["workflow"]
+            )
+        )
     if after is not None:
         place = dict(zip(("time", "id"), _run_place(after), strict=True))
         where.append(

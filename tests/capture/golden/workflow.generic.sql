@@ -127,7 +127,7 @@ begin
                 new_nodes := (after -> 'nodes') #> '{}';
                 new_edges := (after -> 'edges') #> '{}';
             end if;
-            event_version := pgaudit_wf._add_version(event_id, event_org, case when (before -> 'listed') is distinct from (after -> 'listed') or (before -> 'listed_slug') is distinct from (after -> 'listed_slug') or (before -> 'listed_at') is distinct from (after -> 'listed_at') or (before -> 'listing_description') is distinct from (after -> 'listing_description') or (before -> 'listing_category') is distinct from (after -> 'listing_category') or (before -> 'listing_price') is distinct from (after -> 'listing_price') or (before -> 'listing_currency') is distinct from (after -> 'listing_currency') then 'listing' else 'update' end,
+            event_version := pgaudit_wf._add_version(pgaudit_wf._workflow_id('', event_id), event_org, case when (before -> 'listed') is distinct from (after -> 'listed') or (before -> 'listed_slug') is distinct from (after -> 'listed_slug') or (before -> 'listed_at') is distinct from (after -> 'listed_at') or (before -> 'listing_description') is distinct from (after -> 'listing_description') or (before -> 'listing_category') is distinct from (after -> 'listing_category') or (before -> 'listing_price') is distinct from (after -> 'listing_price') or (before -> 'listing_currency') is distinct from (after -> 'listing_currency') then 'listing' else 'update' end,
                 jsonb_build_object('name', (before -> 'name'), 'description', (before -> 'description'), 'visibility', (before -> 'visibility'), 'enabled', (before -> 'enabled')),
                 jsonb_build_object('name', (after -> 'name'), 'description', (after -> 'description'), 'visibility', (after -> 'visibility'), 'enabled', (after -> 'enabled'), 'nodes', new_nodes, 'edges', new_edges),
                 old_nodes, old_edges, new_nodes, new_edges);
@@ -170,7 +170,7 @@ old.enabled and not new.enabled
     elsif tg_op = 'INSERT' then
         new_nodes := (after -> 'nodes') #> '{}';
         new_edges := (after -> 'edges') #> '{}';
-        event_version := pgaudit_wf._add_version(event_id, event_org, 'create', null,
+        event_version := pgaudit_wf._add_version(pgaudit_wf._workflow_id('', event_id), event_org, 'create', null,
             jsonb_build_object('name', (after -> 'name'), 'description', (after -> 'description'), 'visibility', (after -> 'visibility'), 'enabled', (after -> 'enabled'), 'nodes', new_nodes, 'edges', new_edges), null, null, new_nodes, new_edges);
         event_hash := event_version.content_hash;
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
@@ -180,7 +180,7 @@ old.enabled and not new.enabled
         end if;
         event_action := 'workflow.created';
     elsif tg_op = 'DELETE' then
-        event_hash := pgaudit_wf._latest_hash(event_id);
+        event_hash := pgaudit_wf._latest_hash(pgaudit_wf._workflow_id('', event_id));
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before || jsonb_build_object('content_hash', event_hash)));
         if nulls_before <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
