@@ -1,6 +1,7 @@
 """What is old leaves as policies say, by whole months and archived; nothing recent ever does."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -307,6 +308,10 @@ DROPS = [
     "drop table pgaudit_wf.{} cascade",
     "alter table pgaudit_wf.security_audit_log detach partition pgaudit_wf.{}",
     "alter table pgaudit_wf.{} rename to somewhere_else",
+    "alter table pgaudit_wf.{} set schema public",
+    "alter table pgaudit_wf.security_audit_log set schema public",
+    "alter table pgaudit_wf.workflow_history rename to somewhere_else",
+    "alter table pgaudit_wf.attachment_history set schema public",
     "drop table pgaudit_wf.security_audit_log cascade",
     "drop table pgaudit_wf.workflow_history cascade",
     "drop table pgaudit_wf.archive",
@@ -320,7 +325,7 @@ def test_no_part_of_the_trail_is_dropped_or_detached(conn: Conn, months: int) ->
     partition = fill(conn, months)
     for statement in DROPS:
         error = refused(conn, "PA343", statement.format(partition))
-        assert "cannot be dropped" in str(error) or "neither detached nor renamed" in str(error)
+        assert re.search("cannot be dropped|can be neither .* nor renamed", str(error))
     assert actions(conn, partition) == [("thing.created", None)]
 
 

@@ -302,6 +302,13 @@ comment on function pgaudit_wf.prune_history(integer) is
     'Call it until it returns less than max_versions. Raises PA008 on a wrong argument.';
 
 -- DROP TABLE and DETACH would be the side door of an append-only log.
+create function pgaudit_wf._trail_tables() returns text[]
+language sql immutable parallel safe
+as $$
+    select '{security_audit_log,workflow_history,attachment_history,archive,erasure,erased_event,log_tile,log_leaf,log_kept,log_checkpoint,log_cosignature}'::text[]
+$$;
+comment on function pgaudit_wf._trail_tables() is 'The tables of the audit trail, which can be neither dropped nor moved.';
+
 create function pgaudit_wf._refuse_drop() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -314,7 +321,7 @@ begin
     for gone in
         select d.object_name, d.object_identity from pg_event_trigger_dropped_objects() as d
         where d.schema_name = 'pgaudit_wf' and d.object_type = 'table'
-            and d.object_name ~ '^(security_audit_log(_y\d{4}m\d{2}|_default)?|workflow_history|attachment_history|archive|erasure|erased_event|log_(tile|leaf|kept|checkpoint|cosignature))$'
+            and (d.object_name = any (pgaudit_wf._trail_tables()) or d.object_name ~ '^security_audit_log_(y\d{4}m\d{2}|default)$')
     loop
         month := to_timestamp(substring(gone.object_name from 'y(\d{4}m\d{2})$'), 'YYYY"m"MM');
         -- A month to come holds nothing.
@@ -342,19 +349,25 @@ as $$
 declare
     stray text;
 begin
-    -- What has the log's guard must be in its place and carry its name, or the next step could take it away.
+    -- Everything has to be in its place and carry its name, or the next step could take it away.
+    select format('pgaudit_wf.%I', part) into stray
+    from unnest(pgaudit_wf._trail_tables()) as part
+    where to_regclass(format('pgaudit_wf.%I', part)) is null;
+    if stray is not null then
+        raise exception '% is part of the audit trail and can be neither moved nor renamed', stray using errcode = 'PA343';
+    end if;
     select c.oid::regclass::text into stray
     from pg_class as c
-    join pg_trigger as t on t.tgrelid = c.oid and t.tgname = 'append_only'
+    join pg_trigger as t on t.tgrelid = c.oid and t.tgname = 'append_only' and t.tgfoid = 'pgaudit_wf._refuse_change'::regproc
     left join pg_inherits as i on i.inhrelid = c.oid
-    where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind = 'r'
+    where c.relkind = 'r'
         and (c.relname ~ '^security_audit_log_' or i.inhparent = 'pgaudit_wf.security_audit_log'::regclass)
-        and (i.inhparent is null or i.inhdetachpending
+        and (i.inhparent is null or i.inhdetachpending or c.relnamespace <> 'pgaudit_wf'::regnamespace
             or c.relname <> case pg_get_expr(c.relpartbound, c.oid) when 'DEFAULT' then 'security_audit_log_default'
                 else regexp_replace(pg_get_expr(c.relpartbound, c.oid), '^.*FROM \(''(\d{4})-(\d{2})-.*$', 'security_audit_log_y\1m\2') end)
     limit 1;
     if stray is not null then
-        raise exception '% is part of the audit trail and can be neither detached nor renamed', stray
+        raise exception '% is part of the audit trail and can be neither detached nor moved nor renamed', stray
             using errcode = 'PA343', hint = 'Old events leave by pgaudit_wf.prune().';
     end if;
 end
