@@ -180,6 +180,23 @@ as $$
     join pg_class as c on c.oid = i.inhrelid and not c.relispartition
     where i.inhrelid not in (select own.target from pgaudit_wf.attachment as own)
     union all
+    -- After a dump without one of the attached tables, or one whose settings could not be restored.
+    select 'error', found.relation::text, format('it has triggers of ours (%s), but nothing says how it is to be recorded: its settings were lost', found.name),
+        coalesce((
+            select format('select pgaudit_wf.attach(%L, resource_type => %L, id_columns => %L, org_column => %L, label_column => %L, ignore => %L, redact => %L, on_failure => %L);',
+                found.relation, h.resource_type, setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.on_failure)
+            from pgaudit_wf.attachment_history as h,
+            lateral jsonb_populate_record(null::pgaudit_wf.attachment, h.detail - 'target') as setting
+            where h.target = found.relation::text and h.change in ('attached', 'changed')
+            order by h.id desc limit 1), format('select pgaudit_wf.attach(%L);', found.relation))
+    from (
+        select t.tgrelid::regclass as relation, min(t.tgname) as name
+        from pg_trigger as t join pg_class as c on c.oid = t.tgrelid
+        where t.tgname in ('!pgaudit_wf_insert', '!pgaudit_wf_update', '!pgaudit_wf_delete') and not t.tgisinternal and not c.relispartition
+            and c.oid not in (select a.target from pgaudit_wf.attachment as a)
+        group by t.tgrelid
+    ) as found
+    union all
     select * from pgaudit_wf._changed_objects()
     order by 1, 2, 3
 $$;

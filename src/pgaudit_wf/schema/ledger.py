@@ -178,6 +178,13 @@ def check_server(backend: Backend) -> None:
             f"this server is PostgreSQL {number // 10_000}: pgaudit_wf needs"
             f" {OLDEST_SERVER} or newer"
         )
+    encoding = backend.connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise MigrationError(
+            f'database "{backend.connection.info.dbname}" is encoded in {encoding}, and pgaudit_wf'
+            " needs UTF8, as an event can hold any text: dump it, and restore it into one made by"
+            " create database … encoding 'UTF8' template template0"
+        )
     row = backend.connection.execute(
         """
         select current_database(), current_user, pg_is_in_recovery(),
