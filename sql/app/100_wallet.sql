@@ -7,7 +7,7 @@ create table public.wallet (
     kind text not null default 'org' check (kind in ('org', 'agentic')),
     address text not null,
     hmac_secret text,
-    key_version int not null default 1 check (key_version > 0),
+    key_version integer not null default 1 check (key_version > 0),
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
     constraint wallet_hmac_is_agentic check (kind = 'agentic' or hmac_secret is null)

@@ -5,11 +5,8 @@
 -- keep the digits they were written with, and repeated keys are already gone (the last one won, as in JavaScript). String
 -- escapes are the same: PostgreSQL escapes the quote, the backslash and control characters, and nothing else.
 
-create or replace function pgaudit_wf._utf16_order(key text)
-returns text
-language sql
-immutable
-parallel safe
+create function pgaudit_wf._utf16_order(key text) returns text
+language sql immutable parallel safe
 -- Not strict, so that the planner inlines it: ASCII, which is nearly every key, then costs two lengths.
 return case
     when octet_length(_utf16_order.key) = length(_utf16_order.key) then _utf16_order.key
@@ -17,18 +14,12 @@ return case
         replace(_utf16_order.key, U&'\D7FF', U&'\D7FF\0001'),
         U&'([\+010000-\+10FFFF])', U&'\D7FF\\1', 'g')
 end;
-
 comment on function pgaudit_wf._utf16_order(text) is
     'A text whose byte order is the UTF-16 code unit order of key, as RFC 8785 sorts: characters from U+10000 on (surrogates in '
     'UTF-16) move between U+D7FF and U+E000. Texts without such characters stay as they are.';
 
-
-create or replace function pgaudit_wf._canonical_number(value numeric)
-returns text
-language plpgsql
-immutable
-strict
-parallel safe
+create function pgaudit_wf._canonical_number(value numeric) returns text
+language plpgsql immutable strict parallel safe
 -- float8's text is the shortest that reads back the same only while this is positive, and a session may say otherwise.
 set extra_float_digits = 1
 as $$
@@ -38,7 +29,7 @@ declare
     sign text := case when _canonical_number.value < 0 then '-' else '' end;
     double text;
     digits text;
-    point int;
+    point integer;
     shorter text;
 begin
     -- Up to 15 significant digits survive the way to a double and back, so the decimal is the shortest form already.
@@ -59,7 +50,7 @@ begin
     double := magnitude::float8::text;
     digits := split_part(double, 'e', 1);
     point := coalesce(nullif(strpos(digits, '.'), 0) - 1, length(digits))
-        + coalesce(nullif(split_part(double, 'e', 2), '')::int, 0);
+        + coalesce(nullif(split_part(double, 'e', 2), '')::integer, 0);
     digits := replace(digits, '.', '');
     point := point - (length(digits) - length(ltrim(digits, '0')));
     digits := trim(digits, '0');
@@ -85,18 +76,12 @@ begin
     end;
 end
 $$;
-
 comment on function pgaudit_wf._canonical_number(numeric) is
     'A number as RFC 8785 (ECMAScript) writes it: rounded to the nearest IEEE 754 double, shortest digits, exponent only below '
     '1e-6 and from 1e21 on. Raises PA201 where no double is large enough; what is too small is 0.';
 
-
-create or replace function pgaudit_wf._canonical_json_at(value jsonb, depth int)
-returns text
-language plpgsql
-immutable
-strict
-parallel safe
+create function pgaudit_wf._canonical_json_at(value jsonb, depth integer) returns text
+language plpgsql immutable strict parallel safe
 as $$
 declare
     canonical text;
@@ -139,16 +124,11 @@ begin
     return _canonical_json_at.value::text;
 end
 $$;
+comment on function pgaudit_wf._canonical_json_at(jsonb, integer) is
+    'The step of canonical_json that counts how deep it is.';
 
-comment on function pgaudit_wf._canonical_json_at(jsonb, int) is
-    'The step of canonical_json that counts how deep it is. Internal: call canonical_json.';
-
-
-create or replace function pgaudit_wf._canonical_value(value jsonb, depth int)
-returns text
-language sql
-immutable
-parallel safe
+create function pgaudit_wf._canonical_value(value jsonb, depth integer) returns text
+language sql immutable parallel safe
 return case jsonb_typeof(_canonical_value.value)
     when 'string' then _canonical_value.value::text
     when 'object' then pgaudit_wf._canonical_json_at(_canonical_value.value, _canonical_value.depth)
@@ -159,17 +139,11 @@ return case jsonb_typeof(_canonical_value.value)
             else pgaudit_wf._canonical_number(_canonical_value.value::numeric) end
     else _canonical_value.value::text
 end;
+comment on function pgaudit_wf._canonical_value(jsonb, integer) is
+    'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it.';
 
-comment on function pgaudit_wf._canonical_value(jsonb, int) is
-    'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it. Internal.';
-
-
-create or replace function pgaudit_wf._canonical_checked(canonical text)
-returns text
-language plpgsql
-immutable
-strict
-parallel safe
+create function pgaudit_wf._canonical_checked(canonical text) returns text
+language plpgsql immutable strict parallel safe
 as $$
 begin
     if strpos(_canonical_checked.canonical, chr(1)) > 0 then
@@ -180,17 +154,11 @@ begin
     return _canonical_checked.canonical;
 end
 $$;
-
 comment on function pgaudit_wf._canonical_checked(text) is
-    'The text as it is, or PA202 if canonical_json_at met nesting it does not follow. Internal: call canonical_json.';
+    'The text as it is, or PA202 if canonical_json_at met nesting it does not follow.';
 
-
-create or replace function pgaudit_wf._canonical_json(value jsonb)
-returns text
-language plpgsql
-immutable
-strict
-parallel safe
+create function pgaudit_wf._canonical_json(value jsonb) returns text
+language plpgsql immutable strict parallel safe
 -- Or each step would be planned anew, for the one depth that it is at.
 set plan_cache_mode = force_generic_plan
 as $$
@@ -198,7 +166,6 @@ begin
     return pgaudit_wf._canonical_checked(pgaudit_wf._canonical_json_at(_canonical_json.value, 1));
 end
 $$;
-
 comment on function pgaudit_wf._canonical_json(jsonb) is
     'The RFC 8785 canonical text of a JSON document: encode it as UTF-8 and any RFC 8785 library gives the same bytes. Numbers '
     'are rounded to IEEE 754 doubles. Raises PA201 for a number no double can hold and PA202 for nesting over 200 levels.';

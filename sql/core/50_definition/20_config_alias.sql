@@ -5,7 +5,6 @@ create table pgaudit_wf.config_alias (
     alias text primary key check (alias <> ''),
     canonical_name text check (canonical_name <> alias)
 );
-
 comment on table pgaudit_wf.config_alias is
     'Keys of a node''s data.config that normalize_definition reads under another name or not at all. A change here changes what '
     'later versions hash to: a definition that uses the alias gets a new version at its next save, and old hashes stay as they '
@@ -19,13 +18,8 @@ insert into pgaudit_wf.config_alias (alias, canonical_name) values
     ('args', 'functionArgs'),
     ('abiFunctionKey', null);
 
-
-create or replace function pgaudit_wf._normalize_config(config jsonb)
-returns jsonb
-language sql
-stable
-strict
-parallel safe
+create function pgaudit_wf._normalize_config(config jsonb) returns jsonb
+language sql stable strict parallel safe
 return (
     select coalesce(
             (select jsonb_object_agg(canonical_name, value) from (
@@ -39,6 +33,5 @@ return (
             '{}')
         || (_normalize_config.config - coalesce((select array_agg(config_alias.alias) from pgaudit_wf.config_alias), '{}'))
 );
-
 comment on function pgaudit_wf._normalize_config(jsonb) is
     'A node''s configuration object under the canonical names of config_alias, ignored keys dropped. Values stay as they are.';

@@ -4,11 +4,8 @@
 -- The order of nodes and edges is kept: it is part of the stored definition, and a hash over the arrays as saved is what
 -- anybody outside recomputes without a sorting rule of ours. Absent and null stay different for the same reason.
 
-create or replace function pgaudit_wf._graph_array(value jsonb, column_name text)
-returns jsonb
-language plpgsql
-immutable
-parallel safe
+create function pgaudit_wf._graph_array(value jsonb, column_name text) returns jsonb
+language plpgsql immutable parallel safe
 as $$
 begin
     if jsonb_typeof(_graph_array.value) = 'array' then
@@ -21,35 +18,24 @@ begin
               hint = format('Store the %s of a workflow as a JSON array, one object each.', _graph_array.column_name);
 end
 $$;
-
 comment on function pgaudit_wf._graph_array(jsonb, text) is
-    'The array itself, an empty one for null; raises PA203, naming the column, for anything else. Internal.';
-
+    'The array itself, an empty one for null; raises PA203, naming the column, for anything else.';
 
 -- The three functions below take the common shapes first. A function with a subquery is not inlined, so what needs one stands
 -- apart, in PL/pgSQL: before PostgreSQL 18 a SQL function is planned anew for each query.
 
-create or replace function pgaudit_wf._keep_keys(value jsonb, keys text[])
-returns jsonb
-language plpgsql
-immutable
-strict
-parallel safe
+create function pgaudit_wf._keep_keys(value jsonb, keys text[]) returns jsonb
+language plpgsql immutable strict parallel safe
 as $$
 begin
     return _keep_keys.value - array(
         select field from jsonb_object_keys(_keep_keys.value) as field where field <> all (_keep_keys.keys));
 end
 $$;
+comment on function pgaudit_wf._keep_keys(jsonb, text[]) is 'A JSON object with only the keys named.';
 
-comment on function pgaudit_wf._keep_keys(jsonb, text[]) is 'A JSON object with only the keys named. Internal.';
-
-
-create or replace function pgaudit_wf._normalize_node(node jsonb, aliases text[])
-returns jsonb
-language sql
-stable
-parallel safe
+create function pgaudit_wf._normalize_node(node jsonb, aliases text[]) returns jsonb
+language sql stable parallel safe
 return case
     when jsonb_typeof(_normalize_node.node) <> 'object' then _normalize_node.node
     when _normalize_node.node -> 'data' -> 'config' ?| _normalize_node.aliases
@@ -63,17 +49,12 @@ return case
         'data', _normalize_node.node -> 'data')
     else pgaudit_wf._keep_keys(_normalize_node.node, '{id,type,data}')
 end;
-
 comment on function pgaudit_wf._normalize_node(jsonb, text[]) is
     'The meaningful part of one node. aliases is every alias of config_alias, read once by the caller. What is no object is '
-    'returned as it is, so that no malformed node disappears. Internal.';
+    'returned as it is, so that no malformed node disappears.';
 
-
-create or replace function pgaudit_wf._normalize_edge(edge jsonb)
-returns jsonb
-language plpgsql
-immutable
-parallel safe
+create function pgaudit_wf._normalize_edge(edge jsonb) returns jsonb
+language plpgsql immutable parallel safe
 as $$
 begin
     return case
@@ -94,16 +75,11 @@ begin
     end;
 end
 $$;
-
 comment on function pgaudit_wf._normalize_edge(jsonb) is
-    'The meaningful part of one edge. What is no object is returned as it is. Internal.';
+    'The meaningful part of one edge. What is no object is returned as it is.';
 
-
-create or replace function pgaudit_wf.normalize_definition(nodes jsonb, edges jsonb)
-returns jsonb
-language plpgsql
-stable
-parallel safe
+create function pgaudit_wf.normalize_definition(nodes jsonb, edges jsonb) returns jsonb
+language plpgsql stable parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
 as $$
@@ -119,7 +95,6 @@ begin
     return jsonb_build_object('edges', coalesce(kept_edges, '[]'), 'nodes', coalesce(kept_nodes, '[]'));
 end
 $$;
-
 comment on function pgaudit_wf.normalize_definition(jsonb, jsonb) is
     'The meaningful part of a workflow, {"edges": […], "nodes": […]}: of a node id, type and data, of an edge id, source, target, '
     'sourceHandle, targetHandle and data, in the order saved, with the legacy keys of data.config read through config_alias. '

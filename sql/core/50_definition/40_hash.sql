@@ -3,11 +3,8 @@
 -- every object in it. That takes a third of the time; the tests hold the two ways together. A save takes the texts of nodes that
 -- stayed as they were from canonical_cache.
 
-create or replace function pgaudit_wf._canonical_edges(edges jsonb)
-returns text
-language plpgsql
-immutable
-parallel safe
+create function pgaudit_wf._canonical_edges(edges jsonb) returns text
+language plpgsql immutable parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
 -- For canonical_json_at, as canonical_json does.
@@ -30,17 +27,12 @@ begin
         from jsonb_array_elements(_canonical_edges.edges) as edge);
 end
 $$;
-
 comment on function pgaudit_wf._canonical_edges(jsonb) is
     'The normalized edges as they stand between the brackets of the text that is hashed; null for none. Unchecked: '
-    'canonical_checked() must see the whole text. Internal.';
+    'canonical_checked() must see the whole text.';
 
-
-create or replace function pgaudit_wf._canonical_nodes(nodes jsonb[], aliases text[])
-returns text[]
-language plpgsql
-stable
-parallel safe
+create function pgaudit_wf._canonical_nodes(nodes jsonb[], aliases text[]) returns text[]
+language plpgsql stable parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
 -- Or it would see a cheaper plan for an array of one node, and make it anew at each save; and for canonical_json_at.
@@ -77,29 +69,19 @@ begin
         from unnest(_canonical_nodes.nodes) as node);
 end
 $$;
-
 comment on function pgaudit_wf._canonical_nodes(jsonb[], text[]) is
     'Each node, normalized, as it stands in the text that is hashed. aliases is every alias of config_alias, read once by the '
-    'caller. Unchecked: _canonical_checked() must see the whole text. Internal.';
+    'caller. Unchecked: _canonical_checked() must see the whole text.';
 
-
-create or replace function pgaudit_wf._join_definition(nodes text[], edges text)
-returns text
-language sql
-stable
-parallel safe
+create function pgaudit_wf._join_definition(nodes text[], edges text) returns text
+language sql stable parallel safe
 return pgaudit_wf._canonical_checked(
     concat('{"edges":[', _join_definition.edges, '],"nodes":[', array_to_string(_join_definition.nodes, ','), ']}'));
-
 comment on function pgaudit_wf._join_definition(text[], text) is
-    'The text that is hashed, made of what _canonical_nodes() and _canonical_edges() return. Internal.';
+    'The text that is hashed, made of what _canonical_nodes() and _canonical_edges() return.';
 
-
-create or replace function pgaudit_wf._canonical_definition(nodes jsonb, edges jsonb)
-returns text
-language plpgsql
-stable
-parallel safe
+create function pgaudit_wf._canonical_definition(nodes jsonb, edges jsonb) returns text
+language plpgsql stable parallel safe
 as $$
 begin
     return pgaudit_wf._join_definition(
@@ -109,56 +91,34 @@ begin
         pgaudit_wf._canonical_edges(pgaudit_wf._graph_array(_canonical_definition.edges, 'edges')));
 end
 $$;
-
 comment on function pgaudit_wf._canonical_definition(jsonb, jsonb) is
     'The text that is hashed: the RFC 8785 form of normalize_definition(nodes, edges), made in one go.';
 
-
-create or replace function pgaudit_wf.content_hash(canonical text)
-returns text
-language sql
-stable
-strict
-parallel safe
+create function pgaudit_wf.content_hash(canonical text) returns text
+language sql stable strict parallel safe
 return encode(sha256(convert_to(content_hash.canonical, 'UTF8')), 'hex');
-
 comment on function pgaudit_wf.content_hash(text) is 'Lower-case hex SHA-256 of the UTF-8 bytes of a canonical text.';
 
-
-create or replace function pgaudit_wf.hash_definition(nodes jsonb, edges jsonb)
-returns text
-language sql
-stable
-parallel safe
+create function pgaudit_wf.hash_definition(nodes jsonb, edges jsonb) returns text
+language sql stable parallel safe
 return pgaudit_wf.content_hash(pgaudit_wf._canonical_definition(hash_definition.nodes, hash_definition.edges));
-
 comment on function pgaudit_wf.hash_definition(jsonb, jsonb) is
     'The content hash of a workflow: lower-case hex SHA-256 of the RFC 8785 form of normalize_definition(nodes, edges). The same '
     'definition gives the same hash in every version, run and language.';
 
-
-create or replace function pgaudit_wf._same_node(before jsonb, after jsonb)
-returns boolean
-language sql
-immutable
-parallel safe
+create function pgaudit_wf._same_node(before jsonb, after jsonb) returns boolean
+language sql immutable parallel safe
 return not record_image_ne(row(_same_node.before), row(_same_node.after))
     or (coalesce(jsonb_typeof(_same_node.before) = 'object' and jsonb_typeof(_same_node.after) = 'object', false)
         and _same_node.before -> 'data' is not distinct from _same_node.after -> 'data'
         and _same_node.before -> 'id' is not distinct from _same_node.after -> 'id'
         and _same_node.before -> 'type' is not distinct from _same_node.after -> 'type');
-
 comment on function pgaudit_wf._same_node(jsonb, jsonb) is
     'Whether two nodes are the same as they stand, but for the canvas; false for two that are the same only by config_alias. '
-    'Bytes first: most are the same, and comparing JSON takes several times as long to find that out. Internal.';
+    'Bytes first: most are the same, and comparing JSON takes several times as long to find that out.';
 
-
-create or replace function pgaudit_wf.same_definition(
-    old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb)
-returns boolean
-language plpgsql
-stable
-parallel safe
+create function pgaudit_wf.same_definition(old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb) returns boolean
+language plpgsql stable parallel safe
 as $$
 declare
     aliases text[];
@@ -197,7 +157,6 @@ begin
     return true;
 end
 $$;
-
 comment on function pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb) is
     'Whether two states of a workflow have the same normalized definition, that is, whether nothing but the canvas changed. '
     'Much cheaper than comparing two hashes.';

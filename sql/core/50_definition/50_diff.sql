@@ -1,11 +1,8 @@
 -- What people read between two versions: which nodes and connections came, went and changed, and how, in words instead of
 -- JSON paths. A node that is equal on both sides costs one comparison; only a changed one is looked into.
 
-create or replace function pgaudit_wf._try_jsonb(value text)
-returns jsonb
-language plpgsql
-immutable
-strict
+create function pgaudit_wf._try_jsonb(value text) returns jsonb
+language plpgsql immutable strict
 -- Not parallel safe: the exception block is a subtransaction.
 as $$
 begin
@@ -15,60 +12,40 @@ exception
         return null;
 end
 $$;
+comment on function pgaudit_wf._try_jsonb(text) is 'The text as JSON, or null if it is none.';
 
-comment on function pgaudit_wf._try_jsonb(text) is 'The text as JSON, or null if it is none. Internal.';
-
-
-create or replace function pgaudit_wf._readable_text(value text)
-returns text
-language sql
-immutable
-parallel safe
+create function pgaudit_wf._readable_text(value text) returns text
+language sql immutable parallel safe
 return case
     when coalesce(_readable_text.value, '') = '' then 'empty'
     when strpos(_readable_text.value, '{{@') = 0 then _readable_text.value
     else regexp_replace(_readable_text.value, '\{\{@[^:}]+:([^}]+)\}\}', '{{\1}}', 'g')
 end;
-
 comment on function pgaudit_wf._readable_text(text) is
     'A configuration text for people: template references {{@nodeId:Display.field}} read {{Display.field}}, nothing reads '
     '"empty".';
 
-
-create or replace function pgaudit_wf._node_type(node jsonb)
-returns text
-language sql
-immutable
-parallel safe
+create function pgaudit_wf._node_type(node jsonb) returns text
+language sql immutable parallel safe
 return coalesce(
     nullif(_node_type.node -> 'data' ->> 'type', ''), nullif(_node_type.node ->> 'type', ''), 'node');
-
 comment on function pgaudit_wf._node_type(jsonb) is 'A node''s category: data.type, else its type, else "node".';
 
-
-create or replace function pgaudit_wf._node_label(node jsonb)
-returns text
-language sql
-immutable
-parallel safe
+create function pgaudit_wf._node_label(node jsonb) returns text
+language sql immutable parallel safe
 return coalesce(
     nullif(btrim(_node_label.node -> 'data' ->> 'label'), ''),
     nullif(_node_label.node -> 'data' -> 'config' ->> 'actionType', ''),
     nullif(_node_label.node -> 'data' -> 'config' ->> 'triggerType', ''),
     upper(left(pgaudit_wf._node_type(_node_label.node), 1)) || substr(pgaudit_wf._node_type(_node_label.node), 2));
-
 comment on function pgaudit_wf._node_label(jsonb) is
     'What people call a node: its label, else its action or trigger type, else its category with a capital.';
-
 
 -- PL/pgSQL for what is called with more than a variable: such a SQL function is not inlined, and before PostgreSQL 18 planned
 -- anew in each transaction, which takes longer than all the rest of a small diff.
 
-create or replace function pgaudit_wf._node_ref(node jsonb)
-returns jsonb
-language plpgsql
-immutable
-parallel safe
+create function pgaudit_wf._node_ref(node jsonb) returns jsonb
+language plpgsql immutable parallel safe
 as $$
 begin
     return jsonb_build_object(
@@ -77,15 +54,10 @@ begin
         'node_type', pgaudit_wf._node_type(_node_ref.node));
 end
 $$;
-
 comment on function pgaudit_wf._node_ref(jsonb) is 'A node as a version diff names it: {id, label, node_type}.';
 
-
-create or replace function pgaudit_wf._changed_node_ref(node jsonb, deltas jsonb)
-returns jsonb
-language plpgsql
-immutable
-parallel safe
+create function pgaudit_wf._changed_node_ref(node jsonb, deltas jsonb) returns jsonb
+language plpgsql immutable parallel safe
 as $$
 begin
     return pgaudit_wf._node_ref(_changed_node_ref.node) || jsonb_build_object(
@@ -93,17 +65,11 @@ begin
         'deltas', _changed_node_ref.deltas);
 end
 $$;
-
 comment on function pgaudit_wf._changed_node_ref(jsonb, jsonb) is
-    'A changed node as a version diff names it: {id, label, node_type, action_type, deltas}. Internal.';
+    'A changed node as a version diff names it: {id, label, node_type, action_type, deltas}.';
 
-
-create or replace function pgaudit_wf._abi_type(input jsonb)
-returns text
-language plpgsql
-immutable
-strict
-parallel safe
+create function pgaudit_wf._abi_type(input jsonb) returns text
+language plpgsql immutable strict parallel safe
 as $$
 begin
     if _abi_type.input ->> 'type' like 'tuple%' and jsonb_typeof(_abi_type.input -> 'components') = 'array' then
@@ -115,15 +81,11 @@ begin
     return coalesce(_abi_type.input ->> 'type', '');
 end
 $$;
-
 comment on function pgaudit_wf._abi_type(jsonb) is
-    'The type of an ABI parameter as it stands in a function signature: a tuple is its components. Internal.';
+    'The type of an ABI parameter as it stands in a function signature: a tuple is its components.';
 
-
-create or replace function pgaudit_wf._argument_text(config jsonb, value jsonb)
-returns text
-language plpgsql
-immutable
+create function pgaudit_wf._argument_text(config jsonb, value jsonb) returns text
+language plpgsql immutable
 as $$
 declare
     arguments jsonb := case jsonb_typeof(_argument_text.value)
@@ -152,15 +114,15 @@ begin
             position
         limit 1;
     end if;
-    select E'{\n' || string_agg(
+    select e'{\n' || string_agg(
             '  ' || to_json(case when occurrence = 1 then name else 'arg' || (place - 1) end)::text || ': ' || argument::text,
-            E',\n' order by place) || E'\n}'
+            e',\n' order by place) || e'\n}'
         into named
         from (
             select argument, place, name, row_number() over (partition by name order by place) as occurrence
             from (
                 select argument, place,
-                    coalesce(nullif(btrim(inputs -> (place::int - 1) ->> 'name'), ''), 'arg' || (place - 1)) as name
+                    coalesce(nullif(btrim(inputs -> (place::integer - 1) ->> 'name'), ''), 'arg' || (place - 1)) as name
                 from jsonb_array_elements(arguments) with ordinality as given (argument, place)
                 -- Editors pad the array with empty strings past the function's own parameters.
                 where inputs is null or place <= jsonb_array_length(inputs) or argument <> '""'
@@ -169,45 +131,35 @@ begin
     return pgaudit_wf._readable_text(coalesce(named, arguments::text));
 end
 $$;
-
 comment on function pgaudit_wf._argument_text(jsonb, jsonb) is
     'Contract arguments (a positional array, or its JSON text) for people: a JSON object by the parameter names of the '
     'function that abiFunction names in the config''s own abi, argN where there is no name. Null if value is no array.';
 
-
-create or replace function pgaudit_wf._condition_text(condition_group jsonb, depth int default 0)
-returns text
-language plpgsql
-immutable
-strict
-parallel safe
+create function pgaudit_wf._condition_text(condition_group jsonb, depth integer default 0) returns text
+language plpgsql immutable strict parallel safe
 as $$
 begin
     return (
         select string_agg(
             repeat('  ', _condition_text.depth) || place || '. '
             || case when jsonb_typeof(rule -> 'rules') = 'array'
-                then concat_ws(E'\n', 'group', pgaudit_wf._condition_text(rule, _condition_text.depth + 1))
+                then concat_ws(e'\n', 'group', pgaudit_wf._condition_text(rule, _condition_text.depth + 1))
                 else concat_ws(' ',
                     coalesce(nullif(btrim(coalesce(rule ->> 'leftOperand', rule ->> 'field')), ''), '""'),
                     rule ->> 'operator',
                     nullif(btrim(coalesce(rule ->> 'rightOperand', rule ->> 'value')), ''))
             end,
-            E'\n' || repeat('  ', _condition_text.depth)
-            || upper(coalesce(nullif(_condition_text.condition_group ->> 'logic', ''), 'and')) || E'\n'
+            e'\n' || repeat('  ', _condition_text.depth)
+            || upper(coalesce(nullif(_condition_text.condition_group ->> 'logic', ''), 'and')) || e'\n'
             order by place)
         from jsonb_array_elements(_condition_text.condition_group -> 'rules') with ordinality as listed (rule, place));
 end
 $$;
-
-comment on function pgaudit_wf._condition_text(jsonb, int) is
+comment on function pgaudit_wf._condition_text(jsonb, integer) is
     'A condition group {logic, rules} as a numbered list of its rules with AND or OR between them, groups in groups indented.';
 
-
-create or replace function pgaudit_wf._config_text(config jsonb, key text, value jsonb)
-returns text
-language plpgsql
-immutable
+create function pgaudit_wf._config_text(config jsonb, key text, value jsonb) returns text
+language plpgsql immutable
 as $$
 declare
     tree jsonb := _config_text.value;
@@ -230,17 +182,12 @@ begin
     return coalesce(named, pgaudit_wf._readable_text(_config_text.value #>> '{}'));
 end
 $$;
-
 comment on function pgaudit_wf._config_text(jsonb, text, jsonb) is
     'One configuration value for people, in full: contract arguments by name, a condition tree as a rule list, template '
     'references without node ids, "empty" for nothing. config is the whole configuration the value stands in.';
 
-
-create or replace function pgaudit_wf._config_delta(
-    key text, old_config jsonb, new_config jsonb, before jsonb, after jsonb)
-returns jsonb
-language plpgsql
-immutable
+create function pgaudit_wf._config_delta(key text, old_config jsonb, new_config jsonb, before jsonb, after jsonb) returns jsonb
+language plpgsql immutable
 as $$
 begin
     return jsonb_build_object(
@@ -249,16 +196,11 @@ begin
         'after', pgaudit_wf._config_text(_config_delta.new_config, _config_delta.key, _config_delta.after));
 end
 $$;
-
 comment on function pgaudit_wf._config_delta(text, jsonb, jsonb, jsonb, jsonb) is
-    'A changed configuration value as {key, before, after}, for people. Internal.';
+    'A changed configuration value as {key, before, after}, for people.';
 
-
-create or replace function pgaudit_wf._text_delta(field text, before text, after text)
-returns jsonb
-language plpgsql
-immutable
-parallel safe
+create function pgaudit_wf._text_delta(field text, before text, after text) returns jsonb
+language plpgsql immutable parallel safe
 as $$
 begin
     if coalesce(_text_delta.before, '') = coalesce(_text_delta.after, '') then
@@ -270,16 +212,11 @@ begin
         'after', coalesce(nullif(_text_delta.after, ''), 'empty'));
 end
 $$;
-
 comment on function pgaudit_wf._text_delta(text, text, text) is
-    'A changed text as {field, before, after}, null if it did not change. Internal.';
+    'A changed text as {field, before, after}, null if it did not change.';
 
-
-create or replace function pgaudit_wf._different_keys(before jsonb, after jsonb)
-returns text[]
-language plpgsql
-immutable
-parallel safe
+create function pgaudit_wf._different_keys(before jsonb, after jsonb) returns text[]
+language plpgsql immutable parallel safe
 as $$
 begin
     return array(
@@ -296,15 +233,11 @@ begin
         order by key collate "C");
 end
 $$;
-
 comment on function pgaudit_wf._different_keys(jsonb, jsonb) is
-    'The keys that two JSON objects do not share with the same value, in byte order. Internal.';
+    'The keys that two JSON objects do not share with the same value, in byte order.';
 
-
-create or replace function pgaudit_wf._node_delta(before jsonb, after jsonb)
-returns jsonb
-language plpgsql
-stable
+create function pgaudit_wf._node_delta(before jsonb, after jsonb) returns jsonb
+language plpgsql stable
 as $$
 declare
     old_data jsonb := case jsonb_typeof(_node_delta.before -> 'data')
@@ -378,30 +311,20 @@ begin
     return delta;
 end
 $$;
-
 comment on function pgaudit_wf._node_delta(jsonb, jsonb) is
     'What changed in one node: a list of {field, before, after} for name, description, type and enabled, and {field: '
     '"configuration", changes: [{key, before, after}]}. Empty if nothing readable did.';
 
-
-create or replace function pgaudit_wf._edge_key(edge jsonb)
-returns text
-language sql
-immutable
-parallel safe
+create function pgaudit_wf._edge_key(edge jsonb) returns text
+language sql immutable parallel safe
 -- A unit separator between the parts, so that ids may hold any usual character; a null handle is an absent one.
 return concat(_edge_key.edge ->> 'source', chr(31), _edge_key.edge ->> 'target', chr(31),
     _edge_key.edge ->> 'sourceHandle', chr(31), _edge_key.edge ->> 'targetHandle');
-
 comment on function pgaudit_wf._edge_key(jsonb) is
-    'What makes two edges the same connection: source, target, sourceHandle and targetHandle. Internal.';
+    'What makes two edges the same connection: source, target, sourceHandle and targetHandle.';
 
-
-create or replace function pgaudit_wf._connection_ref(edge jsonb, labels jsonb)
-returns jsonb
-language plpgsql
-immutable
-parallel safe
+create function pgaudit_wf._connection_ref(edge jsonb, labels jsonb) returns jsonb
+language plpgsql immutable parallel safe
 as $$
 begin
     return jsonb_strip_nulls(jsonb_build_object(
@@ -414,17 +337,14 @@ begin
             'to_id', _connection_ref.edge ->> 'target');
 end
 $$;
-
 comment on function pgaudit_wf._connection_ref(jsonb, jsonb) is
     'A connection as a version diff names it: {from, to, from_id, to_id} and source_handle, target_handle where set. labels maps '
     'node ids to labels.';
 
-
-create or replace function pgaudit_wf._snapshot_diff(
-    before jsonb, after jsonb, before_nodes jsonb, before_edges jsonb, after_nodes jsonb, after_edges jsonb)
-returns jsonb
-language plpgsql
-stable
+create function pgaudit_wf._snapshot_diff(
+    before jsonb, after jsonb, before_nodes jsonb, before_edges jsonb, after_nodes jsonb, after_edges jsonb
+) returns jsonb
+language plpgsql stable
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
 as $$
@@ -563,32 +483,23 @@ begin
         'has_changes', has_changes);
 end
 $$;
-
 comment on function pgaudit_wf._snapshot_diff(jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
-    'version_diff() for callers that have nodes and edges at hand: taking them out of a snapshot copies them. Internal.';
+    'version_diff() for callers that have nodes and edges at hand: taking them out of a snapshot copies them.';
 
-
-create or replace function pgaudit_wf.version_diff(before jsonb, after jsonb)
-returns jsonb
-language sql
-stable
+create function pgaudit_wf.version_diff(before jsonb, after jsonb) returns jsonb
+language sql stable
 return pgaudit_wf._snapshot_diff(
     version_diff.before, version_diff.after,
     version_diff.before -> 'nodes', version_diff.before -> 'edges',
     version_diff.after -> 'nodes', version_diff.after -> 'edges');
-
 comment on function pgaudit_wf.version_diff(jsonb, jsonb) is
     'What changed between two snapshots {name, description, visibility, enabled, nodes, edges}, for people: {settings, '
     'nodes_added, nodes_removed, nodes_changed, connections_added, connections_removed, has_changes}. Either may be null: '
     'nothing was there. Nodes are matched by id, connections by source, target and handles; canvas state is no change. '
     'has_changes is also true where only something unlisted differs (order, an edge''s id or data) that changes the hash.';
 
-
-create or replace function pgaudit_wf._count_text(added int, removed int, changed int, noun text)
-returns text
-language plpgsql
-immutable
-parallel safe
+create function pgaudit_wf._count_text(added integer, removed integer, changed integer, noun text) returns text
+language plpgsql immutable parallel safe
 -- PL/pgSQL keeps the plan, which a timeline of many versions asks for; a SQL function does so only from PostgreSQL 18 on.
 as $$
 begin
@@ -606,16 +517,10 @@ begin
         ) as counted);
 end
 $$;
+comment on function pgaudit_wf._count_text(integer, integer, integer, text) is '"2 nodes added, 1 changed", null for none.';
 
-comment on function pgaudit_wf._count_text(int, int, int, text) is '"2 nodes added, 1 changed", null for none. Internal.';
-
-
-create or replace function pgaudit_wf.version_summary(diff jsonb)
-returns text
-language plpgsql
-immutable
-strict
-parallel safe
+create function pgaudit_wf.version_summary(diff jsonb) returns text
+language plpgsql immutable strict parallel safe
 as $$
 begin
     return coalesce(
@@ -645,6 +550,5 @@ begin
             then 'order or connection details changed' else 'no changes' end);
 end
 $$;
-
 comment on function pgaudit_wf.version_summary(jsonb) is
     'A version diff in one line: "2 nodes added, 1 changed, 1 connection removed; renamed ''A'' to ''B''".';

@@ -6,7 +6,6 @@ create table pgaudit_wf.action_schema (
     required_fields text[] not null check (array_position(required_fields, null) is null),
     description text
 );
-
 comment on table pgaudit_wf.action_schema is
     'Which configuration fields each action or trigger type needs before its workflow may be enabled, listed or run. A type '
     'that is not here needs none. The rows that come with pgaudit_wf are examples: change them to what your actions need.';
@@ -22,13 +21,8 @@ insert into pgaudit_wf.action_schema (action_type, required_fields, description)
     ('HTTP Request', '{endpoint,httpMethod}', 'Calls a web API.'),
     ('Schedule', '{scheduleCron}', 'Starts the workflow by the clock.');
 
-
-create or replace function pgaudit_wf.validate_definition(nodes jsonb, edges jsonb)
-returns table (node_id text, field text, code text, message text)
-language plpgsql
-stable
-parallel safe
-rows 10
+create function pgaudit_wf.validate_definition(nodes jsonb, edges jsonb) returns table (node_id text, field text, code text, message text)
+language plpgsql stable parallel safe rows 10
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
 as $$
@@ -100,7 +94,6 @@ begin
     from problem order by problem.place, problem.rank, problem.field;
 end
 $$;
-
 comment on function pgaudit_wf.validate_definition(jsonb, jsonb) is
     'The problems of a workflow, none if it may run: not_an_array, not_an_object, missing_id, duplicate_id, missing_field (by '
     'action_schema, under canonical names, so that legacy spellings are no problem) and dangling_edge (node_id is the id that the '

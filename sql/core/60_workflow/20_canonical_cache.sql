@@ -131,7 +131,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._hash_next_version(text, integer, jsonb, jsonb, jsonb, jsonb) is
-    'hash_definition(new_nodes, new_edges) at the cost of what differs from old_nodes and old_edges, which are those of the newest version: its number is version. The caller holds the lock on the workflow. Internal.';
+    'hash_definition(new_nodes, new_edges) at the cost of what differs from old_nodes and old_edges, which are those of the newest version: its number is version. The caller holds the lock on the workflow.';
 
 create function pgaudit_wf._prune_canonical_cache(unused_for interval) returns bigint
 language plpgsql
