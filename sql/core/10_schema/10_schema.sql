@@ -78,13 +78,15 @@ end
 $$;
 
 comment on schema pgaudit_wf is
-    'Security audit trail: attach(table) records every change of it in security_audit_log, in the same transaction. Start with the view attached and the functions audit_trail() and doctor().';
+    'Security audit trail: attach(table) records every change of it in security_audit_log, in the same transaction. '
+    'Start with the view attached and the functions audit_trail() and doctor().';
 
 create function pgaudit_wf._schema_owner() returns name
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$ select pg_get_userbyid(nspowner) from pg_namespace where nspname = 'pgaudit_wf' $$;
-comment on function pgaudit_wf._schema_owner() is 'The role to which the schema and all in it belongs: pgaudit_wf_owner, or who installed it where that role could not be had.';
+comment on function pgaudit_wf._schema_owner() is
+    'The role to which the schema and all in it belongs: pgaudit_wf_owner, or who installed it where that role could not be had.';
 
 create table pgaudit_wf.turn (
     subject text primary key
@@ -103,7 +105,8 @@ begin
     delete from pgaudit_wf.turn as t where t.subject = _take_turn.subject;
 end
 $$;
-comment on function pgaudit_wf._take_turn(text) is 'Waits until no other transaction is at it, and keeps others waiting until this one ends.';
+comment on function pgaudit_wf._take_turn(text) is
+    'Waits until no other transaction is at it, and keeps others waiting until this one ends.';
 
 create function pgaudit_wf._begin_maintenance() returns boolean
 language plpgsql

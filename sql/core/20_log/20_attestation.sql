@@ -11,7 +11,8 @@ create table pgaudit_wf.attestation_key (
     constraint attestation_key_id check (key_id ~ '^[A-Za-z0-9_-]{1,32}$'),
     constraint attestation_key_pads check (length(inner_pad) = 64 and length(outer_pad) = 64)
 );
-comment on table pgaudit_wf.attestation_key is 'Secrets with which applications attest who is asking. For the owner only: whoever reads it can act in anybody''s name.';
+comment on table pgaudit_wf.attestation_key is
+    'Secrets with which applications attest who is asking. For the owner only: whoever reads it can act in anybody''s name.';
 comment on column pgaudit_wf.attestation_key.key_id is 'Name of the key; it comes before the colon in app.attestation.';
 comment on column pgaudit_wf.attestation_key.inner_pad is 'The key, xor 0x36 (RFC 2104, section 2).';
 comment on column pgaudit_wf.attestation_key.outer_pad is 'The key, xor 0x5c.';
@@ -48,7 +49,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.add_attestation_key(text, bytea) is
-    'Lets contexts be attested with a secret of at least 32 bytes (request_context(…, attest=AttestationKey(key_id, secret))). Raises PA008 on a shorter one.';
+    'Lets contexts be attested with a secret of at least 32 bytes (request_context(…, attest=AttestationKey(key_id, secret))). '
+    'Raises PA008 on a shorter one.';
 
 create function pgaudit_wf.retire_attestation_key(key_id text) returns void
 language plpgsql
@@ -61,12 +63,14 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.retire_attestation_key(text) is 'Stops accepting a key; what it has attested stays attested. Raises PA008 for an unknown one.';
+comment on function pgaudit_wf.retire_attestation_key(text) is
+    'Stops accepting a key; what it has attested stays attested. Raises PA008 for an unknown one.';
 
 create function pgaudit_wf._attested_part(value text) returns text
 language sql immutable parallel safe
 as $$ select case when value = '' then '-' else coalesce(octet_length(value) || ':' || value, '-') end $$;
-comment on function pgaudit_wf._attested_part(text) is 'A value as it is signed: its length in bytes, a colon and itself; "-" for none, so that no two contexts read the same.';
+comment on function pgaudit_wf._attested_part(text) is
+    'A value as it is signed: its length in bytes, a colon and itself; "-" for none, so that no two contexts read the same.';
 
 create function pgaudit_wf._check_attestation(attestation text) returns boolean
 language plpgsql stable strict
@@ -89,9 +93,11 @@ begin
 end
 $$;
 comment on function pgaudit_wf._check_attestation(text) is
-    'Whether app.attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, organization and correlation id. Stated in docs/context.md.';
+    'Whether app.attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, organization and correlation id. '
+    'Stated in docs/context.md.';
 
 create function pgaudit_wf._context_attested() returns boolean
 language sql stable
 as $$ select case when current_setting('app.attestation', true) <> '' then pgaudit_wf._check_attestation(current_setting('app.attestation', true)) else false end $$;
-comment on function pgaudit_wf._context_attested() is 'Whether the application has proved that it set the context; false when it did not try.';
+comment on function pgaudit_wf._context_attested() is
+    'Whether the application has proved that it set the context; false when it did not try.';

@@ -35,24 +35,41 @@ create table pgaudit_wf.security_audit_log (
 ) partition by range (occurred_at);
 
 comment on table pgaudit_wf.security_audit_log is
-    'The security audit trail, one row an event. Append-only for everyone; who and from where come from the app.* settings of the transaction by column default, each at most 255 characters where nothing else is said. Partitioned by month of occurred_at.';
-comment on column pgaudit_wf.security_audit_log.id is 'Number of the event, unique; given before commit, so not an order of visibility: read by (tx_id, id).';
-comment on column pgaudit_wf.security_audit_log.occurred_at is 'Wall-clock time at which the change was made (not when its transaction began or committed).';
+    'The security audit trail, one row an event. '
+    'Append-only for everyone; who and from where come from the app.* settings of the transaction by column default, '
+    'each at most 255 characters where nothing else is said. Partitioned by month of occurred_at.';
+comment on column pgaudit_wf.security_audit_log.id is
+    'Number of the event, unique; given before commit, so not an order of visibility: read by (tx_id, id).';
+comment on column pgaudit_wf.security_audit_log.occurred_at is
+    'Wall-clock time at which the change was made (not when its transaction began or committed).';
 comment on column pgaudit_wf.security_audit_log.tx_id is '64-bit id of the transaction that made the change.';
-comment on column pgaudit_wf.security_audit_log.actor_id is 'Who did it (app.actor_id); null when nobody said, then db_user and application_name still do.';
-comment on column pgaudit_wf.security_audit_log.actor_label is 'Name of the actor at that time (app.actor_label), a snapshot that outlives the account.';
-comment on column pgaudit_wf.security_audit_log.org_id is 'Organization the changed resource belongs to: its own org column, else app.org_id; null for what belongs to no organization.';
+comment on column pgaudit_wf.security_audit_log.actor_id is
+    'Who did it (app.actor_id); null when nobody said, then db_user and application_name still do.';
+comment on column pgaudit_wf.security_audit_log.actor_label is
+    'Name of the actor at that time (app.actor_label), a snapshot that outlives the account.';
+comment on column pgaudit_wf.security_audit_log.org_id is
+    'Organization the changed resource belongs to: its own org column, else app.org_id; null for what belongs to no organization.';
 comment on column pgaudit_wf.security_audit_log.org_label is 'Name of the organization at that time (app.org_label).';
-comment on column pgaudit_wf.security_audit_log.auth_method is 'How the actor signed in (app.auth_method), such as session, api_key, oauth, webhook.';
+comment on column pgaudit_wf.security_audit_log.auth_method is
+    'How the actor signed in (app.auth_method), such as session, api_key, oauth, webhook.';
 comment on column pgaudit_wf.security_audit_log.api_key_id is 'Id of the API key that was used, if any (app.api_key_id); never the key.';
-comment on column pgaudit_wf.security_audit_log.action is 'What it means, such as api_key.revoked: from action_rule, else <resource_type>.created, .updated, .deleted, .truncated.';
+comment on column pgaudit_wf.security_audit_log.action is
+    'What it means, such as api_key.revoked: from action_rule, else <resource_type>.created, .updated, .deleted, .truncated.';
 comment on column pgaudit_wf.security_audit_log.resource_type is 'Kind of thing that changed, as named at attach().';
-comment on column pgaudit_wf.security_audit_log.resource_id is 'Key of the row as text, several key columns as a JSON array; over 1,024 bytes its SHA-256 as sha256:<hex>.';
-comment on column pgaudit_wf.security_audit_log.outcome is 'succeeded, failed (an attempt that raised) or denied (an attempt that was refused).';
-comment on column pgaudit_wf.security_audit_log.captured is 'True when a trigger saw the change itself; false when the application reported it through record_event().';
-comment on column pgaudit_wf.security_audit_log.attested is 'True when the application proved, by an HMAC that injected SQL cannot make, that it set actor, organization and correlation id.';
-comment on column pgaudit_wf.security_audit_log.diff is 'JSON Patch (RFC 6902) from the old row to the new one; remove and replace also carry "old", so that it runs backwards.';
-comment on column pgaudit_wf.security_audit_log.metadata is 'More about the event: label of the resource at that time, reason (app.reason, at most 4,096 characters), previous_resource_id of a row whose key changed, and what record_event() was given; a part that is larger than 1 MiB by its SHA-256 and length.';
+comment on column pgaudit_wf.security_audit_log.resource_id is
+    'Key of the row as text, several key columns as a JSON array; over 1,024 bytes its SHA-256 as sha256:<hex>.';
+comment on column pgaudit_wf.security_audit_log.outcome is
+    'succeeded, failed (an attempt that raised) or denied (an attempt that was refused).';
+comment on column pgaudit_wf.security_audit_log.captured is
+    'True when a trigger saw the change itself; false when the application reported it through record_event().';
+comment on column pgaudit_wf.security_audit_log.attested is
+    'True when the application proved, by an HMAC that injected SQL cannot make, that it set actor, organization and correlation id.';
+comment on column pgaudit_wf.security_audit_log.diff is
+    'JSON Patch (RFC 6902) from the old row to the new one; remove and replace also carry "old", so that it runs backwards.';
+comment on column pgaudit_wf.security_audit_log.metadata is
+    'More about the event: label of the resource at that time, reason (app.reason, at most 4,096 characters), '
+    'previous_resource_id of a row whose key changed, and what record_event() was given; '
+    'a part that is larger than 1 MiB by its SHA-256 and length.';
 comment on column pgaudit_wf.security_audit_log.ip is 'Address of the client (app.ip).';
 comment on column pgaudit_wf.security_audit_log.country is 'Country of the client (app.country), as the application looked it up.';
 comment on column pgaudit_wf.security_audit_log.user_agent is 'User agent of the client (app.user_agent), at most 1,024 characters.';

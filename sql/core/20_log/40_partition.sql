@@ -40,7 +40,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.add_log_partition(date) is
-    'Makes the log''s partition for a month (UTC), moving in rows that had to wait in the default partition; returns its name, or null if it was there.';
+    'Makes the log''s partition for a month (UTC), moving in rows that had to wait in the default partition; '
+    'returns its name, or null if it was there.';
 
 create function pgaudit_wf._guard_log_partition(partition_name text) returns void
 language plpgsql
@@ -74,7 +75,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.ensure_log_partitions(integer) is
-    'Makes the log''s partitions for this month and the given number of months ahead, as far as they are missing; returns the names made. Call it at least monthly.';
+    'Makes the log''s partitions for this month and the given number of months ahead, as far as they are missing; returns the names made. '
+    'Call it at least monthly.';
 
 create table pgaudit_wf.security_audit_log_default partition of pgaudit_wf.security_audit_log default;
 comment on table pgaudit_wf.security_audit_log_default is

@@ -27,7 +27,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._json_diff(jsonb, jsonb, text) is
-    'JSON Patch (RFC 6902) from before to after, with "old" in each remove and replace; objects member by member down to 32 levels, arrays as a whole; null stands for absent.';
+    'JSON Patch (RFC 6902) from before to after, with "old" in each remove and replace; '
+    'objects member by member down to 32 levels, arrays as a whole; null stands for absent.';
 
 create function pgaudit_wf._readable_json(value jsonb, longest integer default 1073741823) returns jsonb
 language plpgsql stable strict
@@ -46,7 +47,8 @@ exception
 end
 $$;
 comment on function pgaudit_wf._readable_json(jsonb, integer) is
-    'A value whose text has at most so many bytes (what PostgreSQL can print: 1 GB) as it is; a larger one as {"sha256": …, "bytes": …} of its text, or {"hash": …, "bytes": …} where it has none. '
+    'A value whose text has at most so many bytes (what PostgreSQL can print: 1 GB) as it is; '
+    'a larger one as {"sha256": …, "bytes": …} of its text, or {"hash": …, "bytes": …} where it has none. '
     '9,000 times 1e131071 are 3 KB where they are stored, and no reader could get past them.';
 
 create function pgaudit_wf._bounded_json(value jsonb, longest integer default 1048576) returns jsonb
@@ -64,7 +66,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._bounded_json(jsonb, integer) is
-    'A value whose text has at most so many bytes (1 MiB) as it is; a larger one as {"sha256": …, "bytes": …} of its text, so that whoever reads the log can hold it.';
+    'A value whose text has at most so many bytes (1 MiB) as it is; '
+    'a larger one as {"sha256": …, "bytes": …} of its text, so that whoever reads the log can hold it.';
 
 create function pgaudit_wf.record_event(
     action text,
@@ -114,6 +117,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text) is
-    'Records an event that no table shows (a plan change requested, an export made) in the current transaction, with the current context, and returns its id. '
-    'before and after become diff; metadata is a JSON object; each that has more than 1 MiB is recorded by its SHA-256 and length. '
-    'Its captured is false: the application says so. Raises PA008 on a wrong argument, such as an action or resource type of more than 128 characters.';
+    'Records an event that no table shows (a plan change requested, an export made) in the current transaction, with the current context, '
+    'and returns its id. before and after become diff; metadata is a JSON object; each that has more than 1 MiB is recorded '
+    'by its SHA-256 and length. Its captured is false: the application says so. '
+    'Raises PA008 on a wrong argument, such as an action or resource type of more than 128 characters.';

@@ -12,7 +12,8 @@ select
     (select system_identifier from pg_catalog.pg_control_system()) as system_identifier,
     (select case when is_called then last_value else 0 end from pgaudit_wf.security_audit_log_id_seq) as inherited_id;
 comment on materialized view pgaudit_wf.log_origin is
-    'The cluster in which the log lives, and the last event id that was restored into it. Refreshed by pg_restore; never refresh it by hand.';
+    'The cluster in which the log lives, and the last event id that was restored into it. '
+    'Refreshed by pg_restore; never refresh it by hand.';
 comment on column pgaudit_wf.log_origin.system_identifier is 'pg_control_system().system_identifier of the cluster.';
 comment on column pgaudit_wf.log_origin.inherited_id is 'Last id given before the log was restored here; 0 where it was born.';
 
@@ -21,7 +22,8 @@ create table pgaudit_wf.log_generation (
     system_identifier bigint not null,
     noted_at timestamptz not null default now()
 );
-comment on table pgaudit_wf.log_generation is 'The clusters in which the log has lived, oldest first: transaction ids compare within one of them only.';
+comment on table pgaudit_wf.log_generation is
+    'The clusters in which the log has lived, oldest first: transaction ids compare within one of them only.';
 comment on column pgaudit_wf.log_generation.inherited_id is 'Last event id from before this cluster.';
 comment on column pgaudit_wf.log_generation.system_identifier is 'The cluster.';
 comment on column pgaudit_wf.log_generation.noted_at is 'When a reader first saw it.';
@@ -55,7 +57,8 @@ as $$
     on conflict (inherited_id) do nothing
 $$;
 comment on function pgaudit_wf._note_generation() is
-    'Remembers the current cluster as a generation of the log. A reader that keeps its cursor calls it whenever it saves it; ensure_log_partitions() does too.';
+    'Remembers the current cluster as a generation of the log. '
+    'A reader that keeps its cursor calls it whenever it saves it; ensure_log_partitions() does too.';
 
 select pgaudit_wf.ensure_log_partitions();
 
@@ -109,5 +112,6 @@ begin
 end
 $$;
 comment on function pgaudit_wf.read_log(text, integer) is
-    'The events after a cursor (null: from the beginning), at most max_events, in an order in which none is ever skipped or repeated: only those of transactions older than every running one. '
-    'Each comes with the cursor to pass next time. A cursor survives dump and restore. Raises PA007 on a cursor of another log.';
+    'The events after a cursor (null: from the beginning), at most max_events, in an order in which none is ever skipped or repeated: '
+    'only those of transactions older than every running one. Each comes with the cursor to pass next time. '
+    'A cursor survives dump and restore. Raises PA007 on a cursor of another log.';

@@ -9,7 +9,8 @@ create table pgaudit_wf.reader (
 );
 comment on table pgaudit_wf.reader is 'Jobs that follow the log (alerts, seal, …), each with its place in it.';
 comment on column pgaudit_wf.reader.name is 'Name of the job.';
-comment on column pgaudit_wf.reader.cursor is 'Cursor of the last event it has dealt with, as read_log() gave it; null: it is at the beginning.';
+comment on column pgaudit_wf.reader.cursor is
+    'Cursor of the last event it has dealt with, as read_log() gave it; null: it is at the beginning.';
 comment on column pgaudit_wf.reader.events is 'Number of events it has dealt with.';
 comment on column pgaudit_wf.reader.updated_at is 'When it last moved on.';
 
@@ -29,7 +30,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf.read_as(text, integer) is
-    'The next events for a named reader, as read_log() gives them. Deal with them and call advance_reader() in the same transaction: then none is skipped or dealt with twice, however many workers there are and wherever one is killed.';
+    'The next events for a named reader, as read_log() gives them. '
+    'Deal with them and call advance_reader() in the same transaction: '
+    'then none is skipped or dealt with twice, however many workers there are and wherever one is killed.';
 
 create function pgaudit_wf.advance_reader(reader_name text, cursor text, events bigint) returns void
 language plpgsql
@@ -46,7 +49,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.advance_reader(text, text, bigint) is
-    'Saves a reader''s place: the cursor of the last event that it dealt with, and how many those were. Raises PA008 for an unknown reader.';
+    'Saves a reader''s place: the cursor of the last event that it dealt with, and how many those were. '
+    'Raises PA008 for an unknown reader.';
 
 create function pgaudit_wf.reader_lag(reader_name text) returns bigint
 language plpgsql stable

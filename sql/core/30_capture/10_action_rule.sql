@@ -12,11 +12,14 @@ create table pgaudit_wf.action_rule (
     constraint action_rule_condition check (condition <> '')
 );
 comment on table pgaudit_wf.action_rule is
-    'Names for changes: the first rule of the resource type and op, by (position, id), whose condition is true gives the action; without one it is <resource_type>.created, .updated or .deleted. Takes effect at once on attached tables.';
+    'Names for changes: the first rule of the resource type and op, by (position, id), whose condition is true gives the action; '
+    'without one it is <resource_type>.created, .updated or .deleted. Takes effect at once on attached tables.';
 comment on column pgaudit_wf.action_rule.id is 'Number of the rule.';
 comment on column pgaudit_wf.action_rule.resource_type is 'Resource type of the tables the rule is for, as given to attach().';
 comment on column pgaudit_wf.action_rule.op is 'insert, update or delete.';
-comment on column pgaudit_wf.action_rule.condition is 'Boolean SQL expression over new (insert), old and new (update) or old (delete); null is always true. Functions and operators outside pg_catalog need their schema.';
+comment on column pgaudit_wf.action_rule.condition is
+    'Boolean SQL expression over new (insert), old and new (update) or old (delete); null is always true. '
+    'Functions and operators outside pg_catalog need their schema.';
 comment on column pgaudit_wf.action_rule.action is 'Action to record, such as invoice.paid.';
 comment on column pgaudit_wf.action_rule.position is 'Rules are tried from the lowest position up.';
 
@@ -85,4 +88,5 @@ begin
 end
 $$;
 comment on function pgaudit_wf.broken_rules() is
-    'Rules that compiled once and no longer do, because a type, a label, a function or a column that they name is gone: changes are recorded all the same, without that meaning.';
+    'Rules that compiled once and no longer do, because a type, a label, a function or a column that they name is gone: '
+    'changes are recorded all the same, without that meaning.';

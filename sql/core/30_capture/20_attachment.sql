@@ -28,12 +28,15 @@ comment on column pgaudit_wf.attachment.org_column is 'Column that gives org_id;
 comment on column pgaudit_wf.attachment.label_column is 'Column whose value is kept as metadata.label.';
 comment on column pgaudit_wf.attachment.ignore is 'Columns left out of the log altogether: a change of nothing else makes no event.';
 comment on column pgaudit_wf.attachment.redact is 'Columns that are shown as "[redacted]".';
-comment on column pgaudit_wf.attachment.on_failure is 'abort: no change without its record. warn: the change goes through, the failure is counted.';
-comment on column pgaudit_wf.attachment.form is 'compiled: native comparisons, kept up to date by the DDL event trigger. generic: by to_jsonb, for servers without that event trigger.';
+comment on column pgaudit_wf.attachment.on_failure is
+    'abort: no change without its record. warn: the change goes through, the failure is counted.';
+comment on column pgaudit_wf.attachment.form is
+    'compiled: native comparisons, kept up to date by the DDL event trigger. generic: by to_jsonb, for servers without that event trigger.';
 comment on column pgaudit_wf.attachment.function_name is 'Trigger function in schema pgaudit_wf; read it with \sf.';
 comment on column pgaudit_wf.attachment.columns is 'The table''s columns as compiled, in order: how a rename is recognized.';
 comment on column pgaudit_wf.attachment.usage_granted is 'Owner of a partitioned table who was given USAGE of our schema because of it.';
-comment on column pgaudit_wf.attachment.written_for is 'What its functions were written for: a fingerprint of the columns, owner and root of the table.';
+comment on column pgaudit_wf.attachment.written_for is
+    'What its functions were written for: a fingerprint of the columns, owner and root of the table.';
 comment on column pgaudit_wf.attachment.attached_at is 'When it was attached first.';
 comment on column pgaudit_wf.attachment.attached_by is 'Login role that attached it first.';
 
@@ -49,7 +52,8 @@ create table pgaudit_wf.workflow_attachment (
     listing_columns text[] not null,
     id_prefix text not null unique
 );
-comment on table pgaudit_wf.workflow_attachment is 'Attached tables that hold workflows, and where in them; written by attach_workflow() and detach() only.';
+comment on table pgaudit_wf.workflow_attachment is
+    'Attached tables that hold workflows, and where in them; written by attach_workflow() and detach() only.';
 comment on column pgaudit_wf.workflow_attachment.target is 'The table.';
 comment on column pgaudit_wf.workflow_attachment.nodes_column is 'Column with the array of nodes (jsonb or json).';
 comment on column pgaudit_wf.workflow_attachment.edges_column is 'Column with the array of edges (jsonb or json).';
@@ -58,8 +62,10 @@ comment on column pgaudit_wf.workflow_attachment.description_column is 'Column w
 comment on column pgaudit_wf.workflow_attachment.visibility_column is 'Column that says who may see it.';
 comment on column pgaudit_wf.workflow_attachment.enabled_column is 'Boolean column that switches it on.';
 comment on column pgaudit_wf.workflow_attachment.listed_column is 'Boolean column that puts it on the marketplace.';
-comment on column pgaudit_wf.workflow_attachment.listing_columns is 'Columns of its marketplace listing: a change of one makes a version of source listing.';
-comment on column pgaudit_wf.workflow_attachment.id_prefix is 'What workflow_history puts before this table''s ids: nothing for the first table, then <resource_type>/.';
+comment on column pgaudit_wf.workflow_attachment.listing_columns is
+    'Columns of its marketplace listing: a change of one makes a version of source listing.';
+comment on column pgaudit_wf.workflow_attachment.id_prefix is
+    'What workflow_history puts before this table''s ids: nothing for the first table, then <resource_type>/.';
 
 create function pgaudit_wf._definition_columns(target regclass) returns text[]
 language sql stable
@@ -67,7 +73,8 @@ set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((select array[nodes_column, edges_column] from pgaudit_wf.workflow_attachment as w where w.target = _definition_columns.target), '{}')
 $$;
-comment on function pgaudit_wf._definition_columns(regclass) is 'The nodes and edges columns of an attached workflow table; none for other tables.';
+comment on function pgaudit_wf._definition_columns(regclass) is
+    'The nodes and edges columns of an attached workflow table; none for other tables.';
 
 create table pgaudit_wf.attachment_history (
     id bigint generated always as identity primary key,
@@ -79,13 +86,16 @@ create table pgaudit_wf.attachment_history (
     db_user text not null default session_user,
     constraint attachment_history_change check (change in ('attached', 'changed', 'detached', 'altered', 'dropped'))
 );
-comment on table pgaudit_wf.attachment_history is 'Who attached, changed or detached which table and when, and how its columns changed since. Append-only.';
+comment on table pgaudit_wf.attachment_history is
+    'Who attached, changed or detached which table and when, and how its columns changed since. Append-only.';
 comment on column pgaudit_wf.attachment_history.id is 'Number of the entry.';
 comment on column pgaudit_wf.attachment_history.occurred_at is 'When it happened.';
 comment on column pgaudit_wf.attachment_history.target is 'The table''s name at that time.';
 comment on column pgaudit_wf.attachment_history.resource_type is 'Its resource type.';
-comment on column pgaudit_wf.attachment_history.change is 'attached, changed (settings), detached, altered (its columns, by DDL) or dropped.';
-comment on column pgaudit_wf.attachment_history.detail is 'Settings after the change, or the columns added, dropped and renamed ({old name: new name}).';
+comment on column pgaudit_wf.attachment_history.change is
+    'attached, changed (settings), detached, altered (its columns, by DDL) or dropped.';
+comment on column pgaudit_wf.attachment_history.detail is
+    'Settings after the change, or the columns added, dropped and renamed ({old name: new name}).';
 comment on column pgaudit_wf.attachment_history.db_user is 'Login role that did it.';
 create trigger append_only before update or delete or truncate on pgaudit_wf.attachment_history
     for each statement execute function pgaudit_wf._refuse_change();
@@ -98,7 +108,8 @@ create table pgaudit_wf.capture_failure (
     op text not null,
     sqlstate text not null
 );
-comment on table pgaudit_wf.capture_failure is 'Changes that went through unrecorded, on tables attached with on_failure => ''warn''. Never holds values.';
+comment on table pgaudit_wf.capture_failure is
+    'Changes that went through unrecorded, on tables attached with on_failure => ''warn''. Never holds values.';
 comment on column pgaudit_wf.capture_failure.id is 'Number of the failure.';
 comment on column pgaudit_wf.capture_failure.occurred_at is 'When it happened.';
 comment on column pgaudit_wf.capture_failure.target is 'The table.';

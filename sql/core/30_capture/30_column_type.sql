@@ -60,7 +60,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._compare_by_text(oid) is
-    'Whether values of a built-in type must be compared as text, for want of an equality that tells apart what reads differently (json, xml, point, interval, and what contains them).';
+    'Whether values of a built-in type must be compared as text, for want of an equality that tells apart what reads differently (json, '
+    'xml, point, interval, and what contains them).';
 
 create function pgaudit_wf._holds_json(type oid) returns boolean
 language plpgsql stable strict
@@ -126,7 +127,8 @@ as $$
     select format(case when pgaudit_wf._is_built_in(type) then '%1$s::text' else 'case when %1$s is distinct from null then format(''%%s'', %1$s) end' end,
         expression)
 $$;
-comment on function pgaudit_wf._text_expression(oid, text) is 'SQL expression for a value of a type as text, by which nobody''s cast is run.';
+comment on function pgaudit_wf._text_expression(oid, text) is
+    'SQL expression for a value of a type as text, by which nobody''s cast is run.';
 
 create function pgaudit_wf._array_json(elements anyarray) returns jsonb
 language sql stable parallel safe
@@ -140,7 +142,8 @@ as $$
     end
 $$;
 comment on function pgaudit_wf._array_json(anyarray) is
-    'An array as jsonb, its elements as text, by which nobody''s cast is run; one of several dimensions as the text that PostgreSQL writes.';
+    'An array as jsonb, its elements as text, by which nobody''s cast is run; '
+    'one of several dimensions as the text that PostgreSQL writes.';
 
 create function pgaudit_wf._json_expression(type oid, expression text) returns text
 language plpgsql stable
@@ -164,7 +167,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._json_expression(oid, text) is
-    'SQL expression for a value of a type, fit to be an argument of jsonb_build_object(): as the server writes it in JSON, or as text where that would run somebody''s cast.';
+    'SQL expression for a value of a type, fit to be an argument of jsonb_build_object(): '
+    'as the server writes it in JSON, or as text where that would run somebody''s cast.';
 
 create function pgaudit_wf._contains_type(type oid, wanted oid) returns boolean
 language plpgsql stable strict
@@ -199,7 +203,8 @@ as $$
         order by attnum)
 $$;
 comment on function pgaudit_wf._columns_with_casts(oid) is
-    'Columns in whose name an expression could run somebody''s code: of a type with a cast by a function that is not the bootstrap superuser''s.';
+    'Columns in whose name an expression could run somebody''s code: '
+    'of a type with a cast by a function that is not the bootstrap superuser''s.';
 
 create function pgaudit_wf._output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict
@@ -246,4 +251,5 @@ as $$
     -- format() refuses a null identifier, also where coalesce() would not use it.
     select case when column_name is null then otherwise else format(template, column_name) end
 $$;
-comment on function pgaudit_wf._optional_column(text, text, text) is 'A piece of SQL with the column''s name in place of %I, or the other one for a table without it.';
+comment on function pgaudit_wf._optional_column(text, text, text) is
+    'A piece of SQL with the column''s name in place of %I, or the other one for a table without it.';

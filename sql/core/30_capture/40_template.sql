@@ -37,7 +37,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf._fill(text, jsonb) is
-    'The lines of a template with pieces in its {{slots}}. On a line of its own, a slot takes an array of lines, each of which is indented as the slot is; none, or an empty text, takes the line away. Elsewhere it takes a text. Raises an error if a slot has no piece.';
+    'The lines of a template with pieces in its {{slots}}. '
+    'On a line of its own, a slot takes an array of lines, each of which is indented as the slot is; '
+    'none, or an empty text, takes the line away. Elsewhere it takes a text. Raises an error if a slot has no piece.';
 
 create function pgaudit_wf._trigger_template() returns text
 language sql immutable parallel safe
@@ -107,7 +109,8 @@ begin
 end
 $body$ $template$;
 comment on function pgaudit_wf._trigger_template() is
-    'The trigger function of an attached table as \sf shows it, with slots for _fill(): see _common_pieces(), _compiled_pieces() and _generic_pieces().';
+    'The trigger function of an attached table as \sf shows it, with slots for _fill(): '
+    'see _common_pieces(), _compiled_pieces() and _generic_pieces().';
 
 create function pgaudit_wf._rule_could_cast(target oid, condition text) returns boolean
 language sql stable
@@ -119,7 +122,8 @@ as $$
     from unnest(pgaudit_wf._columns_with_casts(target)) as name
 $$;
 comment on function pgaudit_wf._rule_could_cast(oid, text) is
-    'Whether a rule''s condition may run, with our rights, a cast that somebody made of a type of the table''s columns: it is then left out.';
+    'Whether a rule''s condition may run, with our rights, a cast that somebody made of a type of the table''s columns: '
+    'it is then left out.';
 
 create function pgaudit_wf._refuse_casts(relation oid, conditions text) returns void
 language plpgsql stable

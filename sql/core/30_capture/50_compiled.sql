@@ -49,7 +49,8 @@ as $$
     where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[])
     order by attnum
 $$;
-comment on function pgaudit_wf._capture_columns(pgaudit_wf.attachment) is 'The columns that the trigger of an attached table records, in their order.';
+comment on function pgaudit_wf._capture_columns(pgaudit_wf.attachment) is
+    'The columns that the trigger of an attached table records, in their order.';
 
 create function pgaudit_wf._changed_expression(col pgaudit_wf.capture_column) returns text
 language sql stable
@@ -69,7 +70,8 @@ as $$
         before, after, pgaudit_wf._text_expression((col).type, before), pgaudit_wf._text_expression((col).type, after))
     from (select pgaudit_wf._field('old', (col).name) as before, pgaudit_wf._field('new', (col).name) as after) as sides
 $$;
-comment on function pgaudit_wf._changed_expression(pgaudit_wf.capture_column) is 'SQL condition that is true when the column differs between old and new.';
+comment on function pgaudit_wf._changed_expression(pgaudit_wf.capture_column) is
+    'SQL condition that is true when the column differs between old and new.';
 
 create function pgaudit_wf._shown_expression(col pgaudit_wf.capture_column, record_name text) returns text
 language sql stable
@@ -79,7 +81,8 @@ as $$
     select case when (col).redacted then format('case when %s is distinct from null then ''[redacted]'' end', pgaudit_wf._field(record_name, (col).name))
         else pgaudit_wf._json_expression((col).type, pgaudit_wf._field(record_name, (col).name)) end
 $$;
-comment on function pgaudit_wf._shown_expression(pgaudit_wf.capture_column, text) is 'SQL expression for the column''s value as it may be shown.';
+comment on function pgaudit_wf._shown_expression(pgaudit_wf.capture_column, text) is
+    'SQL expression for the column''s value as it may be shown.';
 
 create function pgaudit_wf._json_null_test(col pgaudit_wf.capture_column, record_name text) returns text
 language sql stable
@@ -103,7 +106,8 @@ as $$
     where test is not null
 $$;
 comment on function pgaudit_wf._json_null_columns(pgaudit_wf.capture_column[], text) is
-    'SQL expression for the names of the columns of a record that hold null as JSON has it; null for a table without json and jsonb columns.';
+    'SQL expression for the names of the columns of a record that hold null as JSON has it; '
+    'null for a table without json and jsonb columns.';
 
 create function pgaudit_wf._json_null_statements(setting pgaudit_wf.attachment, record_name text) returns text[]
 language sql stable
@@ -161,7 +165,8 @@ as $$
         join pg_attribute on attrelid = (setting).target and attname = key_column
     ) as key_columns
 $$;
-comment on function pgaudit_wf._key_expression(pgaudit_wf.attachment, text) is 'SQL expression for resource_id over the given record (old or new).';
+comment on function pgaudit_wf._key_expression(pgaudit_wf.attachment, text) is
+    'SQL expression for resource_id over the given record (old or new).';
 
 create function pgaudit_wf._key_condition(setting pgaudit_wf.attachment, record_name text) returns text
 language sql stable
@@ -175,7 +180,8 @@ as $$
                 and pgaudit_wf._is_built_in(atttypid)),
         format('%s = $1', pgaudit_wf._key_expression(setting, record_name)))
 $$;
-comment on function pgaudit_wf._key_condition(pgaudit_wf.attachment, text) is 'SQL condition that picks the row of an attached table with resource_id $1.';
+comment on function pgaudit_wf._key_condition(pgaudit_wf.attachment, text) is
+    'SQL condition that picks the row of an attached table with resource_id $1.';
 
 create function pgaudit_wf._bounded_key(key text) returns text
 language sql stable parallel safe
@@ -183,7 +189,8 @@ as $$
     -- An index entry has to fit a third of a page. Not immutable, as convert_to() is not: then it would not be inlined.
     select case when octet_length(key) > 1024 then 'sha256:' || encode(sha256(convert_to(key, 'UTF8')), 'hex') else key end
 $$;
-comment on function pgaudit_wf._bounded_key(text) is 'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
+comment on function pgaudit_wf._bounded_key(text) is
+    'A key as resource_id: itself, or its SHA-256 as sha256:<hex> when it is longer than 1,024 bytes.';
 
 create function pgaudit_wf._row_object(columns pgaudit_wf.capture_column[], record_name text) returns text
 language sql stable
@@ -221,7 +228,8 @@ as $$
     from pg_attribute
     where attrelid = (setting).target and attnum > 0 and not attisdropped
 $$;
-comment on function pgaudit_wf._row_expression(pgaudit_wf.attachment, text) is 'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
+comment on function pgaudit_wf._row_expression(pgaudit_wf.attachment, text) is
+    'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
 
 create function pgaudit_wf._update_statements(setting pgaudit_wf.attachment) returns text[]
 language plpgsql stable
@@ -250,7 +258,8 @@ end if;$change$,
     return lines;
 end
 $$;
-comment on function pgaudit_wf._update_statements(pgaudit_wf.attachment) is 'PL/pgSQL that collects the changed columns of an update into event_diff.';
+comment on function pgaudit_wf._update_statements(pgaudit_wf.attachment) is
+    'PL/pgSQL that collects the changed columns of an update into event_diff.';
 
 create function pgaudit_wf._column_text(setting pgaudit_wf.attachment, column_name text, record_name text) returns text
 language sql stable
@@ -287,7 +296,8 @@ end if;$key$,
             'old key', pgaudit_wf._key_expression(setting, 'old')))
     from pgaudit_wf._capture_columns(setting) as col where (col).name = any ((setting).id_columns)
 $$;
-comment on function pgaudit_wf._key_statements(pgaudit_wf.attachment) is 'PL/pgSQL that takes the key of an updated row, and the one before if it is another.';
+comment on function pgaudit_wf._key_statements(pgaudit_wf.attachment) is
+    'PL/pgSQL that takes the key of an updated row, and the one before if it is another.';
 
 create function pgaudit_wf._assignments(setting pgaudit_wf.attachment, record_name text, on_update boolean) returns text[]
 language sql stable
@@ -312,7 +322,8 @@ end if;$org$,
     from (select pgaudit_wf._column_text(setting, (setting).org_column, record_name) as org,
         pgaudit_wf._column_text(setting, (setting).label_column, record_name) as label) as taken
 $$;
-comment on function pgaudit_wf._assignments(pgaudit_wf.attachment, text, boolean) is 'PL/pgSQL that takes org and label from the given record.';
+comment on function pgaudit_wf._assignments(pgaudit_wf.attachment, text, boolean) is
+    'PL/pgSQL that takes org and label from the given record.';
 
 create function pgaudit_wf._compiled_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable

@@ -7,7 +7,8 @@ create type pgaudit_wf.generic_setting as (
     redact_numbers smallint[]
 );
 comment on type pgaudit_wf.generic_setting is
-    'What a trigger of the generic form knows of its table''s columns: those that were there, and which it hides, the redacted ones by number too (0: it was not there).';
+    'What a trigger of the generic form knows of its table''s columns: '
+    'those that were there, and which it hides, the redacted ones by number too (0: it was not there).';
 
 create function pgaudit_wf._generic_columns(table_id oid, setting pgaudit_wf.generic_setting) returns pgaudit_wf.capture_column[]
 language sql stable
@@ -31,7 +32,9 @@ as $$
         where attrelid = table_id and attnum > 0 and not attisdropped and attgenerated <> 'v' and attname <> all ((setting).ignore)
         order by attnum)
 $$;
-comment on function pgaudit_wf._generic_columns(oid, pgaudit_wf.generic_setting) is 'The columns of a table as a trigger of the generic form shows them now. After a redacted column was renamed, dropped or restored elsewhere, new columns are hidden too until attach() is called again.';
+comment on function pgaudit_wf._generic_columns(oid, pgaudit_wf.generic_setting) is
+    'The columns of a table as a trigger of the generic form shows them now. '
+    'After a redacted column was renamed, dropped or restored elsewhere, new columns are hidden too until attach() is called again.';
 
 create function pgaudit_wf._generic_row(record anyelement, setting pgaudit_wf.generic_setting) returns jsonb
 language plpgsql stable
@@ -59,7 +62,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._generic_row(anyelement, pgaudit_wf.generic_setting) is
-    'A row as it may be shown, for triggers of the generic form: without ignored columns, redacted ones hidden; what is hidden is not read.';
+    'A row as it may be shown, for triggers of the generic form: without ignored columns, redacted ones hidden; '
+    'what is hidden is not read.';
 
 create function pgaudit_wf._generic_hidden_changes(before anyelement, after anyelement, setting pgaudit_wf.generic_setting) returns text[]
 language plpgsql stable
@@ -96,7 +100,8 @@ as $$
     where before -> key is distinct from value or key = any (hidden_changes)
         or (key = any (nulls_before)) <> (key = any (nulls_after))
 $$;
-comment on function pgaudit_wf._generic_diff(jsonb, jsonb, text[], text[], text[]) is 'JSON Patch between two rows of one table, for triggers of the generic form.';
+comment on function pgaudit_wf._generic_diff(jsonb, jsonb, text[], text[], text[]) is
+    'JSON Patch between two rows of one table, for triggers of the generic form.';
 
 create function pgaudit_wf._generic_key(record jsonb, id_columns text[], table_id oid) returns text
 language sql stable
@@ -127,7 +132,8 @@ as $$
     select string_agg(attname || ':' || atttypid, ',' order by attname) from pg_attribute
     where attrelid = _columns_of.relation and attnum > 0 and not attisdropped
 $$;
-comment on function pgaudit_wf._columns_of(oid) is 'The names and types of a relation''s columns, to tell whether they are still what a trigger of the generic form was written for.';
+comment on function pgaudit_wf._columns_of(oid) is
+    'The names and types of a relation''s columns, to tell whether they are still what a trigger of the generic form was written for.';
 
 create function pgaudit_wf._generic_of(setting pgaudit_wf.attachment) returns pgaudit_wf.generic_setting
 language sql stable
@@ -137,7 +143,8 @@ as $$
         select coalesce((select attnum from pg_attribute where attrelid = (setting).target and attname = name and not attisdropped), 0)::smallint
         from unnest((setting).redact) with ordinality as secret (name, position) order by position))::pgaudit_wf.generic_setting
 $$;
-comment on function pgaudit_wf._generic_of(pgaudit_wf.attachment) is 'What a trigger of the generic form is to know of its table''s columns.';
+comment on function pgaudit_wf._generic_of(pgaudit_wf.attachment) is
+    'What a trigger of the generic form is to know of its table''s columns.';
 
 create function pgaudit_wf._describe_generic(setting pgaudit_wf.attachment) returns text
 language sql stable
@@ -146,7 +153,8 @@ as $$
     select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting', (g).known, (g).ignore, (g).redact, (g).redact_numbers)
     from (select pgaudit_wf._generic_of(setting) as g) as described
 $$;
-comment on function pgaudit_wf._describe_generic(pgaudit_wf.attachment) is 'SQL expression for what a trigger of the generic form knows of its table''s columns.';
+comment on function pgaudit_wf._describe_generic(pgaudit_wf.attachment) is
+    'SQL expression for what a trigger of the generic form knows of its table''s columns.';
 
 create function pgaudit_wf._generic_org(setting pgaudit_wf.attachment) returns text[]
 language sql immutable
@@ -162,7 +170,8 @@ end if;$org$,
             jsonb_build_object('column', quote_literal((setting).org_column)))
     end
 $$;
-comment on function pgaudit_wf._generic_org(pgaudit_wf.attachment) is 'PL/pgSQL of the generic form that takes the org from the rows as JSON.';
+comment on function pgaudit_wf._generic_org(pgaudit_wf.attachment) is
+    'PL/pgSQL of the generic form that takes the org from the rows as JSON.';
 
 create function pgaudit_wf._generic_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable

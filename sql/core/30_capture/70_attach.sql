@@ -214,9 +214,12 @@ begin
 end
 $$;
 comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[], text[], text) is
-    'Has every change of a table recorded in security_audit_log from now on. Called again it changes the named settings in place; one that is not named stays as it was, '''' or ''{}'' clears it. '
-    'At first: resource_type is the table''s name; id_columns its primary key; org_column org_id or organization_id if there (else events take app.org_id); label_column none; '
-    'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: let the change through and count the failure). '
+    'Has every change of a table recorded in security_audit_log from now on. '
+    'Called again it changes the named settings in place; one that is not named stays as it was, '''' or ''{}'' clears it. '
+    'At first: resource_type is the table''s name; id_columns its primary key; '
+    'org_column org_id or organization_id if there (else events take app.org_id); label_column none; '
+    'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: '
+    'let the change through and count the failure). '
     'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
 
 create function pgaudit_wf._stands_on(relation oid, function_name text) returns boolean
@@ -234,7 +237,8 @@ begin
         where written.function_name = _stands_on.function_name and pg_partition_root(written.target) = pg_partition_root(_stands_on.relation));
 end
 $$;
-comment on function pgaudit_wf._stands_on(oid, text) is 'Whether a trigger function was written for a table or for others of its partition tree.';
+comment on function pgaudit_wf._stands_on(oid, text) is
+    'Whether a trigger function was written for a table or for others of its partition tree.';
 
 create function pgaudit_wf._check_place(target regclass, function_name text) returns text[]
 language sql stable
@@ -338,7 +342,8 @@ set search_path = pg_catalog, pg_temp
 as $$
     select concat_ws(' ', pgaudit_wf._shape_of(c.oid), c.relowner, pg_partition_root(c.oid)::oid) from pg_class as c where c.oid = _written_state.target
 $$;
-comment on function pgaudit_wf._written_state(regclass) is 'What the functions of an attached table are written for: attachment.written_for.';
+comment on function pgaudit_wf._written_state(regclass) is
+    'What the functions of an attached table are written for: attachment.written_for.';
 
 create function pgaudit_wf._write_functions(setting pgaudit_wf.attachment) returns void
 language plpgsql security definer
@@ -435,7 +440,8 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf._drop_functions(text[]) is 'Drops trigger functions that were written for a table, as far as they are there, and what is left of their triggers.';
+comment on function pgaudit_wf._drop_functions(text[]) is
+    'Drops trigger functions that were written for a table, as far as they are there, and what is left of their triggers.';
 
 create function pgaudit_wf.detach(target regclass) returns void
 language plpgsql
@@ -489,7 +495,8 @@ begin
     return null;
 end
 $$;
-comment on function pgaudit_wf._recompile_for_rules() is 'Trigger of action_rule: compiles the rule into the attached tables of its type, or refuses it.';
+comment on function pgaudit_wf._recompile_for_rules() is
+    'Trigger of action_rule: compiles the rule into the attached tables of its type, or refuses it.';
 
 create trigger recompile_insert after insert on pgaudit_wf.action_rule
     referencing new table as touched for each statement execute function pgaudit_wf._recompile_for_rules();

@@ -27,7 +27,8 @@ as $$
     ) as rename
     where action_rule.resource_type = _rename_in_rules.resource_type and (condition ~* plain or condition ~ quoted)
 $$;
-comment on function pgaudit_wf._rename_in_rules(text, text, text) is 'Follows a renamed column in the conditions of the rules of a resource type.';
+comment on function pgaudit_wf._rename_in_rules(text, text, text) is
+    'Follows a renamed column in the conditions of the rules of a resource type.';
 
 create function pgaudit_wf._column_default(target regclass, name text) returns jsonb
 language plpgsql stable
@@ -58,7 +59,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._column_default(regclass, text) is
-    'The constant default that an added column has in the rows that were there before; as text unless its type is one of PostgreSQL''s own.';
+    'The constant default that an added column has in the rows that were there before; '
+    'as text unless its type is one of PostgreSQL''s own.';
 
 create function pgaudit_wf.recompile(target regclass, renamed_to text, in_any_case boolean default true) returns void
 language plpgsql security definer
@@ -197,7 +199,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._after_ddl() is
-    'Event trigger after ALTER TABLE, ALTER TYPE, CREATE TABLE, CREATE SCHEMA and CREATE CAST: writes the functions of the attached tables concerned anew.';
+    'Event trigger after ALTER TABLE, ALTER TYPE, CREATE TABLE, CREATE SCHEMA and CREATE CAST: '
+    'writes the functions of the attached tables concerned anew.';
 
 create function pgaudit_wf._follow_as_author() returns event_trigger
 language plpgsql
@@ -266,7 +269,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._follow_as_author() is
-    'Event trigger after CREATE TABLE, ALTER TABLE and CREATE VIEW, as whoever runs it: gives new partitions of an attached table their own statement triggers, and lets a view of ours read the columns that it names.';
+    'Event trigger after CREATE TABLE, ALTER TABLE and CREATE VIEW, as whoever runs it: '
+    'gives new partitions of an attached table their own statement triggers, and lets a view of ours read the columns that it names.';
 
 create function pgaudit_wf._after_drop() returns event_trigger
 language plpgsql security definer
@@ -321,4 +325,5 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf._after_drop() is 'Event trigger: forgets attached tables that were dropped, writes the functions of those that lost a column by CASCADE.';
+comment on function pgaudit_wf._after_drop() is
+    'Event trigger: forgets attached tables that were dropped, writes the functions of those that lost a column by CASCADE.';

@@ -7,7 +7,9 @@ select
     null::text as email
 where false;
 comment on view pgaudit_wf.actor_directory is
-    'Names of actors, looked up when the trail is read. Empty until you point it at your own users: create or replace view pgaudit_wf.actor_directory as select id::text as actor_id, name, email from …';
+    'Names of actors, looked up when the trail is read. '
+    'Empty until you point it at your own users: create or replace view pgaudit_wf.actor_directory as select id::text as actor_id, name, '
+    'email from …';
 comment on column pgaudit_wf.actor_directory.actor_id is 'Id as in app.actor_id.';
 comment on column pgaudit_wf.actor_directory.name is 'Name as shown to people.';
 comment on column pgaudit_wf.actor_directory.email is 'E-mail address.';
@@ -19,7 +21,9 @@ select
     null::text as role
 where false;
 comment on view pgaudit_wf.org_member is
-    'Who belongs to which organization, and as what: owners and admins may read its trail. Empty until you point it at your own memberships: create or replace view pgaudit_wf.org_member as select org_id::text, user_id::text as actor_id, role::text from …';
+    'Who belongs to which organization, and as what: owners and admins may read its trail. '
+    'Empty until you point it at your own memberships: create or replace view pgaudit_wf.org_member as select org_id::text, '
+    'user_id::text as actor_id, role::text from …';
 comment on column pgaudit_wf.org_member.org_id is 'Id as in app.org_id.';
 comment on column pgaudit_wf.org_member.actor_id is 'Id as in app.actor_id.';
 comment on column pgaudit_wf.org_member.role is 'Role in the organization; owner and admin may read.';
@@ -66,7 +70,8 @@ as $$
                 and l.outcome = 'succeeded'))
 $$;
 comment on function pgaudit_wf.describe_actors(text, text[], text) is
-    'Name, e-mail and role of the organization''s members and of actors in its trail, for its owners and admins only: those with the given ids, or whose name or e-mail matches an ILIKE pattern.';
+    'Name, e-mail and role of the organization''s members and of actors in its trail, for its owners and admins only: '
+    'those with the given ids, or whose name or e-mail matches an ILIKE pattern.';
 
 create function pgaudit_wf.grant_directory() returns void
 language plpgsql
@@ -97,7 +102,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf.grant_directory() is
-    'Lets the owner of our schema, as which they are read, read the columns that actor_directory, org_member and credential_directory name, with the rights of the caller. Where event triggers can be had, CREATE VIEW does it by itself.';
+    'Lets the owner of our schema, as which they are read, read the columns that actor_directory, '
+    'org_member and credential_directory name, with the rights of the caller. '
+    'Where event triggers can be had, CREATE VIEW does it by itself.';
 
 create function pgaudit_wf._actors_like(pattern text) returns setof text
 language sql stable
@@ -106,7 +113,8 @@ set row_security = off
 as $$
     select d.actor_id from pgaudit_wf.actor_directory as d where d.name ilike _actors_like.pattern or d.email ilike _actors_like.pattern
 $$;
-comment on function pgaudit_wf._actors_like(text) is 'Ids of the actors whose name or e-mail matches an ILIKE pattern, for those who may read actor_directory.';
+comment on function pgaudit_wf._actors_like(text) is
+    'Ids of the actors whose name or e-mail matches an ILIKE pattern, for those who may read actor_directory.';
 
 create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
 language sql stable
@@ -123,4 +131,5 @@ as $$
     ) as named
 $$;
 comment on function pgaudit_wf.resource_names(text[], text[], text) is
-    'Newest names of resources, by the label column of the attached tables, as far as the caller may read their events; of one organization, or (null) of all.';
+    'Newest names of resources, by the label column of the attached tables, as far as the caller may read their events; '
+    'of one organization, or (null) of all.';

@@ -57,7 +57,8 @@ create type pgaudit_wf.trail_entry as (
     application_name text,
     cursor text
 );
-comment on type pgaudit_wf.trail_entry is 'An event of the trail as people read it: with the present names of actor and resource, else the ones kept in the event.';
+comment on type pgaudit_wf.trail_entry is
+    'An event of the trail as people read it: with the present names of actor and resource, else the ones kept in the event.';
 
 create function pgaudit_wf._like_pattern(text_part text) returns text
 language sql immutable strict parallel safe
@@ -88,7 +89,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._present_actors(text[], text[], boolean) is
-    'Present names of the actors of a page of the trail, with their roles in the events'' organizations, as far as the caller may see them: $1 actors, $2 organizations, pairwise.';
+    'Present names of the actors of a page of the trail, with their roles in the events'' organizations, '
+    'as far as the caller may see them: $1 actors, $2 organizations, pairwise.';
 
 create function pgaudit_wf.audit_trail(
     org_id text default null,
@@ -172,6 +174,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, text, timestamptz, timestamptz, text, text, integer) is
-    'A page of the trail, newest first. Every filter is optional: org_id, action (* is a wildcard: api_key.*), resource_type, resource_id, actor_id, correlation_id, outcome, since (inclusive) and until (exclusive), '
-    'search (text in names, labels, action, address, user agent, ids). A diff or metadata of more than 16 MiB is given by SHA-256 and length. Next page: after => the cursor of the last event. The reader role sees the organization app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
+    'A page of the trail, newest first. '
+    'Every filter is optional: org_id, action (* is a wildcard: api_key.*), resource_type, resource_id, actor_id, correlation_id, '
+    'outcome, since (inclusive) and until (exclusive), search (text in names, labels, action, address, user agent, ids). '
+    'A diff or metadata of more than 16 MiB is given by SHA-256 and length. Next page: after => the cursor of the last event. '
+    'The reader role sees the organization app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
     'Raises PA007 on a cursor that is none, PA008 on a page_size outside 1 to 1000.';

@@ -10,7 +10,8 @@ as $$
     where g.last_id is null
 $$;
 comment on function pgaudit_wf.log_end() is
-    'Cursor for read_log() and follow_trail() that stands behind all they could give now: with it one follows what is to come, without reading what was.';
+    'Cursor for read_log() and follow_trail() that stands behind all they could give now: '
+    'with it one follows what is to come, without reading what was.';
 
 create function pgaudit_wf.follow_trail(
     after text,
@@ -73,5 +74,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.follow_trail(text, text, text, text, text, text, text, text, timestamptz, timestamptz, text, integer) is
-    'read_log() for people: up to max_events events after the cursor (of read_log() or log_end()), each as an entry of audit_trail(), or null where the filters, which are those of audit_trail(), leave it out. '
-    'Keep the cursor of every row, also of one without an entry: nothing is skipped or repeated then. Raises PA007 on a cursor of another log.';
+    'read_log() for people: up to max_events events after the cursor (of read_log() or log_end()), each as an entry of audit_trail(), '
+    'or null where the filters, which are those of audit_trail(), leave it out. '
+    'Keep the cursor of every row, also of one without an entry: nothing is skipped or repeated then. '
+    'Raises PA007 on a cursor of another log.';

@@ -60,7 +60,8 @@ as $$
             where altered -> 'dropped' is null or not altered -> 'dropped' ? member.key), '{}')
     end
 $$;
-comment on function pgaudit_wf._alter_row(jsonb, jsonb, boolean) is 'A row after (or, backwards, before) its table was altered, by attachment_history.detail.';
+comment on function pgaudit_wf._alter_row(jsonb, jsonb, boolean) is
+    'A row after (or, backwards, before) its table was altered, by attachment_history.detail.';
 
 create type pgaudit_wf.row_step as (
     occurred_at timestamptz,
@@ -162,7 +163,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._row_forwards(text, text, timestamptz, bigint, boolean) is
-    'A row at a moment, replayed from its insert; not reached if the log does not go back to it. Where DDL gave it values that the log does not have, rewritten_at says when.';
+    'A row at a moment, replayed from its insert; not reached if the log does not go back to it. '
+    'Where DDL gave it values that the log does not have, rewritten_at says when.';
 
 create function pgaudit_wf._row_backwards(target regclass, resource_type text, resource_id text, at timestamptz, after_id bigint,
     out rewritten_at timestamptz, out record jsonb)
@@ -210,8 +212,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf._row_backwards(regclass, text, text, timestamptz, bigint) is
-    'A row at a moment, wound back from its deletion or from what it is now: for rows older than their table''s attachment, and for those that DDL gave '
-    'other values since their insert. rewritten_at as in _row_forwards().';
+    'A row at a moment, wound back from its deletion or from what it is now: '
+    'for rows older than their table''s attachment, and for those that DDL gave other values since their insert. '
+    'rewritten_at as in _row_forwards().';
 
 create function pgaudit_wf._present_row(target regclass, resource_id text) returns jsonb
 language plpgsql stable
@@ -278,6 +281,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf.row_as_of(regclass, text, timestamptz) is
-    'The row of an attached table as it was at a moment, as jsonb; null if there was none. id is the key''s text, several key columns as a JSON array. '
-    'Rebuilt from the log: forwards from the row''s insert, or, for a row older than the attachment, backwards from its deletion or from what it is now. '
-    'Ignored columns are absent, redacted ones read "[redacted]"; a TRUNCATE of a single partition is not seen. Raises PA005 for a table that was never attached, PA010 where DDL rewrote the table and the log cannot tell.';
+    'The row of an attached table as it was at a moment, as jsonb; null if there was none. '
+    'id is the key''s text, several key columns as a JSON array. '
+    'Rebuilt from the log: forwards from the row''s insert, or, for a row older than the attachment, '
+    'backwards from its deletion or from what it is now. '
+    'Ignored columns are absent, redacted ones read "[redacted]"; a TRUNCATE of a single partition is not seen. '
+    'Raises PA005 for a table that was never attached, PA010 where DDL rewrote the table and the log cannot tell.';

@@ -21,7 +21,8 @@ from pgaudit_wf.security_audit_log as l
 where l.resource_type = 'api_key' and l.outcome = 'succeeded'
 group by l.resource_id;
 comment on view pgaudit_wf.api_key_activity is
-    'Every API key that the log knows (resource type api_key), revoked and deleted ones included: who made it, who revoked it, and when. The reader role sees its organization''s.';
+    'Every API key that the log knows (resource type api_key), revoked and deleted ones included: who made it, who revoked it, and when. '
+    'The reader role sees its organization''s.';
 comment on column pgaudit_wf.api_key_activity.api_key_id is 'Id of the key.';
 comment on column pgaudit_wf.api_key_activity.org_id is 'Organization of the key; null for a user''s own key.';
 comment on column pgaudit_wf.api_key_activity.label is 'Its name when it last changed.';

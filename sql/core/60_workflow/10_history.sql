@@ -32,12 +32,16 @@ create table pgaudit_wf.workflow_history (
     tx_id bigint not null default (pg_current_xact_id()::text::bigint),
     primary key (workflow_id, version)
 );
-comment on table pgaudit_wf.workflow_history is 'Every version of every workflow, append-only. Made by the triggers of attach_workflow(); read workflow_timeline.';
-comment on column pgaudit_wf.workflow_history.workflow_id is 'Id of the workflow (resource_id of its events); with <resource_type>/ before it for all but the first attached workflow table.';
+comment on table pgaudit_wf.workflow_history is
+    'Every version of every workflow, append-only. Made by the triggers of attach_workflow(); read workflow_timeline.';
+comment on column pgaudit_wf.workflow_history.workflow_id is
+    'Id of the workflow (resource_id of its events); with <resource_type>/ before it for all but the first attached workflow table.';
 comment on column pgaudit_wf.workflow_history.version is '1, 2, 3, … without gaps.';
 comment on column pgaudit_wf.workflow_history.org_id is 'Organization of the workflow.';
-comment on column pgaudit_wf.workflow_history.source is 'create, update, listing (its marketplace listing changed), restore, or backfill (older than its table''s attachment).';
-comment on column pgaudit_wf.workflow_history.snapshot is 'The version in full: name, description, visibility, enabled, nodes, edges as saved, canvas positions included; null once pruned.';
+comment on column pgaudit_wf.workflow_history.source is
+    'create, update, listing (its marketplace listing changed), restore, or backfill (older than its table''s attachment).';
+comment on column pgaudit_wf.workflow_history.snapshot is
+    'The version in full: name, description, visibility, enabled, nodes, edges as saved, canvas positions included; null once pruned.';
 comment on column pgaudit_wf.workflow_history.change is 'version_diff() from the previous version, for people.';
 comment on column pgaudit_wf.workflow_history.content_hash is 'hash_definition() of nodes and edges.';
 comment on column pgaudit_wf.workflow_history.previous_version is 'version - 1; null for the first.';
@@ -174,4 +178,6 @@ begin
 end
 $$;
 comment on function pgaudit_wf._add_version(text, text, text, jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
-    'Appends a version of a workflow; called by its table''s trigger. before is the settings as they were, null for a new workflow; after the whole snapshot. before, old_nodes and old_edges count only where the newest version does not tell.';
+    'Appends a version of a workflow; called by its table''s trigger. '
+    'before is the settings as they were, null for a new workflow; after the whole snapshot. '
+    'before, old_nodes and old_edges count only where the newest version does not tell.';

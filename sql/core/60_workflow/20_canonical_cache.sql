@@ -9,7 +9,8 @@ create unlogged table pgaudit_wf.canonical_cache (
     written_at timestamptz not null default now()
 ) with (fillfactor = 70);
 comment on table pgaudit_wf.canonical_cache is
-    'For which version of a workflow canonical_cache_node holds the canonical texts. May be emptied at any time, as a crash does; pgaudit-wf maintain lets go of what was not saved for a month.';
+    'For which version of a workflow canonical_cache_node holds the canonical texts. '
+    'May be emptied at any time, as a crash does; pgaudit-wf maintain lets go of what was not saved for a month.';
 comment on column pgaudit_wf.canonical_cache.workflow_id is 'Id of the workflow, as in workflow_history.';
 comment on column pgaudit_wf.canonical_cache.version is 'The version whose texts these are.';
 comment on column pgaudit_wf.canonical_cache.aliases is 'config_alias at that time, {alias: canonical_name}.';
@@ -131,7 +132,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._hash_next_version(text, integer, jsonb, jsonb, jsonb, jsonb) is
-    'hash_definition(new_nodes, new_edges) at the cost of what differs from old_nodes and old_edges, which are those of the newest version: its number is version. The caller holds the lock on the workflow.';
+    'hash_definition(new_nodes, new_edges) at the cost of what differs from old_nodes and old_edges, '
+    'which are those of the newest version: its number is version. The caller holds the lock on the workflow.';
 
 create function pgaudit_wf._prune_canonical_cache(unused_for interval) returns bigint
 language plpgsql

@@ -13,7 +13,8 @@ as $$
     from pg_attribute
     where attrelid = (setting).target and attname = column_name
 $$;
-comment on function pgaudit_wf._record_value(pgaudit_wf.attachment, text, text) is 'SQL expression for a column of old or new, for either form of trigger.';
+comment on function pgaudit_wf._record_value(pgaudit_wf.attachment, text, text) is
+    'SQL expression for a column of old or new, for either form of trigger.';
 
 create function pgaudit_wf._compiled_names(record jsonb, table_id oid, numbers jsonb, known text[]) returns jsonb
 language plpgsql stable
@@ -35,7 +36,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._compiled_names(jsonb, oid, jsonb, text[]) is
-    'A row with a workflow''s columns under the names that the trigger was compiled with, for the generic form, which nothing recompiles when one is renamed. numbers: {compiled name: column number}; known: all columns at that time.';
+    'A row with a workflow''s columns under the names that the trigger was compiled with, for the generic form, '
+    'which nothing recompiles when one is renamed. numbers: {compiled name: column number}; known: all columns at that time.';
 
 create function pgaudit_wf._follow_names(setting pgaudit_wf.attachment, variable text) returns text[]
 language sql stable
@@ -67,7 +69,8 @@ begin
     where attrelid = (setting).target and attname = any (column_names));
 end
 $$;
-comment on function pgaudit_wf._any_changed(pgaudit_wf.attachment, text[]) is 'SQL condition that is true when one of the columns differs between old and new.';
+comment on function pgaudit_wf._any_changed(pgaudit_wf.attachment, text[]) is
+    'SQL condition that is true when one of the columns differs between old and new.';
 
 create function pgaudit_wf._maybe_changed(setting pgaudit_wf.attachment, column_names text[]) returns text
 language plpgsql stable
@@ -104,7 +107,8 @@ as $$
     where column_name is not null and expression is distinct from ''
 $$;
 comment on function pgaudit_wf._snapshot_expression(pgaudit_wf.attachment, pgaudit_wf.workflow_attachment, text, text, text) is
-    'SQL expression for what a version keeps of a workflow row: name, description, visibility, enabled, nodes, edges. nodes and edges are expressions in place of those columns; empty to leave them out.';
+    'SQL expression for what a version keeps of a workflow row: name, description, visibility, enabled, nodes, edges. '
+    'nodes and edges are expressions in place of those columns; empty to leave them out.';
 
 create function pgaudit_wf._graph_assignments(
     setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text) returns text[]

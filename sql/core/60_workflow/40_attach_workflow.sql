@@ -33,7 +33,8 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf._check_workflow_columns(pgaudit_wf.workflow_attachment) is 'Raises PA002 naming the column that is missing or of the wrong type.';
+comment on function pgaudit_wf._check_workflow_columns(pgaudit_wf.workflow_attachment) is
+    'Raises PA002 naming the column that is missing or of the wrong type.';
 
 create function pgaudit_wf.attach_workflow(
     target regclass,
@@ -99,8 +100,11 @@ begin
 end
 $$;
 comment on function pgaudit_wf.attach_workflow(regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[]) is
-    'attach() for a table that holds workflows: also keeps versions in workflow_history, one for every save that changes something meaningful in the graph (nodes_column, edges_column: nodes and edges unless said otherwise) or in name, description, visibility, enabled or the listing. '
-    'Events then carry content_hash in place of the graph. Enabling or listing an invalid definition is refused (PA301). The name, description, visibility, enabled and listed columns are taken by those names where they are there; '''' for none. '
+    'attach() for a table that holds workflows: also keeps versions in workflow_history, '
+    'one for every save that changes something meaningful in the graph (nodes_column, edges_column: '
+    'nodes and edges unless said otherwise) or in name, description, visibility, enabled or the listing. '
+    'Events then carry content_hash in place of the graph. Enabling or listing an invalid definition is refused (PA301). '
+    'The name, description, visibility, enabled and listed columns are taken by those names where they are there; '''' for none. '
     'Raises PA002 on a column that is missing or of the wrong type, and whatever attach() raises.';
 
 create function pgaudit_wf.detach_workflow(target regclass) returns void
@@ -108,7 +112,8 @@ language sql
 set search_path = pg_catalog, pg_temp
 as $$ select pgaudit_wf.detach(detach_workflow.target) $$;
 comment on function pgaudit_wf.detach_workflow(regclass) is
-    'Stops keeping versions of a table, and recording it: detach() by the name that goes with attach_workflow(). Versions and events stay. Raises PA005 if it is not attached.';
+    'Stops keeping versions of a table, and recording it: detach() by the name that goes with attach_workflow(). '
+    'Versions and events stay. Raises PA005 if it is not attached.';
 
 create function pgaudit_wf._check_definition(nodes jsonb, edges jsonb, doing text) returns void
 language plpgsql stable
@@ -157,14 +162,16 @@ begin
 end
 $$;
 comment on function pgaudit_wf._is_restored(regclass, boolean) is
-    'Whether a row being inserted is one from elsewhere, which is neither judged nor stamped: a replica applies it; or the owner of the table, a member or a superuser restores it from a dump, or loads it by COPY with a stamp. '
+    'Whether a row being inserted is one from elsewhere, which is neither judged nor stamped: a replica applies it; '
+    'or the owner of the table, a member or a superuser restores it from a dump, or loads it by COPY with a stamp. '
     'Raises PA303 when anybody else restores a row that has a stamp.';
 
 create function pgaudit_wf._guard_function_name(setting pgaudit_wf.attachment) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$ select 'guard_' || substr((setting).function_name, length('capture_') + 1) $$;
-comment on function pgaudit_wf._guard_function_name(pgaudit_wf.attachment) is 'Name of the guard''s trigger function, beside that of the capture.';
+comment on function pgaudit_wf._guard_function_name(pgaudit_wf.attachment) is
+    'Name of the guard''s trigger function, beside that of the capture.';
 
 create function pgaudit_wf._guard_body(setting pgaudit_wf.attachment) returns text
 language plpgsql stable

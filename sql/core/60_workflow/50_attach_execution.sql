@@ -7,7 +7,9 @@ select
     null::text as label
 where false;
 comment on view pgaudit_wf.credential_directory is
-    'API keys by handle, for the stamp of a run. Empty until you point it at your own keys: create or replace view pgaudit_wf.credential_directory as select id::text as credential_id, ''org_api_key'' as credential_type, prefix as label from …';
+    'API keys by handle, for the stamp of a run. '
+    'Empty until you point it at your own keys: create or replace view pgaudit_wf.credential_directory as select id::text '
+    'as credential_id, ''org_api_key'' as credential_type, prefix as label from …';
 comment on column pgaudit_wf.credential_directory.credential_id is 'Id as in app.api_key_id.';
 comment on column pgaudit_wf.credential_directory.credential_type is 'webhook_key or org_api_key.';
 comment on column pgaudit_wf.credential_directory.label is 'A handle that people recognize and that is no secret, such as kh_9f2….';
@@ -54,7 +56,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._current_credential() is
-    'The credential behind the current transaction: its type (webhook_key, org_api_key, oauth, session, internal; from credential_directory by app.api_key_id, else from app.auth_method) and a handle that is no secret.';
+    'The credential behind the current transaction: its type (webhook_key, org_api_key, oauth, session, internal; '
+    'from credential_directory by app.api_key_id, else from app.auth_method) and a handle that is no secret.';
 
 create table pgaudit_wf.execution_attachment (
     target regclass primary key,
@@ -68,7 +71,8 @@ create table pgaudit_wf.execution_attachment (
     time_column text,
     function_name text not null unique
 );
-comment on table pgaudit_wf.execution_attachment is 'Tables that hold the runs of workflows, and where; written by attach_execution() and detach_execution() only.';
+comment on table pgaudit_wf.execution_attachment is
+    'Tables that hold the runs of workflows, and where; written by attach_execution() and detach_execution() only.';
 comment on column pgaudit_wf.execution_attachment.target is 'The table of runs.';
 comment on column pgaudit_wf.execution_attachment.workflow_target is 'The attached workflow table whose workflows run.';
 comment on column pgaudit_wf.execution_attachment.workflow_column is 'Column with the workflow''s id.';
@@ -100,7 +104,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._runnable_hash(regclass, text) is
-    'Hash of a workflow''s newest version, which is what a run of it executes now; null for a workflow without versions; raises PA301 if the definition is invalid.';
+    'Hash of a workflow''s newest version, which is what a run of it executes now; null for a workflow without versions; '
+    'raises PA301 if the definition is invalid.';
 
 create function pgaudit_wf._refuse_restamp() returns trigger
 language plpgsql
@@ -115,7 +120,8 @@ begin
         using errcode = 'PA303', hint = 'Credential and definition hash are written once, when the run is inserted; leave them out of the update.';
 end
 $$;
-comment on function pgaudit_wf._refuse_restamp() is 'Trigger that keeps the stamp of a run as it is: raises PA303, except for what a logical subscription applies.';
+comment on function pgaudit_wf._refuse_restamp() is
+    'Trigger that keeps the stamp of a run as it is: raises PA303, except for what a logical subscription applies.';
 
 create function pgaudit_wf._write_stamp(run pgaudit_wf.execution_attachment) returns void
 language plpgsql
@@ -156,7 +162,8 @@ $body$,
         '{}', (run).target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
 end
 $$;
-comment on function pgaudit_wf._write_stamp(pgaudit_wf.execution_attachment) is 'Writes the trigger function that stamps the runs of a table.';
+comment on function pgaudit_wf._write_stamp(pgaudit_wf.execution_attachment) is
+    'Writes the trigger function that stamps the runs of a table.';
 
 create function pgaudit_wf.attach_execution(
     target regclass,
@@ -236,8 +243,12 @@ begin
 end
 $$;
 comment on function pgaudit_wf.attach_execution(regclass, regclass, text, text, text, text, text, text) is
-    'Has every run inserted into the table stamped with the credential that started it and the hash of the definition that runs, whatever the application writes there; refuses runs of an invalid definition (PA301) and later changes of the stamp (PA303). '
-    'Runs that a subscription applies or the table''s owner restores keep the stamp that they come with. workflow is the attached workflow table (default: the first); back-fill it first, as a run of a workflow without a version gets no hash. Raises PA002 on a missing column, PA005 without a workflow table. Call it again after renaming one of the columns.';
+    'Has every run inserted into the table stamped with the credential that started it and the hash of the definition that runs, '
+    'whatever the application writes there; refuses runs of an invalid definition (PA301) and later changes of the stamp (PA303). '
+    'Runs that a subscription applies or the table''s owner restores keep the stamp that they come with. '
+    'workflow is the attached workflow table (default: the first); '
+    'back-fill it first, as a run of a workflow without a version gets no hash. '
+    'Raises PA002 on a missing column, PA005 without a workflow table. Call it again after renaming one of the columns.';
 
 create function pgaudit_wf.detach_execution(target regclass) returns void
 language plpgsql
@@ -255,4 +266,5 @@ begin
     execute format('drop function pgaudit_wf.%I()', run.function_name);
 end
 $$;
-comment on function pgaudit_wf.detach_execution(regclass) is 'Stops stamping runs; the stamps stay. Raises PA005 if the table is not attached.';
+comment on function pgaudit_wf.detach_execution(regclass) is
+    'Stops stamping runs; the stamps stay. Raises PA005 if the table is not attached.';

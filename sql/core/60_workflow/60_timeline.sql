@@ -49,7 +49,8 @@ select
     h.correlation_id,
     h.version = (select max(newest.version) from pgaudit_wf.workflow_history as newest where newest.workflow_id = h.workflow_id) as is_current
 from pgaudit_wf.workflow_history as h;
-comment on view pgaudit_wf.workflow_timeline is 'The versions of workflows as people read them: who, when, with what, and what changed in one line.';
+comment on view pgaudit_wf.workflow_timeline is
+    'The versions of workflows as people read them: who, when, with what, and what changed in one line.';
 comment on column pgaudit_wf.workflow_timeline.workflow_id is 'Id of the workflow.';
 comment on column pgaudit_wf.workflow_timeline.version is '1, 2, 3, …';
 comment on column pgaudit_wf.workflow_timeline.created_at is 'When it was saved.';
@@ -107,7 +108,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.workflow_versions(text, text, text, text, integer, integer) is
-    'A page of a workflow''s versions, newest first; narrowed to those that touched a node (node_id) or a connection (source_id, target_id). Next page: before_version => the last version of the page. Raises PA008 on a page_size outside 1 to 1000.';
+    'A page of a workflow''s versions, newest first; narrowed to those that touched a node (node_id) or a connection (source_id, '
+    'target_id). Next page: before_version => the last version of the page. Raises PA008 on a page_size outside 1 to 1000.';
 
 create function pgaudit_wf._org_version_snapshot(workflow_id text, version integer, out org_id text, out snapshot jsonb, out content_hash text)
 language sql stable security definer
@@ -149,7 +151,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.version_snapshot(text, integer) is
-    'A version in full: {name, description, visibility, enabled, nodes, edges}. Raises PA302 if there is none, or none that the caller may see, PA344 if its snapshot was pruned.';
+    'A version in full: {name, description, visibility, enabled, nodes, edges}. '
+    'Raises PA302 if there is none, or none that the caller may see, PA344 if its snapshot was pruned.';
 
 create function pgaudit_wf.compare_versions(workflow_id text, before integer, after integer) returns jsonb
 language sql stable
@@ -201,7 +204,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.definition_usage(text) is
-    'Every version that had this definition and every run of it, also of workflows that are deleted: kind (version or run), who, when, with which credential. Runs as far as the caller may read their table.';
+    'Every version that had this definition and every run of it, also of workflows that are deleted: '
+    'kind (version or run), who, when, with which credential. Runs as far as the caller may read their table.';
 
 create function pgaudit_wf.execution_attribution(target regclass, id text)
 returns table (execution_id text, workflow_id text, credential_type text, credential_label text, executed_workflow_hash text, occurred_at timestamptz,
@@ -236,4 +240,5 @@ begin
 end
 $$;
 comment on function pgaudit_wf.execution_attribution(regclass, text) is
-    'The credential and the definition behind a run, joined to the version it ran, also after key, user and workflow are gone. Raises PA005 for a table that attach_execution() does not know.';
+    'The credential and the definition behind a run, joined to the version it ran, also after key, user and workflow are gone. '
+    'Raises PA005 for a table that attach_execution() does not know.';

@@ -102,5 +102,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.restore_workflow(text, integer, regclass) is
-    'Puts a version of a workflow back (nodes, edges, name, description; visibility, enabled and the listing stay) by an ordinary update with the caller''s rights, and returns the number of the version that is current then. '
-    'Putting back what is there changes nothing. target is needed only where two workflow tables share ids. Raises PA302 if there is no such workflow or version, or it is another organization''s.';
+    'Puts a version of a workflow back (nodes, edges, name, description; '
+    'visibility, enabled and the listing stay) by an ordinary update with the caller''s rights, '
+    'and returns the number of the version that is current then. '
+    'Putting back what is there changes nothing. target is needed only where two workflow tables share ids. '
+    'Raises PA302 if there is no such workflow or version, or it is another organization''s.';

@@ -42,8 +42,11 @@ begin
 end
 $$;
 comment on function pgaudit_wf.backfill_workflows(regclass, text, integer) is
-    'Writes version 1 (source backfill) and a creation event (metadata.backfilled) for workflows that have no version yet: one batch, in the order of their ids, after after_id. '
-    'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. Malformed ones, whose nodes are no array for instance, are left out and listed in refused ([{workflow_id, message}]). Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
+    'Writes version 1 (source backfill) and a creation event (metadata.backfilled) for workflows that have no version yet: '
+    'one batch, in the order of their ids, after after_id. '
+    'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. '
+    'Malformed ones, whose nodes are no array for instance, are left out and listed in refused ([{workflow_id, message}]). '
+    'Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
 
 create function pgaudit_wf._backfill_workflow(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, id text) returns integer
 language plpgsql

@@ -34,10 +34,13 @@ comment on column pgaudit_wf.alert_rule.outcome is 'Only events with this outcom
 comment on column pgaudit_wf.alert_rule.org_id is 'Only events of this organization; null: all.';
 comment on column pgaudit_wf.alert_rule.channel is 'smtp (e-mail), webhook or log (a line of the worker''s log).';
 comment on column pgaudit_wf.alert_rule.audience is
-    'actor (who did it), owners or admins (of the event''s organization; where it has none, "owners" is the person whom the row belongs to, by person_column, or else the actor) or address. Webhook and log have an address only.';
+    'actor (who did it), owners or admins (of the event''s organization; '
+    'where it has none, "owners" is the person whom the row belongs to, by person_column, or else the actor) or address. '
+    'Webhook and log have an address only.';
 comment on column pgaudit_wf.alert_rule.address is
     'E-mail address, webhook URL (https, without user name or secret in it) or name of a log stream, for the audience "address".';
-comment on column pgaudit_wf.alert_rule.person_column is 'Column of the changed row that holds the id of the person it belongs to, for events without organization.';
+comment on column pgaudit_wf.alert_rule.person_column is
+    'Column of the changed row that holds the id of the person it belongs to, for events without organization.';
 comment on column pgaudit_wf.alert_rule.enabled is 'False: the rule rests.';
 comment on column pgaudit_wf.alert_rule.created_at is 'Events from before are not told of.';
 
@@ -60,14 +63,18 @@ comment on table pgaudit_wf.alert_policy is 'How alerts are delivered: one row, 
 comment on column pgaudit_wf.alert_policy.is_only is 'Always true: there is one row.';
 comment on column pgaudit_wf.alert_policy.log_id is 'Makes the ids of messages differ between two databases.';
 comment on column pgaudit_wf.alert_policy.burst_messages is
-    'So many e-mails a recipient gets within burst_window; what exceeds that comes as one digest, and the next digest when the window has passed.';
+    'So many e-mails a recipient gets within burst_window; what exceeds that comes as one digest, '
+    'and the next digest when the window has passed.';
 comment on column pgaudit_wf.alert_policy.burst_window is 'The window for burst_messages.';
 comment on column pgaudit_wf.alert_policy.max_attempts is 'After so many attempts a delivery is dead.';
-comment on column pgaudit_wf.alert_policy.retry_base is 'Pause after the first failure; it doubles with each further one, less up to a half at random.';
+comment on column pgaudit_wf.alert_policy.retry_base is
+    'Pause after the first failure; it doubles with each further one, less up to a half at random.';
 comment on column pgaudit_wf.alert_policy.retry_limit is 'The longest pause.';
 comment on column pgaudit_wf.alert_policy.lease is
-    'How long a worker may take for a message; then it is taken for gone, and another one sends the message. At least twice the worker''s send timeout.';
-comment on column pgaudit_wf.alert_policy.max_age is 'Events that are older when a worker comes to them are not told of, as when the first worker starts late.';
+    'How long a worker may take for a message; then it is taken for gone, and another one sends the message. '
+    'At least twice the worker''s send timeout.';
+comment on column pgaudit_wf.alert_policy.max_age is
+    'Events that are older when a worker comes to them are not told of, as when the first worker starts late.';
 comment on column pgaudit_wf.alert_policy.keep is 'How long sent and dead deliveries are kept.';
 insert into pgaudit_wf.alert_policy default values;
 
@@ -97,13 +104,16 @@ comment on column pgaudit_wf.alert_delivery.event_id is 'The event.';
 comment on column pgaudit_wf.alert_delivery.action is 'What happened.';
 comment on column pgaudit_wf.alert_delivery.rule_id is 'The rule because of which it is delivered; null when that is gone.';
 comment on column pgaudit_wf.alert_delivery.channel is 'smtp, webhook or log.';
-comment on column pgaudit_wf.alert_delivery.recipient is 'E-mail address in lower case, URL or log stream; empty when the rule found nobody.';
+comment on column pgaudit_wf.alert_delivery.recipient is
+    'E-mail address in lower case, URL or log stream; empty when the rule found nobody.';
 comment on column pgaudit_wf.alert_delivery.state is
-    'pending (waits until due_at), sending (a worker has it until lease_until), sent, dead (given up; requeue_alert() revives it) or unaddressed (the rule found nobody with an e-mail address).';
+    'pending (waits until due_at), sending (a worker has it until lease_until), sent, dead (given up; '
+    'requeue_alert() revives it) or unaddressed (the rule found nobody with an e-mail address).';
 comment on column pgaudit_wf.alert_delivery.attempts is 'How often sending was begun.';
 comment on column pgaudit_wf.alert_delivery.created_at is 'When a worker came to the event.';
 comment on column pgaudit_wf.alert_delivery.due_at is 'When it is to be sent, next or at the earliest.';
-comment on column pgaudit_wf.alert_delivery.message is 'The message it is in: id of the message''s first delivery. Null until it is claimed.';
+comment on column pgaudit_wf.alert_delivery.message is
+    'The message it is in: id of the message''s first delivery. Null until it is claimed.';
 comment on column pgaudit_wf.alert_delivery.started_at is 'When its message was put together.';
 comment on column pgaudit_wf.alert_delivery.lease_until is 'Until when the worker that sends it has it for itself.';
 comment on column pgaudit_wf.alert_delivery.settled_at is 'When it was sent or given up.';
@@ -126,7 +136,8 @@ as $$
         and (event).occurred_at >= (rule).created_at
         and (event).action like replace(replace(replace(replace((rule).action_pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%')
 $$;
-comment on function pgaudit_wf._alert_rule_matches(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is 'Whether a rule speaks of an event.';
+comment on function pgaudit_wf._alert_rule_matches(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is
+    'Whether a rule speaks of an event.';
 
 create function pgaudit_wf._alert_person(event pgaudit_wf.security_audit_log, person_column text) returns text
 language plpgsql stable
@@ -241,7 +252,9 @@ exception
 end
 $$;
 comment on function pgaudit_wf.enqueue_alerts(integer) is
-    'Follows the log as the reader "alerts" and writes down who is to be told of the next events, at most max_events. Returns how many events it went through, how many deliveries came of them, for how many a rule found nobody, and how many matching events were older than max_age. '
+    'Follows the log as the reader "alerts" and writes down who is to be told of the next events, at most max_events. '
+    'Returns how many events it went through, how many deliveries came of them, for how many a rule found nobody, '
+    'and how many matching events were older than max_age. '
     'Raises PA402, and moves on by no event, when the numbers of deliveries lag behind those in use.';
 
 create function pgaudit_wf._alert_event(event pgaudit_wf.security_audit_log) returns jsonb
@@ -363,7 +376,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf.claim_alert(text[]) is
-    'Takes the next message that is due for sending, for the time of the policy''s lease; no row: nothing is due. events are what it may tell (the first 100 of a digest of deliveries), message_key an id that a repeat has again. Report back with settle_alert(message, attempt, …).';
+    'Takes the next message that is due for sending, for the time of the policy''s lease; no row: nothing is due. '
+    'events are what it may tell (the first 100 of a digest of deliveries), message_key an id that a repeat has again. '
+    'Report back with settle_alert(message, attempt, …).';
 
 create function pgaudit_wf.settle_alert(message bigint, attempt integer, problem text default null, is_final boolean default false, retry_after interval default null)
 returns text
@@ -390,7 +405,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf.settle_alert(bigint, integer, text, boolean, interval) is
-    'Says how the attempt to send a claimed message ended: well, or with a problem; then it is tried again after a pause that grows (at least retry_after), or is dead when that is final or was the last attempt. Returns the new state; null if the lease had run out and another worker has taken the message.';
+    'Says how the attempt to send a claimed message ended: well, or with a problem; '
+    'then it is tried again after a pause that grows (at least retry_after), or is dead when that is final or was the last attempt. '
+    'Returns the new state; null if the lease had run out and another worker has taken the message.';
 
 create function pgaudit_wf.requeue_alert(delivery_id bigint default null) returns bigint
 language plpgsql security definer
@@ -431,7 +448,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.requeue_alert(bigint) is
-    'Queues a dead delivery again, or an unaddressed one if its rule finds somebody now; null: all of them. Several for one recipient come as a digest. Returns how many; raises PA401 if the one that was named cannot be.';
+    'Queues a dead delivery again, or an unaddressed one if its rule finds somebody now; null: all of them. '
+    'Several for one recipient come as a digest. Returns how many; raises PA401 if the one that was named cannot be.';
 
 create function pgaudit_wf._prune_alerts() returns bigint
 language sql security definer
@@ -445,7 +463,8 @@ as $$
     )
     select count(*) from gone
 $$;
-comment on function pgaudit_wf._prune_alerts() is 'Removes deliveries that were sent or given up longer ago than the policy keeps them; returns how many.';
+comment on function pgaudit_wf._prune_alerts() is
+    'Removes deliveries that were sent or given up longer ago than the policy keeps them; returns how many.';
 
 create function pgaudit_wf.alert_lag() returns bigint
 language sql stable security definer

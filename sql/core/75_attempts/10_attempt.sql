@@ -5,7 +5,8 @@ create table pgaudit_wf.attempt (
     recorded_at timestamptz not null default now()
 );
 comment on table pgaudit_wf.attempt is
-    'Attempts that have been recorded by record_attempt(), so that one whose commit was in doubt, or that is read from a spool file again, makes no second event.';
+    'Attempts that have been recorded by record_attempt(), so that one whose commit was in doubt, '
+    'or that is read from a spool file again, makes no second event.';
 comment on column pgaudit_wf.attempt.id is 'Id that the client gave to the attempt.';
 comment on column pgaudit_wf.attempt.recorded_at is 'When it was recorded.';
 
@@ -23,7 +24,8 @@ as $$
         metadata => record_denied.metadata, outcome => 'denied')
 $$;
 comment on function pgaudit_wf.record_denied(text, text, text, jsonb) is
-    'Records an attempt that was refused, in the current transaction, which must be committed: rolled back, it takes the event with it. Returns the event''s id; raises PA008 on a wrong argument.';
+    'Records an attempt that was refused, in the current transaction, which must be committed: rolled back, it takes the event with it. '
+    'Returns the event''s id; raises PA008 on a wrong argument.';
 
 create function pgaudit_wf.record_attempt(entry jsonb) returns bigint
 language plpgsql security definer
@@ -54,5 +56,6 @@ begin
 end
 $$;
 comment on function pgaudit_wf.record_attempt(jsonb) is
-    'Records a failed or denied attempt: {id, action, outcome, resource_type, resource_id, metadata, context, attempted_at}, where context ({actor_id, org_id, …}) becomes the transaction''s and attempted_at is given when it was not just now. '
+    'Records a failed or denied attempt: {id, action, outcome, resource_type, resource_id, metadata, context, attempted_at}, '
+    'where context ({actor_id, org_id, …}) becomes the transaction''s and attempted_at is given when it was not just now. '
     'Returns the event''s id; null if an attempt of that id was recorded before. Raises PA008 on a wrong argument.';

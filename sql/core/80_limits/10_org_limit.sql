@@ -13,7 +13,8 @@ create table pgaudit_wf.org_limit (
     constraint org_limit_resource_type check (resource_type <> '')
 );
 comment on table pgaudit_wf.org_limit is
-    'How many rows of a resource type an organization may have; takes effect at once on attached tables of that type: the statement that goes over is refused with PA330. Lowering a limit below what is there refuses new rows only.';
+    'How many rows of a resource type an organization may have; takes effect at once on attached tables of that type: '
+    'the statement that goes over is refused with PA330. Lowering a limit below what is there refuses new rows only.';
 comment on column pgaudit_wf.org_limit.id is 'Number of the limit.';
 comment on column pgaudit_wf.org_limit.org_id is 'The organization; null: all that have no limit of their own.';
 comment on column pgaudit_wf.org_limit.resource_type is 'Resource type of the attached tables, as given to attach().';
@@ -25,10 +26,12 @@ create table pgaudit_wf.limit_condition (
     constraint limit_condition_condition check (condition <> '')
 );
 comment on table pgaudit_wf.limit_condition is
-    'Which rows of a resource type take a place, where not all do: a row for which the condition ceases to hold (a key that is revoked) frees its place.';
+    'Which rows of a resource type take a place, where not all do: '
+    'a row for which the condition ceases to hold (a key that is revoked) frees its place.';
 comment on column pgaudit_wf.limit_condition.resource_type is 'Resource type of the attached tables.';
 comment on column pgaudit_wf.limit_condition.condition is
-    'Boolean SQL expression over the row''s columns, such as revoked_at is null; immutable, as a count cannot follow the clock. Functions outside pg_catalog need their schema.';
+    'Boolean SQL expression over the row''s columns, such as revoked_at is null; immutable, as a count cannot follow the clock. '
+    'Functions outside pg_catalog need their schema.';
 
 -- Room on the page, so that counting up makes no index entries.
 create table pgaudit_wf.org_usage (
@@ -38,7 +41,8 @@ create table pgaudit_wf.org_usage (
     primary key (org_id, resource_type)
 ) with (fillfactor = 50);
 comment on table pgaudit_wf.org_usage is
-    'How many rows that take a place each organization has, for resource types that have a limit; written by triggers only. recount_usage() counts anew.';
+    'How many rows that take a place each organization has, for resource types that have a limit; written by triggers only. '
+    'recount_usage() counts anew.';
 comment on column pgaudit_wf.org_usage.org_id is 'The organization.';
 comment on column pgaudit_wf.org_usage.resource_type is 'The resource type.';
 comment on column pgaudit_wf.org_usage.used is 'Rows that take a place.';
@@ -58,12 +62,17 @@ comment on table pgaudit_wf.limit_target is 'Tables that are counted; written by
 comment on column pgaudit_wf.limit_target.target is 'The table.';
 comment on column pgaudit_wf.limit_target.resource_type is 'Its resource type.';
 comment on column pgaudit_wf.limit_target.org_column is 'Column with the organization, by its alias; rows without one take no place.';
-comment on column pgaudit_wf.limit_target.condition is 'Condition for a row to take a place, as PostgreSQL writes it, over the aliases of the columns.';
+comment on column pgaudit_wf.limit_target.condition is
+    'Condition for a row to take a place, as PostgreSQL writes it, over the aliases of the columns.';
 comment on column pgaudit_wf.limit_target.condition_columns is 'Aliases of the columns that the condition names.';
-comment on column pgaudit_wf.limit_target.aliases is 'The columns'' names when the condition was compiled, by what they are called now ({name: alias}): so a renamed column is counted as before.';
+comment on column pgaudit_wf.limit_target.aliases is
+    'The columns'' names when the condition was compiled, by what they are called now ({name: alias}): '
+    'so a renamed column is counted as before.';
 comment on column pgaudit_wf.limit_target.function_name is 'Trigger function in schema pgaudit_wf.';
-comment on column pgaudit_wf.limit_target.basis is 'What the count rests on: number of the org column, types of the columns by alias, relations that hold the rows.';
-comment on column pgaudit_wf.limit_target.stale_since is 'Since when DDL may have made the count wrong that could not be counted anew there and then; recount_usage() does.';
+comment on column pgaudit_wf.limit_target.basis is
+    'What the count rests on: number of the org column, types of the columns by alias, relations that hold the rows.';
+comment on column pgaudit_wf.limit_target.stale_since is
+    'Since when DDL may have made the count wrong that could not be counted anew there and then; recount_usage() does.';
 
 alter table pgaudit_wf.org_limit enable row level security;
 create policy readable_org on pgaudit_wf.org_limit for select using (org_id is null or org_id = (select pgaudit_wf._readable_org()));
@@ -78,7 +87,8 @@ as $$
     where l.resource_type = _limit_of.resource_type and (l.org_id = _limit_of.org_id or l.org_id is null)
     order by l.org_id nulls last limit 1
 $$;
-comment on function pgaudit_wf._limit_of(text, text) is 'How many rows of a resource type an organization may have: its own limit, else the default; null: any number.';
+comment on function pgaudit_wf._limit_of(text, text) is
+    'How many rows of a resource type an organization may have: its own limit, else the default; null: any number.';
 
 create view pgaudit_wf.limit_usage with (security_invoker = true) as
 select
@@ -93,7 +103,8 @@ from (
     select l.org_id, l.resource_type from pgaudit_wf.org_limit as l where l.org_id is not null
 ) as known
 left join pgaudit_wf.org_usage as u on u.org_id = known.org_id and u.resource_type = known.resource_type;
-comment on view pgaudit_wf.limit_usage is 'How much of its limits each organization has used. Owners and admins see their own organization, as reader.';
+comment on view pgaudit_wf.limit_usage is
+    'How much of its limits each organization has used. Owners and admins see their own organization, as reader.';
 comment on column pgaudit_wf.limit_usage.org_id is 'The organization.';
 comment on column pgaudit_wf.limit_usage.resource_type is 'The resource type.';
 comment on column pgaudit_wf.limit_usage.used is 'Rows that take a place now.';
@@ -137,7 +148,8 @@ exception
 end
 $$;
 comment on function pgaudit_wf._compile_limit_condition(regclass, text) is
-    'The limit condition of a resource type as PostgreSQL writes it, and the columns that it names; raises PA003 if it is no immutable boolean expression over a row of the table.';
+    'The limit condition of a resource type as PostgreSQL writes it, and the columns that it names; '
+    'raises PA003 if it is no immutable boolean expression over a row of the table.';
 
 create function pgaudit_wf._counted_alias(limited pgaudit_wf.limit_target) returns text
 language sql stable
@@ -150,7 +162,8 @@ as $$
         ', ' order by attnum)) end
     from pg_attribute where attrelid = (limited).target and attnum > 0 and not attisdropped
 $$;
-comment on function pgaudit_wf._counted_alias(pgaudit_wf.limit_target) is 'Alias for the rows of a counted table, with its columns under the names that its condition knows them by.';
+comment on function pgaudit_wf._counted_alias(pgaudit_wf.limit_target) is
+    'Alias for the rows of a counted table, with its columns under the names that its condition knows them by.';
 
 create function pgaudit_wf._check_limit_casts(limited pgaudit_wf.limit_target) returns void
 language plpgsql stable
@@ -193,7 +206,8 @@ begin
     update pgaudit_wf.limit_target as t set stale_since = null where t.target = (limited).target;
 end
 $$;
-comment on function pgaudit_wf._count_usage(pgaudit_wf.limit_target) is 'Adds the rows of a counted table that take a place to its organizations'' counters.';
+comment on function pgaudit_wf._count_usage(pgaudit_wf.limit_target) is
+    'Adds the rows of a counted table that take a place to its organizations'' counters.';
 
 create function pgaudit_wf.recount_usage(resource_type text) returns void
 language plpgsql
@@ -215,7 +229,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.recount_usage(text) is
-    'Counts the rows of a resource type anew, while its tables are locked against writing. For when triggers were switched off or data was restored beside them. Raises PA008 unless read committed.';
+    'Counts the rows of a resource type anew, while its tables are locked against writing. '
+    'For when triggers were switched off or data was restored beside them. Raises PA008 unless read committed.';
 
 create function pgaudit_wf._recount_after_ddl(resource_type text) returns void
 language plpgsql
@@ -278,7 +293,8 @@ as $$
     end
     from (select pgaudit_wf._limit_org_expression(limited, 'r') as org, pgaudit_wf._counted_alias(limited) as alias) as names
 $$;
-comment on function pgaudit_wf._moved_rows(pgaudit_wf.limit_target, text) is 'Query for how many places each organization takes (or frees) by a statement.';
+comment on function pgaudit_wf._moved_rows(pgaudit_wf.limit_target, text) is
+    'Query for how many places each organization takes (or frees) by a statement.';
 
 create function pgaudit_wf._limit_body(limited pgaudit_wf.limit_target) returns text
 language plpgsql stable
@@ -398,7 +414,8 @@ as $$
             select from jsonb_array_elements(after -> 'relations') as relation
             where not before -> 'relations' @> relation and pg_relation_size(relation::bigint::oid::regclass) > 0)
 $$;
-comment on function pgaudit_wf._must_recount(jsonb, jsonb) is 'Whether a count that rests on one basis does not hold on another: limit_target.basis before and after DDL.';
+comment on function pgaudit_wf._must_recount(jsonb, jsonb) is
+    'Whether a count that rests on one basis does not hold on another: limit_target.basis before and after DDL.';
 
 create function pgaudit_wf._place_limit(setting pgaudit_wf.attachment, recount boolean default false) returns void
 language plpgsql
@@ -466,7 +483,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf._place_limit(pgaudit_wf.attachment, boolean) is
-    'Has the rows of an attached table counted if its resource type has a limit, and not counted otherwise, with the rights of the caller, who must own it. Raises PA002 if it has no org column, PA003 if the condition does not compile, PA331 if the caller does not own the table.';
+    'Has the rows of an attached table counted if its resource type has a limit, and not counted otherwise, '
+    'with the rights of the caller, who must own it. '
+    'Raises PA002 if it has no org column, PA003 if the condition does not compile, PA331 if the caller does not own the table.';
 
 create function pgaudit_wf._follow_limit(setting pgaudit_wf.attachment, renames jsonb) returns void
 language plpgsql
@@ -491,7 +510,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._follow_limit(pgaudit_wf.attachment, jsonb) is
-    'After DDL: has a counted table''s columns known by their new names ({old: new}), and its rows counted anew where others are there now.';
+    'After DDL: has a counted table''s columns known by their new names ({old: '
+    'new}), and its rows counted anew where others are there now.';
 
 create function pgaudit_wf._drop_limit_triggers(function_name text, keep_for regclass default null) returns void
 language plpgsql
@@ -510,7 +530,8 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf._drop_limit_triggers(text, regclass) is 'Drops the triggers that count rows by a function, but those of the given table and its partitions.';
+comment on function pgaudit_wf._drop_limit_triggers(text, regclass) is
+    'Drops the triggers that count rows by a function, but those of the given table and its partitions.';
 
 create function pgaudit_wf._uninstall_limit(target regclass) returns void
 language plpgsql
@@ -565,7 +586,8 @@ begin
     return null;
 end
 $$;
-comment on function pgaudit_wf._apply_org_limit() is 'Trigger of org_limit: has tables counted from the first limit of their type until the last.';
+comment on function pgaudit_wf._apply_org_limit() is
+    'Trigger of org_limit: has tables counted from the first limit of their type until the last.';
 
 create trigger apply_insert after insert on pgaudit_wf.org_limit
     referencing new table as touched for each statement execute function pgaudit_wf._apply_org_limit();
@@ -593,7 +615,8 @@ begin
     return null;
 end
 $$;
-comment on function pgaudit_wf._apply_limit_condition() is 'Trigger of limit_condition: checks the condition on the attached tables of its type and counts their rows by it.';
+comment on function pgaudit_wf._apply_limit_condition() is
+    'Trigger of limit_condition: checks the condition on the attached tables of its type and counts their rows by it.';
 
 create trigger apply_insert after insert on pgaudit_wf.limit_condition
     referencing new table as touched for each statement execute function pgaudit_wf._apply_limit_condition();
@@ -620,7 +643,8 @@ begin
     return null;
 end
 $$;
-comment on function pgaudit_wf._record_org_limit() is 'Trigger of org_limit: records as org_limit.set and org_limit.removed who allowed whom how much.';
+comment on function pgaudit_wf._record_org_limit() is
+    'Trigger of org_limit: records as org_limit.set and org_limit.removed who allowed whom how much.';
 create trigger record after insert or update or delete on pgaudit_wf.org_limit
     for each row execute function pgaudit_wf._record_org_limit();
 
@@ -651,5 +675,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.set_org_limit(text, text, bigint) is
-    'Sets the limit of an organization (null: of all that have none of their own) for a resource type, whether it had one or not; max_count null: no limit for this organization. '
-    'Granted to nobody: whoever may call it decides what is paid for. A login that is to set limits and no more needs EXECUTE on it and on _write_org_limit(); the first limit of a type must come from the owner of its tables or a superuser (else PA331).';
+    'Sets the limit of an organization (null: of all that have none of their own) for a resource type, whether it had one or not; '
+    'max_count null: no limit for this organization. Granted to nobody: whoever may call it decides what is paid for. '
+    'A login that is to set limits and no more needs EXECUTE on it and on _write_org_limit(); '
+    'the first limit of a type must come from the owner of its tables or a superuser (else PA331).';

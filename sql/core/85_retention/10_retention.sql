@@ -14,11 +14,14 @@ create table pgaudit_wf.retention_policy (
     constraint retention_policy_keep_days check (keep_days between 30 and 1000000)
 );
 comment on table pgaudit_wf.retention_policy is
-    'How long events are kept. Of the policies that fit an event the most specific one holds: for its organization before for all, then the longer pattern. An event that none fits stays for good.';
+    'How long events are kept. '
+    'Of the policies that fit an event the most specific one holds: for its organization before for all, then the longer pattern. '
+    'An event that none fits stays for good.';
 comment on column pgaudit_wf.retention_policy.id is 'Number of the policy.';
 comment on column pgaudit_wf.retention_policy.action_pattern is 'Actions it is for; * stands for any characters: api_key.*.';
 comment on column pgaudit_wf.retention_policy.org_id is 'Organization it is for; null: all, and events without one.';
-comment on column pgaudit_wf.retention_policy.keep_days is 'Days, from 30 to 1,000,000, that an event stays after the end of its month (UTC); null: for good.';
+comment on column pgaudit_wf.retention_policy.keep_days is
+    'Days, from 30 to 1,000,000, that an event stays after the end of its month (UTC); null: for good.';
 insert into pgaudit_wf.retention_policy (keep_days) values (730);
 
 create table pgaudit_wf.version_policy (
@@ -29,7 +32,8 @@ create table pgaudit_wf.version_policy (
     constraint version_policy_keep_days check (keep_days between 30 and 1000000)
 );
 comment on table pgaudit_wf.version_policy is
-    'Which versions of workflows keep their snapshot: the newest ones, the young ones, and any that a run points at. Of the others the chain stays: number, hash, change, who and when.';
+    'Which versions of workflows keep their snapshot: the newest ones, the young ones, and any that a run points at. '
+    'Of the others the chain stays: number, hash, change, who and when.';
 comment on column pgaudit_wf.version_policy.org_id is 'Organization it is for; null: all that have no policy of their own.';
 comment on column pgaudit_wf.version_policy.keep_versions is 'How many of a workflow''s newest versions keep it; null: all.';
 comment on column pgaudit_wf.version_policy.keep_days is 'Days, from 30 to 1,000,000, for which every version keeps it.';
@@ -77,7 +81,8 @@ create function pgaudit_wf._keeps_until(to_time timestamptz, keep_days integer) 
 language sql immutable parallel safe
 set timezone = 'UTC'
 as $$ select coalesce(to_time + make_interval(days => keep_days), 'infinity') $$;
-comment on function pgaudit_wf._keeps_until(timestamptz, integer) is 'When events of a month that ends then are out of the retention window.';
+comment on function pgaudit_wf._keeps_until(timestamptz, integer) is
+    'When events of a month that ends then are out of the retention window.';
 
 create function pgaudit_wf.log_months() returns table (partition_name text, relation regclass, from_time timestamptz, to_time timestamptz)
 language sql stable
@@ -121,7 +126,8 @@ begin
         using _retention_groups.to_time;
 end
 $$;
-comment on function pgaudit_wf._retention_groups(regclass, timestamptz) is 'What a month of the log holds by action and organization, and until when each is kept.';
+comment on function pgaudit_wf._retention_groups(regclass, timestamptz) is
+    'What a month of the log holds by action and organization, and until when each is kept.';
 
 create function pgaudit_wf.log_retention(at timestamptz default now())
 returns table (partition_name text, from_time timestamptz, to_time timestamptz, events bigint, expired_events bigint, keep_until timestamptz)
@@ -149,7 +155,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.log_retention(timestamptz) is
-    'The months of the log of which something may be out of the retention window: their events, how many of these are, and when the first of them is or will be (null: never). Raises PA008 on a moment to come.';
+    'The months of the log of which something may be out of the retention window: '
+    'their events, how many of these are, and when the first of them is or will be (null: never). Raises PA008 on a moment to come.';
 
 create function pgaudit_wf.prune(partition_name text) returns bigint
 language plpgsql security definer
@@ -217,8 +224,10 @@ begin
 end
 $$;
 comment on function pgaudit_wf.prune(text) is
-    'Removes a month of the log that is archived and out of the retention window, and returns how many events that were; those under a longer policy stay, in a fresh partition of that month. '
-    'Raises PA340 if it is no month of the log, PA341 inside the window or less than 30 days after its end, PA342 if it holds an event that is not archived, or the archive has yet to be read back.';
+    'Removes a month of the log that is archived and out of the retention window, and returns how many events that were; '
+    'those under a longer policy stay, in a fresh partition of that month. '
+    'Raises PA340 if it is no month of the log, PA341 inside the window or less than 30 days after its end, '
+    'PA342 if it holds an event that is not archived, or the archive has yet to be read back.';
 
 create function pgaudit_wf._prunable_versions_query() returns text
 language sql stable
@@ -298,8 +307,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf.prune_history(integer) is
-    'Lets go of the snapshots of up to max_versions versions that version_policy no longer keeps and no run points at; returns how many. Numbers, hashes, changes, authors and times stay, so the chain still verifies. '
-    'Call it until it returns less than max_versions. Raises PA008 on a wrong argument.';
+    'Lets go of the snapshots of up to max_versions versions that version_policy no longer keeps and no run points at; returns how many. '
+    'Numbers, hashes, changes, authors and times stay, so the chain still verifies. Call it until it returns less than max_versions. '
+    'Raises PA008 on a wrong argument.';
 
 -- DROP TABLE and DETACH would be the side door of an append-only log.
 create function pgaudit_wf._trail_tables() returns text[]
@@ -337,7 +347,8 @@ begin
     end loop;
 end
 $$;
-comment on function pgaudit_wf._refuse_drop() is 'Event trigger: raises PA343 when a part of the audit trail is dropped by anything but prune().';
+comment on function pgaudit_wf._refuse_drop() is
+    'Event trigger: raises PA343 when a part of the audit trail is dropped by anything but prune().';
 
 create function pgaudit_wf._refuse_detach() returns event_trigger
 -- As the owner of our schema: whoever alters a table of his own need not be allowed to see into it.

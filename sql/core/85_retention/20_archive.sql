@@ -20,21 +20,25 @@ create table pgaudit_wf.archive (
     constraint archive_live_events check (live_events between 0 and events),
     constraint archive_window check (pruned_at >= pgaudit_wf._keeps_until(to_time, 30))
 );
-comment on table pgaudit_wf.archive is 'Months of the log that were written to files: written by record_archive(), _confirm_archive(), prune() and _replace_archive() only.';
+comment on table pgaudit_wf.archive is
+    'Months of the log that were written to files: written by record_archive(), _confirm_archive(), prune() and _replace_archive() only.';
 comment on column pgaudit_wf.archive.id is 'Number of the archive; the newest of a month is the one that covers it.';
 comment on column pgaudit_wf.archive.partition_name is 'The partition.';
 comment on column pgaudit_wf.archive.from_time is 'Start of its month.';
 comment on column pgaudit_wf.archive.to_time is 'End of its month, exclusive.';
 comment on column pgaudit_wf.archive.events is 'Events in the file.';
-comment on column pgaudit_wf.archive.live_events is 'How many of them are in the database too: all until the month is pruned, then those under a longer policy.';
+comment on column pgaudit_wf.archive.live_events is
+    'How many of them are in the database too: all until the month is pruned, then those under a longer policy.';
 comment on column pgaudit_wf.archive.first_id is 'Lowest id of an event in it.';
 comment on column pgaudit_wf.archive.last_id is 'Highest id of an event in it.';
-comment on column pgaudit_wf.archive.url is 'Where the Parquet file is: a path, or a URL as fsspec takes it; null for an empty month, which has none.';
+comment on column pgaudit_wf.archive.url is
+    'Where the Parquet file is: a path, or a URL as fsspec takes it; null for an empty month, which has none.';
 comment on column pgaudit_wf.archive.sha256 is 'SHA-256 of the file, in hex.';
 comment on column pgaudit_wf.archive.manifest is 'The manifest, as it lies beside the file.';
 comment on column pgaudit_wf.archive.archived_at is 'When it was archived.';
 comment on column pgaudit_wf.archive.read_back_at is
-    'When the file was last read back from where it lies and found to hold the live events of its month; null: not since an erasure rewrote it, so prune() refuses.';
+    'When the file was last read back from where it lies and found to hold the live events of its month; null: '
+    'not since an erasure rewrote it, so prune() refuses.';
 comment on column pgaudit_wf.archive.pruned_at is 'When its month was last pruned.';
 create index archive_partition on pgaudit_wf.archive (partition_name, id);
 
@@ -53,7 +57,8 @@ as $$
     select coalesce(
         (select a.live_events from pgaudit_wf.archive as a where a.partition_name = _archived_events.partition_name order by a.id desc limit 1), 0)
 $$;
-comment on function pgaudit_wf._archived_events(text) is 'How many of a month''s live events its newest archive covers; as the log only grows, it covers all if it is as many as there are.';
+comment on function pgaudit_wf._archived_events(text) is
+    'How many of a month''s live events its newest archive covers; as the log only grows, it covers all if it is as many as there are.';
 
 create function pgaudit_wf.record_archive(partition_name text, url text, sha256 text, manifest jsonb) returns bigint
 language plpgsql security definer
@@ -85,7 +90,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.record_archive(text, text, text, jsonb) is
-    'Notes that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. To be called only once the file was read back from its URL and compared with the partition, as prune() relies on it. '
+    'Notes that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. '
+    'To be called only once the file was read back from its URL and compared with the partition, as prune() relies on it. '
     'Raises PA340 if it is no month of the log, PA350 if the manifest''s counts are not the partition''s.';
 
 create function pgaudit_wf._confirm_archive(id bigint, sha256 text) returns void
@@ -101,7 +107,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._confirm_archive(bigint, text) is
-    'Notes that an archive''s file, of that SHA-256, was read back from its URL and compared with the live events of its month once more. Raises PA350 if the archive has another SHA-256 by now.';
+    'Notes that an archive''s file, of that SHA-256, was read back from its URL and compared with the live events of its month once more. '
+    'Raises PA350 if the archive has another SHA-256 by now.';
 
 create function pgaudit_wf._replace_archive(id bigint, sha256 text, manifest jsonb) returns void
 language plpgsql security definer
@@ -119,4 +126,5 @@ begin
 end
 $$;
 comment on function pgaudit_wf._replace_archive(bigint, text, jsonb) is
-    'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. Before its month is pruned it is to be read back again. Raises PA350 if the counts changed.';
+    'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. '
+    'Before its month is pruned it is to be read back again. Raises PA350 if the counts changed.';

@@ -10,7 +10,8 @@ as $$
             'format', left(_export_event.format, 50), 'filters', coalesce(_export_event.filters, '{}'), 'events', _export_event.events)),
         outcome => _export_event.outcome)
 $$;
-comment on function pgaudit_wf._export_event(text, jsonb, bigint, text) is 'Writes the event of an export: two fixed actions, whatever the caller says.';
+comment on function pgaudit_wf._export_event(text, jsonb, bigint, text) is
+    'Writes the event of an export: two fixed actions, whatever the caller says.';
 
 create function pgaudit_wf._record_org_export(format text, filters jsonb, events bigint, outcome text) returns bigint
 language plpgsql security definer
@@ -41,4 +42,6 @@ begin
 end
 $$;
 comment on function pgaudit_wf.record_export(text, jsonb, bigint, text) is
-    'Records, with the current context, that an export of the trail begins (events null: audit.export_started) or how it ended (audit.exported, with the number of events that went out), and returns the event''s id. Raises PA006 where the caller sees one organization only and the actor may not read it.';
+    'Records, with the current context, that an export of the trail begins (events null: '
+    'audit.export_started) or how it ended (audit.exported, with the number of events that went out), and returns the event''s id. '
+    'Raises PA006 where the caller sees one organization only and the actor may not read it.';

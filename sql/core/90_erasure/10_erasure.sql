@@ -11,9 +11,11 @@ create table pgaudit_wf.erasure (
     events bigint not null default 0,
     versions bigint not null default 0
 );
-comment on table pgaudit_wf.erasure is 'Actors whose name, e-mail, address and user agent were erased. Holds no such value. Written by pseudonymise() only.';
+comment on table pgaudit_wf.erasure is
+    'Actors whose name, e-mail, address and user agent were erased. Holds no such value. Written by pseudonymise() only.';
 comment on column pgaudit_wf.erasure.actor_id is 'Id of the actor, which stays.';
-comment on column pgaudit_wf.erasure.pseudonym is 'What stands in place of name, e-mail and user agent; random, so it leads back to nobody.';
+comment on column pgaudit_wf.erasure.pseudonym is
+    'What stands in place of name, e-mail and user agent; random, so it leads back to nobody.';
 comment on column pgaudit_wf.erasure.erased_at is 'When it was asked for first.';
 comment on column pgaudit_wf.erasure.last_run_at is 'When it was last run; null: begun, not run yet.';
 comment on column pgaudit_wf.erasure.events is 'Events of the log changed so far.';
@@ -27,11 +29,13 @@ create table pgaudit_wf.erased_event (
     erased_at timestamptz not null default now(),
     primary key (tx_id, event_id, actor_id)
 );
-comment on table pgaudit_wf.erased_event is 'Events that an erasure changed: what a check of integrity must know. Append-only but for the fields of a repeated erasure.';
+comment on table pgaudit_wf.erased_event is
+    'Events that an erasure changed: what a check of integrity must know. Append-only but for the fields of a repeated erasure.';
 comment on column pgaudit_wf.erased_event.actor_id is 'The actor.';
 comment on column pgaudit_wf.erased_event.tx_id is 'tx_id of the event.';
 comment on column pgaudit_wf.erased_event.event_id is 'id of the event.';
-comment on column pgaudit_wf.erased_event.fields is 'Columns that no longer hold what was recorded: actor_label, ip, user_agent, diff, metadata.';
+comment on column pgaudit_wf.erased_event.fields is
+    'Columns that no longer hold what was recorded: actor_label, ip, user_agent, diff, metadata.';
 comment on column pgaudit_wf.erased_event.erased_at is 'When.';
 
 create trigger append_only before delete or truncate on pgaudit_wf.erasure for each statement execute function pgaudit_wf._refuse_change();
@@ -52,7 +56,8 @@ as $$
     join pg_rewrite as r on r.oid = d.objid
     where r.ev_class = 'pgaudit_wf.actor_directory'::regclass
 $$;
-comment on function pgaudit_wf._actor_resource_types() is 'Resource types of the attached tables that actor_directory reads: whose rows are the actors themselves.';
+comment on function pgaudit_wf._actor_resource_types() is
+    'Resource types of the attached tables that actor_directory reads: whose rows are the actors themselves.';
 
 create function pgaudit_wf._kind_of_value(value text) returns text
 language sql immutable strict parallel safe
@@ -73,7 +78,8 @@ as $$
     ) as member
     where jsonb_typeof(member.value) = 'string' and member.name ~* '(^|_|-|[a-z])(e[-_]?mail|name|phone)([-_]|$)' and member.value #>> '{}' not in ('', '[redacted]')
 $$;
-comment on function pgaudit_wf._personal_members(jsonb) is 'Names, e-mail addresses and telephone numbers in the diff of an actor''s own record, by the names of its columns.';
+comment on function pgaudit_wf._personal_members(jsonb) is
+    'Names, e-mail addresses and telephone numbers in the diff of an actor''s own record, by the names of its columns.';
 
 create function pgaudit_wf._event_values(event pgaudit_wf.security_audit_log, actor_id text, actor_types text[]) returns setof pgaudit_wf.personal_value
 language sql immutable
@@ -95,7 +101,8 @@ as $$
     ) as v (kind, value)
     where v.value <> ''
 $$;
-comment on function pgaudit_wf._event_values(pgaudit_wf.security_audit_log, text, text[]) is 'What an event tells of who an actor is, as the one who did it or as its resource.';
+comment on function pgaudit_wf._event_values(pgaudit_wf.security_audit_log, text, text[]) is
+    'What an event tells of who an actor is, as the one who did it or as its resource.';
 
 create function pgaudit_wf._actor_values(actor_id text) returns setof pgaudit_wf.personal_value
 language plpgsql stable
@@ -153,7 +160,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._mask_text(text, text[], text[], text) is
-    'The text with the pseudonym in place of e-mail addresses, in any case, and of the exact values: as the whole text or, from five characters on, as words in it.';
+    'The text with the pseudonym in place of e-mail addresses, in any case, and of the exact values: '
+    'as the whole text or, from five characters on, as words in it.';
 
 create function pgaudit_wf._mask_json(doc jsonb, exact text[], emails text[], pseudonym text) returns jsonb
 language plpgsql immutable parallel safe
@@ -206,7 +214,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._mask_event(pgaudit_wf.security_audit_log, text, text, text[], pgaudit_wf.personal_value[]) is
-    'An event without what tells who the actor is: his label and user agent become the pseudonym, his address null, and values in diff and metadata that equal what the event or known tells of him the pseudonym.';
+    'An event without what tells who the actor is: his label and user agent become the pseudonym, his address null, '
+    'and values in diff and metadata that equal what the event or known tells of him the pseudonym.';
 
 create function pgaudit_wf._org_pseudonyms(actor_ids text[]) returns table (actor_id text, pseudonym text)
 language sql stable security definer
@@ -236,7 +245,8 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf.pseudonyms(text[]) is 'Those of the actors who were erased, and their pseudonyms: for whoever reads an archive written before.';
+comment on function pgaudit_wf.pseudonyms(text[]) is
+    'Those of the actors who were erased, and their pseudonyms: for whoever reads an archive written before.';
 
 create function pgaudit_wf._archives_with(pseudonym text) returns setof bigint
 language sql stable
@@ -299,7 +309,8 @@ begin
     return changed;
 end
 $$;
-comment on function pgaudit_wf._erase_from_partition(regclass, text, text, pgaudit_wf.personal_value[]) is 'Erases an actor from one partition of the log; returns how many events that changed.';
+comment on function pgaudit_wf._erase_from_partition(regclass, text, text, pgaudit_wf.personal_value[]) is
+    'Erases an actor from one partition of the log; returns how many events that changed.';
 
 create function pgaudit_wf._begin_erasure(actor_id text, known_elsewhere boolean default false) returns text
 language plpgsql security definer
@@ -329,7 +340,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf._begin_erasure(text, boolean) is
-    'Gives an actor the pseudonym that pseudonymise() will use, without changing an event yet: for a job that rewrites archives first, and may have found him only there (known_elsewhere). Raises PA360 for an actor that nothing knows.';
+    'Gives an actor the pseudonym that pseudonymise() will use, without changing an event yet: '
+    'for a job that rewrites archives first, and may have found him only there (known_elsewhere). '
+    'Raises PA360 for an actor that nothing knows.';
 
 create function pgaudit_wf.pseudonymise(actor_id text, more_values text[] default '{}')
 returns table (pseudonym text, events bigint, versions bigint, archives bigint)
@@ -409,5 +422,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.pseudonymise(text, text[]) is
-    'Erases who an actor is: his name, e-mail and user agent become a stable random pseudonym in log and history, his address null; more_values are other names and addresses of his. Returns the pseudonym, the events and versions changed, and how many archives have yet to be rewritten (pgaudit-wf erase does; reading them masks him meanwhile). '
-    'Recorded as actor.pseudonymised; calling it again takes what came since. Delete his account first, as that is recorded too. Raises PA360 for an actor that nothing knows.';
+    'Erases who an actor is: his name, e-mail and user agent become a stable random pseudonym in log and history, his address null; '
+    'more_values are other names and addresses of his. '
+    'Returns the pseudonym, the events and versions changed, and how many archives have yet to be rewritten (pgaudit-wf erase does; '
+    'reading them masks him meanwhile). Recorded as actor.pseudonymised; calling it again takes what came since. '
+    'Delete his account first, as that is recorded too. Raises PA360 for an actor that nothing knows.';

@@ -12,7 +12,8 @@ create table pgaudit_wf.log_tile ( -- noqa: PRS
     primary key (level, tile_number),
     constraint log_tile_hashes check (length(hashes) % 32 = 0 and length(hashes) between 32 and 8192)
 );
-comment on table pgaudit_wf.log_tile is 'The tree, as C2SP tlog-tiles cuts it up: 256 hashes a tile. One that is not full yet grows. Tiles outlive the events.';
+comment on table pgaudit_wf.log_tile is
+    'The tree, as C2SP tlog-tiles cuts it up: 256 hashes a tile. One that is not full yet grows. Tiles outlive the events.';
 comment on column pgaudit_wf.log_tile.level is '0: hashes of leaves; above, each hash is the root of a full tile below.';
 comment on column pgaudit_wf.log_tile.tile_number is 'Number of the tile in its level, from 0.';
 comment on column pgaudit_wf.log_tile.hashes is 'Up to 256 SHA-256 hashes, one after the other; a tile of a smaller tree is its beginning.';
@@ -33,14 +34,16 @@ create table pgaudit_wf.log_leaf (
     constraint log_leaf_salt check (length(salt) = 16),
     constraint log_leaf_snapshot check (length(snapshot) = 32)
 );
-comment on table pgaudit_wf.log_leaf is 'Which event, or version of a workflow, each leaf of the tree is, and the secret of its commitments. For the owner only.';
+comment on table pgaudit_wf.log_leaf is
+    'Which event, or version of a workflow, each leaf of the tree is, and the secret of its commitments. For the owner only.';
 comment on column pgaudit_wf.log_leaf.leaf_index is 'Number of the leaf, from 0.';
 comment on column pgaudit_wf.log_leaf.event_id is 'id of the event; null for a version.';
 comment on column pgaudit_wf.log_leaf.tx_id is 'Its tx_id.';
 comment on column pgaudit_wf.log_leaf.occurred_at is 'Its occurred_at.';
 comment on column pgaudit_wf.log_leaf.workflow_id is 'workflow_id of the version; null for an event.';
 comment on column pgaudit_wf.log_leaf.version is 'Its number.';
-comment on column pgaudit_wf.log_leaf.salt is 'Random; with it the commitments of the leaf can be opened. Null once something of it was erased: log_kept holds the rest.';
+comment on column pgaudit_wf.log_leaf.salt is
+    'Random; with it the commitments of the leaf can be opened. Null once something of it was erased: log_kept holds the rest.';
 comment on column pgaudit_wf.log_leaf.snapshot is 'Commitment to a version''s snapshot, which may be let go of before the version.';
 create unique index log_leaf_event on pgaudit_wf.log_leaf (event_id, tx_id) where event_id is not null;
 create unique index log_leaf_version on pgaudit_wf.log_leaf (workflow_id, version) where workflow_id is not null;
@@ -57,7 +60,8 @@ comment on table pgaudit_wf.log_kept is 'What is left of the secret of a leaf af
 comment on column pgaudit_wf.log_kept.leaf_index is 'The leaf.';
 comment on column pgaudit_wf.log_kept.part is 'Part of the leaf that is committed to: who, diff/0, metadata/0, …';
 comment on column pgaudit_wf.log_kept.key is 'Key of the part''s commitment, where its value is still there.';
-comment on column pgaudit_wf.log_kept.commitment is 'The commitment, where the value was erased: it proves nothing about the value without the key, which is gone.';
+comment on column pgaudit_wf.log_kept.commitment is
+    'The commitment, where the value was erased: it proves nothing about the value without the key, which is gone.';
 
 create table pgaudit_wf.log_checkpoint (
     size bigint primary key,
@@ -68,12 +72,14 @@ create table pgaudit_wf.log_checkpoint (
     constraint log_checkpoint_size check (size > 0),
     constraint log_checkpoint_root check (length(root) = 32)
 );
-comment on table pgaudit_wf.log_checkpoint is 'What the log commits to: the tree''s root at each size at which it was sealed, as C2SP tlog-checkpoint has it.';
+comment on table pgaudit_wf.log_checkpoint is
+    'What the log commits to: the tree''s root at each size at which it was sealed, as C2SP tlog-checkpoint has it.';
 comment on column pgaudit_wf.log_checkpoint.size is 'Leaves in the tree.';
 comment on column pgaudit_wf.log_checkpoint.origin is 'Name of the log, which is also the name of its key.';
 comment on column pgaudit_wf.log_checkpoint.root is 'Root of the tree of that size.';
 comment on column pgaudit_wf.log_checkpoint.sealed_at is 'When it was sealed, by the database''s clock.';
-comment on column pgaudit_wf.log_checkpoint.note is 'The signed note; null between the commit of the tree and its signature, so that no two trees of one size are ever signed.';
+comment on column pgaudit_wf.log_checkpoint.note is
+    'The signed note; null between the commit of the tree and its signature, so that no two trees of one size are ever signed.';
 
 create table pgaudit_wf.log_cosignature (
     size bigint not null references pgaudit_wf.log_checkpoint (size),
@@ -149,7 +155,8 @@ as $$
         when op - 'old' = '{"op": "remove", "path": ""}' and jsonb_typeof(op -> 'old') = 'object' then op -> 'old'
     end
 $$;
-comment on function pgaudit_wf._whole_row(jsonb) is 'The row that an operation of a diff adds or removes as a whole; null for any other operation.';
+comment on function pgaudit_wf._whole_row(jsonb) is
+    'The row that an operation of a diff adds or removes as a whole; null for any other operation.';
 
 create function pgaudit_wf._event_parts(event pgaudit_wf.security_audit_log) returns table (part text, content text)
 language sql stable
@@ -176,7 +183,8 @@ as $$
     select 'metadata', (event).metadata::text where jsonb_typeof((event).metadata) <> 'object'
 $$;
 comment on function pgaudit_wf._event_parts(pgaudit_wf.security_audit_log) is
-    'The parts of an event to which its leaf holds commitments: who (label, address, user agent), each operation of the diff or column of a row, each member of metadata.';
+    'The parts of an event to which its leaf holds commitments: who (label, address, user agent), '
+    'each operation of the diff or column of a row, each member of metadata.';
 
 create function pgaudit_wf._version_parts(version pgaudit_wf.workflow_history) returns table (part text, content text)
 language sql stable
@@ -245,7 +253,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._keep_commitments(pgaudit_wf.security_audit_log, pgaudit_wf.security_audit_log) is
-    'Before an event is masked: keeps what its leaf needs so that the masked event still verifies, and destroys the secret with which what is masked could be guessed. Call _lock_seal() first.';
+    'Before an event is masked: keeps what its leaf needs so that the masked event still verifies, '
+    'and destroys the secret with which what is masked could be guessed. Call _lock_seal() first.';
 
 create function pgaudit_wf._keep_commitments(was pgaudit_wf.workflow_history, becomes pgaudit_wf.workflow_history) returns void
 language plpgsql

@@ -104,7 +104,8 @@ as $$
     from pgaudit_wf._describe_objects() as now_there
     on conflict on constraint blueprint_pkey do nothing
 $$;
-comment on function pgaudit_wf._write_blueprint() is 'Takes the schema as it is for what was installed: called by migrate when it has applied something.';
+comment on function pgaudit_wf._write_blueprint() is
+    'Takes the schema as it is for what was installed: called by migrate when it has applied something.';
 
 create function pgaudit_wf._note_generated(function regprocedure) returns void
 language sql
@@ -116,7 +117,8 @@ as $$
     on conflict on constraint blueprint_pkey do update
     set digest = excluded.digest, definition = excluded.definition, server_version = excluded.server_version, is_generated = true
 $$;
-comment on function pgaudit_wf._note_generated(regprocedure) is 'Adds a function that was written for a table of the application to the blueprint.';
+comment on function pgaudit_wf._note_generated(regprocedure) is
+    'Adds a function that was written for a table of the application to the blueprint.';
 
 create function pgaudit_wf._changed_objects() returns table (severity text, subject text, problem text, remedy text)
 language sql

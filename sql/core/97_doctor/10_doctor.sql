@@ -201,4 +201,6 @@ as $$
     order by 1, 2, 3
 $$;
 comment on function pgaudit_wf.doctor() is
-    'What is wrong or has drifted, and the remedy: missing or disabled triggers, functions, defaults and guards that are not as they were installed, changed columns, rights that are too wide, missing partitions. No row: all is well.';
+    'What is wrong or has drifted, and the remedy: missing or disabled triggers, functions, '
+    'defaults and guards that are not as they were installed, changed columns, rights that are too wide, missing partitions. '
+    'No row: all is well.';
