@@ -78,6 +78,36 @@ comment on function pgaudit_wf.ensure_log_partitions(integer) is
     'Makes the log''s partitions for this month and the given number of months ahead, as far as they are missing; returns the names made. '
     'Call it at least monthly.';
 
+create function pgaudit_wf.log_months() returns table (partition_name text, relation regclass, from_time timestamptz, to_time timestamptz)
+language sql stable
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+as $$
+    select c.relname::text, c.oid::regclass, b.bound[1]::timestamptz, b.bound[2]::timestamptz
+    from pg_inherits as i
+    join pg_class as c on c.oid = i.inhrelid,
+    lateral (select regexp_match(pg_get_expr(c.relpartbound, c.oid), $bound$FROM \('(.+)'\) TO \('(.+)'\)$bound$) as bound) as b
+    where i.inhparent = 'pgaudit_wf.security_audit_log'::regclass and b.bound is not null
+    order by 3
+$$;
+comment on function pgaudit_wf.log_months() is 'The monthly partitions of the log, oldest first.';
+
+create function pgaudit_wf._month_of(partition_name text) returns table (relation regclass, from_time timestamptz, to_time timestamptz)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    return query select m.relation, m.from_time, m.to_time from pgaudit_wf.log_months() as m where m.partition_name = _month_of.partition_name;
+    if not found then
+        raise exception '"%" is no monthly partition of the log', _month_of.partition_name
+            using errcode = 'PA340', hint = 'pgaudit_wf.log_months() lists them.';
+    end if;
+end
+$$;
+comment on function pgaudit_wf._month_of(text) is 'A monthly partition of the log by name; raises PA340 if it is none.';
+
 create table pgaudit_wf.security_audit_log_default partition of pgaudit_wf.security_audit_log default;
 comment on table pgaudit_wf.security_audit_log_default is
     'Events for which there is no monthly partition; add_log_partition() moves them out. Should be empty.';

@@ -1,0 +1,113 @@
+-- The trigger function of a table whose rows are counted: it moves the counters by what the statement did, and refuses what goes over.
+
+create function pgaudit_wf._moved_rows(limited pgaudit_wf.limit_target, op text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case op
+        when 'insert' then format('select left(%1$s, 255) as org_id, count(*) as change from new_rows as %4$s where %2$I is not null and %3$s group by 1', org, (limited).org_column, (limited).condition, alias)
+        when 'delete' then format('select left(%1$s, 255) as org_id, -count(*) as change from old_rows as %4$s where %2$I is not null and %3$s group by 1', org, (limited).org_column, (limited).condition, alias)
+        else format(
+            e'select org_id, sum(change)::bigint as change from ('
+            '\n                select left(%1$s, 255) as org_id, -1 as change from old_rows as %4$s where %2$I is not null and %3$s'
+            '\n                union all'
+            '\n                select left(%1$s, 255), 1 from new_rows as %4$s where %2$I is not null and %3$s'
+            '\n            ) as row_change group by org_id having sum(change) <> 0', org, (limited).org_column, (limited).condition, alias)
+    end
+    from (select pgaudit_wf._limit_org_expression(limited, 'r') as org, pgaudit_wf._counted_alias(limited) as alias) as names
+$$;
+comment on function pgaudit_wf._moved_rows(pgaudit_wf.limit_target, text) is
+    'Query for how many places each organization takes (or frees) by a statement.';
+
+create function pgaudit_wf._limit_body(limited pgaudit_wf.limit_target) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    branches text[] := '{}';
+    op text;
+begin
+    begin
+        perform pgaudit_wf._check_limit_casts(limited);
+    exception
+        when sqlstate 'PA003' then
+            return format(e'\nbegin\n    raise warning ''rows of %% are not being counted: its limit condition names a column with a cast'', %L;\n    return null;\nend\n', (limited).resource_type);
+    end;
+    if pgaudit_wf._limit_org_expression(limited, 'r') is null then
+        return format(e'\nbegin\n    raise warning ''rows of %% are not being counted: the column that says whose they are is gone'', %L\n'
+            '        using hint = ''Attach the table again with another org_column: pgaudit_wf.doctor() says how.'';\n    return null;\nend\n', (limited).resource_type);
+    end if;
+    foreach op in array array['insert', 'update', 'delete'] loop
+        branches := branches || pgaudit_wf._fill(
+$branch${{if}} tg_op = {{op}} then
+    with moved as materialized (
+        {{moved rows}}
+    ), counted as (
+        insert into pgaudit_wf.org_usage as u (org_id, resource_type, used)
+        select moved.org_id, {{type}}, moved.change from moved order by moved.org_id
+        on conflict on constraint org_usage_pkey do update set used = u.used + excluded.used
+        returning u.org_id, u.used
+    )
+    select counted.org_id, own.max_count into refused_org, maximum
+    from counted,
+    lateral (
+        select l.max_count from pgaudit_wf.org_limit as l
+        where l.resource_type = {{type}} and (l.org_id = counted.org_id or l.org_id is null)
+        order by l.org_id nulls last limit 1
+    ) as own
+    where {{refused}}
+    order by 1 limit 1;$branch$,
+            jsonb_build_object(
+                'if', case op when 'insert' then 'if' else 'elsif' end,
+                'op', quote_literal(upper(op)),
+                'moved rows', pgaudit_wf._moved_rows(limited, op),
+                'type', quote_literal((limited).resource_type),
+                'refused', case op
+                    when 'insert' then 'counted.used > own.max_count'
+                    -- Asked for those over the limit only: whose places became fewer is not to be refused.
+                    when 'update' then 'counted.used > own.max_count and (select moved.change from moved where moved.org_id = counted.org_id) > 0'
+                    -- Who frees places is never over.
+                    else 'false'
+                end));
+    end loop;
+    return array_to_string(pgaudit_wf._fill($body$
+-- Counts the rows of an attached table that take a place and refuses those over the limit; written because of pgaudit_wf.org_limit.
+-- The counters are locked in the order of their organizations, so that two statements never wait for each other.
+#variable_conflict use_column
+declare
+    refused_org text;
+    maximum bigint;
+begin
+    {{check of the place}}
+    begin
+        {{check of casts}}
+        {{branches}}
+        else
+            perform pgaudit_wf._count_truncated({{type}});
+        end if;
+    exception
+        -- What the condition names was renamed or dropped meanwhile, and that must not fail the write.
+        -- An internal error is what naming a virtual generated column ends in.
+        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name or internal_error or sqlstate 'PA003' then
+            raise warning 'rows of % are not being counted (SQLSTATE %)', {{type}}, sqlstate
+                using hint = 'Mend pgaudit_wf.limit_condition and attach the table again: pgaudit_wf.doctor() says how.';
+            return null;
+    end;
+    if refused_org is not null then
+        raise exception 'organization % has reached its limit of % for %', refused_org, maximum, {{type}}
+            using errcode = 'PA330', schema = tg_table_schema, table = tg_table_name,
+                detail = jsonb_build_object('org_id', refused_org, 'resource_type', {{type}}, 'max_count', maximum)::text,
+                hint = 'Delete or revoke one first, or raise the limit in pgaudit_wf.org_limit.';
+    end if;
+    return null;
+end
+$body$,
+        jsonb_build_object(
+            'check of the place', pgaudit_wf._check_place((limited).target, (limited).function_name),
+            'check of casts', case when (select a.form from pgaudit_wf.attachment as a where a.target = (limited).target) = 'generic'
+                then format('perform pgaudit_wf._refuse_casts(tg_relid, %L);', (limited).condition) else '' end,
+            'branches', branches,
+            'type', quote_literal((limited).resource_type))), e'\n');
+end
+$$;
+comment on function pgaudit_wf._limit_body(pgaudit_wf.limit_target) is 'The body of the trigger function that counts the rows of a table.';

@@ -1,0 +1,75 @@
+-- Nobody drops or detaches a part of the trail past prune().
+
+-- DROP TABLE and DETACH would be the side door of an append-only log.
+create function pgaudit_wf._trail_tables() returns text[]
+language sql immutable parallel safe
+as $$
+    select '{security_audit_log,workflow_history,attachment_history,archive,erasure,erased_event,log_tile,log_leaf,log_kept,log_checkpoint,log_cosignature}'::text[]
+$$;
+comment on function pgaudit_wf._trail_tables() is 'The tables of the audit trail, which can be neither dropped nor moved.';
+
+create function pgaudit_wf._refuse_drop() returns event_trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+    gone record;
+    month timestamptz;
+begin
+    for gone in
+        select d.object_name, d.object_identity from pg_event_trigger_dropped_objects() as d
+        where d.schema_name = 'pgaudit_wf' and d.object_type = 'table'
+            and (d.object_name = any (pgaudit_wf._trail_tables()) or d.object_name ~ '^security_audit_log_(y\d{4}m\d{2}|default)$')
+    loop
+        month := to_timestamp(substring(gone.object_name from 'y(\d{4}m\d{2})$'), 'YYYY"m"MM');
+        -- A month to come holds nothing.
+        continue when month > now();
+        if month is not null then
+            -- What prune() takes is noted in its transaction, and no earlier than it may be.
+            continue when exists (
+                select from pgaudit_wf.archive as a
+                where a.partition_name = gone.object_name and a.from_time = month and a.pruned_at = now());
+        end if;
+        raise exception '% is part of the audit trail and cannot be dropped', gone.object_identity
+            using errcode = 'PA343', hint = 'Old events leave by pgaudit_wf.prune(); pgaudit-wf migrate --to 0 removes the audit schema as a whole.';
+    end loop;
+end
+$$;
+comment on function pgaudit_wf._refuse_drop() is
+    'Event trigger: raises PA343 when a part of the audit trail is dropped by anything but prune().';
+
+create function pgaudit_wf._refuse_detach() returns event_trigger
+-- As the owner of our schema: whoever alters a table of his own need not be allowed to see into it.
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+as $$
+declare
+    stray text;
+begin
+    -- Everything has to be in its place and carry its name, or the next step could take it away.
+    select format('pgaudit_wf.%I', part) into stray
+    from unnest(pgaudit_wf._trail_tables()) as part
+    where to_regclass(format('pgaudit_wf.%I', part)) is null;
+    if stray is not null then
+        raise exception '% is part of the audit trail and can be neither moved nor renamed', stray using errcode = 'PA343';
+    end if;
+    select c.oid::regclass::text into stray
+    from pg_class as c
+    join pg_trigger as t on t.tgrelid = c.oid and t.tgname = 'append_only' and t.tgfoid = 'pgaudit_wf._refuse_change'::regproc
+    left join pg_inherits as i on i.inhrelid = c.oid
+    where c.relkind = 'r'
+        and (c.relname ~ '^security_audit_log_' or i.inhparent = 'pgaudit_wf.security_audit_log'::regclass)
+        and (i.inhparent is null or i.inhdetachpending or c.relnamespace <> 'pgaudit_wf'::regnamespace
+            or c.relname <> case pg_get_expr(c.relpartbound, c.oid) when 'DEFAULT' then 'security_audit_log_default'
+                else regexp_replace(pg_get_expr(c.relpartbound, c.oid), '^.*FROM \(''(\d{4})-(\d{2})-.*$', 'security_audit_log_y\1m\2') end)
+    limit 1;
+    if stray is not null then
+        raise exception '% is part of the audit trail and can be neither detached nor moved nor renamed', stray
+            using errcode = 'PA343', hint = 'Old events leave by pgaudit_wf.prune().';
+    end if;
+end
+$$;
+comment on function pgaudit_wf._refuse_detach() is 'Event trigger: raises PA343 when a partition of the log is detached or renamed.';
