@@ -162,7 +162,7 @@ def test_attach_change_and_detach(on: Callable[..., Result], app_conn: psycopg.C
         (["attach", "nowhere"], 'relation "nowhere" does not exist'),
         (["attach", "workflow", "--org-column", "o"], 'no column "o", named in org_column'),
         (["log", "--after", "x"], 'the cursor "x" was not made by audit_trail()'),
-        (["log", "-f", "--after", "x"], 'the cursor "x" is not of this log'),
+        (["log", "-f", "--after", "x"], 'the cursor "x" does not belong to this log'),
         (["row", "workflow_execution", "1"], "was never attached"),
         (["row", "app_user", "nobody"], "app_user has no row nobody now"),
     ],

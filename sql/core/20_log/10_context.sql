@@ -3,8 +3,8 @@
 create function pgaudit_wf._context_value(setting text) returns text
 language sql stable parallel safe
 as $$
-    -- A setting once set locally reads '' afterwards, not null. What an index holds must fit it, whatever a client sends.
-    -- Not strict: then PostgreSQL would not inline it into the insert. The cast cuts as left() does, and does nothing to what fits.
+    -- A setting that was once set locally reads '' afterwards, not null. The value must fit an index entry, whatever a client sends.
+    -- Not strict: then PostgreSQL would not inline it into the insert. The cast cuts as left() does, and is free for what fits.
     select nullif(current_setting(setting, true), '')::varchar(255)::text
 $$;
 comment on function pgaudit_wf._context_value(text) is
@@ -23,17 +23,17 @@ begin
 exception
     -- The write that is being audited must not fail because of a bad header.
     when invalid_text_representation then
-        raise warning 'app.ip is no address and is not recorded';
+        raise warning 'app.ip is not a valid address and is not recorded';
         return null;
 end
 $$;
-comment on function pgaudit_wf._parse_ip(text) is 'The text as an address; null, with a warning, if it is none.';
+comment on function pgaudit_wf._parse_ip(text) is 'The text as an address; null, with a warning, if it is not valid.';
 
 create function pgaudit_wf._context_ip() returns inet
 language sql stable
 as $$
-    -- Only a transaction that says an address pays for the subtransaction in which it is tried. No address is longer than 64 characters,
-    -- and the error over a text of 256 MB would be one of memory, which nothing catches.
+    -- Only a transaction that sets an address pays for the subtransaction in which it is parsed. No address is longer than 64
+    -- characters, and parsing a text of 256 MB would fail for lack of memory, which nothing catches.
     select case when current_setting('app.ip', true) <> '' then pgaudit_wf._parse_ip(current_setting('app.ip', true)::varchar(64)) end
 $$;
-comment on function pgaudit_wf._context_ip() is 'app.ip as an address; null when it is not set or is no address.';
+comment on function pgaudit_wf._context_ip() is 'app.ip as an address; null when it is not set or not valid.';

@@ -12,12 +12,12 @@ create table pgaudit_wf.attestation_key (
     constraint attestation_key_pads check (length(inner_pad) = 64 and length(outer_pad) = 64)
 );
 comment on table pgaudit_wf.attestation_key is
-    'Secrets with which applications attest who is asking. For the owner only: whoever reads it can act in anybody''s name.';
+    'Secrets with which applications attest who is asking. For the owner only: anyone who reads them can impersonate any actor.';
 comment on column pgaudit_wf.attestation_key.key_id is 'Name of the key; it comes before the colon in app.attestation.';
 comment on column pgaudit_wf.attestation_key.inner_pad is 'The key, xor 0x36 (RFC 2104, section 2).';
 comment on column pgaudit_wf.attestation_key.outer_pad is 'The key, xor 0x5c.';
 comment on column pgaudit_wf.attestation_key.created_at is 'When it was added.';
-comment on column pgaudit_wf.attestation_key.retired_at is 'Since when it attests nothing any more.';
+comment on column pgaudit_wf.attestation_key.retired_at is 'When it was retired; null while it is in use.';
 
 create function pgaudit_wf._pad_key(secret bytea, pad integer) returns bytea
 language plpgsql immutable strict parallel safe
@@ -28,8 +28,8 @@ declare
     padded bytea := case when length(secret) > 64 then sha256(secret) else secret end;
 begin
     padded := padded || decode(repeat('00', 64 - length(padded)), 'hex');
-    for place in 0 .. 63 loop
-        padded := set_byte(padded, place, get_byte(padded, place) # pad);
+    for i in 0 .. 63 loop
+        padded := set_byte(padded, i, get_byte(padded, i) # pad);
     end loop;
     return padded;
 end
@@ -42,10 +42,13 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     if coalesce(length(add_attestation_key.secret), 0) < 32 then
-        raise exception 'the secret must have at least 32 bytes' using errcode = 'PA008', hint = 'Make one with: openssl rand -hex 32';
+        raise exception 'the secret must have at least 32 bytes'
+            using errcode = 'PA008', hint = 'Generate one with: openssl rand -hex 32';
     end if;
     insert into pgaudit_wf.attestation_key (key_id, inner_pad, outer_pad)
-    values (add_attestation_key.key_id, pgaudit_wf._pad_key(add_attestation_key.secret, 54), pgaudit_wf._pad_key(add_attestation_key.secret, 92));
+    values (
+        add_attestation_key.key_id,
+        pgaudit_wf._pad_key(add_attestation_key.secret, 54), pgaudit_wf._pad_key(add_attestation_key.secret, 92));
 end
 $$;
 comment on function pgaudit_wf.add_attestation_key(text, bytea) is
@@ -59,7 +62,7 @@ as $$
 begin
     update pgaudit_wf.attestation_key as k set retired_at = now() where k.key_id = retire_attestation_key.key_id and k.retired_at is null;
     if not found then
-        raise exception 'there is no attestation key "%" in use', retire_attestation_key.key_id using errcode = 'PA008';
+        raise exception 'attestation key "%" does not exist or is already retired', retire_attestation_key.key_id using errcode = 'PA008';
     end if;
 end
 $$;
@@ -70,7 +73,7 @@ create function pgaudit_wf._attested_part(value text) returns text
 language sql immutable parallel safe
 as $$ select case when value = '' then '-' else coalesce(octet_length(value) || ':' || value, '-') end $$;
 comment on function pgaudit_wf._attested_part(text) is
-    'A value as it is signed: its length in bytes, a colon and itself; "-" for none, so that no two contexts read the same.';
+    'A value as it is signed: its length in bytes, a colon and the value; "-" for none, so that no two contexts are signed alike.';
 
 create function pgaudit_wf._check_attestation(attestation text) returns boolean
 language plpgsql stable strict
@@ -88,7 +91,7 @@ begin
     select encode(sha256(k.outer_pad || sha256(k.inner_pad || message)), 'hex') into expected
     from pgaudit_wf.attestation_key as k
     where k.key_id = split_part(attestation, ':', 1) and k.retired_at is null;
-    -- Hashes are compared, so that the time it takes says nothing about the right one.
+    -- Hashes are compared, so that timing reveals nothing about the expected value.
     return coalesce(sha256(convert_to(given, 'UTF8')) = sha256(convert_to(expected, 'UTF8')), false);
 end
 $$;
@@ -98,6 +101,11 @@ comment on function pgaudit_wf._check_attestation(text) is
 
 create function pgaudit_wf._context_attested() returns boolean
 language sql stable
-as $$ select case when current_setting('app.attestation', true) <> '' then pgaudit_wf._check_attestation(current_setting('app.attestation', true)) else false end $$;
+as $$
+    select case
+        when current_setting('app.attestation', true) <> '' then pgaudit_wf._check_attestation(current_setting('app.attestation', true))
+        else false
+    end
+$$;
 comment on function pgaudit_wf._context_attested() is
     'Whether the application has proved that it set the context; false when it did not try.';

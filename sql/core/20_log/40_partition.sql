@@ -1,4 +1,4 @@
--- Partitions of the log: there before they are needed, and a default one so that no row is ever lost.
+-- Partitions of the log: created before they are needed, with a default one so that no row is ever lost.
 
 create function pgaudit_wf.add_log_partition(month date) returns text
 language plpgsql security definer
@@ -19,13 +19,16 @@ begin
     if to_regclass(format('pgaudit_wf.%I', partition_name)) is not null then
         return null;
     end if;
-    execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', partition_name);
+    execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)',
+        partition_name);
     execute format('comment on table pgaudit_wf.%I is %L', partition_name, format('Events of %s (UTC).', to_char(first_day, 'YYYY-MM')));
     perform pgaudit_wf._revoke_defaults(format('pgaudit_wf.%I', partition_name)::regclass);
 
-    -- Rows that came before their partition did wait in the default one, and would keep the new one out.
+    -- Rows older than their partition wait in the default one, and would keep the new one from being attached.
     lock table only pgaudit_wf.security_audit_log_default in access exclusive mode;
-    if exists (select from pgaudit_wf.security_audit_log_default as late where late.occurred_at >= from_time and late.occurred_at < to_time) then
+    if exists (
+        select from pgaudit_wf.security_audit_log_default as late where late.occurred_at >= from_time and late.occurred_at < to_time)
+    then
         alter table pgaudit_wf.security_audit_log_default disable trigger user;
         execute format(
             'with late as (delete from only pgaudit_wf.security_audit_log_default where occurred_at >= $1 and occurred_at < $2 returning *)'
@@ -40,8 +43,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.add_log_partition(date) is
-    'Makes the log''s partition for a month (UTC), moving in rows that had to wait in the default partition; '
-    'returns its name, or null if it was there.';
+    'Creates the log''s partition for a month (UTC), moving in rows that had to wait in the default partition; '
+    'returns its name, or null if it already existed.';
 
 create function pgaudit_wf._guard_log_partition(partition_name text) returns void
 language plpgsql
@@ -64,7 +67,7 @@ as $$
 declare
     made text;
 begin
-    -- A log restored from a dump learns here, at the latest, that it lives in another cluster now.
+    -- A log restored from a dump learns here, at the latest, that it is in another cluster now.
     perform pgaudit_wf._note_generation();
     for ahead in 0 .. ensure_log_partitions.months_ahead loop
         made := pgaudit_wf.add_log_partition((date_trunc('month', now()) + make_interval(months => ahead))::date);
@@ -75,7 +78,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.ensure_log_partitions(integer) is
-    'Makes the log''s partitions for this month and the given number of months ahead, as far as they are missing; returns the names made. '
+    'Creates the missing partitions of the log for this month and the given number of months ahead, and returns their names. '
     'Call it at least monthly.';
 
 create function pgaudit_wf.log_months() returns table (partition_name text, relation regclass, from_time timestamptz, to_time timestamptz)
@@ -99,14 +102,15 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
-    return query select m.relation, m.from_time, m.to_time from pgaudit_wf.log_months() as m where m.partition_name = _month_of.partition_name;
+    return query
+        select m.relation, m.from_time, m.to_time from pgaudit_wf.log_months() as m where m.partition_name = _month_of.partition_name;
     if not found then
-        raise exception '"%" is no monthly partition of the log', _month_of.partition_name
+        raise exception '"%" is not a monthly partition of the log', _month_of.partition_name
             using errcode = 'PA340', hint = 'pgaudit_wf.log_months() lists them.';
     end if;
 end
 $$;
-comment on function pgaudit_wf._month_of(text) is 'A monthly partition of the log by name; raises PA340 if it is none.';
+comment on function pgaudit_wf._month_of(text) is 'A monthly partition of the log by name; raises PA340 if there is none of that name.';
 
 create table pgaudit_wf.security_audit_log_default partition of pgaudit_wf.security_audit_log default;
 comment on table pgaudit_wf.security_audit_log_default is

@@ -41,22 +41,22 @@ begin
     return jsonb_build_object(
         'sha256', encode(sha256(convert_to(_readable_json.value::text, 'UTF8')), 'hex'), 'bytes', octet_length(_readable_json.value::text));
 exception
-    -- Nothing prints such a one, so there is no text to digest; the hash still tells when it is another.
+    -- Such a value cannot be printed, so there is no text to digest; its hash still shows when it differs.
     when program_limit_exceeded then
         return jsonb_build_object('hash', jsonb_hash_extended(_readable_json.value, 0)::text, 'bytes', 'more than 1 GB');
 end
 $$;
 comment on function pgaudit_wf._readable_json(jsonb, integer) is
-    'A value whose text has at most so many bytes (what PostgreSQL can print: 1 GB) as it is; '
+    'A value whose text has at most that many bytes (by default 1 GB, the most PostgreSQL can print) as it is; '
     'a larger one as {"sha256": …, "bytes": …} of its text, or {"hash": …, "bytes": …} where it has none. '
-    '9,000 times 1e131071 are 3 KB where they are stored, and no reader could get past them.';
+    'An array of 9,000 times 1e131071 is stored in 3 KB, and no reader could get past it.';
 
 create function pgaudit_wf._bounded_json(value jsonb, longest integer default 1048576) returns jsonb
 language plpgsql stable
 as $$
 begin
-    -- Its text is what counts: 1e100000 takes 12 bytes, and 100,001 where it is shown. So much can be printed whatever it is, and a
-    -- subtransaction is spared.
+    -- The text is what counts: 1e100000 is stored in 12 bytes and printed in 100,001. A value this small can always be printed, which
+    -- spares a subtransaction.
     if pg_column_size(value) <= 65536 then
         if octet_length(value::text) <= longest then
             return value;
@@ -66,8 +66,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._bounded_json(jsonb, integer) is
-    'A value whose text has at most so many bytes (1 MiB) as it is; '
-    'a larger one as {"sha256": …, "bytes": …} of its text, so that whoever reads the log can hold it.';
+    'A value whose text has at most that many bytes (1 MiB) as it is; '
+    'a larger one as {"sha256": …, "bytes": …} of its text, so that readers of the log can handle it.';
 
 create function pgaudit_wf.record_event(
     action text,
@@ -89,7 +89,7 @@ begin
         raise exception 'record_event needs an action, such as subscription.change_requested' using errcode = 'PA008';
     end if;
     if length(record_event.action) > 128 or length(record_event.resource_type) > 128 then
-        raise exception 'action and resource_type may have 128 characters at most' using errcode = 'PA008';
+        raise exception 'action and resource_type may have at most 128 characters' using errcode = 'PA008';
     end if;
     if record_event.outcome is null or record_event.outcome not in ('succeeded', 'failed', 'denied') then
         raise exception 'outcome is "%": it must be succeeded, failed or denied', record_event.outcome using errcode = 'PA008';
@@ -118,6 +118,6 @@ end
 $$;
 comment on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text) is
     'Records an event that no table shows (a plan change requested, an export made) in the current transaction, with the current context, '
-    'and returns its id. before and after become diff; metadata is a JSON object; each that has more than 1 MiB is recorded '
-    'by its SHA-256 and length. Its captured is false: the application says so. '
+    'and returns its id. before and after become diff; metadata is a JSON object; any of them over 1 MiB is recorded '
+    'by its SHA-256 and length. captured is false: the application reported it. '
     'Raises PA008 on a wrong argument, such as an action or resource type of more than 128 characters.';

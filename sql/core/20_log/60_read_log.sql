@@ -12,10 +12,10 @@ select
     (select system_identifier from pg_catalog.pg_control_system()) as system_identifier,
     (select case when is_called then last_value else 0 end from pgaudit_wf.security_audit_log_id_seq) as inherited_id;
 comment on materialized view pgaudit_wf.log_origin is
-    'The cluster in which the log lives, and the last event id that was restored into it. '
+    'The cluster that the log is in, and the last event id that was restored into it. '
     'Refreshed by pg_restore; never refresh it by hand.';
 comment on column pgaudit_wf.log_origin.system_identifier is 'pg_control_system().system_identifier of the cluster.';
-comment on column pgaudit_wf.log_origin.inherited_id is 'Last id given before the log was restored here; 0 where it was born.';
+comment on column pgaudit_wf.log_origin.inherited_id is 'Last id given before the log was restored here; 0 in its first cluster.';
 
 create table pgaudit_wf.log_generation (
     inherited_id bigint primary key,
@@ -23,7 +23,7 @@ create table pgaudit_wf.log_generation (
     noted_at timestamptz not null default now()
 );
 comment on table pgaudit_wf.log_generation is
-    'The clusters in which the log has lived, oldest first: transaction ids compare within one of them only.';
+    'The clusters that the log has been in, oldest first: transaction ids can only be compared within one of them.';
 comment on column pgaudit_wf.log_generation.inherited_id is 'Last event id from before this cluster.';
 comment on column pgaudit_wf.log_generation.system_identifier is 'The cluster.';
 comment on column pgaudit_wf.log_generation.noted_at is 'When a reader first saw it.';
@@ -37,7 +37,7 @@ as $$
     with known as (
         select g.inherited_id, g.system_identifier from pgaudit_wf.log_generation as g
         union all
-        -- Restored since a reader last came by. The same cluster again is a copy in it, whose transaction ids go on.
+        -- Restored since a reader last read. The same cluster again is a copy within it, where transaction ids go on.
         select o.inherited_id, o.system_identifier from pgaudit_wf.log_origin as o
         where o.system_identifier <> (select g.system_identifier from pgaudit_wf.log_generation as g order by g.inherited_id desc limit 1)
     )
@@ -66,8 +66,8 @@ create function pgaudit_wf.read_log(after text default null, max_events integer 
 returns table (cursor text, event pgaudit_wf.security_audit_log)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
--- The primary keys of the partitions give the order. A planner that guesses wrong, as it does on a fresh partition, would sort all
--- that is left of the log for each batch.
+-- The primary keys of the partitions give the order. A planner that guesses wrong, as it does on a fresh partition, would sort the
+-- whole rest of the log for each batch.
 set enable_sort = off
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -87,7 +87,7 @@ begin
     end if;
     if read_log.after is not null and not exists (
         select from pgaudit_wf.log_generations() as g where g.system_identifier::text = part[1] and g.first_id::text = part[2]) then
-        raise exception 'the cursor "%" is not of this log', read_log.after
+        raise exception 'the cursor "%" does not belong to this log', read_log.after
             using errcode = 'PA007', hint = 'Pass a cursor that read_log() returned, or null to start at the beginning.';
     end if;
     for generation in
