@@ -303,7 +303,10 @@ def test_a_rule_over_a_renamed_column_does_not_fail_the_write(owner_dsn: str) ->
                 "action rule 1 (update of bill is bill.raised) does not compile for public.bill:"
                 " column new.total does not exist",
             ),
-            ("public.bill", "its columns have changed since its trigger was made: +gross, -total"),
+            (
+                "public.bill",
+                "its columns have changed since its trigger was written: +gross, -total",
+            ),
         ]
 
 
@@ -459,9 +462,9 @@ def test_settings_hold_again_when_a_column_comes_back(db: Conn, form: str) -> No
             "select problem from pgaudit_wf.doctor() where severity = 'warning' order by 1"
         ).fetchall()
         assert found == [
-            ('"org_id", named in org_column, is not there',),
-            ('"seen", named in ignore, is not there',),
-            ('"title", named in label_column, is not there',),
+            ('column "org_id", named in org_column, does not exist',),
+            ('column "seen", named in ignore, does not exist',),
+            ('column "title", named in label_column, does not exist',),
         ]
     db.execute("alter table api add column org_id text, add column seen int, add column title text")
     db.execute("update api set org_id = 'o', seen = 1, title = 't'")

@@ -301,7 +301,9 @@ def test_an_owner_with_too_many_rights_is_refused(server: DevServer, empty_dsn: 
             admin.execute("create role pgaudit_wf_owner")
         admin.execute("alter role pgaudit_wf_owner createdb")
         try:
-            with pytest.raises(MigrationError, match="more than it may: createdb") as caught:
+            with pytest.raises(
+                MigrationError, match="more rights than it may have: createdb"
+            ) as caught:
                 migrate(empty_dsn)
             assert "PA009" in str(caught.value)
         finally:

@@ -110,7 +110,9 @@ def test_a_cursor_of_another_log_is_refused(conn: Conn, cursor: str) -> None:
     with pytest.raises(psycopg.Error) as caught:
         conn.execute("select from pgaudit_wf.read_log(%s)", [cursor])
     assert caught.value.sqlstate == "PA007"
-    assert f'the cursor "{cursor}" does not belong to this log' in str(caught.value.diag.message_primary)
+    assert f'the cursor "{cursor}" does not belong to this log' in str(
+        caught.value.diag.message_primary
+    )
 
 
 @pytest.mark.parametrize("batch", [0, -1, None])

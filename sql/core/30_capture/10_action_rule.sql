@@ -28,14 +28,17 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- What a virtual generated column is, a trigger does not see: so its row has none, and a condition over one does not compile.
+    -- A trigger does not see virtual generated columns: so this row has none, and a condition over one does not compile.
     row_of constant text := (
-        select case when count(*) filter (where attgenerated = 'v') = 0 then _check_action_rule.target::text
-            else format('(select %s from %s)', string_agg(quote_ident(attname), ', ' order by attnum) filter (where attgenerated <> 'v'), _check_action_rule.target) end
+        select case
+            when count(*) filter (where attgenerated = 'v') = 0 then _check_action_rule.target::text
+            else format('(select %s from %s)',
+                string_agg(quote_ident(attname), ', ' order by attnum) filter (where attgenerated <> 'v'), _check_action_rule.target)
+        end
         from pg_attribute where attrelid = _check_action_rule.target and attnum > 0 and not attisdropped);
 begin
     if (_check_action_rule.rule).condition is null
-        -- Whoever may not see into the table's schema cannot check: the trigger then finds out.
+        -- A caller without USAGE on the table's schema cannot check: the trigger then finds out.
         or not has_schema_privilege((select relnamespace from pg_class where oid = _check_action_rule.target), 'usage') then
         return;
     end if;
@@ -56,12 +59,15 @@ exception
             (_check_action_rule.rule).action, _check_action_rule.target, sqlerrm
             using errcode = 'PA003',
                 detail = format('Its condition is: %s', (_check_action_rule.rule).condition),
-                hint = 'A condition is a boolean expression over old and new (insert: only new, delete: only old); name functions and types outside pg_catalog with their schema.'
-                    || case when row_of like '(%' then ' Virtual generated columns are computed when read and cannot be named: write out what they compute.' else '' end;
+                hint = 'A condition is a boolean expression over old and new (insert: only new, delete: only old); '
+                    'name functions and types outside pg_catalog with their schema.'
+                    || case when row_of like '(%'
+                        then ' Virtual generated columns are computed when read and cannot be named: write out what they compute.'
+                        else '' end;
 end
 $$;
 comment on function pgaudit_wf._check_action_rule(regclass, pgaudit_wf.action_rule) is
-    'Raises PA003 with the rule''s text if its condition is no boolean expression over the table''s old and new row.';
+    'Raises PA003 with the rule''s text if its condition is not a boolean expression over the table''s old and new row.';
 
 create function pgaudit_wf.broken_rules() returns table (target regclass, rule_id bigint, problem text)
 language plpgsql
@@ -88,5 +94,5 @@ begin
 end
 $$;
 comment on function pgaudit_wf.broken_rules() is
-    'Rules that compiled once and no longer do, because a type, a label, a function or a column that they name is gone: '
-    'changes are recorded all the same, without that meaning.';
+    'Rules that once compiled and no longer do, because a type, an enum label, a function or a column that they name is gone: '
+    'changes are still recorded, but not under the rule''s action.';

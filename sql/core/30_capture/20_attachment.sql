@@ -34,11 +34,11 @@ comment on column pgaudit_wf.attachment.form is
     'compiled: native comparisons, kept up to date by the DDL event trigger. generic: by to_jsonb, for servers without that event trigger.';
 comment on column pgaudit_wf.attachment.function_name is 'Trigger function in schema pgaudit_wf; read it with \sf.';
 comment on column pgaudit_wf.attachment.columns is 'The table''s columns as compiled, in order: how a rename is recognized.';
-comment on column pgaudit_wf.attachment.usage_granted is 'Owner of a partitioned table who was given USAGE of our schema because of it.';
+comment on column pgaudit_wf.attachment.usage_granted is 'Owner of a partitioned table, granted USAGE on our schema because of it.';
 comment on column pgaudit_wf.attachment.written_for is
     'What its functions were written for: a fingerprint of the columns, owner and root of the table.';
-comment on column pgaudit_wf.attachment.attached_at is 'When it was attached first.';
-comment on column pgaudit_wf.attachment.attached_by is 'Login role that attached it first.';
+comment on column pgaudit_wf.attachment.attached_at is 'When it was first attached.';
+comment on column pgaudit_wf.attachment.attached_by is 'Login role that first attached it.';
 
 create table pgaudit_wf.workflow_attachment (
     target regclass primary key,
@@ -53,7 +53,7 @@ create table pgaudit_wf.workflow_attachment (
     id_prefix text not null unique
 );
 comment on table pgaudit_wf.workflow_attachment is
-    'Attached tables that hold workflows, and where in them; written by attach_workflow() and detach() only.';
+    'Attached tables that hold workflows, and in which columns; written by attach_workflow() and detach() only.';
 comment on column pgaudit_wf.workflow_attachment.target is 'The table.';
 comment on column pgaudit_wf.workflow_attachment.nodes_column is 'Column with the array of nodes (jsonb or json).';
 comment on column pgaudit_wf.workflow_attachment.edges_column is 'Column with the array of edges (jsonb or json).';
@@ -63,7 +63,7 @@ comment on column pgaudit_wf.workflow_attachment.visibility_column is 'Column th
 comment on column pgaudit_wf.workflow_attachment.enabled_column is 'Boolean column that switches it on.';
 comment on column pgaudit_wf.workflow_attachment.listed_column is 'Boolean column that puts it on the marketplace.';
 comment on column pgaudit_wf.workflow_attachment.listing_columns is
-    'Columns of its marketplace listing: a change of one makes a version of source listing.';
+    'Columns of its marketplace listing: a change to one of them creates a version of source listing.';
 comment on column pgaudit_wf.workflow_attachment.id_prefix is
     'What workflow_history puts before this table''s ids: nothing for the first table, then <resource_type>/.';
 
@@ -71,7 +71,9 @@ create function pgaudit_wf._definition_columns(target regclass) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce((select array[nodes_column, edges_column] from pgaudit_wf.workflow_attachment as w where w.target = _definition_columns.target), '{}')
+    select coalesce((
+        select array[w.nodes_column, w.edges_column]
+        from pgaudit_wf.workflow_attachment as w where w.target = _definition_columns.target), '{}')
 $$;
 comment on function pgaudit_wf._definition_columns(regclass) is
     'The nodes and edges columns of an attached workflow table; none for other tables.';
@@ -123,7 +125,7 @@ create table pgaudit_wf.key_change (
     org_id text,
     primary key (resource_type, old_id, new_id)
 );
-comment on table pgaudit_wf.key_change is 'Rows whose key was changed: where the log of a row goes on under another resource_id.';
+comment on table pgaudit_wf.key_change is 'Rows whose key was changed: where a row''s history continues under another resource_id.';
 comment on column pgaudit_wf.key_change.resource_type is 'resource_type of the row.';
 comment on column pgaudit_wf.key_change.old_id is 'resource_id before.';
 comment on column pgaudit_wf.key_change.new_id is 'resource_id of the event that changed it, and of those after it.';

@@ -16,8 +16,11 @@ create function pgaudit_wf._quote_column(name text) returns text
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    -- PL/pgSQL takes these for words of its own, whatever stands before them; quote_ident() knows only SQL's.
-    select case when name in ('begin', 'by', 'declare', 'execute', 'foreach', 'if', 'loop', 'strict', 'while') then '"' || name || '"' else quote_ident(name) end
+    -- PL/pgSQL takes these for keywords of its own, whatever precedes them; quote_ident() only knows SQL's.
+    select case
+        when name in ('begin', 'by', 'declare', 'execute', 'foreach', 'if', 'loop', 'strict', 'while') then '"' || name || '"'
+        else quote_ident(name)
+    end
 $$;
 comment on function pgaudit_wf._quote_column(text) is 'A column''s name as it can stand after old. and new. in PL/pgSQL.';
 
@@ -55,13 +58,15 @@ begin
             select from pg_opclass as class
             join pg_am as method on method.oid = class.opcmethod and method.amname in ('btree', 'hash')
             where class.opcintype = info.oid
-                or exists (select from pg_cast where castsource = info.oid and casttarget = class.opcintype and castmethod = 'b' and castcontext = 'i'))
+                or exists (
+                    select from pg_cast
+                    where castsource = info.oid and casttarget = class.opcintype and castmethod = 'b' and castcontext = 'i'))
     end;
 end
 $$;
 comment on function pgaudit_wf._compare_by_text(oid) is
-    'Whether values of a built-in type must be compared as text, for want of an equality that tells apart what reads differently (json, '
-    'xml, point, interval, and what contains them).';
+    'Whether values of a built-in type must be compared as text, for lack of an equality that distinguishes what reads differently '
+    '(json, xml, point, interval, and what contains them).';
 
 create function pgaudit_wf._holds_json(type oid) returns boolean
 language plpgsql stable strict
@@ -124,11 +129,13 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- format() asks the type's output function, where "::text" would look for a cast first.
-    select format(case when pgaudit_wf._is_built_in(type) then '%1$s::text' else 'case when %1$s is distinct from null then format(''%%s'', %1$s) end' end,
-        expression)
+    select case
+        when pgaudit_wf._is_built_in(type) then expression || '::text'
+        else format('case when %1$s is distinct from null then format(''%%s'', %1$s) end', expression)
+    end
 $$;
 comment on function pgaudit_wf._text_expression(oid, text) is
-    'SQL expression for a value of a type as text, by which nobody''s cast is run.';
+    'SQL expression for a value of a type as text that runs no user-defined cast.';
 
 create function pgaudit_wf._array_json(elements anyarray) returns jsonb
 language sql stable parallel safe
@@ -142,8 +149,8 @@ as $$
     end
 $$;
 comment on function pgaudit_wf._array_json(anyarray) is
-    'An array as jsonb, its elements as text, by which nobody''s cast is run; '
-    'one of several dimensions as the text that PostgreSQL writes.';
+    'An array as jsonb, its elements as text, without running a user-defined cast; '
+    'one of several dimensions as the text that PostgreSQL prints.';
 
 create function pgaudit_wf._json_expression(type oid, expression text) returns text
 language plpgsql stable
@@ -157,9 +164,12 @@ begin
             case when pgaudit_wf._holds_json(info.oid) then format('pgaudit_wf._json_value(to_json(%s))', expression) else expression end
         when info.typcategory = 'A' and info.typelem <> 0 then format('pgaudit_wf._array_json(%s)', expression)
         -- A function takes 100 arguments at most.
-        when info.typtype = 'c' and (select count(*) from pg_attribute where attrelid = info.typrelid and attnum > 0 and not attisdropped) between 1 and 50 then (
+        when info.typtype = 'c'
+            and (select count(*) from pg_attribute where attrelid = info.typrelid and attnum > 0 and not attisdropped) between 1 and 50
+        then (
             select format('case when %s is distinct from null then jsonb_build_object(%s) end', expression, string_agg(
-                format('%L, %s', attname, pgaudit_wf._json_expression(atttypid, format('(%s).%I', expression, attname))), ', ' order by attnum))
+                format('%L, %s', attname, pgaudit_wf._json_expression(atttypid, format('(%s).%I', expression, attname))),
+                ', ' order by attnum))
             from pg_attribute
             where attrelid = info.typrelid and attnum > 0 and not attisdropped)
         else pgaudit_wf._text_expression(info.oid, expression)
@@ -168,7 +178,7 @@ end
 $$;
 comment on function pgaudit_wf._json_expression(oid, text) is
     'SQL expression for a value of a type, fit to be an argument of jsonb_build_object(): '
-    'as the server writes it in JSON, or as text where that would run somebody''s cast.';
+    'as the server writes it in JSON, or as text where that would run a user-defined cast.';
 
 create function pgaudit_wf._contains_type(type oid, wanted oid) returns boolean
 language plpgsql stable strict
@@ -183,7 +193,8 @@ begin
         when info.typcategory = 'A' and info.typelem <> 0 then pgaudit_wf._contains_type(info.typelem, _contains_type.wanted)
         when info.typtype = 'c' then exists (
             select from pg_attribute
-            where attrelid = info.typrelid and attnum > 0 and not attisdropped and pgaudit_wf._contains_type(atttypid, _contains_type.wanted))
+            where attrelid = info.typrelid and attnum > 0 and not attisdropped
+                and pgaudit_wf._contains_type(atttypid, _contains_type.wanted))
         else false
     end;
 end
@@ -203,8 +214,8 @@ as $$
         order by attnum)
 $$;
 comment on function pgaudit_wf._columns_with_casts(oid) is
-    'Columns in whose name an expression could run somebody''s code: '
-    'of a type with a cast by a function that is not the bootstrap superuser''s.';
+    'Columns that an expression cannot name without the risk of running other people''s code: '
+    'their type has a cast by a function that the bootstrap superuser does not own.';
 
 create function pgaudit_wf._output_settings(type oid, as_text boolean) returns text[]
 language plpgsql stable strict
@@ -231,7 +242,8 @@ begin
         when info.oid = 'interval'::regtype then array['intervalstyle = ''postgres''']
         when info.oid = 'bytea'::regtype then array['bytea_output = ''hex''']
         when info.oid = 'money'::regtype then array['lc_monetary = ''C''']
-        when info.oid = any ('{regclass,regproc,regprocedure,regoper,regoperator,regtype,regrole,regnamespace,regcollation,regconfig,regdictionary}'::regtype[])
+        when info.oid = any (array['regclass', 'regproc', 'regprocedure', 'regoper', 'regoperator', 'regtype', 'regrole', 'regnamespace',
+                'regcollation', 'regconfig', 'regdictionary']::regtype[])
             then array['quote_all_identifiers = off']
         when info.oid in ('real'::regtype, 'double precision'::regtype) or info.typcategory = 'G' then array['extra_float_digits = 1']
         when info.typnamespace = 'pg_catalog'::regnamespace then '{}'

@@ -1,5 +1,5 @@
--- What the trigger function of an attached table reads like: one template for both forms, whose slots are filled in by pieces of
--- PL/pgSQL. The result is for people too: \sf pgaudit_wf.capture_<table>; for samples of it, see tests/capture/golden/.
+-- What the trigger function of an attached table looks like: one template for both forms, whose slots are filled with pieces of
+-- PL/pgSQL. The result is meant to be read: \sf pgaudit_wf.capture_<table>; for samples, see tests/capture/golden/.
 
 create function pgaudit_wf._fill(template text, pieces jsonb) returns text[]
 language plpgsql immutable strict parallel safe
@@ -39,7 +39,7 @@ $$;
 comment on function pgaudit_wf._fill(text, jsonb) is
     'The lines of a template with pieces in its {{slots}}. '
     'On a line of its own, a slot takes an array of lines, each of which is indented as the slot is; '
-    'none, or an empty text, takes the line away. Elsewhere it takes a text. Raises an error if a slot has no piece.';
+    'none, or an empty text, removes the line. Elsewhere it takes a text. Raises an error if a slot has no piece.';
 
 create function pgaudit_wf._trigger_template() returns text
 language sql immutable parallel safe
@@ -117,13 +117,17 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- By its text alone, so rather too often: a mention of the column, or of the row as a whole.
-    select coalesce(bool_or(case when name ~ '^\w+$' then condition ~* ('\m' || name || '\M') else strpos(condition, replace(name, '"', '""')) > 0 end
+    select coalesce(bool_or(
+        case
+            when name ~ '^\w+$' then condition ~* ('\m' || name || '\M')
+            else strpos(condition, replace(name, '"', '""')) > 0
+        end
         or condition ~* '\m(old|new)\M\s*($|[^.[:space:]]|\.\s*\*)'), false)
     from unnest(pgaudit_wf._columns_with_casts(target)) as name
 $$;
 comment on function pgaudit_wf._rule_could_cast(oid, text) is
-    'Whether a rule''s condition may run, with our rights, a cast that somebody made of a type of the table''s columns: '
-    'it is then left out.';
+    'Whether a rule''s condition may run, with our rights, a user-defined cast from the type of one of the table''s columns: '
+    'the rule is then left out.';
 
 create function pgaudit_wf._refuse_casts(relation oid, conditions text) returns void
 language plpgsql stable
@@ -133,12 +137,13 @@ begin
     if exists (select from pg_attribute where attrelid = relation and attnum > 0 and not attisdropped and atttypid >= 16384)
         and pgaudit_wf._rule_could_cast(relation, conditions)
     then
-        raise exception 'a column of % has a type with a cast that this could run: %', relation::regclass, conditions using errcode = 'PA003';
+        raise exception 'a column of % has a type with a cast that this could run: %', relation::regclass, conditions
+            using errcode = 'PA003';
     end if;
 end
 $$;
 comment on function pgaudit_wf._refuse_casts(oid, text) is
-    'Raises PA003 where a condition over the table''s columns could run a cast that somebody made, with our rights; for the generic form.';
+    'Raises PA003 where a condition over the table''s columns could run a user-defined cast with our rights; for the generic form.';
 
 create function pgaudit_wf._action_statements(setting pgaudit_wf.attachment, op text) returns text[]
 language sql stable
@@ -149,7 +154,8 @@ as $$
         where action_rule.resource_type = (setting).resource_type and action_rule.op = $2
             and not pgaudit_wf._rule_could_cast((setting).target, condition)
     ), fallback as (
-        select quote_literal((setting).resource_type || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
+        select quote_literal((setting).resource_type
+            || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
     )
     select case when exists (select from rule where condition is not null) then pgaudit_wf._fill(
 $rules$begin
@@ -169,7 +175,7 @@ exception
             using hint = 'pgaudit_wf.doctor() names the rule.';
 end;$rules$,
         jsonb_build_object(
-            -- Nobody tells a trigger of the generic form of a cast that is made later.
+            -- A trigger of the generic form is not rewritten when a cast is created later.
             'check of casts', case when (setting).form = 'generic' then (
                 select format('perform pgaudit_wf._refuse_casts(tg_relid, %L);', string_agg(condition, e'\n')) from rule) else '' end,
             'rules', (
@@ -198,7 +204,8 @@ begin
         select md5(string_agg(concat_ws(',', attnum, attname, atttypid, attcollation, attgenerated, (
             select pgaudit_wf._shape_of(c.oid) from pg_class as c
             join pg_type as t on t.typrelid = c.oid
-            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf._contains_type(atttypid, t.oid) and t.oid <> (select reltype from pg_class where oid = _shape_of.relation)
+            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf._contains_type(atttypid, t.oid)
+                and t.oid <> (select reltype from pg_class where oid = _shape_of.relation)
             order by c.oid limit 1)), ';' order by attnum))
         from pg_attribute where attrelid = _shape_of.relation and attnum > 0 and not attisdropped);
 end
@@ -212,7 +219,8 @@ as $$
     select array(
         select distinct pinned
         from (
-            select unnest(pgaudit_wf._output_settings(atttypid, attname = any ((setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
+            select unnest(pgaudit_wf._output_settings(atttypid, attname = any (
+                (setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
             from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore || (setting).redact)
             -- The generic form does not know what columns will come.
@@ -272,7 +280,7 @@ end;$failure$, jsonb_build_object('table', quote_literal((setting).target::text)
 end
 $$;
 comment on function pgaudit_wf._common_pieces(pgaudit_wf.attachment) is
-    'The pieces of _trigger_template() that are made alike for both forms, in the order of its slots.';
+    'The pieces of _trigger_template() that both forms share, in the order of its slots.';
 
 create function pgaudit_wf._capture_body(setting pgaudit_wf.attachment) returns text
 language plpgsql stable

@@ -46,7 +46,8 @@ set search_path = pg_catalog, pg_temp
 as $$
     select pgaudit_wf._describe_column(col, attname = any ((setting).redact))
     from pg_attribute as col
-    where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[])
+    where attrelid = (setting).target and attnum > 0 and not attisdropped
+        and attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[])
     order by attnum
 $$;
 comment on function pgaudit_wf._capture_columns(pgaudit_wf.attachment) is
@@ -58,12 +59,15 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format(
         case
-            -- Byte by byte, so that no operator of anybody's is looked for; what then reads the same has not changed.
+            -- Byte by byte, so that no user-defined operator is looked up; what then reads the same has not changed.
             when not pgaudit_wf._is_built_in((col).type) then
                 '(record_image_ne(row(%1$s), row(%2$s)) and (%3$s) collate "C" is distinct from (%4$s) collate "C")'
             -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
             when (col).toastable then '((pg_column_toast_chunk_id(%1$s) = pg_column_toast_chunk_id(%2$s)) is not true and '
-                || case when (col).by_text then '%1$s::text collate "C" is distinct from %2$s::text collate "C")' else '%1$s is distinct from %2$s)' end
+                || case
+                    when (col).by_text then '%1$s::text collate "C" is distinct from %2$s::text collate "C")'
+                    else '%1$s is distinct from %2$s)'
+                end
             when (col).by_text then '%1$s::text collate "C" is distinct from %2$s::text collate "C"'
             else '%1$s is distinct from %2$s'
         end,
@@ -78,8 +82,11 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- A composite of nulls "is null", and yet is a value.
-    select case when (col).redacted then format('case when %s is distinct from null then ''[redacted]'' end', pgaudit_wf._field(record_name, (col).name))
-        else pgaudit_wf._json_expression((col).type, pgaudit_wf._field(record_name, (col).name)) end
+    select case
+        when (col).redacted then
+            format('case when %s is distinct from null then ''[redacted]'' end', pgaudit_wf._field(record_name, (col).name))
+        else pgaudit_wf._json_expression((col).type, pgaudit_wf._field(record_name, (col).name))
+    end
 $$;
 comment on function pgaudit_wf._shown_expression(pgaudit_wf.capture_column, text) is
     'SQL expression for the column''s value as it may be shown.';
@@ -94,19 +101,21 @@ as $$
             format_type(pgaudit_wf._base_type((col).type), null)) end
 $$;
 comment on function pgaudit_wf._json_null_test(pgaudit_wf.capture_column, text) is
-    'SQL condition that is true where a json or jsonb column holds null as JSON has it, which a diff would show like one without a value.';
+    'SQL condition that is true where a json or jsonb column holds a JSON null, which a diff would show like an SQL null.';
 
 create function pgaudit_wf._json_null_columns(columns pgaudit_wf.capture_column[], record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select e'array_remove(array[\n            ' || string_agg(format('case when %s then %L end', test, name), e',\n            ' order by position) || '], null)'
+    select e'array_remove(array[\n            '
+        || string_agg(format('case when %s then %L end', test, name), e',\n            ' order by position)
+        || '], null)'
     from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, position),
     pgaudit_wf._json_null_test(row(name, type, redacted, by_text, toastable)::pgaudit_wf.capture_column, record_name) as test
     where test is not null
 $$;
 comment on function pgaudit_wf._json_null_columns(pgaudit_wf.capture_column[], text) is
-    'SQL expression for the names of the columns of a record that hold null as JSON has it; '
+    'SQL expression for the names of the columns of a record that hold a JSON null; '
     'null for a table without json and jsonb columns.';
 
 create function pgaudit_wf._json_null_statements(setting pgaudit_wf.attachment, record_name text) returns text[]
@@ -125,7 +134,7 @@ end if;$nulls$,
         where pgaudit_wf._json_null_columns(columns, record_name) is not null), '{}')
 $$;
 comment on function pgaudit_wf._json_null_statements(pgaudit_wf.attachment, text) is
-    'PL/pgSQL that names in the diff of a whole row the columns that hold null as JSON has it.';
+    'PL/pgSQL that names in the diff of a whole row the columns that hold a JSON null.';
 
 create function pgaudit_wf._json_null_of_change(col pgaudit_wf.capture_column) returns text[]
 language sql stable
@@ -140,7 +149,7 @@ end if;$nulls$, jsonb_build_object('before', before, 'after', after)) end
     from (select pgaudit_wf._json_null_test(col, 'old') as before, pgaudit_wf._json_null_test(col, 'new') as after) as tests
 $$;
 comment on function pgaudit_wf._json_null_of_change(pgaudit_wf.capture_column) is
-    'PL/pgSQL that says in a changed column''s operation which of its sides are null as JSON has it.';
+    'PL/pgSQL that says in a changed column''s operation which of its sides are JSON nulls.';
 
 create function pgaudit_wf._pointer(key text) returns text
 language sql immutable strict parallel safe
@@ -158,7 +167,8 @@ as $$
     end
     from (
         select
-            string_agg(pgaudit_wf._json_expression(atttypid, pgaudit_wf._field(record_name, key_column)), ', ' order by position) as as_json,
+            string_agg(
+                pgaudit_wf._json_expression(atttypid, pgaudit_wf._field(record_name, key_column)), ', ' order by position) as as_json,
             min(pgaudit_wf._text_expression(atttypid, pgaudit_wf._field(record_name, key_column))) as as_text,
             bool_and(attlen > 0) as short
         from unnest((setting).id_columns) with ordinality as k (key_column, position)
@@ -172,7 +182,7 @@ create function pgaudit_wf._key_condition(setting pgaudit_wf.attachment, record_
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- A single key of a built-in type is compared in it, so that its index is used; never in a domain, whose checks are somebody's code.
+    -- A single key of a built-in type is compared as that type, so that its index is used; never as a domain, whose checks are user code.
     select coalesce((
             select format('%I.%I = $1::%s', record_name, attname, format_type(pgaudit_wf._base_type(atttypid), -1))
             from pg_attribute
@@ -197,7 +207,8 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- A function takes 100 arguments at most.
-    select coalesce(string_agg(format(e'jsonb_build_object(\n                %s)', listed), e'\n            || ' order by chunk), '''{}''::jsonb')
+    select coalesce(
+        string_agg(format(e'jsonb_build_object(\n                %s)', listed), e'\n            || ' order by chunk), '''{}''::jsonb')
     from (
         select (position - 1) / 50 as chunk,
             string_agg(format('%L, %s', name,
@@ -214,12 +225,16 @@ create function pgaudit_wf._row_expression(setting pgaudit_wf.attachment, record
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- The row as a whole is quickest, but reads each column: not one that is to be hidden and may be long, nor one that it would turn
-    -- into JSON by somebody's cast or cannot turn into JSON.
+    -- The row as a whole is fastest, but reads every column: unsuited where one is hidden and may be long, or would be turned into JSON
+    -- by a user-defined cast, or cannot be turned into JSON.
     select case when bool_and(pgaudit_wf._json_without_casts(atttypid) and not pgaudit_wf._holds_json(atttypid)
-                and (attlen > 0 or attgenerated = 'v' or (attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[]) and attname <> all ((setting).redact))))
+                and (attlen > 0 or attgenerated = 'v'
+                    or (attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[]) and attname <> all ((setting).redact))))
         then format('to_jsonb(%I)', record_name)
-            || case when pgaudit_wf._hidden_columns(setting) = '{}' then '' else format(e'\n            - %L::text[]', pgaudit_wf._hidden_columns(setting)) end
+            || case
+                when pgaudit_wf._hidden_columns(setting) = '{}' then ''
+                else format(e'\n            - %L::text[]', pgaudit_wf._hidden_columns(setting))
+            end
             || coalesce((
                 select e'\n            || ' || pgaudit_wf._row_object(array_agg(col), record_name)
                 from pgaudit_wf._capture_columns(setting) as col where (col).redacted
@@ -297,7 +312,7 @@ end if;$key$,
     from pgaudit_wf._capture_columns(setting) as col where (col).name = any ((setting).id_columns)
 $$;
 comment on function pgaudit_wf._key_statements(pgaudit_wf.attachment) is
-    'PL/pgSQL that takes the key of an updated row, and the one before if it is another.';
+    'PL/pgSQL that takes the key of an updated row, and the previous one if it changed.';
 
 create function pgaudit_wf._assignments(setting pgaudit_wf.attachment, record_name text, on_update boolean) returns text[]
 language sql stable

@@ -1,4 +1,4 @@
--- The pieces of the generic form, which reads rows as JSON, and what its triggers call: for servers where nobody says that a table changes.
+-- The pieces of the generic form, which reads rows as JSON, and what its triggers call: for servers where DDL cannot be followed.
 
 create type pgaudit_wf.generic_setting as (
     known text[],
@@ -14,8 +14,8 @@ create function pgaudit_wf._generic_columns(table_id oid, setting pgaudit_wf.gen
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Nobody says when a column is renamed. Once a redacted one is no longer where it was, under its name, any that was not there at the
-    -- time of attach() may be it; the key is shown all the same, as it cannot be redacted.
+    -- Renames go unnoticed. Once a redacted column is no longer where it was, under its name, any column that did not exist at the time
+    -- of attach() may be it; the key is still shown, as it cannot be redacted.
     select array(
         select pgaudit_wf._describe_column(col, attname = any ((setting).redact)
             or exists (
@@ -26,7 +26,8 @@ as $$
                     select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
                     where secret.number > 0 and not exists (
                         select from pg_attribute as other
-                        where other.attrelid = table_id and other.attnum = secret.number and other.attname = secret.name and not other.attisdropped))
+                        where other.attrelid = table_id and other.attnum = secret.number and other.attname = secret.name
+                            and not other.attisdropped))
                 and not exists (select from pg_index where indrelid = table_id and indisprimary and attnum = any (indkey))))
         from pg_attribute as col
         where attrelid = table_id and attnum > 0 and not attisdropped and attgenerated <> 'v' and attname <> all ((setting).ignore)
@@ -47,7 +48,8 @@ begin
     if cardinality((setting).redact) = 0 and not exists (
         select from pg_attribute
         where attrelid = table_id and attnum > 0 and not attisdropped
-            and ((attname = any ((setting).ignore) and attlen < 0) or attgenerated = 'v' or (atttypid >= 16384 and not pgaudit_wf._json_without_casts(atttypid))))
+            and ((attname = any ((setting).ignore) and attlen < 0) or attgenerated = 'v'
+                or (atttypid >= 16384 and not pgaudit_wf._json_without_casts(atttypid))))
     then
         begin
             return to_jsonb(record) - (setting).ignore;
@@ -57,7 +59,8 @@ begin
                 null;
         end;
     end if;
-    execute format('select %s from (select ($1).*) as r', pgaudit_wf._row_object(pgaudit_wf._generic_columns(table_id, setting), 'r')) into shown using record;
+    execute format('select %s from (select ($1).*) as r', pgaudit_wf._row_object(pgaudit_wf._generic_columns(table_id, setting), 'r'))
+        into shown using record;
     return shown;
 end
 $$;
@@ -86,14 +89,17 @@ $$;
 comment on function pgaudit_wf._generic_hidden_changes(anyelement, anyelement, pgaudit_wf.generic_setting) is
     'The redacted columns that an update changed, for triggers of the generic form.';
 
-create function pgaudit_wf._generic_diff(before jsonb, after jsonb, hidden_changes text[], nulls_before text[], nulls_after text[]) returns jsonb
+create function pgaudit_wf._generic_diff(
+    before jsonb, after jsonb, hidden_changes text[], nulls_before text[], nulls_after text[]
+) returns jsonb
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
     select jsonb_agg(
         jsonb_build_object('op', 'replace', 'path', pgaudit_wf._pointer(key), 'old', before -> key, 'value', value)
-            || case when key = any (nulls_before || nulls_after) then jsonb_build_object('json_null',
-                array_remove(array[case when key = any (nulls_before) then 'old' end, case when key = any (nulls_after) then 'value' end], null))
+            || case when key = any (nulls_before || nulls_after) then jsonb_build_object('json_null', array_remove(array[
+                case when key = any (nulls_before) then 'old' end,
+                case when key = any (nulls_after) then 'value' end], null))
                 else '{}' end
         order by key)
     from jsonb_each(after)
@@ -108,11 +114,13 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select pgaudit_wf._bounded_key(case
-        when cardinality(names) > 1 then (select jsonb_agg(record -> key_column order by position) from unnest(names) with ordinality as k (key_column, position))::text
+        when cardinality(names) > 1 then (
+            select jsonb_agg(record -> key_column order by position)
+            from unnest(names) with ordinality as k (key_column, position))::text
         else record ->> names[1]
     end)
     from (
-        -- A key column that is gone was renamed: ask the primary key.
+        -- A key column that is missing was renamed: look up the primary key.
         select case when record ?& _generic_key.id_columns then _generic_key.id_columns else array(
             select attname::text
             from pg_index, unnest(indkey) with ordinality as k (key_number, position)
@@ -140,8 +148,10 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select row((setting).columns, (setting).ignore, (setting).redact, array(
-        select coalesce((select attnum from pg_attribute where attrelid = (setting).target and attname = name and not attisdropped), 0)::smallint
-        from unnest((setting).redact) with ordinality as secret (name, position) order by position))::pgaudit_wf.generic_setting
+        select coalesce(attnum, 0)::smallint
+        from unnest((setting).redact) with ordinality as secret (name, position)
+        left join pg_attribute on attrelid = (setting).target and attname = name and not attisdropped
+        order by position))::pgaudit_wf.generic_setting
 $$;
 comment on function pgaudit_wf._generic_of(pgaudit_wf.attachment) is
     'What a trigger of the generic form is to know of its table''s columns.';
@@ -150,7 +160,8 @@ create function pgaudit_wf._describe_generic(setting pgaudit_wf.attachment) retu
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting', (g).known, (g).ignore, (g).redact, (g).redact_numbers)
+    select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting',
+        (g).known, (g).ignore, (g).redact, (g).redact_numbers)
     from (select pgaudit_wf._generic_of(setting) as g) as described
 $$;
 comment on function pgaudit_wf._describe_generic(pgaudit_wf.attachment) is

@@ -86,51 +86,47 @@ as $$
 declare
     problem record;
 begin
-    select role, name into problem
-    from (
-        select 'id_columns' as role, unnest((setting).id_columns) as name
-        union all select 'org_column', (setting).org_column
-        union all select 'label_column', (setting).label_column
-        union all select 'ignore', unnest((setting).ignore)
-        union all select 'redact', unnest((setting).redact)
-    ) as named
-    where name <> all ((setting).columns) and (role = 'id_columns' or mentioned is null or name = any (mentioned));
-    if found then
-        raise exception '% has no column "%", named in %', (setting).target, problem.name, problem.role
-            using errcode = 'PA002',
-                hint = format('Its columns are %s.', array_to_string(array(select quote_ident(name) from unnest((setting).columns) as name), ', '));
-    end if;
-    select name into problem from unnest((setting).id_columns) as name where name = any ((setting).ignore);
-    if found then
-        raise exception 'column "%" of % is both in ignore and in id_columns', problem.name, (setting).target
-            using errcode = 'PA002', hint = 'A change of what identifies a row must be recorded, or the row''s story ends there.';
-    end if;
-    select role, name into problem
-    from (
-        select 'id_columns' as role, unnest((setting).id_columns) as name
-        union all select 'org_column', (setting).org_column
-        union all select 'label_column', (setting).label_column
-    ) as shown
-    where name = any ((setting).redact);
-    if found then
-        raise exception 'column "%" of % is both in redact and in %', problem.name, (setting).target, problem.role
-            using errcode = 'PA002', hint = 'What names a row in the log cannot be kept out of it; choose another column.';
-    end if;
-    select role, name into problem
-    from (
-        select 'id_columns' as role, unnest((setting).id_columns) as name
-        union all select 'org_column', (setting).org_column
-        union all select 'label_column', (setting).label_column
-    ) as read
-    join pg_attribute on attrelid = (setting).target and attname = name and attgenerated = 'v';
-    if found then
-        raise exception 'column "%" of % is computed when read, and cannot be in %', problem.name, (setting).target, problem.role
-            using errcode = 'PA002', hint = 'Name stored columns.';
-    end if;
+    with named (role, name, rank) as (
+        select 'id_columns', unnest((setting).id_columns), 1
+        union all select 'org_column', (setting).org_column, 2
+        union all select 'label_column', (setting).label_column, 3
+        union all select 'ignore', unnest((setting).ignore), 4
+        union all select 'redact', unnest((setting).redact), 5
+    ), checked as (
+        select named.*, case
+            when name <> all ((setting).columns) then
+                case when role = 'id_columns' or mentioned is null or name = any (mentioned) then 'missing' end
+            when role in ('ignore', 'redact') then null
+            when role = 'id_columns' and name = any ((setting).ignore) then 'ignored'
+            when name = any ((setting).redact) then 'redacted'
+            when attgenerated = 'v' then 'virtual'
+        end as fault
+        from named left join pg_attribute on attrelid = (setting).target and attname = name
+        where name is not null
+    )
+    select * into problem from checked where fault is not null
+    order by array_position(array['missing', 'ignored', 'redacted', 'virtual'], fault), rank limit 1;
+    case problem.fault
+        when 'missing' then
+            raise exception '% has no column "%", named in %', (setting).target, problem.name, problem.role
+                using errcode = 'PA002', hint = format('Its columns are %s.',
+                    (select string_agg(quote_ident(name), ', ') from unnest((setting).columns) as name));
+        when 'ignored' then
+            raise exception 'column "%" of % is both in ignore and in id_columns', problem.name, (setting).target
+                using errcode = 'PA002', hint = 'A change to what identifies a row must be recorded, or its history ends there.';
+        when 'redacted' then
+            raise exception 'column "%" of % is both in redact and in %', problem.name, (setting).target, problem.role
+                using errcode = 'PA002', hint = 'What names a row in the log cannot be kept out of it; choose another column.';
+        when 'virtual' then
+            raise exception 'column "%" of % is computed when read and cannot be in %', problem.name, (setting).target, problem.role
+                using errcode = 'PA002', hint = 'Name stored columns.';
+        else
+            null;
+    end case;
 end
 $$;
 comment on function pgaudit_wf._check_columns(pgaudit_wf.attachment, text[]) is
-    'Raises PA002 naming the column that the settings get wrong. mentioned: those that must be there, besides id_columns; null: all.';
+    'Raises PA002, naming the column, where the settings are wrong. mentioned: those that must exist, besides id_columns; null: all.';
 
 create function pgaudit_wf.attach(
     target regclass,
@@ -151,14 +147,14 @@ declare
     before jsonb;
 begin
     perform pgaudit_wf._check_attachable(attach.target);
-    -- Where there are no event triggers, nobody told us of tables that were dropped.
+    -- Without event triggers, dropped tables go unnoticed.
     delete from pgaudit_wf.attachment as a where not exists (select from pg_class where oid = a.target);
     if attach.on_failure not in ('abort', 'warn') then
         raise exception 'on_failure is "%": it must be abort or warn', attach.on_failure using errcode = 'PA008';
     end if;
-    -- With what an action adds to it, it fits the 128 characters of one.
+    -- With the suffix of an action, it fits the 128 characters of one.
     if length(attach.resource_type) > 100 then
-        raise exception 'resource_type has % characters: at most 100 are recorded', length(attach.resource_type) using errcode = 'PA008';
+        raise exception 'resource_type has % characters: at most 100 are allowed', length(attach.resource_type) using errcode = 'PA008';
     end if;
     -- One at a time for a table; and the table's own lock before ours, in the order in which DDL takes them.
     execute format('lock table only %s in share row exclusive mode', attach.target);
@@ -192,9 +188,11 @@ begin
         setting.ignore := array_remove(setting.ignore, 'updated_at');
     end if;
 
-    -- What is named here must be there; what was named before may have been dropped meanwhile, and holds again if it comes back.
-    perform pgaudit_wf._check_columns(setting, case when known then coalesce(attach.ignore, '{}') || coalesce(attach.redact, '{}') || attach.org_column || attach.label_column end);
-    perform pgaudit_wf._check_action_rule(setting.target, r) from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
+    -- What is named here must exist; what was named before may have been dropped meanwhile, and applies again if it comes back.
+    perform pgaudit_wf._check_columns(setting, case when known
+        then coalesce(attach.ignore, '{}') || coalesce(attach.redact, '{}') || attach.org_column || attach.label_column end);
+    perform pgaudit_wf._check_action_rule(setting.target, r)
+    from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
 
     setting.attached_at := coalesce(setting.attached_at, now());
     setting.attached_by := coalesce(setting.attached_by, session_user);
@@ -214,13 +212,13 @@ begin
 end
 $$;
 comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[], text[], text) is
-    'Has every change of a table recorded in security_audit_log from now on. '
-    'Called again it changes the named settings in place; one that is not named stays as it was, '''' or ''{}'' clears it. '
-    'At first: resource_type is the table''s name; id_columns its primary key; '
-    'org_column org_id or organization_id if there (else events take app.org_id); label_column none; '
-    'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); on_failure abort (or warn: '
-    'let the change through and count the failure). '
-    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table then stays as it was.';
+    'Records every change to a table in security_audit_log from now on. '
+    'Called again, it changes the named settings in place; one that is not named keeps its value, '''' or ''{}'' clears it. '
+    'Defaults: resource_type is the table''s name; id_columns its primary key; '
+    'org_column is org_id or organization_id if it exists (else events take app.org_id); label_column none; '
+    'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); '
+    'on_failure abort (or warn: let the change through and count the failure). '
+    'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table is then left as it was.';
 
 create function pgaudit_wf._stands_on(relation oid, function_name text) returns boolean
 language plpgsql stable
@@ -234,7 +232,8 @@ begin
             union all select t.target, t.function_name from pgaudit_wf.limit_target as t
             union all select e.target, e.function_name from pgaudit_wf.execution_attachment as e
         ) as written
-        where written.function_name = _stands_on.function_name and pg_partition_root(written.target) = pg_partition_root(_stands_on.relation));
+        where written.function_name = _stands_on.function_name
+            and pg_partition_root(written.target) = pg_partition_root(_stands_on.relation));
 end
 $$;
 comment on function pgaudit_wf._stands_on(oid, text) is
@@ -244,8 +243,8 @@ create function pgaudit_wf._check_place(target regclass, function_name text) ret
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- The owner of a partitioned table may call its trigger functions, as he makes partitions. On a table of his own making, whose
-    -- columns can be of types of his, they would run his casts with our rights, or tell what never happened.
+    -- The owner of a partitioned table may execute its trigger functions, in order to create partitions. On another table of the owner,
+    -- whose columns can have any type, they would run the casts of that type with our rights, or record what never happened.
     select case when (select relkind from pg_class where oid = _check_place.target) = 'p' then pgaudit_wf._fill(
 $check$if pg_partition_root(tg_relid) is distinct from {{root}} and not pgaudit_wf._stands_on(tg_relid, {{function}}) then
     raise exception 'this trigger function is not for table %', tg_relid::regclass using errcode = 'insufficient_privilege';
@@ -255,7 +254,7 @@ end if;$check$,
             'function', quote_literal(_check_place.function_name))) else '{}' end
 $$;
 comment on function pgaudit_wf._check_place(regclass, text) is
-    'PL/pgSQL with which the trigger function of a partitioned table refuses to work anywhere else; nothing for other tables.';
+    'PL/pgSQL by which the trigger function of a partitioned table refuses to run on any other table; nothing for other tables.';
 
 create function pgaudit_wf._let_owner_read(target regclass, columns text[]) returns void
 language plpgsql
@@ -280,7 +279,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._let_owner_read(regclass, text[]) is
-    'Lets the owner of our schema read columns of a table, with the rights of the caller; nothing where it may.';
+    'Lets the owner of our schema read columns of a table, with the rights of the caller; does nothing where it already may.';
 
 create function pgaudit_wf._replace_function(function_name text, body text, settings text[], target regclass, description text) returns void
 language plpgsql security definer
@@ -291,35 +290,64 @@ declare
     function regprocedure := to_regprocedure(format('pgaudit_wf.%I()', _replace_function.function_name));
     grantee regrole;
 begin
-    -- Two sessions at once that follow DDL on partitions of one table must not both replace its function: the second would fail.
+    -- Two sessions that follow DDL on partitions of one table at once must not both replace its function: the second would fail.
     if function is null or not exists (
         select from pg_proc
         where oid = function and prosrc = _replace_function.body and proowner = pgaudit_wf._schema_owner()::regrole
             and array(select lower(config) from unnest(proconfig) as config where config !~ '^search_path=' order by 1)
-                = array(select replace(replace(lower(setting), ' = ', '='), '''', '') from unnest(_replace_function.settings) as setting order by 1))
+                = array(
+                    select replace(replace(lower(setting), ' = ', '='), '''', '')
+                    from unnest(_replace_function.settings) as setting order by 1))
     then
-        -- In turn, if two change something that the function reads (a type and the rules, say): the second would fail otherwise.
+        -- In turn, if two sessions change something that the function reads (a type and the rules, say): the second would fail otherwise.
         perform from pgaudit_wf.attachment as a where a.target = _replace_function.target for update;
-        execute format(e'create or replace function pgaudit_wf.%I() returns trigger\nlanguage plpgsql security definer\nset search_path = pg_catalog, pg_temp%s\nas %L',
-            _replace_function.function_name, (select string_agg(e'\nset ' || setting, '' order by setting) from unnest(_replace_function.settings) as setting), _replace_function.body);
+        execute format(e'create or replace function pgaudit_wf.%I() returns trigger\n'
+            'language plpgsql security definer\n'
+            'set search_path = pg_catalog, pg_temp%s\n'
+            'as %L',
+            _replace_function.function_name,
+            (select string_agg(e'\nset ' || setting, '' order by setting) from unnest(_replace_function.settings) as setting),
+            _replace_function.body);
         function := format('pgaudit_wf.%I()', _replace_function.function_name)::regprocedure;
         execute format('comment on function %s is %L', function, _replace_function.description);
         execute format('revoke all on function %s from public', function);
         perform pgaudit_wf._note_generated(function);
     end if;
     for grantee in
-        select acl.grantee from pg_proc as p, aclexplode(p.proacl) as acl where p.oid = function and acl.grantee not in (p.proowner, owner, 0)
+        select acl.grantee from pg_proc as p, aclexplode(p.proacl) as acl
+        where p.oid = function and acl.grantee not in (p.proowner, owner, 0)
     loop
         execute format('revoke all on function %s from %s', function, grantee);
     end loop;
-    -- Whoever makes a partition of a table puts its triggers on it, and so must be allowed to call their functions.
-    if (select relkind from pg_class where oid = _replace_function.target) = 'p' and not has_function_privilege(owner, function, 'execute') then
+    -- Creating a partition puts the table's triggers on it, which takes EXECUTE on their functions.
+    if (select relkind from pg_class where oid = _replace_function.target) = 'p'
+        and not has_function_privilege(owner, function, 'execute')
+    then
         execute format('grant execute on function %s to %s', function, owner::regrole);
     end if;
 end
 $$;
 comment on function pgaudit_wf._replace_function(text, text, text[], regclass, text) is
-    'Writes a trigger function of an attached table, unless it is there as it should be, and lets the table''s owner have it called.';
+    'Writes a trigger function of an attached table, unless it is already as it should be, and lets the owner of a partitioned table '
+    'execute it.';
+
+create function pgaudit_wf._install_trigger(
+    relation regclass, name text, event text, scope text, function_name text, always boolean default false
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format('create or replace trigger %I %s on %s %s execute function pgaudit_wf.%I()',
+        name, event, relation, scope, function_name);
+    if always then
+        execute format('alter table %s enable always trigger %I', relation, name);
+    end if;
+end
+$$;
+comment on function pgaudit_wf._install_trigger(regclass, text, text, text, text, boolean) is
+    'Puts a trigger on a table with the rights of the caller: event is "after insert", say, and scope "for each row" with what precedes '
+    'and follows it. always: it also fires in a session that calls itself a replica.';
 
 create function pgaudit_wf._revoke_usage(setting pgaudit_wf.attachment) returns void
 language plpgsql
@@ -327,20 +355,22 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     if to_regrole(quote_ident((setting).usage_granted)) is not null
-        and not exists (select from pgaudit_wf.attachment as a where a.usage_granted = (setting).usage_granted and a.target <> (setting).target)
+        and not exists (
+            select from pgaudit_wf.attachment as a where a.usage_granted = (setting).usage_granted and a.target <> (setting).target)
     then
         execute format('revoke usage on schema pgaudit_wf from %I', (setting).usage_granted);
     end if;
 end
 $$;
 comment on function pgaudit_wf._revoke_usage(pgaudit_wf.attachment) is
-    'Takes USAGE of our schema from the owner of a partitioned table that is no longer attached, if he was given it for that table alone.';
+    'Revokes USAGE on our schema from the owner of a partitioned table that is no longer attached, if granted for that table alone.';
 
 create function pgaudit_wf._written_state(target regclass) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select concat_ws(' ', pgaudit_wf._shape_of(c.oid), c.relowner, pg_partition_root(c.oid)::oid) from pg_class as c where c.oid = _written_state.target
+    select concat_ws(' ', pgaudit_wf._shape_of(c.oid), c.relowner, pg_partition_root(c.oid)::oid)
+    from pg_class as c where c.oid = _written_state.target
 $$;
 comment on function pgaudit_wf._written_state(regclass) is
     'What the functions of an attached table are written for: attachment.written_for.';
@@ -370,7 +400,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._write_functions(pgaudit_wf.attachment) is
-    'Writes the trigger functions of an attached table, as its owner of our schema: what follows DDL does no more than this.';
+    'Writes the trigger functions of an attached table, as the owner of our schema: following DDL takes no more than this.';
 
 create function pgaudit_wf._place_triggers(setting pgaudit_wf.attachment) returns void
 language plpgsql
@@ -381,20 +411,17 @@ declare
     leaf regclass;
 begin
     -- Triggers fire in the order of their names, and one that changes the row again must come after the first change was recorded:
-    -- "!" comes before whatever else a name begins with, PostgreSQL's own for foreign keys (RI_…) included.
-    -- No WHEN clause: PostgreSQL parses and plans it anew for each statement, which costs more than to enter the function and
-    -- leave it again (12 against 4 µs), and its columns could not be dropped or retyped.
+    -- "!" sorts before whatever else a name begins with, including PostgreSQL's own for foreign keys (RI_…).
+    -- No WHEN clause: PostgreSQL parses and plans it again for each statement, which costs more than entering and leaving the
+    -- function (12 against 4 µs), and its columns could not be dropped or retyped.
     foreach op in array array['insert', 'update', 'delete'] loop
-        execute format('create or replace trigger "!pgaudit_wf_%s" after %s on %s for each row execute function pgaudit_wf.%I()',
-            op, op, (setting).target, (setting).function_name);
-        -- "Always": also in a session that calls itself a replica.
-        execute format('alter table %s enable always trigger "!pgaudit_wf_%s"', (setting).target, op);
+        perform pgaudit_wf._install_trigger(
+            (setting).target, '!pgaudit_wf_' || op, 'after ' || op, 'for each row', (setting).function_name, always => true);
     end loop;
     -- A foreign partition can have no such trigger.
     for leaf in select l from pgaudit_wf._leaf_tables((setting).target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
-        execute format('create or replace trigger pgaudit_wf_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()',
-            leaf, (setting).function_name);
-        execute format('alter table %s enable always trigger pgaudit_wf_truncate', leaf);
+        perform pgaudit_wf._install_trigger(
+            leaf, 'pgaudit_wf_truncate', 'after truncate', 'for each statement', (setting).function_name, always => true);
     end loop;
     -- A partition that was detached is no longer ours.
     for leaf in
@@ -405,9 +432,9 @@ begin
         execute format('drop trigger pgaudit_wf_truncate on %s', leaf);
     end loop;
     if pgaudit_wf._guard_body(setting) is not null then
-        -- Not "always": what a subscriber applies went live where it was written, and refusing it here would stop the subscription for good.
-        execute format('create or replace trigger pgaudit_wf_guard before insert or update on %s for each row execute function pgaudit_wf.%I()',
-            (setting).target, pgaudit_wf._guard_function_name(setting));
+        -- Not "always": what a subscriber applies went live where it was written, and refusing it here would stop the subscription.
+        perform pgaudit_wf._install_trigger((setting).target, 'pgaudit_wf_guard', 'before insert or update', 'for each row',
+            pgaudit_wf._guard_function_name(setting));
     end if;
 end
 $$;
@@ -435,13 +462,13 @@ begin
     for function in
         select p.oid from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace and p.pronargs = 0 and p.proname = any (names)
     loop
-        -- Cascade: partitions that were detached while nobody watched have kept its triggers.
+        -- Cascade: partitions that were detached unnoticed have kept its triggers.
         execute format('drop function %s cascade', function);
     end loop;
 end
 $$;
 comment on function pgaudit_wf._drop_functions(text[]) is
-    'Drops trigger functions that were written for a table, as far as they are there, and what is left of their triggers.';
+    'Drops those trigger functions written for a table that exist, and what is left of their triggers.';
 
 create function pgaudit_wf.detach(target regclass) returns void
 language plpgsql
@@ -451,21 +478,22 @@ declare
     setting pgaudit_wf.attachment;
     installed record;
 begin
-    -- Without event triggers, nobody told us that a table was dropped.
+    -- Without event triggers, a dropped table goes unnoticed.
     if exists (select from pg_class where oid = detach.target) then
         execute format('lock table only %s in access exclusive mode', detach.target);
     end if;
     delete from pgaudit_wf.attachment as a where a.target = detach.target returning a.* into setting;
     if not found then
         raise exception '% is not attached', detach.target
-            using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
+            using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists the attached tables.';
     end if;
     perform pgaudit_wf._uninstall_limit(detach.target);
-    -- Also where the function was put long ago: on a partition that has been detached since.
+    -- Also from partitions that have been detached since.
     for installed in
         select tgname as name, tgrelid::regclass as relation from pg_trigger
-        where tgfoid in (to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)), to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._guard_function_name(setting))))
-            and tgparentid = 0
+        where tgparentid = 0 and tgfoid in (
+            to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)),
+            to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._guard_function_name(setting))))
     loop
         execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
@@ -489,7 +517,8 @@ begin
         select a.* from pgaudit_wf.attachment as a
         where a.resource_type in (select touched.resource_type from touched) order by a.target::oid
     loop
-        perform pgaudit_wf._check_action_rule(setting.target, r) from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
+        perform pgaudit_wf._check_action_rule(setting.target, r)
+        from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
         perform pgaudit_wf._write_functions(setting);
     end loop;
     return null;
@@ -537,5 +566,5 @@ comment on column pgaudit_wf.attached.form is 'compiled or generic.';
 comment on column pgaudit_wf.attached.function_name is 'Trigger function: \sf pgaudit_wf.<function_name>.';
 comment on column pgaudit_wf.attached.rules is 'Number of action rules for its resource type.';
 comment on column pgaudit_wf.attached.failures is 'Changes that went through unrecorded (on_failure warn).';
-comment on column pgaudit_wf.attached.attached_at is 'When it was attached first.';
-comment on column pgaudit_wf.attached.attached_by is 'Login role that attached it first.';
+comment on column pgaudit_wf.attached.attached_at is 'When it was first attached.';
+comment on column pgaudit_wf.attached.attached_by is 'Login role that first attached it.';

@@ -1,14 +1,19 @@
--- A table changes under its compiled trigger: event triggers write its functions anew in the transaction of the DDL.
+-- A table changes under its compiled trigger: event triggers rewrite its functions in the transaction of the DDL.
 --
--- Whoever runs the DDL need not have any right here, so _after_ddl() and _after_drop() run as the owner of our schema; that role owns
--- no table of anybody's and can do nothing to one. What has to be done to a table (a new partition's own triggers) is done by
--- _follow_as_author(), as whoever runs the DDL. Nothing here evaluates a default, a cast, a domain or a condition. The event
--- triggers themselves are made last, by the role that installs.
+-- The author of the DDL need not have any right here, so _after_ddl() and _after_drop() run as the owner of our schema; that role owns
+-- none of the attached tables and can do nothing to one. What has to be done to a table (a new partition's own triggers) is done by
+-- _follow_as_author(), as the author of the DDL. Nothing here evaluates a default, a cast, a domain or a condition. The event
+-- triggers themselves are created last, by the installing role.
 
 create function pgaudit_wf._renamed(name text, renames jsonb) returns text
 language sql immutable parallel safe
 as $$ select coalesce(renames ->> name, name) $$;
 comment on function pgaudit_wf._renamed(text, jsonb) is 'A column''s name after the renames ({old: new}).';
+
+create function pgaudit_wf._quote_regexp(literal text) returns text
+language sql immutable strict parallel safe
+as $$ select regexp_replace(literal, '([][\\.^$*+?(){}|-])', '\\\1', 'g') $$;
+comment on function pgaudit_wf._quote_regexp(text) is 'A regular expression that matches the text, taken literally.';
 
 create function pgaudit_wf._rename_in_rules(resource_type text, old_name text, new_name text) returns void
 language sql
@@ -22,7 +27,7 @@ as $$
             case when old_name ~ '^[a-z_][a-z0-9_$]*$'
                 then format('\m(old|new)\s*\.\s*%s(?![[:alnum:]_$])', replace(old_name, '$', '\$')) else '(?!)' end as plain,
             format('\m([oO][lL][dD]|[nN][eE][wW])\s*\.\s*%s',
-                regexp_replace(format('"%s"', replace(old_name, '"', '""')), '([][\\.^$*+?(){}|-])', '\\\1', 'g')) as quoted,
+                pgaudit_wf._quote_regexp(format('"%s"', replace(old_name, '"', '""')))) as quoted,
             '\1.' || replace(pgaudit_wf._quote_column(new_name), '\', '\\') as replacement
     ) as rename
     where action_rule.resource_type = _rename_in_rules.resource_type and (condition ~* plain or condition ~ quoted)
@@ -86,23 +91,28 @@ begin
                 else coalesce(pgaudit_wf._column_default(recompile.target, name), 'null') end)
             from unnest(columns_now) as name
             join pg_attribute on attrelid = recompile.target and attname = name
-            where name <> all (setting.columns || setting.ignore) and attgenerated <> 'v' and (recompile.renamed_to is null or renames = '{}')),
+            where name <> all (setting.columns || setting.ignore) and attgenerated <> 'v'
+                and (recompile.renamed_to is null or renames = '{}')),
         'dropped', (
             select jsonb_agg(name) from unnest(setting.columns) as name
             where name <> all (columns_now) and not renames ? name))) where value <> 'null');
 
     if altered <> '{}' then
         setting.columns := columns_now;
-        setting.id_columns := array(select pgaudit_wf._renamed(name, renames) from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
-        -- A setting names a column that was dropped, too: what replaces it under its name is what it was. And a secret's old name stays
-        -- one, for the column that is made under it next.
+        setting.id_columns := array(
+            select pgaudit_wf._renamed(name, renames)
+            from unnest(setting.id_columns) with ordinality as k (name, position) order by position);
+        -- A setting keeps naming a column that was dropped: it applies to the column that replaces it. And the old name of a redacted
+        -- column stays redacted, for the column that is next created under it.
         setting.org_column := pgaudit_wf._renamed(setting.org_column, renames);
         setting.label_column := pgaudit_wf._renamed(setting.label_column, renames);
         setting.ignore := array(select pgaudit_wf._renamed(name, renames) from unnest(setting.ignore) as name);
         setting.redact := setting.redact || array(select renames ->> name from unnest(setting.redact) as name where renames ? name);
         if not columns_now @> setting.id_columns then
-            raise exception '% is audited, and a column that identifies its rows (%) cannot be dropped', recompile.target, array_to_string(setting.id_columns, ', ')
-                using errcode = 'PA002', hint = format('Attach it by other columns first: select pgaudit_wf.attach(%L, id_columns => …).', recompile.target);
+            raise exception '% is audited, and a column that identifies its rows (%) cannot be dropped',
+                recompile.target, array_to_string(setting.id_columns, ', ')
+                using errcode = 'PA002', hint = format(
+                    'Attach it by other columns first: select pgaudit_wf.attach(%L, id_columns => …).', recompile.target);
         end if;
         update pgaudit_wf.attachment as a
         set (id_columns, org_column, label_column, ignore, redact, columns)
@@ -124,7 +134,9 @@ begin
             perform pgaudit_wf._rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
         exception
             when sqlstate 'PA003' then
-                raise warning '%', sqlerrm using hint = 'Changes are recorded without this meaning until pgaudit_wf.action_rule is mended; pgaudit_wf.doctor() names it.';
+                raise warning '%', sqlerrm
+                    using hint = 'Changes are recorded under the default action until the rule in pgaudit_wf.action_rule is fixed; '
+                        'pgaudit_wf.doctor() names it.';
         end;
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, 'altered', altered);
@@ -137,7 +149,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.recompile(regclass, text, boolean) is
-    'Writes an attached table''s trigger functions anew after DDL; its settings and rules follow a column that was renamed.';
+    'Rewrites an attached table''s trigger functions after DDL; its settings and rules follow a renamed column.';
 
 create function pgaudit_wf._descendants(target regclass) returns setof regclass
 language sql stable
@@ -150,7 +162,7 @@ as $$
     )
     select inhrelid::regclass from descendant
 $$;
-comment on function pgaudit_wf._descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent alters too.';
+comment on function pgaudit_wf._descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent also alters.';
 
 create function pgaudit_wf._after_ddl() returns event_trigger
 language plpgsql security definer
@@ -164,7 +176,7 @@ begin
         select done.classid, done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done
         where done.classid in ('pg_class'::regclass, 'pg_type'::regclass, 'pg_cast'::regclass)
     loop
-        -- Of a cast, its type counts, over which a rule may be no longer safe to run.
+        -- A new cast concerns its source type: a rule over it may no longer be safe to run.
         if command.classid = 'pg_cast'::regclass then
             select 'pg_type'::regclass, castsource into command.classid, command.objid from pg_cast where oid = command.objid;
         end if;
@@ -173,9 +185,10 @@ begin
             where a.form = 'compiled'
                 and (
                     -- A typed table takes its columns from the type.
-                    (select reloftype from pg_class where oid = a.target)
-                        = case command.classid when 'pg_type'::regclass then command.objid else (select nullif(reltype, 0) from pg_class where oid = command.objid) end or
-                    command.classid = 'pg_class'::regclass and (a.target = command.objid
+                    (select reloftype from pg_class where oid = a.target) = case command.classid
+                        when 'pg_type'::regclass then command.objid
+                        else (select nullif(reltype, 0) from pg_class where oid = command.objid) end
+                    or command.classid = 'pg_class'::regclass and (a.target = command.objid
                         or a.target in (select pgaudit_wf._descendants(command.objid))
                         or a.target in (select relid from pg_partition_ancestors(command.objid)))
                     or exists (
@@ -190,17 +203,22 @@ begin
                 select attname from pg_attribute
                 where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0)),
                 -- A type can change in ways that no column shows.
-                not exists (select from pg_class where oid = command.objid and relkind in ('r', 'p', 'f') and command.classid = 'pg_class'::regclass));
+                not exists (
+                    select from pg_class
+                    where oid = command.objid and relkind in ('r', 'p', 'f') and command.classid = 'pg_class'::regclass));
         end loop;
         perform pgaudit_wf._write_stamp(e) from pgaudit_wf.execution_attachment as e
         where command.classid = 'pg_class'::regclass
-            and (e.target = command.objid or e.target in (select pgaudit_wf._descendants(command.objid)) or e.target in (select relid from pg_partition_ancestors(command.objid)));
+            and (e.target = command.objid
+                or e.target in (select pgaudit_wf._descendants(command.objid))
+                or e.target in (select relid from pg_partition_ancestors(command.objid)));
     end loop;
 end
 $$;
 comment on function pgaudit_wf._after_ddl() is
     'Event trigger after ALTER TABLE, ALTER TYPE, CREATE TABLE, CREATE SCHEMA and CREATE CAST: '
-    'writes the functions of the attached tables concerned anew.';
+    'rewrites the functions of the attached tables concerned.';
+
 
 create function pgaudit_wf._follow_as_author() returns event_trigger
 language plpgsql
@@ -209,8 +227,8 @@ as $$
 declare
     wanted record;
 begin
-    -- Statement triggers are not handed down to partitions, as those for each row are. Only pg_catalog is asked before it is known that
-    -- the partition is of an attached table: its owner may call our trigger functions, others need no right of ours.
+    -- Statement triggers are not inherited by partitions, as row triggers are. Only pg_catalog is read until the partition is known to
+    -- belong to an attached table: only that one's owner may execute our trigger functions, and others need no right of ours.
     for wanted in
         select distinct part.relid::regclass as relation, p.proname as function_name, own.name, own.event, own.transition
         from pg_event_trigger_ddl_commands() as command
@@ -230,9 +248,12 @@ begin
             and (own.event <> 'truncate' or part.isleaf)
             -- A foreign table can have none of these.
             and (select relkind from pg_class where oid = part.relid) <> 'f'
-            and not exists (select from pg_trigger as present where present.tgrelid = part.relid and present.tgname = own.name and present.tgfoid = t.tgfoid)
+            and not exists (
+                select from pg_trigger as present
+                where present.tgrelid = part.relid and present.tgname = own.name and present.tgfoid = t.tgfoid)
     loop
         begin
+            -- Not by _install_trigger(), which the author need not be allowed to execute.
             execute format('create or replace trigger %I after %s on %s %s for each statement execute function pgaudit_wf.%I()',
                 wanted.name, wanted.event, wanted.relation, wanted.transition, wanted.function_name);
             if wanted.name = 'pgaudit_wf_truncate' then
@@ -241,10 +262,10 @@ begin
         exception
             when insufficient_privilege then
                 raise warning 'partition % of an audited table lacks the trigger % (%)', wanted.relation, wanted.name, sqlerrm
-                    using hint = 'Have the table attached again: pgaudit_wf.doctor() says how.';
+                    using hint = 'The table must be attached again: pgaudit_wf.doctor() says how.';
         end;
     end loop;
-    -- A partition that was detached keeps its statement triggers, and is no longer ours.
+    -- A detached partition keeps its statement triggers but is no longer audited.
     for wanted in
         select distinct stray.tgname as name, stray.tgrelid::regclass as relation
         from pg_event_trigger_ddl_commands() as command
@@ -258,7 +279,8 @@ begin
             execute format('drop trigger %I on %s', wanted.name, wanted.relation);
         exception
             when insufficient_privilege then
-                raise warning 'the trigger % stays on %, which is no longer a partition of an audited table (%)', wanted.name, wanted.relation, sqlerrm;
+                raise warning 'the trigger % stays on %, which is no longer a partition of an audited table (%)',
+                    wanted.name, wanted.relation, sqlerrm;
         end;
     end loop;
     if exists (
@@ -283,7 +305,9 @@ declare
 begin
     for setting in
         delete from pgaudit_wf.attachment as a
-        where a.target in (select dropped.objid from pg_event_trigger_dropped_objects() as dropped where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
+        where a.target in (
+            select dropped.objid from pg_event_trigger_dropped_objects() as dropped
+            where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
         returning a.*
     loop
         insert into pgaudit_wf.attachment_history (target, resource_type, change)
@@ -297,7 +321,9 @@ begin
     end loop;
     for stamp in
         delete from pgaudit_wf.execution_attachment as e
-        where e.target in (select dropped.objid from pg_event_trigger_dropped_objects() as dropped where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
+        where e.target in (
+            select dropped.objid from pg_event_trigger_dropped_objects() as dropped
+            where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
         returning e.function_name
     loop
         perform pgaudit_wf._drop_functions(array[stamp]);
@@ -308,11 +334,13 @@ begin
         join pgaudit_wf.limit_target as t on t.target = a.target
         where exists (
             select from pg_event_trigger_dropped_objects() as dropped
-            where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0 and t.basis -> 'relations' @> to_jsonb(dropped.objid::bigint))
+            where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0
+                and t.basis -> 'relations' @> to_jsonb(dropped.objid::bigint))
     loop
         perform pgaudit_wf._follow_limit(setting, '{}');
     end loop;
-    -- A CASCADE (of a type, say) took columns of attached tables; ALTER TABLE is seen by _after_ddl().
+    -- A CASCADE (of a type, say) dropped columns of attached tables; ALTER TABLE is seen by _after_ddl().
+
     if tg_tag <> 'ALTER TABLE' then
         for broken in
             select distinct a.target from pgaudit_wf.attachment as a
@@ -326,4 +354,4 @@ begin
 end
 $$;
 comment on function pgaudit_wf._after_drop() is
-    'Event trigger: forgets attached tables that were dropped, writes the functions of those that lost a column by CASCADE.';
+    'Event trigger: forgets attached tables that were dropped, rewrites the functions of those that lost a column by CASCADE.';

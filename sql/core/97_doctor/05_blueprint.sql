@@ -1,4 +1,4 @@
--- What was installed, so that doctor() can tell what somebody has changed since: one comparison instead of a check for each way in which
+-- What was installed, so that doctor() can tell what has been changed since: one comparison instead of a check for each way in which
 -- a guard, a default or a function can be replaced.
 
 create table pgaudit_wf.blueprint (
@@ -10,11 +10,11 @@ create table pgaudit_wf.blueprint (
 );
 comment on table pgaudit_wf.blueprint is
     'Functions, triggers, defaults, constraints, policies and views of this schema as they were installed; doctor() names what differs.';
-comment on column pgaudit_wf.blueprint.object is 'What it is and its name.';
-comment on column pgaudit_wf.blueprint.digest is 'SHA-256 of all that it does, in hex.';
-comment on column pgaudit_wf.blueprint.definition is 'SQL that makes it as it was: the remedy that doctor() shows.';
+comment on column pgaudit_wf.blueprint.object is 'Its kind and name.';
+comment on column pgaudit_wf.blueprint.digest is 'SHA-256 of everything that defines it, in hex.';
+comment on column pgaudit_wf.blueprint.definition is 'SQL that restores it: the remedy that doctor() shows.';
 comment on column pgaudit_wf.blueprint.server_version is
-    'Major version of PostgreSQL that it was written on: views are written out differently by others.';
+    'Major version of PostgreSQL that it was recorded on: others print views differently.';
 comment on column pgaudit_wf.blueprint.is_generated is 'Whether attach() or a limit wrote it for a table of the application.';
 
 create function pgaudit_wf._describe_function(function oid) returns table (object text, digest text, definition text)
@@ -28,7 +28,7 @@ as $$
     from pg_proc as p join pg_language as l on l.oid = p.prolang
     where p.oid = _describe_function.function
 $$;
-comment on function pgaudit_wf._describe_function(oid) is 'A function as the blueprint has it.';
+comment on function pgaudit_wf._describe_function(oid) is 'A function as the blueprint records it.';
 
 create function pgaudit_wf._describe_objects() returns table (object text, digest text, definition text)
 language sql stable
@@ -41,7 +41,8 @@ as $$
         -- What a partition has of its own is compared with the log itself.
         where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind in ('r', 'p', 'v', 'm') and not c.relispartition
     ), found (object, fingerprint, definition) as (
-        select format('trigger %I on %s', t.tgname, ours.name), concat_ws('|', t.tgenabled, t.tgfoid::regprocedure, pg_get_triggerdef(t.oid)),
+        select format('trigger %I on %s', t.tgname, ours.name),
+            concat_ws('|', t.tgenabled, t.tgfoid::regprocedure, pg_get_triggerdef(t.oid)),
             format('drop trigger if exists %1$I on %2$s; %3$s; alter table %2$s enable %4$strigger %1$I;', t.tgname, ours.name,
                 pg_get_triggerdef(t.oid), case t.tgenabled when 'A' then 'always ' else '' end)
         from ours join pg_trigger as t on t.tgrelid = ours.oid and not t.tgisinternal
@@ -58,10 +59,12 @@ as $$
         union all
         select format('row-level security of %s', ours.name), concat_ws('|', ours.relrowsecurity, ours.relforcerowsecurity),
             format('alter table %s %s row level security, %s row level security;', ours.name,
-                case when ours.relrowsecurity then 'enable' else 'disable' end, case when ours.relforcerowsecurity then 'force' else 'no force' end)
+                case when ours.relrowsecurity then 'enable' else 'disable' end,
+                case when ours.relforcerowsecurity then 'force' else 'no force' end)
         from ours where ours.relkind in ('r', 'p')
         union all
-        select format('policy %I on %s', p.polname, ours.name), concat_ws('|', p.polpermissive, granted.roles, rule.command, rule.visible, rule.writable),
+        select format('policy %I on %s', p.polname, ours.name),
+            concat_ws('|', p.polpermissive, granted.roles, rule.command, rule.visible, rule.writable),
             concat(format('drop policy if exists %1$I on %2$s; create policy %1$I on %2$s as ', p.polname, ours.name),
                 case when p.polpermissive then 'permissive' else 'restrictive' end, ' for ', rule.command, ' to ', granted.roles,
                 ' using (' || rule.visible || ')', ' with check (' || rule.writable || ')', ';')
@@ -72,13 +75,17 @@ as $$
             from unnest(p.polroles) as role
         ) as granted,
         lateral (
-            select case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end as command,
+            select
+                case p.polcmd
+                    when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all'
+                end as command,
                 pg_get_expr(p.polqual, p.polrelid) as visible, pg_get_expr(p.polwithcheck, p.polrelid) as writable
         ) as rule
         union all
-        select format('view %s', ours.name), pg_get_viewdef(ours.oid), format('create or replace view %s as %s', ours.name, pg_get_viewdef(ours.oid))
+        select format('view %s', ours.name), pg_get_viewdef(ours.oid),
+            format('create or replace view %s as %s', ours.name, pg_get_viewdef(ours.oid))
         from ours
-        -- Those that an application points at its own tables.
+        -- Not those that an application points at its own tables.
         where ours.relkind in ('v', 'm') and ours.name::text !~ '\.(actor_directory|org_member|credential_directory)$'
         union all
         select format('event trigger %I', e.evtname), concat_ws('|', e.evtevent, e.evttags, e.evtfoid::regprocedure, e.evtenabled),
@@ -92,7 +99,7 @@ as $$
     select described.* from pg_proc as p, lateral pgaudit_wf._describe_function(p.oid) as described
     where p.pronamespace = 'pgaudit_wf'::regnamespace and p.prokind in ('f', 'p')
 $$;
-comment on function pgaudit_wf._describe_objects() is 'What the schema has now, in the terms of the blueprint.';
+comment on function pgaudit_wf._describe_objects() is 'What the schema contains now, in the terms of the blueprint.';
 
 create function pgaudit_wf._write_blueprint() returns void
 language sql
@@ -105,7 +112,7 @@ as $$
     on conflict on constraint blueprint_pkey do nothing
 $$;
 comment on function pgaudit_wf._write_blueprint() is
-    'Takes the schema as it is for what was installed: called by migrate when it has applied something.';
+    'Records the schema as it is now as installed: called by migrate after it has applied something.';
 
 create function pgaudit_wf._note_generated(function regprocedure) returns void
 language sql
@@ -134,29 +141,33 @@ as $$
         case
             when b.object is not null then b.definition
             when now_there.object ~ '^default of ' then regexp_replace(now_there.definition, ' set default .*$', ' drop default;')
-            when now_there.object ~ '^constraint ' then regexp_replace(now_there.object, '^constraint (.*) of (.*)$', 'alter table \2 drop constraint \1;')
+            when now_there.object ~ '^constraint '
+                then regexp_replace(now_there.object, '^constraint (.*) of (.*)$', 'alter table \2 drop constraint \1;')
             else format('drop %s;', now_there.object)
         end
     from pgaudit_wf.blueprint as b
     full join pgaudit_wf._describe_objects() as now_there on now_there.object = b.object
     where now_there.digest is distinct from b.digest
-        -- A table that was detached has no function any more.
+        -- A detached table no longer has a function.
         and not (now_there.object is null and b.is_generated)
-        -- Expressions are written out as each version does.
+        -- Each major version prints expressions in its own way.
         and (b.object is null or now_there.object is null or b.object ~ '^function '
             or b.server_version = current_setting('server_version_num')::integer / 10000)
     union all
-    select 'error', c.oid::regclass::text, format('the rule %I rewrites what is written to it', r.rulename), format('drop rule %I on %s;', r.rulename, c.oid::regclass)
+    select 'error', c.oid::regclass::text, format('the rule %I rewrites what is written to it', r.rulename),
+        format('drop rule %I on %s;', r.rulename, c.oid::regclass)
     from pg_rewrite as r join pg_class as c on c.oid = r.ev_class
     where c.relnamespace = 'pgaudit_wf'::regnamespace and r.rulename <> '_RETURN'
     union all
-    select 'error', c.oid::regclass::text, format('the trigger %I was not put there by us', t.tgname), format('drop trigger %I on %s;', t.tgname, c.oid::regclass)
+    select 'error', c.oid::regclass::text, format('the trigger %I was not put there by us', t.tgname),
+        format('drop trigger %I on %s;', t.tgname, c.oid::regclass)
     from pg_trigger as t join pg_class as c on c.oid = t.tgrelid
     where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relispartition and not t.tgisinternal and t.tgparentid = 0
         and t.tgfoid <> 'pgaudit_wf._refuse_change'::regproc
     union all
     select 'error', part.relid::text, format('the default of its column %I is not that of the log', a.attname),
-        format('alter table %s alter column %I %s;', part.relid, a.attname, coalesce('set default ' || pg_get_expr(whole.adbin, whole.adrelid), 'drop default'))
+        format('alter table %s alter column %I %s;', part.relid, a.attname,
+            coalesce('set default ' || pg_get_expr(whole.adbin, whole.adrelid), 'drop default'))
     from pg_partition_tree('pgaudit_wf.security_audit_log') as part
     join pg_attribute as a on a.attrelid = part.relid and a.attnum > 0 and not a.attisdropped
     left join pg_attrdef as own on own.adrelid = part.relid and own.adnum = a.attnum

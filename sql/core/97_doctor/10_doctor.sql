@@ -28,12 +28,13 @@ as $$
     from expected as e
     where not exists (select from pg_trigger where tgrelid = e.relid and tgname = e.name and tgfoid = e.function and tgqual is null)
     union all
-    select 'error', e.relid::regclass::text, format('the trigger %s is disabled', e.name), format('alter table %s enable %strigger %I;', e.relid::regclass, case e.state when 'A' then 'always ' else '' end, e.name)
+    select 'error', e.relid::regclass::text, format('the trigger %s is disabled', e.name),
+        format('alter table %s enable %strigger %I;', e.relid::regclass, case e.state when 'A' then 'always ' else '' end, e.name)
     from expected as e
     join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled not in ('A', e.state::"char")
     union all
     select 'error', a.target::text,
-        format('its columns have changed since its trigger was made: %s', array_to_string(array(
+        format('its columns have changed since its trigger was written: %s', array_to_string(array(
             select '+' || name from unnest(pgaudit_wf._column_names(a.target)) as name where name <> all (a.columns)
             union all
             select '-' || name from unnest(a.columns) as name where name <> all (pgaudit_wf._column_names(a.target))), ', ')),
@@ -46,18 +47,20 @@ as $$
     from pgaudit_wf.attachment as a
     where a.form = 'compiled' and not pgaudit_wf._can_follow_ddl()
     union all
-    select 'error', a.target::text, format('role %I can alter the table, and so switch its triggers off', member.rolname), format('revoke %I from %I;', owner.rolname, member.rolname)
+    select 'error', a.target::text, format('role %I can alter the table, and so disable its triggers', member.rolname),
+        format('revoke %I from %I;', owner.rolname, member.rolname)
     from pgaudit_wf.attachment as a
     join pg_class as c on c.oid = a.target
     join pg_roles as owner on owner.oid = c.relowner
-    -- By inheritance: whoever makes a role is its administrator since PostgreSQL 16, which "member" takes for more than it is.
+    -- "usage", by inheritance: since PostgreSQL 16 the creator of a role administers it, which "member" overrates.
     join pg_roles as member on pg_has_role(member.oid, owner.oid, 'usage') and not member.rolsuper
     where pg_has_role(member.oid, to_regrole('pgaudit_wf_app'), 'usage') and member.rolname <> 'pgaudit_wf_app'
         and to_regrole('pgaudit_wf_app') is not null
     union all
     select 'error', l.relation::text,
         case l.privilege
-            when 'SELECT' then format('role %s may read %s, past what is kept to each organization or from everybody', l.grantee, case when l.is_partition then 'a partition of the log' else 'the table' end)
+            when 'SELECT' then format('role %s may read %s, bypassing row-level security or secrecy', l.grantee,
+                case when l.is_partition then 'a partition of the log' else 'the table' end)
             else format('role %s may %s the log directly', l.grantee, lower(l.privilege))
         end,
         format('revoke %s on %s from %s;', lower(l.privilege), l.relation, l.grantee)
@@ -76,57 +79,75 @@ as $$
     from pg_proc as p join pg_roles as owner on owner.oid = p.proowner and owner.rolsuper
     where p.pronamespace = 'pgaudit_wf'::regnamespace and p.prosecdef
     union all
-    select 'error', 'pgaudit_wf', format('the schema belongs to %I, a superuser', owner.rolname), 'alter schema pgaudit_wf owner to pgaudit_wf_owner;'
+    select 'error', 'pgaudit_wf', format('the schema belongs to %I, a superuser', owner.rolname),
+        'alter schema pgaudit_wf owner to pgaudit_wf_owner;'
     from pg_namespace as n join pg_roles as owner on owner.oid = n.nspowner and owner.rolsuper
     where n.nspname = 'pgaudit_wf'
     union all
-    select 'error', 'pgaudit_wf_owner', format('the role that owns the audit schema is %s', surplus.what), format('alter role pgaudit_wf_owner %s;', surplus.remedy)
+    select 'error', 'pgaudit_wf_owner', format('the role that owns the audit schema is %s', surplus.what),
+        format('alter role pgaudit_wf_owner %s;', surplus.remedy)
     from pg_roles as r,
-    lateral (values (r.rolsuper, 'a superuser', 'nosuperuser'), (r.rolcanlogin, 'a login', 'nologin'), (r.rolcreaterole, 'allowed to make roles', 'nocreaterole'),
-        (r.rolcreatedb, 'allowed to make databases', 'nocreatedb'), (r.rolreplication, 'allowed to replicate', 'noreplication'),
-        (r.rolbypassrls, 'allowed to bypass row-level security', 'nobypassrls')) as surplus (has, what, remedy)
+    lateral (values
+        (r.rolsuper, 'a superuser', 'nosuperuser'),
+        (r.rolcanlogin, 'a login', 'nologin'),
+        (r.rolcreaterole, 'allowed to create roles', 'nocreaterole'),
+        (r.rolcreatedb, 'allowed to create databases', 'nocreatedb'),
+        (r.rolreplication, 'allowed to replicate', 'noreplication'),
+        (r.rolbypassrls, 'allowed to bypass row-level security', 'nobypassrls')
+    ) as surplus (has, what, remedy)
     where r.rolname = 'pgaudit_wf_owner' and surplus.has
     union all
-    select 'error', 'pgaudit_wf_owner', format('the role that owns the audit schema is a member of %I', g.rolname), format('revoke %I from pgaudit_wf_owner;', g.rolname)
+    select 'error', 'pgaudit_wf_owner', format('the role that owns the audit schema is a member of %I', g.rolname),
+        format('revoke %I from pgaudit_wf_owner;', g.rolname)
     from pg_auth_members as m
     join pg_roles as g on g.oid = m.roleid
     where m.member = to_regrole('pgaudit_wf_owner')
     union all
     select 'error', v.oid::regclass::text,
-        format('%s has row-level security, which we do not run as %I: the view cannot be read', d.refobjid::regclass, pg_get_userbyid(v.relowner)),
-        format('alter view %1$s owner to %2$s; grant select on %1$s to %3$I;', v.oid::regclass, t.relowner::regrole, pgaudit_wf._schema_owner())
+        format('%s has row-level security, which we do not run as %I: the view cannot be read',
+            d.refobjid::regclass, pg_get_userbyid(v.relowner)),
+        format('alter view %1$s owner to %2$s; grant select on %1$s to %3$I;',
+            v.oid::regclass, t.relowner::regrole, pgaudit_wf._schema_owner())
     from pg_class as v
     join pg_rewrite as r on r.ev_class = v.oid
-    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
+    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+        and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
     join pg_class as t on t.oid = d.refobjid and t.relrowsecurity and (t.relforcerowsecurity or t.relowner <> v.relowner)
         and t.relnamespace <> 'pgaudit_wf'::regnamespace
-    where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v' and not (select rolsuper or rolbypassrls from pg_roles where oid = v.relowner)
+    where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v'
+        and not (select rolsuper or rolbypassrls from pg_roles where oid = v.relowner)
     group by v.oid, v.relowner, d.refobjid, t.relowner
     union all
-    select 'error', a.target::text, format('rule %s is not applied: its condition could run a cast that somebody made of the type of a column', r.id),
+    select 'error', a.target::text,
+        format('rule %s is not applied: its condition could run a user-defined cast from the type of a column', r.id),
         format('Drop the cast, or let the rule name other columns: select * from pgaudit_wf.action_rule where id = %s;', r.id)
     from pgaudit_wf.attachment as a
     join pgaudit_wf.action_rule as r on r.resource_type = a.resource_type and pgaudit_wf._rule_could_cast(a.target, r.condition)
     union all
-    select 'error', v.oid::regclass::text, format('%I may not read the columns of %s that it names', owner.rolname, d.refobjid::regclass), 'select pgaudit_wf.grant_directory();'
+    select 'error', v.oid::regclass::text, format('%I may not read the columns of %s that it names', owner.rolname, d.refobjid::regclass),
+        'select pgaudit_wf.grant_directory();'
     from pg_class as v
     join pg_roles as owner on owner.oid = v.relowner
     join pg_rewrite as r on r.ev_class = v.oid
-    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
-    where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v' and not has_column_privilege(v.relowner, d.refobjid, d.refobjsubid::smallint, 'select')
+    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+        and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
+    where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v'
+        and not has_column_privilege(v.relowner, d.refobjid, d.refobjsubid::smallint, 'select')
     group by v.oid, owner.rolname, d.refobjid
     union all
     select 'error', b.target::text, b.problem, format('update pgaudit_wf.action_rule set condition = … where id = %s;', b.rule_id)
     from pgaudit_wf.broken_rules() as b
     union all
-    select 'error', a.target::text, format('its owner %I may not call %s: whoever makes a partition of it is refused', c.relowner::regrole, p.oid::regprocedure),
+    select 'error', a.target::text,
+        format('its owner %I may not execute %s: partitions of it cannot be created', c.relowner::regrole, p.oid::regprocedure),
         format('select pgaudit_wf.attach(%L);', a.target)
     from pgaudit_wf.attachment as a
     join pg_class as c on c.oid = a.target and c.relkind = 'p'
     join pg_proc as p on p.pronamespace = 'pgaudit_wf'::regnamespace and p.proname = a.function_name
     where not has_function_privilege(c.relowner, p.oid, 'execute')
     union all
-    select 'warning', a.target::text, format('"%s", named in %s, is not there', named.name, named.role), format('select pgaudit_wf.attach(%L, %s => …);', a.target, named.role)
+    select 'warning', a.target::text, format('column "%s", named in %s, does not exist', named.name, named.role),
+        format('select pgaudit_wf.attach(%L, %s => …);', a.target, named.role)
     from pgaudit_wf.attachment as a,
     lateral (
         select 'org_column' as role, a.org_column as name
@@ -135,37 +156,48 @@ as $$
     ) as named
     where named.name <> all (pgaudit_wf._column_names(a.target))
     union all
-    select 'error', t.target::text, format('its rows may not be counted right since %s', t.stale_since), format('select pgaudit_wf.recount_usage(%L);', t.resource_type)
+    select 'error', t.target::text, format('the count of its rows may be wrong since %s', t.stale_since),
+        format('select pgaudit_wf.recount_usage(%L);', t.resource_type)
     from pgaudit_wf.limit_target as t where t.stale_since is not null
     union all
-    select 'error', t.target::text, format('its rows are not being counted: "%s", which its limit needs, is not there', needed.name),
-        format('Mend pgaudit_wf.limit_condition, or name another org_column: select pgaudit_wf.attach(%L, org_column => …);', t.target)
+    select 'error', t.target::text,
+        format('its rows are not being counted: column "%s", which its limit needs, does not exist', needed.name),
+        format('Fix pgaudit_wf.limit_condition, or name another org_column: select pgaudit_wf.attach(%L, org_column => …);', t.target)
     from pgaudit_wf.limit_target as t, unnest(t.org_column || t.condition_columns) as needed (name)
-    where not exists (select from jsonb_each_text(t.aliases) as alias where alias.value = needed.name and alias.key = any (pgaudit_wf._column_names(t.target)))
+    where not exists (
+        select from jsonb_each_text(t.aliases) as alias
+        where alias.value = needed.name and alias.key = any (pgaudit_wf._column_names(t.target)))
     union all
-    select 'error', guard.relation::text, 'the log''s append-only trigger is missing or disabled', 'Find out who disabled it; then: alter table … enable always trigger append_only;'
+    select 'error', guard.relation::text, 'the log''s append-only trigger is missing or disabled',
+        'Find out who disabled it; then: alter table … enable always trigger append_only;'
     from (
         select relid::regclass as relation from pg_partition_tree('pgaudit_wf.security_audit_log')
         union all values ('pgaudit_wf.attachment_history'::regclass)
     ) as guard
     where not exists (select from pg_trigger where tgrelid = guard.relation and tgname = 'append_only' and tgenabled = 'A')
     union all
-    select 'warning', 'pgaudit_wf.security_audit_log', format('there is no partition for %s yet', to_char(month, 'YYYY-MM')), 'select pgaudit_wf.ensure_log_partitions();'
-    from generate_series(date_trunc('month', now() at time zone 'UTC'), date_trunc('month', now() at time zone 'UTC') + interval '1 month', interval '1 month') as month
+    select 'warning', 'pgaudit_wf.security_audit_log', format('there is no partition for %s yet', to_char(month, 'YYYY-MM')),
+        'select pgaudit_wf.ensure_log_partitions();'
+    from (values (interval '0'), (interval '1 month')) as ahead (distance),
+    lateral (select date_trunc('month', now() at time zone 'UTC') + ahead.distance as month) as needed
     where to_regclass(format('pgaudit_wf.security_audit_log_%s', to_char(month, '"y"YYYY"m"MM'))) is null
     union all
-    select 'warning', 'pgaudit_wf.security_audit_log_default', 'events are waiting in the default partition', 'select pgaudit_wf.add_log_partition(''<their month>'');'
+    select 'warning', 'pgaudit_wf.security_audit_log_default', 'events are waiting in the default partition',
+        'select pgaudit_wf.add_log_partition(''<their month>'');'
     where exists (select from pgaudit_wf.security_audit_log_default)
     union all
-    select 'warning', f.target, format('%s changes went through unrecorded, last at %s (SQLSTATE %s)', count(*), max(f.occurred_at), max(f.sqlstate)),
-        'Find the cause; delete the rows of pgaudit_wf.capture_failure when it is mended.'
+    select 'warning', f.target,
+        format('%s changes went through unrecorded, last at %s (SQLSTATE %s)', count(*), max(f.occurred_at), max(f.sqlstate)),
+        'Fix the cause, then delete the rows of pgaudit_wf.capture_failure.'
     from pgaudit_wf.capture_failure as f group by f.target
     union all
-    select 'notice', a.target::text, 'its trigger is of the generic form, which is slower', 'Run pgaudit-wf migrate as a role that may create event triggers, then attach again.'
+    select 'notice', a.target::text, 'its trigger is of the generic form, which is slower',
+        'Run pgaudit-wf migrate as a role that may create event triggers, then attach again.'
     from pgaudit_wf.attachment as a
     where a.form = 'generic' and not pgaudit_wf._can_follow_ddl()
     union all
-    select 'notice', a.target::text, 'its trigger is of the generic form, and need not be', format('select pgaudit_wf.attach(%L);', a.target)
+    select 'notice', a.target::text, 'its trigger is of the generic form, which is no longer needed',
+        format('select pgaudit_wf.attach(%L);', a.target)
     from pgaudit_wf.attachment as a
     where a.form = 'generic' and pgaudit_wf._can_follow_ddl()
     union all
@@ -181,10 +213,11 @@ as $$
     where i.inhrelid not in (select own.target from pgaudit_wf.attachment as own)
     union all
     -- After a dump without one of the attached tables, or one whose settings could not be restored.
-    select 'error', found.relation::text, format('it has triggers of ours (%s), but nothing says how it is to be recorded: its settings were lost', found.name),
+    select 'error', found.relation::text, format('it has our triggers (%s), but the settings of its attachment were lost', found.name),
         coalesce((
-            select format('select pgaudit_wf.attach(%L, resource_type => %L, id_columns => %L, org_column => %L, label_column => %L, ignore => %L, redact => %L, on_failure => %L);',
-                found.relation, h.resource_type, setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.on_failure)
+            select format('select pgaudit_wf.attach(%L, resource_type => %L, id_columns => %L, org_column => %L, label_column => %L, ',
+                    found.relation, h.resource_type, setting.id_columns, setting.org_column, setting.label_column)
+                || format('ignore => %L, redact => %L, on_failure => %L);', setting.ignore, setting.redact, setting.on_failure)
             from pgaudit_wf.attachment_history as h,
             lateral jsonb_populate_record(null::pgaudit_wf.attachment, h.detail - 'target') as setting
             where h.target = found.relation::text and h.change in ('attached', 'changed')
@@ -203,4 +236,4 @@ $$;
 comment on function pgaudit_wf.doctor() is
     'What is wrong or has drifted, and the remedy: missing or disabled triggers, functions, '
     'defaults and guards that are not as they were installed, changed columns, rights that are too wide, missing partitions. '
-    'No row: all is well.';
+    'No rows: all is well.';
