@@ -74,7 +74,7 @@ def test_what_nobody_can_know_is_an_error(conn: Conn, name: str) -> None:
     make(conn, attached_first=False)
     before = now(conn)
     conn.execute(REWRITES[name].encode())
-    with pytest.raises(psycopg.Error, match=r"row 1 of public\.t .* is not known") as caught:
+    with pytest.raises(psycopg.Error, match=r"row 1 of public\.t .* is unknown") as caught:
         as_of(conn, at=before)
     assert caught.value.sqlstate == "PA010"
 

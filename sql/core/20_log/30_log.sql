@@ -92,14 +92,15 @@ as $$
 begin
     raise exception '%.% is append-only: % is refused', tg_table_schema, tg_table_name, lower(tg_op)
         using errcode = 'PA001',
-            hint = 'Events are never changed; old ones leave by pgaudit_wf.prune(), a whole partition at a time.';
+            hint = 'Events are never changed; pgaudit_wf.prune() removes old ones, a whole partition at a time.';
 end
 $$;
 comment on function pgaudit_wf._refuse_change() is
     'Trigger that makes a table append-only: raises PA001 on UPDATE, DELETE and TRUNCATE.';
 
--- "Always", so that session_replication_role = replica does not open a door. The row trigger is inherited by every partition,
--- also by one that somebody makes by hand; a statement trigger is not, so add_log_partition() gives each partition its own.
+-- "Always", so that session_replication_role = replica does not bypass it. The row trigger is inherited by every partition, even by
+-- one created by hand; a statement trigger is not, so add_log_partition() gives each partition its own.
+
 create trigger append_only_row before update or delete on pgaudit_wf.security_audit_log
     for each row execute function pgaudit_wf._refuse_change();
 create trigger append_only before update or delete or truncate on pgaudit_wf.security_audit_log

@@ -7,9 +7,8 @@ select
     null::text as email
 where false;
 comment on view pgaudit_wf.actor_directory is
-    'Names of actors, looked up when the trail is read. '
-    'Empty until you point it at your own users: create or replace view pgaudit_wf.actor_directory as select id::text as actor_id, name, '
-    'email from …';
+    'Names of actors, looked up when the trail is read. Empty until you point it at your own users: '
+    'create or replace view pgaudit_wf.actor_directory as select id::text as actor_id, name, email from …';
 comment on column pgaudit_wf.actor_directory.actor_id is 'Id as in app.actor_id.';
 comment on column pgaudit_wf.actor_directory.name is 'Name as shown to people.';
 comment on column pgaudit_wf.actor_directory.email is 'E-mail address.';
@@ -21,9 +20,9 @@ select
     null::text as role
 where false;
 comment on view pgaudit_wf.org_member is
-    'Who belongs to which organization, and as what: owners and admins may read its trail. '
-    'Empty until you point it at your own memberships: create or replace view pgaudit_wf.org_member as select org_id::text, '
-    'user_id::text as actor_id, role::text from …';
+    'Who belongs to which organization, in which role: owners and admins may read its trail. '
+    'Empty until you point it at your own memberships: '
+    'create or replace view pgaudit_wf.org_member as select org_id::text, user_id::text as actor_id, role::text from …';
 comment on column pgaudit_wf.org_member.org_id is 'Id as in app.org_id.';
 comment on column pgaudit_wf.org_member.actor_id is 'Id as in app.actor_id.';
 comment on column pgaudit_wf.org_member.role is 'Role in the organization; owner and admin may read.';
@@ -62,11 +61,11 @@ as $$
     where (describe_actors.actor_ids is null or d.actor_id = any (describe_actors.actor_ids))
         and (describe_actors.pattern is null or d.name ilike describe_actors.pattern or d.email ilike describe_actors.pattern)
         and describe_actors.org_id = (select pgaudit_wf._readable_org())
-        -- Of strangers, only those who left a trace in this organization.
+        -- Of non-members, only those who acted in this organization.
         and (m.actor_id is not null or exists (
             select from pgaudit_wf.security_audit_log as l
             where l.actor_id = d.actor_id and l.org_id = describe_actors.org_id
-                -- That somebody was denied something can be written by who does no more than read.
+                -- A denial can be recorded by somebody who only reads.
                 and l.outcome = 'succeeded'))
 $$;
 comment on function pgaudit_wf.describe_actors(text, text[], text) is
@@ -81,10 +80,12 @@ declare
     needed record;
 begin
     for needed in
-        select d.refobjid::regclass as relation, string_agg(distinct quote_ident(a.attname), ', ') as columns, pgaudit_wf._schema_owner() as reader
+        select d.refobjid::regclass as relation, string_agg(distinct quote_ident(a.attname), ', ') as columns,
+            pgaudit_wf._schema_owner() as reader
         from pg_class as v
         join pg_rewrite as r on r.ev_class = v.oid
-        join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
+        join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+            and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0
         join pg_class as c on c.oid = d.refobjid and c.relnamespace not in ('pgaudit_wf'::regnamespace, 'pg_catalog'::regnamespace)
         join pg_attribute as a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
         where v.relnamespace = 'pgaudit_wf'::regnamespace and v.relkind = 'v'
@@ -95,16 +96,16 @@ begin
             execute format('grant select (%s) on %s to %I', needed.columns, needed.relation, needed.reader);
         exception
             when insufficient_privilege then
-                raise warning 'views of pgaudit_wf read %, and % may not (%)', needed.relation, needed.reader, sqlerrm
-                    using hint = format('Have its owner run: grant select (%s) on %s to %I', needed.columns, needed.relation, needed.reader);
+                raise warning 'views of pgaudit_wf read %, but % is not allowed to (%)', needed.relation, needed.reader, sqlerrm
+                    using hint = format('Have its owner run: grant select (%s) on %s to %I',
+                        needed.columns, needed.relation, needed.reader);
         end;
     end loop;
 end
 $$;
 comment on function pgaudit_wf.grant_directory() is
-    'Lets the owner of our schema, as which they are read, read the columns that actor_directory, '
-    'org_member and credential_directory name, with the rights of the caller. '
-    'Where event triggers can be had, CREATE VIEW does it by itself.';
+    'Grants the owner of our schema, as which actor_directory, org_member and credential_directory are read, SELECT on the columns that '
+    'these views name, with the rights of the caller. Where event triggers are available, CREATE VIEW does it by itself.';
 
 create function pgaudit_wf._actors_like(pattern text) returns setof text
 language sql stable
@@ -116,7 +117,8 @@ $$;
 comment on function pgaudit_wf._actors_like(text) is
     'Ids of the actors whose name or e-mail matches an ILIKE pattern, for those who may read actor_directory.';
 
-create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text) returns table (resource_type text, resource_id text, name text)
+create function pgaudit_wf.resource_names(resource_types text[], resource_ids text[], org_id text)
+returns table (resource_type text, resource_id text, name text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$

@@ -3,9 +3,10 @@
 create function pgaudit_wf._trail_cursor(occurred_at timestamptz, id bigint) returns text
 language sql immutable strict parallel safe
 as $$
-    select translate(encode(convert_to(format('%s %s', (extract(epoch from occurred_at) * 1000000)::bigint, id), 'UTF8'), 'base64'), '+/=', '-_')
+    select translate(
+        encode(convert_to(format('%s %s', (extract(epoch from occurred_at) * 1000000)::bigint, id), 'UTF8'), 'base64'), '+/=', '-_')
 $$;
-comment on function pgaudit_wf._trail_cursor(timestamptz, bigint) is 'Opaque place of an event in the trail.';
+comment on function pgaudit_wf._trail_cursor(timestamptz, bigint) is 'Opaque position of an event in the trail.';
 
 create function pgaudit_wf._trail_position(cursor text, out occurred_at timestamptz, out id bigint)
 language plpgsql immutable strict parallel safe
@@ -27,7 +28,7 @@ exception
             using errcode = 'PA007', hint = 'Pass the cursor of the last event of the previous page, or null for the first page.';
 end
 $$;
-comment on function pgaudit_wf._trail_position(text) is 'The place that an opaque cursor stands for; raises PA007 on anything else.';
+comment on function pgaudit_wf._trail_position(text) is 'The position that an opaque cursor stands for; raises PA007 on anything else.';
 
 create type pgaudit_wf.trail_entry as (
     id bigint,
@@ -58,12 +59,20 @@ create type pgaudit_wf.trail_entry as (
     cursor text
 );
 comment on type pgaudit_wf.trail_entry is
-    'An event of the trail as people read it: with the present names of actor and resource, else the ones kept in the event.';
+    'An event of the trail as people read it: with the current names of actor and resource, else the ones stored in the event.';
 
 create function pgaudit_wf._like_pattern(text_part text) returns text
 language sql immutable strict parallel safe
 as $$ select '%' || replace(replace(replace(text_part, '\', '\\'), '%', '\%'), '_', '\_') || '%' $$;
 comment on function pgaudit_wf._like_pattern(text) is 'LIKE pattern for a text that contains the given one, taken literally.';
+
+create function pgaudit_wf._matches_pattern(action text, pattern text) returns boolean
+language sql immutable strict parallel safe
+as $$
+    select action like replace(replace(replace(replace(pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%')
+$$;
+comment on function pgaudit_wf._matches_pattern(text, text) is
+    'Whether an action matches a pattern in which * stands for any characters. Inlined, so that an index on the action can serve it.';
 
 create function pgaudit_wf._present_actors(actor_ids text[], org_ids text[], restricted boolean)
 returns table (actor_id text, org_id text, name text, email text, role text)
@@ -83,13 +92,15 @@ begin
         return query
             select asked.actor_id, asked.org_id, d.name, d.email, (
                 select m.role from pgaudit_wf.org_member as m where m.actor_id = asked.actor_id and m.org_id = asked.org_id limit 1)
-            from (select distinct pair.actor_id, pair.org_id from unnest(_present_actors.actor_ids, _present_actors.org_ids) as pair (actor_id, org_id)) as asked
+            from (
+                select distinct pair.actor_id, pair.org_id
+                from unnest(_present_actors.actor_ids, _present_actors.org_ids) as pair (actor_id, org_id)) as asked
             join pgaudit_wf.actor_directory as d on d.actor_id = asked.actor_id;
     end if;
 end
 $$;
 comment on function pgaudit_wf._present_actors(text[], text[], boolean) is
-    'Present names of the actors of a page of the trail, with their roles in the events'' organizations, '
+    'Current names of the actors of a page of the trail, with their roles in the events'' organizations, '
     'as far as the caller may see them: $1 actors, $2 organizations, pairwise.';
 
 create function pgaudit_wf.audit_trail(
@@ -113,8 +124,8 @@ set jit = off
 as $$
 declare
     restricted constant boolean := row_security_active('pgaudit_wf.security_audit_log');
-    org constant text := coalesce(audit_trail.org_id, case when row_security_active('pgaudit_wf.security_audit_log') then nullif(current_setting('app.org_id', true), '') end);
-    place record;
+    org constant text := coalesce(audit_trail.org_id, case when restricted then nullif(current_setting('app.org_id', true), '') end);
+    last_seen record;
     filter text;
 begin
     if coalesce(audit_trail.page_size, 0) not between 1 and 1000 then
@@ -123,15 +134,16 @@ begin
     if restricted and (org is null or org is distinct from pgaudit_wf._readable_org()) then
         raise exception 'only owners and admins of an organization may read its trail'
             using errcode = 'PA006',
-                hint = 'Set app.org_id and app.actor_id in the transaction; pgaudit_wf.org_member must have the actor as owner or admin of it.';
+                hint = 'Set app.org_id and app.actor_id in the transaction; '
+                    'pgaudit_wf.org_member must list the actor as an owner or admin of the organization.';
     end if;
-    select p.occurred_at, p.id into place from pgaudit_wf._trail_position(audit_trail.after) as p;
+    select p.occurred_at, p.id into last_seen from pgaudit_wf._trail_position(audit_trail.after) as p;
 
     -- Only the conditions in use, so that each combination gets the index that serves it.
     filter := concat(
         case when org is not null then ' and l.org_id = $1' end,
-        case when audit_trail.action is not null then case when strpos(audit_trail.action, '*') > 0
-            then ' and l.action like replace(replace(replace(replace($2, ''\'', ''\\''), ''%'', ''\%''), ''_'', ''\_''), ''*'', ''%'')' else ' and l.action = $2' end end,
+        case when strpos(audit_trail.action, '*') > 0 then ' and pgaudit_wf._matches_pattern(l.action, $2)'
+            when audit_trail.action is not null then ' and l.action = $2' end,
         case when audit_trail.resource_type is not null then ' and l.resource_type = $3' end,
         case when audit_trail.resource_id is not null then ' and l.resource_id = $4' end,
         case when audit_trail.actor_id is not null then ' and l.actor_id = $5' end,
@@ -139,7 +151,7 @@ begin
         case when audit_trail.outcome is not null then ' and l.outcome = $7' end,
         case when audit_trail.since is not null then ' and l.occurred_at >= $8' end,
         case when audit_trail.until is not null then ' and l.occurred_at < $9' end,
-        case when place.id is not null then ' and (l.occurred_at, l.id) < ($11, $12)' end,
+        case when last_seen.id is not null then ' and (l.occurred_at, l.id) < ($11, $12)' end,
         case when audit_trail.search is not null then
             ' and (l.actor_label ilike $10 or l.action ilike $10 or l.resource_id ilike $10 or l.metadata ->> ''label'' ilike $10'
             ' or l.metadata ->> ''reason'' ilike $10 or host(l.ip) ilike $10 or l.user_agent ilike $10 or l.correlation_id ilike $10'
@@ -147,36 +159,39 @@ begin
                 then 'pgaudit_wf.describe_actors($1, pattern => $10) as d'
                 else 'pgaudit_wf._actors_like($10) as d (actor_id)' end || '))'
         end);
-    -- In one statement, whose rows are never all in one value: that could not be larger than 1 GB.
+    -- One statement that returns rows, never all of them in one value, which could not exceed 1 GB.
     return query execute 'with event as materialized (select l.* from pgaudit_wf.security_audit_log as l where true'
         || filter || ' order by l.occurred_at desc, l.id desc limit $13), actor as (
             select d.* from pgaudit_wf._present_actors(
                 array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), $14) as d
         ), resource as (
             select n.* from pgaudit_wf.resource_names(
-                array(select e.resource_type from event as e order by e.id), array(select e.resource_id from event as e order by e.id), $1) as n
+                array(select e.resource_type from event as e order by e.id),
+                array(select e.resource_id from event as e order by e.id), $1) as n
         )
         select
             e.id, e.occurred_at, e.org_id, e.org_label,
             e.actor_id, left(coalesce(actor.name, e.actor_label), 255), left(actor.email, 255), left(actor.role, 255),
-            e.auth_method, e.api_key_id, e.action, e.resource_type, e.resource_id, left(coalesce(resource.name, e.metadata ->> ''label''), 255),
+            e.auth_method, e.api_key_id, e.action,
+            e.resource_type, e.resource_id, left(coalesce(resource.name, e.metadata ->> ''label''), 255),
             e.outcome::text, e.captured, e.attested,
             case when pg_column_size(e.diff) < 256 then e.diff else pgaudit_wf._readable_json(e.diff, 16777216) end,
-            case when pg_column_size(e.metadata) < 256 then e.metadata else pgaudit_wf._readable_json(e.metadata, 16777216) end, e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
+            case when pg_column_size(e.metadata) < 256 then e.metadata else pgaudit_wf._readable_json(e.metadata, 16777216) end,
+            e.ip, e.country, e.user_agent, e.correlation_id, e.db_user, e.application_name,
             pgaudit_wf._trail_cursor(e.occurred_at, e.id)
         from event as e
         left join actor on actor.actor_id = e.actor_id and actor.org_id is not distinct from e.org_id
         left join resource on resource.resource_type = e.resource_type and resource.resource_id = e.resource_id
         order by e.occurred_at desc, e.id desc'
         using org, audit_trail.action, audit_trail.resource_type, audit_trail.resource_id, audit_trail.actor_id, audit_trail.correlation_id,
-            audit_trail.outcome, audit_trail.since, audit_trail.until, pgaudit_wf._like_pattern(audit_trail.search), place.occurred_at, place.id,
-            audit_trail.page_size, restricted;
+            audit_trail.outcome, audit_trail.since, audit_trail.until, pgaudit_wf._like_pattern(audit_trail.search),
+            last_seen.occurred_at, last_seen.id, audit_trail.page_size, restricted;
 end
 $$;
 comment on function pgaudit_wf.audit_trail(text, text, text, text, text, text, text, timestamptz, timestamptz, text, text, integer) is
     'A page of the trail, newest first. '
     'Every filter is optional: org_id, action (* is a wildcard: api_key.*), resource_type, resource_id, actor_id, correlation_id, '
     'outcome, since (inclusive) and until (exclusive), search (text in names, labels, action, address, user agent, ids). '
-    'A diff or metadata of more than 16 MiB is given by SHA-256 and length. Next page: after => the cursor of the last event. '
-    'The reader role sees the organization app.org_id only, and only if app.actor_id is its owner or admin (else PA006). '
-    'Raises PA007 on a cursor that is none, PA008 on a page_size outside 1 to 1000.';
+    'A diff or metadata of more than 16 MiB is shown as its SHA-256 and length. Next page: after => the cursor of the last event. '
+    'The reader role only sees the organization app.org_id, and only if app.actor_id is an owner or admin of it (else PA006). '
+    'Raises PA007 on an invalid cursor, PA008 on a page_size outside 1 to 1000.';

@@ -1,17 +1,18 @@
--- The trail as it grows: audit_trail() looks back, this goes on from where one stopped.
+-- The trail as it grows: audit_trail() looks back, this continues from a cursor.
 
 create function pgaudit_wf.log_end() returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- The place just below the oldest transaction that is still running: what read_log() would have given already.
-    select format('%s/%s/%s/%s', g.system_identifier, g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 999999999999999999)
+    -- Just below the oldest transaction that is still running: everything that read_log() could have returned by now.
+    select format('%s/%s/%s/%s',
+        g.system_identifier, g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 999999999999999999)
     from pgaudit_wf.log_generations() as g
     where g.last_id is null
 $$;
 comment on function pgaudit_wf.log_end() is
-    'Cursor for read_log() and follow_trail() that stands behind all they could give now: '
-    'with it one follows what is to come, without reading what was.';
+    'Cursor for read_log() and follow_trail() after everything that they could return now: '
+    'for following new events without reading old ones.';
 
 create function pgaudit_wf.follow_trail(
     after text,
@@ -37,14 +38,15 @@ declare
 begin
     select
         array_agg(r.cursor order by r.position) as cursors, array_agg((r.event).id order by r.position) as ids,
-        array_agg((r.event).occurred_at order by r.position) as times, min((r.event).occurred_at) as first, max((r.event).occurred_at) as last
+        array_agg((r.event).occurred_at order by r.position) as times,
+        min((r.event).occurred_at) as first, max((r.event).occurred_at) as last
     into batch
     from pgaudit_wf.read_log(follow_trail.after, follow_trail.max_events) with ordinality as r (cursor, event, position);
     if batch.ids is null then
         return;
     end if;
-    -- Filters and names are those of audit_trail(). A batch mostly is all that happened in its time, so one page has it; that of a long
-    -- transaction is not: then each event is asked for by its exact place. Counted first, as an array of entries could not exceed 1 GB.
+    -- Filters and names are those of audit_trail(). A batch usually is all that happened in its time, so one page has it. That of a
+    -- long transaction is not: then each event is looked up by its position. Counted first, as an array of entries could not exceed 1 GB.
     since := greatest(follow_trail.since, batch.first);
     until := least(follow_trail.until, batch.last + interval '1 microsecond');
     is_one_page := 1000 > (
@@ -53,28 +55,28 @@ begin
             follow_trail.correlation_id, follow_trail.outcome, follow_trail.since, follow_trail.until, follow_trail.search, null, 1000));
     if is_one_page then
         return query
-            select place.cursor, e
-            from unnest(batch.cursors, batch.ids) with ordinality as place (cursor, id, position)
+            select item.cursor, e
+            from unnest(batch.cursors, batch.ids) with ordinality as item (cursor, id, position)
             left join pgaudit_wf.audit_trail(
                 follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
-                follow_trail.correlation_id, follow_trail.outcome, follow_trail.since, follow_trail.until, follow_trail.search, null, 1000) as e
-                on e.id = place.id
-            order by place.position;
+                follow_trail.correlation_id, follow_trail.outcome, follow_trail.since, follow_trail.until, follow_trail.search,
+                null, 1000) as e on e.id = item.id
+            order by item.position;
     else
         return query
-            select place.cursor, e
-            from unnest(batch.cursors, batch.ids, batch.times) with ordinality as place (cursor, id, occurred_at, position)
+            select item.cursor, e
+            from unnest(batch.cursors, batch.ids, batch.times) with ordinality as item (cursor, id, occurred_at, position)
             left join lateral pgaudit_wf.audit_trail(
                 follow_trail.org_id, follow_trail.action, follow_trail.resource_type, follow_trail.resource_id, follow_trail.actor_id,
-                follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, place.occurred_at),
-                least(follow_trail.until, place.occurred_at + interval '1 microsecond'), follow_trail.search,
-                pgaudit_wf._trail_cursor(place.occurred_at, place.id + 1), 1) as e on e.id = place.id
-            order by place.position;
+                follow_trail.correlation_id, follow_trail.outcome, greatest(follow_trail.since, item.occurred_at),
+                least(follow_trail.until, item.occurred_at + interval '1 microsecond'), follow_trail.search,
+                pgaudit_wf._trail_cursor(item.occurred_at, item.id + 1), 1) as e on e.id = item.id
+            order by item.position;
     end if;
 end
 $$;
 comment on function pgaudit_wf.follow_trail(text, text, text, text, text, text, text, text, timestamptz, timestamptz, text, integer) is
     'read_log() for people: up to max_events events after the cursor (of read_log() or log_end()), each as an entry of audit_trail(), '
     'or null where the filters, which are those of audit_trail(), leave it out. '
-    'Keep the cursor of every row, also of one without an entry: nothing is skipped or repeated then. '
+    'Keep the cursor of every row, even one without an entry: then nothing is skipped or repeated. '
     'Raises PA007 on a cursor of another log.';

@@ -46,7 +46,7 @@ create function pgaudit_wf._alter_row(record jsonb, altered jsonb, backwards boo
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    -- A dropped column is lost for good; an added one starts with its default.
+    -- A dropped column is lost; an added one starts with its default.
     select case when record is null then null when backwards then
         coalesce((
             select jsonb_object_agg(coalesce(rename.key, member.key), member.value)
@@ -72,8 +72,9 @@ create type pgaudit_wf.row_step as (
 );
 comment on type pgaudit_wf.row_step is 'What happened to a row: an event, or its table being altered.';
 
-create function pgaudit_wf._row_steps(resource_type text, resource_id text, since timestamptz, until timestamptz, after_id bigint, before_id bigint)
-returns setof pgaudit_wf.row_step
+create function pgaudit_wf._row_steps(
+    resource_type text, resource_id text, since timestamptz, until timestamptz, after_id bigint, before_id bigint
+) returns setof pgaudit_wf.row_step
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -146,7 +147,8 @@ begin
     end if;
     if truncates and exists (
         select from pgaudit_wf.security_audit_log as l
-        where l.action = resource_type || '.truncated' and l.captured and l.id > base.id and l.id < before_id and l.occurred_at between base.occurred_at and at)
+        where l.action = resource_type || '.truncated' and l.captured
+            and l.id > base.id and l.id < before_id and l.occurred_at between base.occurred_at and at)
         or exists (
             select from pgaudit_wf._row_departure(resource_type, resource_id, base.id, before_id, true) as d where d.occurred_at <= at)
     then
@@ -158,7 +160,10 @@ begin
         if record is not null and step.altered ? 'rewritten' then
             rewritten_at := step.occurred_at;
         end if;
-        record := case when step.altered is null then pgaudit_wf._apply_diff(record, step.diff) else pgaudit_wf._alter_row(record, step.altered, false) end;
+        record := case
+            when step.altered is null then pgaudit_wf._apply_diff(record, step.diff)
+            else pgaudit_wf._alter_row(record, step.altered, false)
+        end;
     end loop;
 end
 $$;
@@ -185,7 +190,8 @@ begin
         and (l.diff -> 0 ->> 'path' = '' or l.metadata ? 'previous_resource_id')
     order by l.occurred_at, l.id limit 1;
     select d.* into departure
-    from pgaudit_wf._row_departure(resource_type, resource_id, after_id, coalesce(ending.id, 9223372036854775807), false) as d where d.occurred_at > at;
+    from pgaudit_wf._row_departure(resource_type, resource_id, after_id, coalesce(ending.id, 9223372036854775807), false) as d
+    where d.occurred_at > at;
     if departure.id is not null then
         ending.id := departure.id;
         ending.occurred_at := departure.occurred_at;
@@ -207,7 +213,10 @@ begin
         if record is not null and step.altered ->> 'rewritten' = 'changed' then
             rewritten_at := step.occurred_at;
         end if;
-        record := case when step.altered is null then pgaudit_wf._revert_diff(record, step.diff) else pgaudit_wf._alter_row(record, step.altered, true) end;
+        record := case
+            when step.altered is null then pgaudit_wf._revert_diff(record, step.diff)
+            else pgaudit_wf._alter_row(record, step.altered, true)
+        end;
     end loop;
 end
 $$;
@@ -219,7 +228,7 @@ comment on function pgaudit_wf._row_backwards(regclass, text, text, timestamptz,
 create function pgaudit_wf._present_row(target regclass, resource_id text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
--- As the triggers write it, whatever the session likes to read.
+-- As the triggers write it, whatever the session's settings.
 set timezone = 'UTC'
 set datestyle = 'ISO, MDY'
 set intervalstyle = 'postgres'
@@ -234,7 +243,7 @@ declare
 begin
     if setting.target is null or not has_table_privilege(_present_row.target, 'select')
         or (select relkind from pg_class where oid = _present_row.target) not in ('r', 'p')
-        -- Whoever asks runs the table's policies with his own rights; we do not with ours.
+        -- Callers run the table's policies with their own rights; we do not run them with ours.
         or (current_user = pgaudit_wf._schema_owner() and row_security_active(_present_row.target))
     then
         return null;
@@ -256,7 +265,8 @@ as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = row_as_of.target);
     type constant text := coalesce(setting.resource_type,
-        (select h.resource_type from pgaudit_wf.attachment_history as h where h.target = row_as_of.target::text order by h.id desc limit 1));
+        (select h.resource_type from pgaudit_wf.attachment_history as h
+            where h.target = row_as_of.target::text order by h.id desc limit 1));
     key constant text := case when cardinality(setting.id_columns) > 1 then pgaudit_wf._bounded_key((row_as_of.id::jsonb)::text)
         else pgaudit_wf._bounded_key(row_as_of.id) end;
     forwards record;
@@ -264,7 +274,7 @@ declare
 begin
     if type is null then
         raise exception '% was never attached', row_as_of.target
-            using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists what is.';
+            using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists the attached tables.';
     end if;
     select * into forwards from pgaudit_wf._row_forwards(type, key, row_as_of.at, 9223372036854775807,
         (select relkind <> 'p' from pg_class where oid = row_as_of.target));
@@ -273,9 +283,11 @@ begin
     end if;
     select * into backwards from pgaudit_wf._row_backwards(row_as_of.target, type, key, row_as_of.at, -1);
     if backwards.rewritten_at is not null or (backwards.record is null and forwards.record is not null) then
-        raise exception 'the row % of % at % is not known: DDL rewrote the table at %', row_as_of.id, row_as_of.target, row_as_of.at,
-            coalesce(backwards.rewritten_at, forwards.rewritten_at)
-            using errcode = 'PA010', hint = 'Values that DDL computes pass no trigger: the log knows a row up to then, and what the table shows leads back to then.';
+        raise exception 'row % of % at % is unknown: DDL rewrote the table at %',
+            row_as_of.id, row_as_of.target, row_as_of.at, coalesce(backwards.rewritten_at, forwards.rewritten_at)
+            using errcode = 'PA010',
+                hint = 'Values that DDL computes fire no trigger: '
+                    'the log covers the row up to then, and the current row only leads back to then.';
     end if;
     return backwards.record;
 end
@@ -284,6 +296,6 @@ comment on function pgaudit_wf.row_as_of(regclass, text, timestamptz) is
     'The row of an attached table as it was at a moment, as jsonb; null if there was none. '
     'id is the key''s text, several key columns as a JSON array. '
     'Rebuilt from the log: forwards from the row''s insert, or, for a row older than the attachment, '
-    'backwards from its deletion or from what it is now. '
-    'Ignored columns are absent, redacted ones read "[redacted]"; a TRUNCATE of a single partition is not seen. '
+    'backwards from its deletion or from the current row. '
+    'Ignored columns are absent, redacted ones read "[redacted]"; a TRUNCATE of a single partition goes unnoticed. '
     'Raises PA005 for a table that was never attached, PA010 where DDL rewrote the table and the log cannot tell.';

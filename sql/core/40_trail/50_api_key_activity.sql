@@ -1,4 +1,4 @@
--- API keys as the log knows them: revoked and deleted ones too.
+-- API keys as the log knows them, including revoked and deleted ones.
 
 create view pgaudit_wf.api_key_activity with (security_invoker = true) as
 select
@@ -21,16 +21,17 @@ from pgaudit_wf.security_audit_log as l
 where l.resource_type = 'api_key' and l.outcome = 'succeeded'
 group by l.resource_id;
 comment on view pgaudit_wf.api_key_activity is
-    'Every API key that the log knows (resource type api_key), revoked and deleted ones included: who made it, who revoked it, and when. '
+    'Every API key in the log (resource type api_key), including revoked and deleted ones: who created it, who revoked it, and when. '
     'The reader role sees its organization''s.';
 comment on column pgaudit_wf.api_key_activity.api_key_id is 'Id of the key.';
 comment on column pgaudit_wf.api_key_activity.org_id is 'Organization of the key; null for a user''s own key.';
 comment on column pgaudit_wf.api_key_activity.label is 'Its name when it last changed.';
 comment on column pgaudit_wf.api_key_activity.status is 'active, revoked or deleted.';
-comment on column pgaudit_wf.api_key_activity.created_at is 'When it was made; null if before its table was attached.';
-comment on column pgaudit_wf.api_key_activity.created_by is 'Actor who made it.';
-comment on column pgaudit_wf.api_key_activity.revoked_at is 'When it was revoked first.';
+comment on column pgaudit_wf.api_key_activity.created_at is 'When it was created; null if before its table was attached.';
+comment on column pgaudit_wf.api_key_activity.created_by is 'Actor who created it.';
+comment on column pgaudit_wf.api_key_activity.revoked_at is 'When it was first revoked.';
 comment on column pgaudit_wf.api_key_activity.revoked_by is 'Actor who revoked it.';
+
 comment on column pgaudit_wf.api_key_activity.deleted_at is 'When its row was deleted.';
 comment on column pgaudit_wf.api_key_activity.events is 'Number of events of the key.';
 comment on column pgaudit_wf.api_key_activity.last_event_at is 'Time of the last one.';

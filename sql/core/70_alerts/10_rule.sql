@@ -1,9 +1,9 @@
--- Alerts: who is told of which events, and what became of each message.
+-- Alerts: who is notified of which events, and what became of each message.
 --
--- Nothing here touches the write path: a worker (pgaudit-wf alerts run) follows the log as the reader "alerts", writes down in one
--- transaction who is to be told (enqueue_alerts), and then sends one message after the other (claim_alert, send, settle_alert).
+-- Nothing here touches the write path: a worker (pgaudit-wf alerts run) follows the log as the reader "alerts", records in one
+-- transaction who is to be notified (enqueue_alerts), and then sends one message after the other (claim_alert, send, settle_alert).
 -- A delivery is one event for one recipient over one channel, and there is only ever one. A message is one delivery or, in a burst,
--- a digest of many. It is put together when it is claimed and stays as it is from then on, so that a repeat can be told by its id.
+-- a digest of many. It is composed when it is claimed and does not change after that, so that its id identifies a repeat.
 
 create table pgaudit_wf.alert_rule (
     id bigint generated always as identity primary key,
@@ -20,14 +20,15 @@ create table pgaudit_wf.alert_rule (
     constraint alert_rule_machine_has_an_address check (channel = 'smtp' or audience = 'address'),
     constraint alert_rule_address_fits_channel check (
         case channel
-            when 'smtp' then address ~ '^[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+@[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+$' and length(address) <= 254
+            when 'smtp' then length(address) <= 254
+                and address ~ '^[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+@[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+$'
             when 'webhook' then address ~ '^(https://|http://(localhost|127\.0\.0\.1|\[::1\])[:/])[^[:space:][:cntrl:]@]+$'
             else address ~ '^[a-z0-9_.-]+$'
         end),
     constraint alert_rule_once unique nulls not distinct (action_pattern, outcome, org_id, channel, audience, address)
 );
 comment on table pgaudit_wf.alert_rule is
-    'Who is told of which events. A rule is a row: insert one, switch it off with enabled. It speaks of events from created_at on.';
+    'Who is notified of which events. A rule is a row: insert one, switch it off with enabled. It applies to events from created_at on.';
 comment on column pgaudit_wf.alert_rule.id is 'Number of the rule.';
 comment on column pgaudit_wf.alert_rule.action_pattern is 'The action, such as api_key.created; * stands for anything: api_key.*.';
 comment on column pgaudit_wf.alert_rule.outcome is 'Only events with this outcome; null: any.';
@@ -36,13 +37,13 @@ comment on column pgaudit_wf.alert_rule.channel is 'smtp (e-mail), webhook or lo
 comment on column pgaudit_wf.alert_rule.audience is
     'actor (who did it), owners or admins (of the event''s organization; '
     'where it has none, "owners" is the person whom the row belongs to, by person_column, or else the actor) or address. '
-    'Webhook and log have an address only.';
+    'Webhook and log only take an address.';
 comment on column pgaudit_wf.alert_rule.address is
     'E-mail address, webhook URL (https, without user name or secret in it) or name of a log stream, for the audience "address".';
 comment on column pgaudit_wf.alert_rule.person_column is
     'Column of the changed row that holds the id of the person it belongs to, for events without organization.';
-comment on column pgaudit_wf.alert_rule.enabled is 'False: the rule rests.';
-comment on column pgaudit_wf.alert_rule.created_at is 'Events from before are not told of.';
+comment on column pgaudit_wf.alert_rule.enabled is 'False disables the rule.';
+comment on column pgaudit_wf.alert_rule.created_at is 'Only events recorded after this time trigger it.';
 
 insert into pgaudit_wf.alert_rule (action_pattern) values
     ('api_key.created'), ('api_key.revoked'), ('org_api_key.created'), ('org_api_key.revoked');
@@ -63,18 +64,18 @@ comment on table pgaudit_wf.alert_policy is 'How alerts are delivered: one row, 
 comment on column pgaudit_wf.alert_policy.is_only is 'Always true: there is one row.';
 comment on column pgaudit_wf.alert_policy.log_id is 'Makes the ids of messages differ between two databases.';
 comment on column pgaudit_wf.alert_policy.burst_messages is
-    'So many e-mails a recipient gets within burst_window; what exceeds that comes as one digest, '
+    'How many e-mails a recipient gets within burst_window; what exceeds that comes as one digest, '
     'and the next digest when the window has passed.';
 comment on column pgaudit_wf.alert_policy.burst_window is 'The window for burst_messages.';
-comment on column pgaudit_wf.alert_policy.max_attempts is 'After so many attempts a delivery is dead.';
+comment on column pgaudit_wf.alert_policy.max_attempts is 'After this many attempts a delivery is dead.';
 comment on column pgaudit_wf.alert_policy.retry_base is
-    'Pause after the first failure; it doubles with each further one, less up to a half at random.';
+    'Pause after the first failure; it doubles with each further one, shortened by up to a half at random.';
 comment on column pgaudit_wf.alert_policy.retry_limit is 'The longest pause.';
 comment on column pgaudit_wf.alert_policy.lease is
-    'How long a worker may take for a message; then it is taken for gone, and another one sends the message. '
+    'How long a worker may take for a message; then it is presumed dead, and another one sends the message. '
     'At least twice the worker''s send timeout.';
 comment on column pgaudit_wf.alert_policy.max_age is
-    'Events that are older when a worker comes to them are not told of, as when the first worker starts late.';
+    'Events older than this when a worker reads them cause no alerts, as when the first worker starts late.';
 comment on column pgaudit_wf.alert_policy.keep is 'How long sent and dead deliveries are kept.';
 insert into pgaudit_wf.alert_policy default values;
 
@@ -85,10 +86,10 @@ as $$
         and ((rule).outcome is null or (rule).outcome = (event).outcome)
         and ((rule).org_id is null or (rule).org_id = (event).org_id)
         and (event).occurred_at >= (rule).created_at
-        and (event).action like replace(replace(replace(replace((rule).action_pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%')
+        and pgaudit_wf._matches_pattern((event).action, (rule).action_pattern)
 $$;
 comment on function pgaudit_wf._alert_rule_matches(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is
-    'Whether a rule speaks of an event.';
+    'Whether a rule applies to an event.';
 
 create function pgaudit_wf._alert_person(event pgaudit_wf.security_audit_log, person_column text) returns text
 language plpgsql stable
@@ -104,11 +105,13 @@ begin
     if person is null and (_alert_person.event).captured and (_alert_person.event).resource_id is not null then
         for target in select a.target from pgaudit_wf.attachment as a where a.resource_type = (_alert_person.event).resource_type loop
             begin
-                person := coalesce(person, pgaudit_wf.row_as_of(target, (_alert_person.event).resource_id, (_alert_person.event).occurred_at) ->> _alert_person.person_column);
+                person := coalesce(person, pgaudit_wf.row_as_of(
+                    target, (_alert_person.event).resource_id, (_alert_person.event).occurred_at) ->> _alert_person.person_column);
             exception
                 -- One odd row must not hold up the alerts that come after it.
                 when others then
-                    raise warning 'cannot tell whom % % belongs to: %', (_alert_person.event).resource_type, (_alert_person.event).resource_id, sqlstate;
+                    raise warning 'cannot tell whom % % belongs to: %',
+                        (_alert_person.event).resource_type, (_alert_person.event).resource_id, sqlstate;
             end;
         end loop;
     end if;
@@ -128,7 +131,10 @@ declare
     reachable text[];
 begin
     if (_alert_recipients.rule).audience = 'address' then
-        return next case (_alert_recipients.rule).channel when 'smtp' then lower((_alert_recipients.rule).address) else (_alert_recipients.rule).address end;
+        return next case (_alert_recipients.rule).channel
+            when 'smtp' then lower((_alert_recipients.rule).address)
+            else (_alert_recipients.rule).address
+        end;
         return;
     end if;
     if (_alert_recipients.rule).audience = 'actor' then
@@ -138,7 +144,7 @@ begin
         where m.org_id = (_alert_recipients.event).org_id
             and m.role = case (_alert_recipients.rule).audience when 'owners' then 'owner' else 'admin' end;
     elsif (_alert_recipients.rule).audience = 'owners' then
-        -- A person's own key opens what his organizations let him do, so their owners hear of it too.
+        -- A personal key opens whatever the person's organizations allow, so the owners of those are notified too.
         select array_agg(whose.person) || array_agg(owner.actor_id) into actor_ids
         from (select pgaudit_wf._alert_person(_alert_recipients.event, (_alert_recipients.rule).person_column) as person) as whose
         left join pgaudit_wf.org_member as m on m.actor_id = whose.person
@@ -148,7 +154,7 @@ begin
     end if;
     select array_agg(distinct lower(d.email)) into reachable from pgaudit_wf.actor_directory as d
     where d.actor_id = any (actor_ids)
-        -- What is no plain address could smuggle in a header or a second recipient.
+        -- Anything but a plain address could smuggle in a header or a second recipient.
         and d.email ~ '^[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+@[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+$' and length(d.email) <= 254;
     if reachable is null and (_alert_recipients.rule).audience <> 'admins' then
         return next '';
@@ -157,4 +163,4 @@ begin
 end
 $$;
 comment on function pgaudit_wf._alert_recipients(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is
-    'Whom a rule tells of an event; an empty text if it should tell somebody and finds no address.';
+    'Whom a rule notifies of an event; an empty text if it should notify somebody and finds no address.';

@@ -24,20 +24,20 @@ comment on column pgaudit_wf.alert_delivery.id is 'Number of the delivery.';
 comment on column pgaudit_wf.alert_delivery.event_tx_id is 'Transaction of the event, by which it is found in the log.';
 comment on column pgaudit_wf.alert_delivery.event_id is 'The event.';
 comment on column pgaudit_wf.alert_delivery.action is 'What happened.';
-comment on column pgaudit_wf.alert_delivery.rule_id is 'The rule because of which it is delivered; null when that is gone.';
+comment on column pgaudit_wf.alert_delivery.rule_id is 'The rule that caused it; null when that was deleted.';
 comment on column pgaudit_wf.alert_delivery.channel is 'smtp, webhook or log.';
 comment on column pgaudit_wf.alert_delivery.recipient is
     'E-mail address in lower case, URL or log stream; empty when the rule found nobody.';
 comment on column pgaudit_wf.alert_delivery.state is
     'pending (waits until due_at), sending (a worker has it until lease_until), sent, dead (given up; '
     'requeue_alert() revives it) or unaddressed (the rule found nobody with an e-mail address).';
-comment on column pgaudit_wf.alert_delivery.attempts is 'How often sending was begun.';
-comment on column pgaudit_wf.alert_delivery.created_at is 'When a worker came to the event.';
-comment on column pgaudit_wf.alert_delivery.due_at is 'When it is to be sent, next or at the earliest.';
+comment on column pgaudit_wf.alert_delivery.attempts is 'How many attempts to send it were started.';
+comment on column pgaudit_wf.alert_delivery.created_at is 'When a worker read the event.';
+comment on column pgaudit_wf.alert_delivery.due_at is 'When it is to be sent, at the earliest.';
 comment on column pgaudit_wf.alert_delivery.message is
     'The message it is in: id of the message''s first delivery. Null until it is claimed.';
-comment on column pgaudit_wf.alert_delivery.started_at is 'When its message was put together.';
-comment on column pgaudit_wf.alert_delivery.lease_until is 'Until when the worker that sends it has it for itself.';
+comment on column pgaudit_wf.alert_delivery.started_at is 'When its message was composed.';
+comment on column pgaudit_wf.alert_delivery.lease_until is 'When the lease of the worker that sends it ends.';
 comment on column pgaudit_wf.alert_delivery.settled_at is 'When it was sent or given up.';
 comment on column pgaudit_wf.alert_delivery.last_error is 'Why the last attempt failed: kind and code, never what the server quoted.';
 

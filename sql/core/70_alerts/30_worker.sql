@@ -1,4 +1,4 @@
--- What a worker does: write down who is to be told, claim a message, settle it.
+-- What a worker does: enqueue deliveries, claim a message, settle it.
 
 create function pgaudit_wf.enqueue_alerts(max_events integer default 1000)
 returns table (events bigint, deliveries bigint, unaddressed bigint, outdated bigint)
@@ -8,7 +8,7 @@ as $$
 #variable_conflict use_column
 declare
     oldest constant timestamptz := now() - (select p.max_age from pgaudit_wf.alert_policy as p);
-    place text;
+    reached text;
 begin
     with batch as materialized (
         select row_number() over () as number, r.cursor, r.event from pgaudit_wf.read_as('alerts', enqueue_alerts.max_events) as r
@@ -18,8 +18,9 @@ begin
     ),
     added as (
         insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, action, rule_id, channel, recipient, state)
-        select (m.event).tx_id, (m.event).id, (m.event).action, (m.rule).id, (m.rule).channel, told.recipient, case told.recipient when '' then 'unaddressed' else 'pending' end
-        from matched as m, pgaudit_wf._alert_recipients(m.rule, m.event) as told (recipient)
+        select (m.event).tx_id, (m.event).id, (m.event).action, (m.rule).id, (m.rule).channel,
+            found.recipient, case found.recipient when '' then 'unaddressed' else 'pending' end
+        from matched as m, pgaudit_wf._alert_recipients(m.rule, m.event) as found (recipient)
         where (m.event).occurred_at >= oldest
         order by (m.event).tx_id, (m.event).id, (m.rule).id
         on conflict on constraint alert_delivery_once do nothing
@@ -29,32 +30,33 @@ begin
         (select count(*) from batch), (select b.cursor from batch as b order by b.number desc limit 1),
         (select count(*) from added as a where a.state = 'pending'), (select count(*) from added as a where a.state = 'unaddressed'),
         (select count(distinct (m.event).id) from matched as m where (m.event).occurred_at < oldest)
-    into events, place, deliveries, unaddressed, outdated;
+    into events, reached, deliveries, unaddressed, outdated;
     if events > 0 then
-        perform pgaudit_wf.advance_reader('alerts', place, events);
+        perform pgaudit_wf.advance_reader('alerts', reached, events);
     end if;
     return next;
 exception
-    -- The only one that is left: the sequence of the deliveries lags behind the table.
+    -- The only cause left: the sequence of the deliveries lags behind the table.
     when unique_violation then
-        raise exception 'no alert can be written down: %', sqlerrm
+        raise exception 'no alert can be enqueued: %', sqlerrm
             using errcode = 'PA402',
-                hint = 'The numbers of pgaudit_wf.alert_delivery lag behind, as after logical replication: '
-                    'select setval(pg_get_serial_sequence(''pgaudit_wf.alert_delivery'', ''id''), (select max(id) from pgaudit_wf.alert_delivery));';
+                hint = 'The sequence of pgaudit_wf.alert_delivery lags behind, as after logical replication: '
+                    'select setval(pg_get_serial_sequence(''pgaudit_wf.alert_delivery'', ''id''), '
+                    '(select max(id) from pgaudit_wf.alert_delivery));';
 end
 $$;
 comment on function pgaudit_wf.enqueue_alerts(integer) is
-    'Follows the log as the reader "alerts" and writes down who is to be told of the next events, at most max_events. '
-    'Returns how many events it went through, how many deliveries came of them, for how many a rule found nobody, '
+    'Follows the log as the reader "alerts" and enqueues deliveries for the next events, at most max_events. '
+    'Returns how many events it read, how many deliveries it enqueued, for how many a rule found nobody, '
     'and how many matching events were older than max_age. '
-    'Raises PA402, and moves on by no event, when the numbers of deliveries lag behind those in use.';
+    'Raises PA402, and does not advance, when the sequence of the deliveries lags behind the table.';
 
 create function pgaudit_wf._alert_event(event pgaudit_wf.security_audit_log) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
-    -- Never the diff, nor the rest of the metadata: a mailbox is no place for values. Names are cut, as a hundred events are one message.
+    -- Never the diff, nor the rest of the metadata: values do not belong in a mailbox. Names are cut, as one message has up to 100 events.
     select jsonb_build_object(
         'id', (event).id,
         'occurred_at', to_char((event).occurred_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
@@ -62,7 +64,8 @@ as $$
         'actor_id', (event).actor_id, 'actor_name', left(coalesce(d.name, (event).actor_label), 255), 'actor_email', left(d.email, 255),
         'db_user', (event).db_user, 'application_name', (event).application_name,
         'org_id', (event).org_id, 'org_label', (event).org_label,
-        'resource_type', (event).resource_type, 'resource_id', (event).resource_id, 'resource_label', left((event).metadata ->> 'label', 255),
+        'resource_type', (event).resource_type, 'resource_id', (event).resource_id,
+        'resource_label', left((event).metadata ->> 'label', 255),
         'auth_method', (event).auth_method, 'ip', host((event).ip), 'country', (event).country,
         'user_agent', (event).user_agent, 'correlation_id', (event).correlation_id)
     from (values (1)) as one
@@ -94,7 +97,7 @@ begin
             return null;
         end if;
         is_digest := false;
-        -- Programs take events one by one; people do not read fifty mails.
+        -- Programs want one event at a time; people do not read fifty mails.
         if next_one.channel = 'smtp' then
             select count(distinct d.message) as messages, min(d.started_at) as first_at into recent from pgaudit_wf.alert_delivery as d
             where d.recipient = next_one.recipient and d.channel = next_one.channel and d.started_at > right_now - policy.burst_window;
@@ -123,10 +126,13 @@ begin
 end
 $$;
 comment on function pgaudit_wf._compose_alert(text[], pgaudit_wf.alert_policy) is
-    'Puts the next message together and returns its number; null if nothing is due. Part of claim_alert().';
+    'Composes the next message and returns its number; null if nothing is due. Part of claim_alert().';
 
 create function pgaudit_wf.claim_alert(channels text[] default '{smtp,webhook,log}')
-returns table (message bigint, attempt integer, channel text, recipient text, message_key text, events jsonb, deliveries bigint, lease_seconds double precision)
+returns table (
+    message bigint, attempt integer, channel text, recipient text, message_key text, events jsonb, deliveries bigint,
+    lease_seconds double precision
+)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -136,10 +142,11 @@ declare
     chosen bigint;
     right_now timestamptz;
 begin
-    -- Whoever holds the policy has the turn: it takes a millisecond, and makes the counts of a burst exact.
+    -- The row lock serializes claims: they take a millisecond each, and the counts of a burst are exact.
     select p.* into policy from pgaudit_wf.alert_policy as p for update;
     right_now := clock_timestamp();
-    update pgaudit_wf.alert_delivery as d set state = 'dead', settled_at = right_now, lease_until = null, last_error = 'the worker ended during the last attempt'
+    update pgaudit_wf.alert_delivery as d
+    set state = 'dead', settled_at = right_now, lease_until = null, last_error = 'the worker ended during the last attempt'
     where d.state = 'sending' and d.lease_until < right_now and d.attempts >= policy.max_attempts;
     select d.message into chosen from pgaudit_wf.alert_delivery as d
     where d.state = 'sending' and d.lease_until < right_now and d.channel = any (claim_alert.channels)
@@ -157,7 +164,8 @@ begin
     where d.message = chosen and d.state in ('pending', 'sending');
     return query
         select chosen, max(d.attempts), min(d.channel), min(d.recipient),
-            left(encode(sha256(convert_to(concat_ws('/', policy.log_id, min(d.channel), min(d.recipient), string_agg(concat_ws(':', d.event_tx_id, d.event_id), ',' order by d.event_tx_id, d.event_id)), 'UTF8')), 'hex'), 32),
+            left(encode(sha256(convert_to(concat_ws('/', policy.log_id, min(d.channel), min(d.recipient),
+                string_agg(concat_ws(':', d.event_tx_id, d.event_id), ',' order by d.event_tx_id, d.event_id)), 'UTF8')), 'hex'), 32),
             (select coalesce(jsonb_agg(shown.event order by shown.id), '[]') from (
                 select s.id, pgaudit_wf._alert_event(l) as event
                 from pgaudit_wf.alert_delivery as s
@@ -168,12 +176,13 @@ begin
 end
 $$;
 comment on function pgaudit_wf.claim_alert(text[]) is
-    'Takes the next message that is due for sending, for the time of the policy''s lease; no row: nothing is due. '
-    'events are what it may tell (the first 100 of a digest of deliveries), message_key an id that a repeat has again. '
+    'Claims the next message that is due, for the duration of the policy''s lease; no row: nothing is due. '
+    'events are what it may say (the first 100 of a digest of deliveries), message_key an id that a repeat shares. '
     'Report back with settle_alert(message, attempt, …).';
 
-create function pgaudit_wf.settle_alert(message bigint, attempt integer, problem text default null, is_final boolean default false, retry_after interval default null)
-returns text
+create function pgaudit_wf.settle_alert(
+    message bigint, attempt integer, problem text default null, is_final boolean default false, retry_after interval default null
+) returns text
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -181,7 +190,8 @@ as $$
 declare
     policy constant pgaudit_wf.alert_policy := (select p from pgaudit_wf.alert_policy as p);
     right_now constant timestamptz := clock_timestamp();
-    pause constant interval := least(policy.retry_limit, policy.retry_base * power(2, least(settle_alert.attempt - 1, 30))) * (0.5 + random() / 2);
+    pause constant interval := (0.5 + random() / 2)
+        * least(policy.retry_limit, policy.retry_base * power(2, least(settle_alert.attempt - 1, 30)));
     outcome text := case
         when settle_alert.problem is null then 'sent'
         when settle_alert.is_final or settle_alert.attempt >= policy.max_attempts then 'dead'
@@ -191,15 +201,19 @@ begin
     update pgaudit_wf.alert_delivery as d
     set state = outcome, lease_until = null, last_error = left(settle_alert.problem, 200),
         settled_at = case when outcome <> 'pending' then right_now end,
-        due_at = case when outcome = 'pending' then right_now + greatest(pause, case when settle_alert.retry_after > '1 day' then interval '1 day' else settle_alert.retry_after end) else d.due_at end
+        due_at = case
+            when outcome = 'pending' then right_now + greatest(pause,
+                case when settle_alert.retry_after is not null then least(settle_alert.retry_after, interval '1 day') end)
+            else d.due_at
+        end
     where d.message = settle_alert.message and d.state = 'sending' and d.attempts = settle_alert.attempt;
     return case when found then outcome end;
 end
 $$;
 comment on function pgaudit_wf.settle_alert(bigint, integer, text, boolean, interval) is
-    'Says how the attempt to send a claimed message ended: well, or with a problem; '
-    'then it is tried again after a pause that grows (at least retry_after), or is dead when that is final or was the last attempt. '
-    'Returns the new state; null if the lease had run out and another worker has taken the message.';
+    'Reports how the attempt to send a claimed message ended: with success, or with a problem; '
+    'then it is retried after a growing pause (at least retry_after), or is dead if the problem is final or it was the last attempt. '
+    'Returns the new state; null if the lease had expired and another worker has claimed the message.';
 
 create function pgaudit_wf.requeue_alert(delivery_id bigint default null) returns bigint
 language plpgsql security definer
@@ -222,9 +236,10 @@ begin
         else
             -- Somebody may be there by now.
             insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, action, rule_id, channel, recipient)
-            select delivery.event_tx_id, delivery.event_id, delivery.action, delivery.rule_id, delivery.channel, told.recipient
-            from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule, pgaudit_wf._alert_recipients(rule, l) as told (recipient)
-            where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and rule.id = delivery.rule_id and told.recipient <> ''
+            select delivery.event_tx_id, delivery.event_id, delivery.action, delivery.rule_id, delivery.channel, found.recipient
+            from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule,
+            pgaudit_wf._alert_recipients(rule, l) as found (recipient)
+            where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and rule.id = delivery.rule_id and found.recipient <> ''
             on conflict on constraint alert_delivery_once do nothing;
             continue when not found;
             delete from pgaudit_wf.alert_delivery as d where d.id = delivery.id;
@@ -241,7 +256,7 @@ end
 $$;
 comment on function pgaudit_wf.requeue_alert(bigint) is
     'Queues a dead delivery again, or an unaddressed one if its rule finds somebody now; null: all of them. '
-    'Several for one recipient come as a digest. Returns how many; raises PA401 if the one that was named cannot be.';
+    'Several for one recipient come as a digest. Returns how many were queued; raises PA401 if the one that was named cannot be.';
 
 create function pgaudit_wf._prune_alerts() returns bigint
 language sql security definer

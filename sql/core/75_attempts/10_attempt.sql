@@ -1,12 +1,12 @@
--- Attempts that came to nothing: failed and denied events, each recorded once however often it is sent.
+-- Failed and denied attempts, each recorded once however often it is sent.
 
 create table pgaudit_wf.attempt (
     id uuid primary key,
     recorded_at timestamptz not null default now()
 );
 comment on table pgaudit_wf.attempt is
-    'Attempts that have been recorded by record_attempt(), so that one whose commit was in doubt, '
-    'or that is read from a spool file again, makes no second event.';
+    'Attempts recorded by record_attempt(), so that one whose commit was in doubt, '
+    'or that is read from a spool file again, is not recorded twice.';
 comment on column pgaudit_wf.attempt.id is 'Id that the client gave to the attempt.';
 comment on column pgaudit_wf.attempt.recorded_at is 'When it was recorded.';
 
@@ -35,7 +35,7 @@ declare
     field text;
 begin
     if entry ->> 'outcome' is null or entry ->> 'outcome' not in ('failed', 'denied') then
-        raise exception 'outcome is "%": that of an attempt is failed or denied', entry ->> 'outcome' using errcode = 'PA008';
+        raise exception 'outcome is "%": that of an attempt must be failed or denied', entry ->> 'outcome' using errcode = 'PA008';
     end if;
     if entry ->> 'id' is null or entry ->> 'id' !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
         raise exception 'an attempt needs an id, a UUID, by which it is recorded once' using errcode = 'PA008';
@@ -45,14 +45,20 @@ begin
     if not found then
         return null;
     end if;
-    foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id', 'ip', 'country', 'user_agent', 'correlation_id', 'reason', 'attestation'] loop
+    foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id',
+        'ip', 'country', 'user_agent', 'correlation_id', 'reason', 'attestation']
+    loop
         perform set_config('app.' || field, coalesce(entry -> 'context' ->> field, ''), true);
     end loop;
-    -- Cut, where record_event() would refuse: an attempt that was spooled is not to be lost for a name.
+    -- Truncated, where record_event() would refuse: a spooled attempt must not be lost because of a long name.
     return pgaudit_wf.record_event(
-        action => left(entry ->> 'action', 128), resource_type => left(entry ->> 'resource_type', 128), resource_id => entry ->> 'resource_id',
-        metadata => coalesce(nullif(entry -> 'metadata', 'null'), '{}') || jsonb_strip_nulls(jsonb_build_object('attempted_at', entry -> 'attempted_at')),
-        outcome => entry ->> 'outcome');
+        action => left(entry ->> 'action', 128),
+        resource_type => left(entry ->> 'resource_type', 128),
+        resource_id => entry ->> 'resource_id',
+        metadata => coalesce(nullif(entry -> 'metadata', 'null'), '{}')
+            || jsonb_strip_nulls(jsonb_build_object('attempted_at', entry -> 'attempted_at')),
+        outcome
+ => entry ->> 'outcome');
 end
 $$;
 comment on function pgaudit_wf.record_attempt(jsonb) is

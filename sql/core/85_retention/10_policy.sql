@@ -1,8 +1,8 @@
--- How long events and versions are kept, and the only way in which old ones leave.
+-- How long events and versions are kept, and the only way in which old ones are removed.
 --
--- Events leave a whole partition at a time, once archived: what is judged is the partition's end, so that each is
--- touched once for each number of days in force. Rows under a longer policy than the rest of their month are carried over into a
--- fresh partition in its place: a long policy for one organization does not keep everybody's events.
+-- Events are removed a whole partition at a time, once archived: what counts is the partition's end, so that each is processed
+-- once for each number of days in force. Rows under a longer policy than the rest of their month are carried over into a
+-- new partition in its place: a long policy for one organization does not keep everybody's events.
 
 create table pgaudit_wf.retention_policy (
     id bigint generated always as identity primary key,
@@ -15,13 +15,13 @@ create table pgaudit_wf.retention_policy (
 );
 comment on table pgaudit_wf.retention_policy is
     'How long events are kept. '
-    'Of the policies that fit an event the most specific one holds: for its organization before for all, then the longer pattern. '
-    'An event that none fits stays for good.';
+    'Of the policies that match an event the most specific one applies: for its organization before for all, then the longer pattern. '
+    'An event that none matches is kept forever.';
 comment on column pgaudit_wf.retention_policy.id is 'Number of the policy.';
 comment on column pgaudit_wf.retention_policy.action_pattern is 'Actions it is for; * stands for any characters: api_key.*.';
 comment on column pgaudit_wf.retention_policy.org_id is 'Organization it is for; null: all, and events without one.';
 comment on column pgaudit_wf.retention_policy.keep_days is
-    'Days, from 30 to 1,000,000, that an event stays after the end of its month (UTC); null: for good.';
+    'Days, from 30 to 1,000,000, that an event is kept after the end of its month (UTC); null: forever.';
 insert into pgaudit_wf.retention_policy (keep_days) values (730);
 
 create table pgaudit_wf.version_policy (
@@ -32,8 +32,8 @@ create table pgaudit_wf.version_policy (
     constraint version_policy_keep_days check (keep_days between 30 and 1000000)
 );
 comment on table pgaudit_wf.version_policy is
-    'Which versions of workflows keep their snapshot: the newest ones, the young ones, and any that a run points at. '
-    'Of the others the chain stays: number, hash, change, who and when.';
+    'Which versions of workflows keep their snapshot: the newest ones, recent ones, and any that a run refers to. '
+    'Of the others, number, hash, change, author and time are kept.';
 comment on column pgaudit_wf.version_policy.org_id is 'Organization it is for; null: all that have no policy of their own.';
 comment on column pgaudit_wf.version_policy.keep_versions is 'How many of a workflow''s newest versions keep it; null: all.';
 comment on column pgaudit_wf.version_policy.keep_days is 'Days, from 30 to 1,000,000, for which every version keeps it.';
@@ -49,20 +49,13 @@ begin
     return null;
 end
 $$;
-comment on function pgaudit_wf._record_policy_change() is 'Trigger: who changed how long things are kept is itself in the log.';
+comment on function pgaudit_wf._record_policy_change() is 'Trigger: records changes to the retention policies.';
 create trigger record_change after insert or update or delete on pgaudit_wf.retention_policy
     for each row execute function pgaudit_wf._record_policy_change('retention_policy');
 create trigger record_change after insert or update or delete on pgaudit_wf.version_policy
     for each row execute function pgaudit_wf._record_policy_change('version_policy');
 alter table pgaudit_wf.retention_policy enable always trigger record_change;
 alter table pgaudit_wf.version_policy enable always trigger record_change;
-
-create function pgaudit_wf._matches_pattern(action text, pattern text) returns boolean
-language sql immutable strict parallel safe
-as $$
-    select action like replace(replace(replace(replace(pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%')
-$$;
-comment on function pgaudit_wf._matches_pattern(text, text) is 'Whether an action fits a pattern in which * stands for any characters.';
 
 create function pgaudit_wf.retention_days(action text, org_id text default null) returns integer
 language sql stable
@@ -75,11 +68,12 @@ as $$
     limit 1
 $$;
 comment on function pgaudit_wf.retention_days(text, text) is
-    'Days for which an event of that action and organization is kept after the end of its month; null: for good, as when no policy fits.';
+    'Days for which an event of that action and organization is kept after the end of its month; '
+    'null: forever, also when no policy matches.';
 
-create function pgaudit_wf._keeps_until(to_time timestamptz, keep_days integer) returns timestamptz
+create function pgaudit_wf._kept_until(to_time timestamptz, keep_days integer) returns timestamptz
 language sql immutable parallel safe
 set timezone = 'UTC'
 as $$ select coalesce(to_time + make_interval(days => keep_days), 'infinity') $$;
-comment on function pgaudit_wf._keeps_until(timestamptz, integer) is
-    'When events of a month that ends then are out of the retention window.';
+comment on function pgaudit_wf._kept_until(timestamptz, integer) is
+    'When events of a month that ends at to_time leave the retention window.';

@@ -7,7 +7,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     return query execute format(
-        'select g.action, g.org_id, g.events, pgaudit_wf._keeps_until($1, pgaudit_wf.retention_days(g.action, g.org_id))'
+        'select g.action, g.org_id, g.events, pgaudit_wf._kept_until($1, pgaudit_wf.retention_days(g.action, g.org_id))'
         ' from (select l.action, l.org_id, count(*) as events from only %s as l group by 1, 2) as g', _retention_groups.relation)
         using _retention_groups.to_time;
 end
@@ -16,7 +16,9 @@ comment on function pgaudit_wf._retention_groups(regclass, timestamptz) is
     'What a month of the log holds by action and organization, and until when each is kept.';
 
 create function pgaudit_wf.log_retention(at timestamptz default now())
-returns table (partition_name text, from_time timestamptz, to_time timestamptz, events bigint, expired_events bigint, keep_until timestamptz)
+returns table (
+    partition_name text, from_time timestamptz, to_time timestamptz, events bigint, expired_events bigint, keep_until timestamptz
+)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -25,24 +27,24 @@ declare
     month record;
 begin
     if log_retention.at > now() then
-        raise exception 'retention is judged at the present or a past moment, not at %', log_retention.at using errcode = 'PA008';
+        raise exception 'retention cannot be computed for a future time: %', log_retention.at using errcode = 'PA008';
     end if;
     for month in
         select m.* from pgaudit_wf.log_months() as m
-        -- Counting takes a scan: only where a policy is short enough to let something go.
-        where pgaudit_wf._keeps_until(m.to_time, (select min(p.keep_days) from pgaudit_wf.retention_policy as p)) <= log_retention.at
+        -- Counting takes a scan: only where a policy is short enough for something to have expired.
+        where pgaudit_wf._kept_until(m.to_time, (select min(p.keep_days) from pgaudit_wf.retention_policy as p)) <= log_retention.at
     loop
         return query
             select month.partition_name, month.from_time, month.to_time, coalesce(sum(g.events), 0)::bigint,
                 coalesce(sum(g.events) filter (where g.keep_until <= log_retention.at), 0)::bigint,
-                nullif(coalesce(min(g.keep_until), pgaudit_wf._keeps_until(month.to_time, pgaudit_wf.retention_days('', null))), 'infinity')
+                nullif(coalesce(min(g.keep_until), pgaudit_wf._kept_until(month.to_time, pgaudit_wf.retention_days('', null))), 'infinity')
             from pgaudit_wf._retention_groups(month.relation, month.to_time) as g;
     end loop;
 end
 $$;
 comment on function pgaudit_wf.log_retention(timestamptz) is
     'The months of the log of which something may be out of the retention window: '
-    'their events, how many of these are, and when the first of them is or will be (null: never). Raises PA008 on a moment to come.';
+    'their events, how many of these are, and when the first of them is or will be (null: never). Raises PA008 on a future time.';
 
 create function pgaudit_wf.prune(partition_name text) returns bigint
 language plpgsql security definer
@@ -60,15 +62,17 @@ declare
 begin
     perform pgaudit_wf._take_turn('partition');
     select * into month from pgaudit_wf._month_of(prune.partition_name);
-    -- Nothing can be added to it from here on; reading goes on.
+    -- Blocks writes to it from here on, not reads.
     execute format('lock table only %s in share mode', month.relation);
     select coalesce(sum(g.events), 0), coalesce(sum(g.events) filter (where g.keep_until <= now()), 0),
-        coalesce(min(g.keep_until), pgaudit_wf._keeps_until(month.to_time, pgaudit_wf.retention_days('', null)))
+        coalesce(min(g.keep_until), pgaudit_wf._kept_until(month.to_time, pgaudit_wf.retention_days('', null)))
     into total, expired, keep_until
     from pgaudit_wf._retention_groups(month.relation, month.to_time) as g;
-    if pgaudit_wf._keeps_until(month.to_time, 30) > now() or keep_until > now() then
+    if pgaudit_wf._kept_until(month.to_time, 30) > now() or keep_until > now() then
         raise exception '% is inside the retention window', prune.partition_name
-            using errcode = 'PA341', hint = 'pgaudit_wf.retention_policy says how long events are kept; nothing leaves before 30 days after the end of its month.';
+            using errcode = 'PA341',
+                hint = 'pgaudit_wf.retention_policy says how long events are kept; '
+                    'nothing is removed until 30 days after the end of its month.';
     end if;
     covered := pgaudit_wf._archived_events(prune.partition_name);
     if covered is distinct from total then
@@ -76,9 +80,11 @@ begin
             using errcode = 'PA342', hint = 'Archive it first: pgaudit-wf maintain --archive URL does both.';
     end if;
     if total > 0 and (
-        select a.read_back_at is null from pgaudit_wf.archive as a where a.partition_name = prune.partition_name order by a.id desc limit 1) then
+        select a.read_back_at is null from pgaudit_wf.archive as a
+        where a.partition_name = prune.partition_name order by a.id desc limit 1)
+    then
         raise exception 'the archive of % has been rewritten since it was last read back', prune.partition_name
-            using errcode = 'PA342', hint = 'pgaudit-wf maintain reads it and compares it with the log first.';
+            using errcode = 'PA342', hint = 'pgaudit-wf maintain first reads it back and compares it with the log.';
     end if;
 
     if expired < total then
@@ -86,14 +92,15 @@ begin
         perform pgaudit_wf._revoke_defaults(format('pgaudit_wf.%I', fresh)::regclass);
         execute format(
             'insert into pgaudit_wf.%I select l.* from only %s as l'
-            ' where array[l.action, l.org_id] in (select array[g.action, g.org_id] from pgaudit_wf._retention_groups($1, $2) as g where g.keep_until > now())',
+            ' where array[l.action, l.org_id] in ('
+            '     select array[g.action, g.org_id] from pgaudit_wf._retention_groups($1, $2) as g where g.keep_until > now())',
             fresh, month.relation) using month.relation, month.to_time;
         get diagnostics carried = row_count;
     end if;
     update pgaudit_wf.archive as a set live_events = carried, pruned_at = now()
     where a.id = (select max(newest.id) from pgaudit_wf.archive as newest where newest.partition_name = prune.partition_name);
     if not found then
-        -- An empty month needs no file; that it went is noted all the same.
+        -- An empty month needs no file, but its removal is recorded too.
         insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, pruned_at)
         values (prune.partition_name, month.from_time, month.to_time, 0, 0, now());
     end if;
@@ -111,19 +118,22 @@ end
 $$;
 comment on function pgaudit_wf.prune(text) is
     'Removes a month of the log that is archived and out of the retention window, and returns how many events that were; '
-    'those under a longer policy stay, in a fresh partition of that month. '
-    'Raises PA340 if it is no month of the log, PA341 inside the window or less than 30 days after its end, '
+    'those under a longer policy stay, in a new partition of that month. '
+    'Raises PA340 if it is not a month of the log, PA341 inside the window or less than 30 days after its end, '
     'PA342 if it holds an event that is not archived, or the archive has yet to be read back.';
 
 create function pgaudit_wf._prunable_versions_query() returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Tables of runs differ from one application to the next; what they point at stays.
+    -- Tables of runs differ from one application to the next; the versions that they refer to are kept.
     select 'with policy as ('
         '     select w.workflow_id, w.newest, coalesce(own.keep_versions, common.keep_versions) as keep_versions,'
-        '         coalesce(own.keep_days, common.keep_days) as keep_days, own.org_id is not null as has_own, own.keep_versions as own_keep_versions'
-        '     from (select distinct on (h.workflow_id) h.workflow_id, h.version as newest, h.org_id from pgaudit_wf.workflow_history as h order by h.workflow_id, h.version desc) as w'
+        '         coalesce(own.keep_days, common.keep_days) as keep_days,'
+        '         own.org_id is not null as has_own, own.keep_versions as own_keep_versions'
+        '     from ('
+        '         select distinct on (h.workflow_id) h.workflow_id, h.version as newest, h.org_id'
+        '         from pgaudit_wf.workflow_history as h order by h.workflow_id, h.version desc) as w'
         '     left join pgaudit_wf.version_policy as own on own.org_id = w.org_id'
         '     left join pgaudit_wf.version_policy as common on common.org_id is null)'
         ' select h.workflow_id, h.version from pgaudit_wf.workflow_history as h'
@@ -131,13 +141,18 @@ as $$
         ' where h.pruned_at is null'
         '     and h.version <= p.newest - case when p.has_own then p.own_keep_versions else p.keep_versions end'
         '     and h.created_at < now() - make_interval(days => p.keep_days)'
-        || coalesce(string_agg(format(' and not exists (select from %s as run where %s = h.content_hash)', e.target,
-            pgaudit_wf._text_expression((select atttypid from pg_attribute where attrelid = e.target and attname = e.hash_column), pgaudit_wf._field('run', e.hash_column))), '' order by e.target::oid), '')
+        || coalesce(
+            string_agg(
+                format(' and not exists (select from %s as run where %s = h.content_hash)', e.target, pgaudit_wf._text_expression(
+                    (select atttypid from pg_attribute where attrelid = e.target and attname = e.hash_column),
+                    pgaudit_wf._field('run', e.hash_column))),
+                '' order by e.target::oid),
+            '')
         || ' order by h.workflow_id, h.version'
     from pgaudit_wf.execution_attachment as e
     where exists (select from pg_class where oid = e.target and relkind in ('r', 'p'))
 $$;
-comment on function pgaudit_wf._prunable_versions_query() is 'Query for the versions whose snapshot no policy and no run keeps.';
+comment on function pgaudit_wf._prunable_versions_query() is 'Query for the versions whose snapshot is kept by no policy and no run.';
 
 create function pgaudit_wf._prunable_versions() returns bigint
 language plpgsql stable
@@ -151,12 +166,12 @@ begin
     return found_versions;
 end
 $$;
-comment on function pgaudit_wf._prunable_versions() is 'How many versions prune_history() would let go of.';
+comment on function pgaudit_wf._prunable_versions() is 'How many snapshots prune_history() would remove.';
 
 create function pgaudit_wf.prune_history(max_versions integer default 1000) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
--- Rather an error than a run hidden by somebody's policy, which we would run to see it.
+-- Better an error than a run hidden by a policy, which we would evaluate with our rights.
 set row_security = off
 as $$
 declare
@@ -193,6 +208,6 @@ begin
 end
 $$;
 comment on function pgaudit_wf.prune_history(integer) is
-    'Lets go of the snapshots of up to max_versions versions that version_policy no longer keeps and no run points at; returns how many. '
+    'Removes the snapshots of up to max_versions versions that version_policy no longer keeps and no run refers to; returns how many. '
     'Numbers, hashes, changes, authors and times stay, so the chain still verifies. Call it until it returns less than max_versions. '
     'Raises PA008 on a wrong argument.';

@@ -1,4 +1,4 @@
--- Which months of the log lie in files, and where.
+-- Which months of the log are archived in files, and where.
 
 create table pgaudit_wf.archive (
     id bigint generated always as identity primary key,
@@ -18,7 +18,7 @@ create table pgaudit_wf.archive (
     constraint archive_file check ((events > 0) = (url is not null and sha256 is not null and manifest is not null)),
     constraint archive_sha256 check (sha256 ~ '^[0-9a-f]{64}$'),
     constraint archive_live_events check (live_events between 0 and events),
-    constraint archive_window check (pruned_at >= pgaudit_wf._keeps_until(to_time, 30))
+    constraint archive_window check (pruned_at >= pgaudit_wf._kept_until(to_time, 30))
 );
 comment on table pgaudit_wf.archive is
     'Months of the log that were written to files: written by record_archive(), _confirm_archive(), prune() and _replace_archive() only.';
@@ -28,24 +28,25 @@ comment on column pgaudit_wf.archive.from_time is 'Start of its month.';
 comment on column pgaudit_wf.archive.to_time is 'End of its month, exclusive.';
 comment on column pgaudit_wf.archive.events is 'Events in the file.';
 comment on column pgaudit_wf.archive.live_events is
-    'How many of them are in the database too: all until the month is pruned, then those under a longer policy.';
+    'How many of them are still in the database: all until the month is pruned, then those under a longer policy.';
 comment on column pgaudit_wf.archive.first_id is 'Lowest id of an event in it.';
 comment on column pgaudit_wf.archive.last_id is 'Highest id of an event in it.';
 comment on column pgaudit_wf.archive.url is
     'Where the Parquet file is: a path, or a URL as fsspec takes it; null for an empty month, which has none.';
 comment on column pgaudit_wf.archive.sha256 is 'SHA-256 of the file, in hex.';
-comment on column pgaudit_wf.archive.manifest is 'The manifest, as it lies beside the file.';
+comment on column pgaudit_wf.archive.manifest is 'The manifest, as stored next to the file.';
 comment on column pgaudit_wf.archive.archived_at is 'When it was archived.';
 comment on column pgaudit_wf.archive.read_back_at is
-    'When the file was last read back from where it lies and found to hold the live events of its month; null: '
-    'not since an erasure rewrote it, so prune() refuses.';
+    'When the file was last read back from its URL and found to hold the live events of its month; '
+    'null: not since an erasure rewrote it, so prune() refuses.';
 comment on column pgaudit_wf.archive.pruned_at is 'When its month was last pruned.';
 create index archive_partition on pgaudit_wf.archive (partition_name, id);
 
 -- What was archived is a fact; only how much of it is still live, and what an erasure rewrote, may change.
 create trigger append_only before delete or truncate on pgaudit_wf.archive
     for each statement execute function pgaudit_wf._refuse_change();
-create trigger append_only_row before update of id, partition_name, from_time, to_time, events, first_id, last_id, archived_at on pgaudit_wf.archive
+create trigger append_only_row
+    before update of id, partition_name, from_time, to_time, events, first_id, last_id, archived_at on pgaudit_wf.archive
     for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.archive enable always trigger append_only, enable always trigger append_only_row;
 
@@ -54,8 +55,9 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- An empty month has nothing to archive.
-    select coalesce(
-        (select a.live_events from pgaudit_wf.archive as a where a.partition_name = _archived_events.partition_name order by a.id desc limit 1), 0)
+    select coalesce((
+        select a.live_events from pgaudit_wf.archive as a
+        where a.partition_name = _archived_events.partition_name order by a.id desc limit 1), 0)
 $$;
 comment on function pgaudit_wf._archived_events(text) is
     'How many of a month''s live events its newest archive covers; as the log only grows, it covers all if it is as many as there are.';
@@ -77,12 +79,14 @@ begin
         or found_events is distinct from (record_archive.manifest ->> 'events')::bigint
         or lowest is distinct from (record_archive.manifest ->> 'first_id')::bigint
         or highest is distinct from (record_archive.manifest ->> 'last_id')::bigint then
-        raise exception 'the manifest does not fit %: it says % events with ids from % to %, and there are % from % to %', record_archive.partition_name,
+        raise exception 'the manifest does not match %: it lists % events with ids from % to %, but there are % from % to %',
+            record_archive.partition_name,
             record_archive.manifest ->> 'events', record_archive.manifest ->> 'first_id', record_archive.manifest ->> 'last_id',
             found_events, lowest, highest
             using errcode = 'PA350', hint = 'Archive the partition again.';
     end if;
-    insert into pgaudit_wf.archive (partition_name, from_time, to_time, events, live_events, first_id, last_id, url, sha256, manifest, read_back_at)
+    insert into pgaudit_wf.archive (
+        partition_name, from_time, to_time, events, live_events, first_id, last_id, url, sha256, manifest, read_back_at)
     values (record_archive.partition_name, month.from_time, month.to_time, found_events, found_events, lowest, highest,
         record_archive.url, record_archive.sha256, record_archive.manifest, now())
     returning id into archive_id;
@@ -90,9 +94,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf.record_archive(text, text, text, jsonb) is
-    'Notes that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. '
-    'To be called only once the file was read back from its URL and compared with the partition, as prune() relies on it. '
-    'Raises PA340 if it is no month of the log, PA350 if the manifest''s counts are not the partition''s.';
+    'Records that a month of the log is in a file with that SHA-256 and manifest, and returns the archive''s number. '
+    'Call it only once the file has been read back from its URL and compared with the partition, as prune() relies on it. '
+    'Raises PA340 if it is not a month of the log, PA350 if the manifest''s counts are not the partition''s.';
 
 create function pgaudit_wf._confirm_archive(id bigint, sha256 text) returns void
 language plpgsql security definer
@@ -107,7 +111,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._confirm_archive(bigint, text) is
-    'Notes that an archive''s file, of that SHA-256, was read back from its URL and compared with the live events of its month once more. '
+    'Records that an archive''s file, of that SHA-256, was again read back from its URL and compared with the live events of its month. '
     'Raises PA350 if the archive has another SHA-256 by now.';
 
 create function pgaudit_wf._replace_archive(id bigint, sha256 text, manifest jsonb) returns void
@@ -118,13 +122,15 @@ begin
     update pgaudit_wf.archive as a set sha256 = _replace_archive.sha256, manifest = _replace_archive.manifest, read_back_at = null
     where a.id = _replace_archive.id
         and (a.events, a.first_id, a.last_id) = (
-            (_replace_archive.manifest ->> 'events')::bigint, (_replace_archive.manifest ->> 'first_id')::bigint, (_replace_archive.manifest ->> 'last_id')::bigint);
+            (_replace_archive.manifest ->> 'events')::bigint,
+            (_replace_archive.manifest ->> 'first_id')::bigint,
+            (_replace_archive.manifest ->> 'last_id')::bigint);
     if not found then
         raise exception 'there is no archive % with the counts of that manifest', _replace_archive.id
-            using errcode = 'PA350', hint = 'An erasure rewrites values in the file, and takes no event away.';
+            using errcode = 'PA350', hint = 'An erasure rewrites values in the file and removes no event.';
     end if;
 end
 $$;
 comment on function pgaudit_wf._replace_archive(bigint, text, jsonb) is
-    'Notes that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. '
-    'Before its month is pruned it is to be read back again. Raises PA350 if the counts changed.';
+    'Records that an erasure has rewritten an archive''s file; its manifest names the erasure and the file''s previous SHA-256. '
+    'It must be read back again before its month is pruned. Raises PA350 if the counts changed.';

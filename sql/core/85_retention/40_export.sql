@@ -1,4 +1,4 @@
--- Whoever takes the trail out of the database is in the trail.
+-- Exports of the trail are recorded in the trail.
 
 create function pgaudit_wf._export_event(format text, filters jsonb, events bigint, outcome text) returns bigint
 language sql
@@ -18,19 +18,23 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    -- What a reader cannot read it did not export. That somebody was refused may be said of anybody.
+    -- A reader cannot have exported what it cannot read. A refusal can be recorded for anybody.
     if _record_org_export.outcome is distinct from 'denied' and pgaudit_wf._readable_org() is null then
         raise exception 'only owners and admins of an organization may export its trail'
             using errcode = 'PA006',
-                hint = 'Set app.org_id and app.actor_id in the transaction; pgaudit_wf.org_member must have the actor as owner or admin of it.';
+                hint = 'Set app.org_id and app.actor_id in the transaction; '
+                    'pgaudit_wf.org_member must list the actor as an owner or admin of the organization.';
     end if;
-    return pgaudit_wf._export_event(_record_org_export.format, _record_org_export.filters, _record_org_export.events, _record_org_export.outcome);
+    return pgaudit_wf._export_event(
+        _record_org_export.format, _record_org_export.filters, _record_org_export.events, _record_org_export.outcome);
 end
 $$;
 comment on function pgaudit_wf._record_org_export(text, jsonb, bigint, text) is
     'record_export() for those who see one organization: raises PA006 unless the actor may read it, or was denied.';
 
-create function pgaudit_wf.record_export(format text, filters jsonb, events bigint default null, outcome text default 'succeeded') returns bigint
+create function pgaudit_wf.record_export(
+    format text, filters jsonb, events bigint default null, outcome text default 'succeeded'
+) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -42,6 +46,6 @@ begin
 end
 $$;
 comment on function pgaudit_wf.record_export(text, jsonb, bigint, text) is
-    'Records, with the current context, that an export of the trail begins (events null: '
-    'audit.export_started) or how it ended (audit.exported, with the number of events that went out), and returns the event''s id. '
-    'Raises PA006 where the caller sees one organization only and the actor may not read it.';
+    'Records, with the current context, that an export of the trail begins (events null: audit.export_started) '
+    'or how it ended (audit.exported, with the number of events exported), and returns the event''s id. '
+    'Raises PA006 where the caller only sees one organization and the actor may not read it.';

@@ -1,10 +1,10 @@
--- Nobody drops or detaches a part of the trail past prune().
+-- Only prune() may drop a part of the trail: DROP TABLE and DETACH would be the back door of an append-only log.
 
--- DROP TABLE and DETACH would be the side door of an append-only log.
 create function pgaudit_wf._trail_tables() returns text[]
 language sql immutable parallel safe
 as $$
-    select '{security_audit_log,workflow_history,attachment_history,archive,erasure,erased_event,log_tile,log_leaf,log_kept,log_checkpoint,log_cosignature}'::text[]
+    select array['security_audit_log', 'workflow_history', 'attachment_history', 'archive', 'erasure', 'erased_event',
+        'log_tile', 'log_leaf', 'log_kept', 'log_checkpoint', 'log_cosignature']
 $$;
 comment on function pgaudit_wf._trail_tables() is 'The tables of the audit trail, which can be neither dropped nor moved.';
 
@@ -23,16 +23,17 @@ begin
             and (d.object_name = any (pgaudit_wf._trail_tables()) or d.object_name ~ '^security_audit_log_(y\d{4}m\d{2}|default)$')
     loop
         month := to_timestamp(substring(gone.object_name from 'y(\d{4}m\d{2})$'), 'YYYY"m"MM');
-        -- A month to come holds nothing.
+        -- A future month holds nothing.
         continue when month > now();
         if month is not null then
-            -- What prune() takes is noted in its transaction, and no earlier than it may be.
+            -- What prune() removes is recorded in the same transaction, and no earlier than allowed.
             continue when exists (
                 select from pgaudit_wf.archive as a
                 where a.partition_name = gone.object_name and a.from_time = month and a.pruned_at = now());
         end if;
         raise exception '% is part of the audit trail and cannot be dropped', gone.object_identity
-            using errcode = 'PA343', hint = 'Old events leave by pgaudit_wf.prune(); pgaudit-wf migrate --to 0 removes the audit schema as a whole.';
+            using errcode = 'PA343',
+                hint = 'pgaudit_wf.prune() removes old events; pgaudit-wf migrate --to 0 removes the whole audit schema.';
     end loop;
 end
 $$;
@@ -40,7 +41,7 @@ comment on function pgaudit_wf._refuse_drop() is
     'Event trigger: raises PA343 when a part of the audit trail is dropped by anything but prune().';
 
 create function pgaudit_wf._refuse_detach() returns event_trigger
--- As the owner of our schema: whoever alters a table of his own need not be allowed to see into it.
+-- As the owner of our schema: the owner of an altered table need not be allowed to read it.
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
@@ -49,7 +50,7 @@ as $$
 declare
     stray text;
 begin
-    -- Everything has to be in its place and carry its name, or the next step could take it away.
+    -- Everything must still be there under its name, or the next statement could drop it.
     select format('pgaudit_wf.%I', part) into stray
     from unnest(pgaudit_wf._trail_tables()) as part
     where to_regclass(format('pgaudit_wf.%I', part)) is null;
@@ -68,7 +69,7 @@ begin
     limit 1;
     if stray is not null then
         raise exception '% is part of the audit trail and can be neither detached nor moved nor renamed', stray
-            using errcode = 'PA343', hint = 'Old events leave by pgaudit_wf.prune().';
+            using errcode = 'PA343', hint = 'pgaudit_wf.prune() removes old events.';
     end if;
 end
 $$;
