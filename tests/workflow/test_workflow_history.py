@@ -335,7 +335,7 @@ def test_restore_says_what_is_not_there(db: Conn) -> None:
     fails(db, "PA302", "no version 7", "select pgaudit_wf.restore_workflow('w', 7)")
     fails(db, "PA302", "no version 1", "select pgaudit_wf.restore_workflow('x', 1)")
     db.execute("delete from flow")
-    fails(db, "PA302", "not there", "select pgaudit_wf.restore_workflow('w', 1)")
+    fails(db, "PA302", "does not exist", "select pgaudit_wf.restore_workflow('w', 1)")
     db.execute("select pgaudit_wf.detach('flow')")
     fails(db, "PA005", "no attached workflow", "select pgaudit_wf.restore_workflow('w', 1)")
 

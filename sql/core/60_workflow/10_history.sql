@@ -46,14 +46,14 @@ comment on column pgaudit_wf.workflow_history.change is 'version_diff() from the
 comment on column pgaudit_wf.workflow_history.content_hash is 'hash_definition() of nodes and edges.';
 comment on column pgaudit_wf.workflow_history.previous_version is 'version - 1; null for the first.';
 comment on column pgaudit_wf.workflow_history.previous_hash is 'content_hash of the previous version.';
-comment on column pgaudit_wf.workflow_history.restored_from is 'The version that was put back, for source restore.';
+comment on column pgaudit_wf.workflow_history.restored_from is 'The version that was restored, for source restore.';
 comment on column pgaudit_wf.workflow_history.actor_id is 'Who saved it (app.actor_id).';
 comment on column pgaudit_wf.workflow_history.actor_label is 'Name of the actor at that time (app.actor_label).';
-comment on column pgaudit_wf.workflow_history.auth_method is 'How the actor signed in (app.auth_method).';
+comment on column pgaudit_wf.workflow_history.auth_method is 'How the actor authenticated (app.auth_method).';
 comment on column pgaudit_wf.workflow_history.api_key_id is 'Id of the API key that was used, if any (app.api_key_id).';
 comment on column pgaudit_wf.workflow_history.correlation_id is 'Request it was saved in (app.correlation_id).';
 comment on column pgaudit_wf.workflow_history.created_at is 'When it was saved.';
-comment on column pgaudit_wf.workflow_history.pruned_at is 'When prune_history() let go of its snapshot; null while it is there.';
+comment on column pgaudit_wf.workflow_history.pruned_at is 'When prune_history() removed its snapshot; null while it is there.';
 comment on column pgaudit_wf.workflow_history.tx_id is '64-bit id of the transaction that saved it, by which the sealer finds what is new.';
 
 create index workflow_history_hash on pgaudit_wf.workflow_history (content_hash);
@@ -81,21 +81,25 @@ create function pgaudit_wf._latest_hash(workflow_id text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select h.content_hash from pgaudit_wf.workflow_history as h where h.workflow_id = _latest_hash.workflow_id order by h.version desc limit 1
+    select h.content_hash from pgaudit_wf.workflow_history as h
+    where h.workflow_id = _latest_hash.workflow_id order by h.version desc limit 1
 $$;
 comment on function pgaudit_wf._latest_hash(text) is 'content_hash of the newest version of a workflow; null if it has none.';
 
 create function pgaudit_wf._restored_version(
-    workflow_id text, before jsonb, after jsonb, content_hash text, previous_hash text) returns integer
+    workflow_id text, before jsonb, after jsonb, content_hash text, previous_hash text
+) returns integer
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     claimed constant text := current_setting('pgaudit_wf.restoring', true);
 begin
-    -- Anybody can write the setting: a restore is what leaves the content of the version that it names, and changed something to do so.
-    if claimed is null or claimed !~ '^[0-9]{1,9}$' or (_restored_version.content_hash is not distinct from _restored_version.previous_hash
-        and before ->> 'name' is not distinct from after ->> 'name' and before ->> 'description' is not distinct from after ->> 'description')
+    -- Anybody can write the setting: it is a restore only if it changed something, and left the content of the version that it names.
+    if claimed is null or claimed !~ '^[0-9]{1,9}$' or (
+        _restored_version.content_hash is not distinct from _restored_version.previous_hash
+        and before ->> 'name' is not distinct from after ->> 'name'
+        and before ->> 'description' is not distinct from after ->> 'description')
     then
         return null;
     end if;
@@ -109,7 +113,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._restored_version(text, jsonb, jsonb, text, text) is
-    'The version that a save by restore_workflow() puts back; null for any other save.';
+    'The version that a save by restore_workflow() restores; null for any other save.';
 
 create type pgaudit_wf.version_ref as (
     version integer,
@@ -117,12 +121,12 @@ create type pgaudit_wf.version_ref as (
     previous_hash text,
     restored_from integer
 );
-comment on type pgaudit_wf.version_ref is 'What _add_version() tells the trigger about the version it made.';
+comment on type pgaudit_wf.version_ref is 'What _add_version() returns to the trigger about the version it added.';
 
 create function pgaudit_wf._add_version(
     workflow_id text, org_id text, source text, before jsonb, after jsonb,
-    old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb)
-returns pgaudit_wf.version_ref
+    old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb
+) returns pgaudit_wf.version_ref
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -130,20 +134,22 @@ declare
     latest record;
     made pgaudit_wf.version_ref;
 begin
-    -- The row lock on the workflow, which our caller's UPDATE holds, makes versions of one workflow one after the other.
+    -- The row lock on the workflow, held by our caller's UPDATE, serializes the versions of one workflow.
     select h.version, h.content_hash, h.snapshot #> '{}' as snapshot into latest
     from pgaudit_wf.workflow_history as h where h.workflow_id = _add_version.workflow_id order by h.version desc limit 1;
     if latest.snapshot is not null then
-        -- What the table holds is another state only where something was changed past its triggers: the next version shows it.
+        -- The table holds another state only where it was changed without its triggers: the next version shows that change.
         before := latest.snapshot;
         old_nodes := latest.snapshot -> 'nodes';
         old_edges := latest.snapshot -> 'edges';
     elsif latest.version is null and _add_version.before is not null then
-        -- Older than the attachment: what it was until now is the first version, unless it was malformed and has no hash.
+        -- Older than the attachment: its state until now is the first version, unless it was malformed and has no hash.
         begin
             latest.content_hash := pgaudit_wf.hash_definition(_add_version.old_nodes, _add_version.old_edges);
             latest.version := 1;
-            insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash, actor_id, actor_label, auth_method, api_key_id, correlation_id)
+            insert into pgaudit_wf.workflow_history (
+                workflow_id, version, org_id, source, snapshot, change, content_hash,
+                actor_id, actor_label, auth_method, api_key_id, correlation_id)
             values (_add_version.workflow_id, 1, _add_version.org_id, 'backfill',
                 _add_version.before || jsonb_build_object('nodes', _add_version.old_nodes, 'edges', _add_version.old_edges),
                 pgaudit_wf._snapshot_diff(null, _add_version.before, null, null, _add_version.old_nodes, _add_version.old_edges),
@@ -164,7 +170,8 @@ begin
         when not record_image_ne(row(old_nodes, old_edges), row(new_nodes, new_edges)) then latest.content_hash
         else pgaudit_wf._hash_next_version(_add_version.workflow_id, latest.version, old_nodes, old_edges, new_nodes, new_edges) end;
     if current_setting('pgaudit_wf.restoring', true) <> '' then
-        made.restored_from := pgaudit_wf._restored_version(_add_version.workflow_id, before, _add_version.after, made.content_hash, made.previous_hash);
+        made.restored_from := pgaudit_wf._restored_version(
+            _add_version.workflow_id, before, _add_version.after, made.content_hash, made.previous_hash);
     end if;
     insert into pgaudit_wf.workflow_history (
         workflow_id, version, org_id, source, snapshot, change, content_hash, previous_version, previous_hash, restored_from)

@@ -1,5 +1,5 @@
--- The canonical texts of the nodes of workflows that are being worked on, so that a save pays for the nodes that it changes and not
--- for all others. Nothing depends on these rows: where they are missing, or belong to another version, they are made again.
+-- The canonical texts of the nodes of workflows that are being edited, so that a save only pays for the nodes that it changes.
+-- Nothing depends on these rows: where they are missing, or belong to another version, they are recomputed.
 
 create unlogged table pgaudit_wf.canonical_cache (
     workflow_id text primary key,
@@ -10,7 +10,7 @@ create unlogged table pgaudit_wf.canonical_cache (
 ) with (fillfactor = 70);
 comment on table pgaudit_wf.canonical_cache is
     'For which version of a workflow canonical_cache_node holds the canonical texts. '
-    'May be emptied at any time, as a crash does; pgaudit-wf maintain lets go of what was not saved for a month.';
+    'May be emptied at any time, as a crash does; pgaudit-wf maintain removes what was not saved for a month.';
 comment on column pgaudit_wf.canonical_cache.workflow_id is 'Id of the workflow, as in workflow_history.';
 comment on column pgaudit_wf.canonical_cache.version is 'The version whose texts these are.';
 comment on column pgaudit_wf.canonical_cache.aliases is 'config_alias at that time, {alias: canonical_name}.';
@@ -28,7 +28,7 @@ comment on column pgaudit_wf.canonical_cache_node.workflow_id is 'Id of the work
 comment on column pgaudit_wf.canonical_cache_node.place is 'Index in the array of nodes, from 0.';
 comment on column pgaudit_wf.canonical_cache_node.node is 'The element of _canonical_nodes().';
 
--- Compressing a node of several kilobytes the old way takes longer than all that reading it spares.
+-- Compressing a node of several kilobytes with pglz takes longer than reading it back saves.
 do $$
 begin
     alter table pgaudit_wf.canonical_cache alter column edges set compression lz4;
@@ -41,7 +41,8 @@ end
 $$;
 
 create function pgaudit_wf._hash_next_version(
-    workflow_id text, version integer, old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb) returns text
+    workflow_id text, version integer, old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb
+) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$

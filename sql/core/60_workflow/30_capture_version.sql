@@ -4,9 +4,10 @@ create function pgaudit_wf._record_value(setting pgaudit_wf.attachment, record_n
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- The generic form must not name a column that could be gone: it reads the row as JSON.
+    -- The generic form must not name a column that could be gone: its trigger reads old and new as JSON.
     select case
-        when (setting).form = 'generic' then format('(%s -> %L)', case record_name when 'old' then 'before' else 'after' end, column_name)
+        when (setting).form = 'generic' and record_name in ('old', 'new') then
+            format('(%s -> %L)', case record_name when 'old' then 'before' else 'after' end, column_name)
         when atttypid = 'json'::regtype then pgaudit_wf._field(record_name, column_name) || '::jsonb'
         else pgaudit_wf._json_expression(atttypid, pgaudit_wf._field(record_name, column_name))
     end
@@ -14,7 +15,7 @@ as $$
     where attrelid = (setting).target and attname = column_name
 $$;
 comment on function pgaudit_wf._record_value(pgaudit_wf.attachment, text, text) is
-    'SQL expression for a column of old or new, for either form of trigger.';
+    'SQL expression for a column of old or new, for either form of trigger, or of a row of a query.';
 
 create function pgaudit_wf._compiled_names(record jsonb, table_id oid, numbers jsonb, known text[]) returns jsonb
 language plpgsql stable
@@ -62,7 +63,8 @@ as $$
 begin
     return (select coalesce(string_agg(
         case when (setting).form = 'generic'
-            then format('%s is distinct from %s', pgaudit_wf._record_value(setting, 'old', attname), pgaudit_wf._record_value(setting, 'new', attname))
+            then format('%s is distinct from %s',
+                pgaudit_wf._record_value(setting, 'old', attname), pgaudit_wf._record_value(setting, 'new', attname))
             else pgaudit_wf._changed_expression(pgaudit_wf._describe_column(col, false)) end,
         ' or ' order by array_position(column_names, attname::text)), 'false')
     from pg_attribute as col
@@ -79,7 +81,8 @@ as $$
 begin
     return (select coalesce(string_agg(
         case when (setting).form = 'compiled' and (pgaudit_wf._describe_column(col, false)).toastable
-            then format('(pg_column_toast_chunk_id(%s) = pg_column_toast_chunk_id(%s)) is not true', pgaudit_wf._field('old', attname), pgaudit_wf._field('new', attname))
+            then format('(pg_column_toast_chunk_id(%s) = pg_column_toast_chunk_id(%s)) is not true',
+                pgaudit_wf._field('old', attname), pgaudit_wf._field('new', attname))
             else 'true' end,
         ' or ' order by attnum), 'false')
     from pg_attribute as col
@@ -87,15 +90,18 @@ begin
 end
 $$;
 comment on function pgaudit_wf._maybe_changed(pgaudit_wf.attachment, text[]) is
-    'SQL condition that is false when the columns are surely the same in old and new, found out without reading them.';
+    'SQL condition that is false when the columns are certainly the same in old and new, without reading them.';
 
 create function pgaudit_wf._snapshot_expression(
-    setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text, nodes text default null, edges text default null) returns text
+    setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text,
+    nodes text default null, edges text default null
+) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format('jsonb_build_object(%s)', string_agg(
-        format('%L, %s', member, coalesce(expression, pgaudit_wf._record_value(setting, record_name, column_name))), ', ' order by position))
+        format('%L, %s', member, coalesce(expression, pgaudit_wf._record_value(setting, record_name, column_name))),
+        ', ' order by position))
     from (values
         (1, 'name', (workflow).name_column, null),
         (2, 'description', (workflow).description_column, null),
@@ -111,7 +117,8 @@ comment on function pgaudit_wf._snapshot_expression(pgaudit_wf.attachment, pgaud
     'nodes and edges are expressions in place of those columns; empty to leave them out.';
 
 create function pgaudit_wf._graph_assignments(
-    setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text) returns text[]
+    setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, record_name text
+) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$

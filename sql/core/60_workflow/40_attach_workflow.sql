@@ -7,29 +7,24 @@ as $$
 declare
     problem record;
 begin
-    select role, name, wanted, given into problem
-    from (
-        select role, name, wanted,
-            (select format_type(atttypid, null) from pg_attribute where attrelid = (workflow).target and attname = name and not attisdropped) as given
-        from (values
-            ('nodes_column', (workflow).nodes_column, 'jsonb or json'),
-            ('edges_column', (workflow).edges_column, 'jsonb or json'),
-            ('name_column', (workflow).name_column, null),
-            ('description_column', (workflow).description_column, null),
-            ('visibility_column', (workflow).visibility_column, null),
-            ('enabled_column', (workflow).enabled_column, 'boolean'),
-            ('listed_column', (workflow).listed_column, 'boolean')
-        ) as named (role, name, wanted)
-        union all
-        select 'listing_columns', name, null,
-            (select format_type(atttypid, null) from pg_attribute where attrelid = (workflow).target and attname = name and not attisdropped)
-        from unnest((workflow).listing_columns) as name
-    ) as columns
-    where name is not null and (given is null or strpos(' ' || coalesce(wanted, given) || ' ', ' ' || given || ' ') = 0);
+    select role, name, wanted, format_type(atttypid, null) as given into problem
+    from (values
+        ('nodes_column', (workflow).nodes_column, array['jsonb', 'json']),
+        ('edges_column', (workflow).edges_column, array['jsonb', 'json']),
+        ('name_column', (workflow).name_column, null),
+        ('description_column', (workflow).description_column, null),
+        ('visibility_column', (workflow).visibility_column, null),
+        ('enabled_column', (workflow).enabled_column, array['boolean']),
+        ('listed_column', (workflow).listed_column, array['boolean'])
+    ) as named (role, name, wanted)
+    full join unnest((workflow).listing_columns) as listed (name) using (name)
+    left join pg_attribute on attrelid = (workflow).target and attname = name and not attisdropped
+    where name is not null and (attname is null or format_type(atttypid, null) <> all (wanted));
     if found then
-        raise exception '% of % must be a column%: "%" is %', problem.role, (workflow).target,
-            coalesce(format(' of type %s', problem.wanted), ''), problem.name, coalesce(problem.given, 'not there')
-            using errcode = 'PA002', hint = 'Name the right column, or '''' for one that the table does not have.';
+        raise exception '% of % must be a column%: "%" is %', coalesce(problem.role, 'listing_columns'), (workflow).target,
+            coalesce(format(' of type %s', array_to_string(problem.wanted, ' or ')), ''),
+            problem.name, coalesce(problem.given, 'missing')
+            using errcode = 'PA002', hint = 'Name the right column, or '''' for an optional one that the table does not have.';
     end if;
 end
 $$;
@@ -96,10 +91,13 @@ begin
     perform pgaudit_wf.attach(
         attach_workflow.target, attach_workflow.resource_type, attach_workflow.id_columns, attach_workflow.org_column,
         coalesce(attach_workflow.label_column, case when not exists (
-            select from pgaudit_wf.attachment as a where a.target = attach_workflow.target) then workflow.name_column end), attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure);
+            select from pgaudit_wf.attachment as a where a.target = attach_workflow.target) then workflow.name_column end),
+        attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure);
 end
 $$;
-comment on function pgaudit_wf.attach_workflow(regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[]) is
+comment on function pgaudit_wf.attach_workflow(
+    regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[]
+) is
     'attach() for a table that holds workflows: also keeps versions in workflow_history, '
     'one for every save that changes something meaningful in the graph (nodes_column, edges_column: '
     'nodes and edges unless said otherwise) or in name, description, visibility, enabled or the listing. '
@@ -128,7 +126,8 @@ begin
             case when jsonb_array_length(problems) = 1 then '' else 's' end,
             (select string_agg(problem ->> 'message', '; ' order by position)
                 from jsonb_array_elements(problems) with ordinality as listed (problem, position) where position <= 5)
-            using errcode = 'PA301', detail = problems::text, hint = 'Mend them and try again; pgaudit_wf.validate_definition(nodes, edges) lists them.';
+            using errcode = 'PA301', detail = problems::text,
+                hint = 'Fix them and retry; pgaudit_wf.validate_definition(nodes, edges) lists them.';
     end if;
 end
 $$;
@@ -143,19 +142,19 @@ declare
     -- Every script of pg_dump and pg_restore sets it, whatever its options; applications have no use for it.
     restoring constant boolean := current_setting('check_function_bodies') = 'off';
 begin
-    -- Also where the trigger was made to fire always, as some do with all of them when a subscriber takes over.
+    -- Also where the trigger was set to fire always, as some set all of them when a subscriber takes over.
     if current_setting('session_replication_role') = 'replica' then
         return true;
     end if;
     if not restoring and not (stamped and current_query() ~* '^\s*copy\M') then
         return false;
     end if;
-    -- Anybody can claim to restore. It counts for those only who may disable the trigger; by their login, as the trigger is a definer.
+    -- Anybody can claim to restore: believed of those who may disable the trigger, by their login, as the trigger is security definer.
     if pg_has_role(session_user, (select relowner from pg_class where oid = _is_restored.target), 'member') then
         return true;
     end if;
     if restoring and stamped then
-        raise exception '% does not own %, so the runs that it restores would be stamped anew', session_user, _is_restored.target
+        raise exception '% does not own %, so the runs that it restores would be stamped again', session_user, _is_restored.target
             using errcode = 'PA303', hint = 'Restore them as the owner of the table or as a superuser.';
     end if;
     return false;
@@ -171,7 +170,7 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$ select 'guard_' || substr((setting).function_name, length('capture_') + 1) $$;
 comment on function pgaudit_wf._guard_function_name(pgaudit_wf.attachment) is
-    'Name of the guard''s trigger function, beside that of the capture.';
+    'Name of the guard''s trigger function, derived from that of the capture.';
 
 create function pgaudit_wf._guard_body(setting pgaudit_wf.attachment) returns text
 language plpgsql stable
@@ -187,7 +186,8 @@ begin
         return null;
     end if;
     for switch in
-        select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing) where name is not null
+        select name, doing from (values (workflow.enabled_column, 'enabled'), (workflow.listed_column, 'listed')) as s (name, doing)
+        where name is not null
     loop
         checks := checks || pgaudit_wf._fill(
 $check$if {{goes live}} and not pgaudit_wf._is_restored(tg_relid, false) then

@@ -1,4 +1,4 @@
--- Runs: stamped with the credential that started them and the definition that ran, by trigger, once and for all.
+-- Runs: stamped by a trigger, immutably, with the credential that started them and the definition that ran.
 
 create view pgaudit_wf.credential_directory as
 select
@@ -7,7 +7,7 @@ select
     null::text as label
 where false;
 comment on view pgaudit_wf.credential_directory is
-    'API keys by handle, for the stamp of a run. '
+    'API keys by a displayable label, for the stamp of a run. '
     'Empty until you point it at your own keys: create or replace view pgaudit_wf.credential_directory as select id::text '
     'as credential_id, ''org_api_key'' as credential_type, prefix as label from …';
 comment on column pgaudit_wf.credential_directory.credential_id is 'Id as in app.api_key_id.';
@@ -17,7 +17,7 @@ comment on column pgaudit_wf.credential_directory.label is 'A handle that people
 create function pgaudit_wf._current_credential(out credential_type text, out label text)
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
--- Rather an error than the policies of the tables behind the views, run by us.
+-- Better an error than running the policies of the tables behind the views with our rights.
 set row_security = off
 as $$
 declare
@@ -26,7 +26,7 @@ declare
     actor constant text := pgaudit_wf._context_value('app.actor_id');
     known text;
 begin
-    -- A directory that we may not read costs the name, not the run.
+    -- A directory that we may not read must not fail the run: it only costs the name.
     begin
         if key_id is not null then
             select d.credential_type, d.label into credential_type, label
@@ -104,7 +104,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._runnable_hash(regclass, text) is
-    'Hash of a workflow''s newest version, which is what a run of it executes now; null for a workflow without versions; '
+    'Hash of a workflow''s newest version, which a run executes now; null for a workflow without versions; '
     'raises PA301 if the definition is invalid.';
 
 create function pgaudit_wf._refuse_restamp() returns trigger
@@ -112,12 +112,13 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    -- What a subscription applies was decided where it was written; refused here, it would stop the subscription for good.
+    -- What a subscription applies was accepted where it was written; refusing it here would stop the subscription.
     if exists (select from pg_stat_subscription where pid = pg_backend_pid()) then
         return new;
     end if;
     raise exception 'the stamp of a run in %.% cannot be altered', tg_table_schema, tg_table_name
-        using errcode = 'PA303', hint = 'Credential and definition hash are written once, when the run is inserted; leave them out of the update.';
+        using errcode = 'PA303',
+            hint = 'Credential and definition hash are written once, when the run is inserted; leave them out of the update.';
 end
 $$;
 comment on function pgaudit_wf._refuse_restamp() is
@@ -186,9 +187,13 @@ declare
 begin
     perform pgaudit_wf._check_attachable(attach_execution.target);
     run.target := attach_execution.target;
-    run.workflow_target := coalesce(attach_execution.workflow, (select w.target from pgaudit_wf.workflow_attachment as w order by w.id_prefix limit 1));
+    run.workflow_target := coalesce(
+        attach_execution.workflow, (select w.target from pgaudit_wf.workflow_attachment as w order by w.id_prefix limit 1));
+    if run.workflow_target is null then
+        raise exception 'no workflow table is attached' using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for one first.';
+    end if;
     if not exists (select from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target) then
-        raise exception '% is no attached workflow table', coalesce(run.workflow_target::text, 'there')
+        raise exception '% is not an attached workflow table', run.workflow_target
             using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it first.';
     end if;
     run.workflow_column := attach_execution.workflow_column;
@@ -199,15 +204,16 @@ begin
     run.time_column := coalesce(attach_execution.time_column, (
         select name from unnest(array['started_at', 'created_at']) with ordinality as usual (name, position)
         where name = any (columns_now) order by position limit 1));
-    -- Nobody told us of a table that was dropped; and one that was renamed keeps the function of its old name.
+    -- Without event triggers a dropped table goes unnoticed; and a renamed one keeps the function of its old name.
     delete from pgaudit_wf.execution_attachment as e where not exists (select from pg_class where oid = e.target);
     run.function_name := 'stamp_' || substr(pgaudit_wf._capture_function_name(attach_execution.target), 9);
     run.function_name := coalesce(
         (select e.function_name from pgaudit_wf.execution_attachment as e where e.target = run.target),
-        (select run.function_name || '_' || run.target::oid from pgaudit_wf.execution_attachment as e where e.function_name = run.function_name),
+        (select run.function_name || '_' || run.target::oid
+            from pgaudit_wf.execution_attachment as e where e.function_name = run.function_name),
         run.function_name);
     select name into missing
-    from unnest(array_remove(array[run.workflow_column, run.hash_column, run.type_column, run.label_column, run.org_column, run.time_column], null)) as name
+    from unnest(array[run.workflow_column, run.hash_column, run.type_column, run.label_column, run.org_column, run.time_column]) as name
     where name <> all (columns_now) limit 1;
     if found then
         raise exception '% has no column "%"', run.target, missing
@@ -217,7 +223,7 @@ begin
     from pg_index join pg_attribute on attrelid = run.target and attnum = indkey[0]
     where indrelid = run.target and indisprimary and indnkeyatts = 1;
     if run.id_column is null then
-        raise exception '% has no primary key of one column', run.target using errcode = 'PA002', hint = 'A run is named by it.';
+        raise exception '% has no single-column primary key', run.target using errcode = 'PA002', hint = 'It identifies a run.';
     end if;
 
     select name into foreign_type
@@ -225,25 +231,27 @@ begin
     join pg_attribute on attrelid = run.target and attname = name and atttypid >= 16384 limit 1;
     if found then
         raise exception 'column "%" of % cannot be stamped, as its type is not one of PostgreSQL''s own', foreign_type, run.target
-            using errcode = 'PA002', hint = 'Make it text or varchar: values of other types can run code of others, with our rights.';
+            using errcode = 'PA002', hint = 'Make it text or varchar: other types can run user-defined code with our rights.';
     end if;
 
     perform pgaudit_wf._write_stamp(run);
-    -- prune_history() asks, as the owner of our schema, which versions have run.
+    -- prune_history() reads, as the owner of our schema, which versions have run.
     perform pgaudit_wf._let_owner_read(run.target, array[run.hash_column]);
-    -- Not "always": what a subscriber applies was stamped where it ran. Who makes a replica of his own session could disable it too.
-    execute format('create or replace trigger pgaudit_wf_stamp before insert on %s for each row execute function pgaudit_wf.%I()', run.target, run.function_name);
-    execute format('create or replace trigger pgaudit_wf_restamp before update on %1$s for each row'
-        ' when (old.%2$I is distinct from new.%2$I or old.%3$I is distinct from new.%3$I or old.%4$I is distinct from new.%4$I)'
-        ' execute function pgaudit_wf._refuse_restamp()', run.target, run.type_column, run.label_column, run.hash_column);
-    execute format('alter table %s enable always trigger pgaudit_wf_restamp', run.target);
+    -- Not "always": what a subscriber applies was stamped where it ran. Those who can turn their session into a replica could also
+    -- disable the trigger.
+    perform pgaudit_wf._install_trigger(run.target, 'pgaudit_wf_stamp', 'before insert', 'for each row', run.function_name);
+    perform pgaudit_wf._install_trigger(run.target, 'pgaudit_wf_restamp', 'before update',
+        format('for each row when (%s)', (
+            select string_agg(format('old.%1$I is distinct from new.%1$I', name), ' or ' order by position)
+            from unnest(array[run.type_column, run.label_column, run.hash_column]) with ordinality as stamped (name, position))),
+        '_refuse_restamp', always => true);
 
     delete from pgaudit_wf.execution_attachment as e where e.target = run.target;
     insert into pgaudit_wf.execution_attachment select run.*;
 end
 $$;
 comment on function pgaudit_wf.attach_execution(regclass, regclass, text, text, text, text, text, text) is
-    'Has every run inserted into the table stamped with the credential that started it and the hash of the definition that runs, '
+    'Stamps every run inserted into the table with the credential that started it and the hash of the definition that runs, '
     'whatever the application writes there; refuses runs of an invalid definition (PA301) and later changes of the stamp (PA303). '
     'Runs that a subscription applies or the table''s owner restores keep the stamp that they come with. '
     'workflow is the attached workflow table (default: the first); '

@@ -9,7 +9,7 @@ begin
         row_security_active('pgaudit_wf.workflow_history')) as a limit 1);
 end
 $$;
-comment on function pgaudit_wf._actor_name(text, text) is 'Present name of an actor, as far as the caller may see it.';
+comment on function pgaudit_wf._actor_name(text, text) is 'Current name of an actor, as far as the caller may see it.';
 
 create function pgaudit_wf._version_line(source text, restored_from integer, change jsonb) returns text
 language sql immutable parallel safe
@@ -25,8 +25,12 @@ as $$
     from (
         select
             pgaudit_wf.version_summary(change) as summary,
-            format('%s node%s and %s connection%s', nodes, case when nodes = 1 then '' else 's' end, connections, case when connections = 1 then '' else 's' end) as contents
-        from (select jsonb_array_length(change -> 'nodes_added') as nodes, jsonb_array_length(change -> 'connections_added') as connections) as counted
+            format('%s node%s and %s connection%s',
+                nodes, case when nodes = 1 then '' else 's' end,
+                connections, case when connections = 1 then '' else 's' end) as contents
+        from (
+            select jsonb_array_length(change -> 'nodes_added') as nodes, jsonb_array_length(change -> 'connections_added') as connections
+        ) as counted
     ) as words
 $$;
 comment on function pgaudit_wf._version_line(text, integer, jsonb) is 'A version in one line: how it came about, and what changed.';
@@ -47,7 +51,9 @@ select
     h.change,
     h.org_id,
     h.correlation_id,
-    h.version = (select max(newest.version) from pgaudit_wf.workflow_history as newest where newest.workflow_id = h.workflow_id) as is_current
+    h.version = (
+        select max(newest.version) from pgaudit_wf.workflow_history as newest where newest.workflow_id = h.workflow_id
+    ) as is_current
 from pgaudit_wf.workflow_history as h;
 comment on view pgaudit_wf.workflow_timeline is
     'The versions of workflows as people read them: who, when, with what, and what changed in one line.';
@@ -55,11 +61,11 @@ comment on column pgaudit_wf.workflow_timeline.workflow_id is 'Id of the workflo
 comment on column pgaudit_wf.workflow_timeline.version is '1, 2, 3, …';
 comment on column pgaudit_wf.workflow_timeline.created_at is 'When it was saved.';
 comment on column pgaudit_wf.workflow_timeline.actor_id is 'Who saved it.';
-comment on column pgaudit_wf.workflow_timeline.actor_name is 'His present name, else the one kept in the version.';
-comment on column pgaudit_wf.workflow_timeline.auth_method is 'How he had signed in.';
+comment on column pgaudit_wf.workflow_timeline.actor_name is 'The author''s current name, or the one stored with the version.';
+comment on column pgaudit_wf.workflow_timeline.auth_method is 'How the author authenticated.';
 comment on column pgaudit_wf.workflow_timeline.api_key_id is 'The API key used, if any.';
 comment on column pgaudit_wf.workflow_timeline.source is 'create, update, listing, restore or backfill.';
-comment on column pgaudit_wf.workflow_timeline.restored_from is 'The version put back, for a restore.';
+comment on column pgaudit_wf.workflow_timeline.restored_from is 'The version that was restored, for source restore.';
 comment on column pgaudit_wf.workflow_timeline.summary is 'What changed, in one line.';
 comment on column pgaudit_wf.workflow_timeline.content_hash is 'Hash of the definition.';
 comment on column pgaudit_wf.workflow_timeline.change is 'What changed, in full: version_diff() from the version before.';
@@ -111,7 +117,9 @@ comment on function pgaudit_wf.workflow_versions(text, text, text, text, integer
     'A page of a workflow''s versions, newest first; narrowed to those that touched a node (node_id) or a connection (source_id, '
     'target_id). Next page: before_version => the last version of the page. Raises PA008 on a page_size outside 1 to 1000.';
 
-create function pgaudit_wf._org_version_snapshot(workflow_id text, version integer, out org_id text, out snapshot jsonb, out content_hash text)
+create function pgaudit_wf._org_version_snapshot(
+    workflow_id text, version integer, out org_id text, out snapshot jsonb, out content_hash text
+)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -120,7 +128,7 @@ as $$
         and h.org_id is not distinct from nullif(current_setting('app.org_id', true), '')
 $$;
 comment on function pgaudit_wf._org_version_snapshot(text, integer) is
-    'A version of a workflow of the organization app.org_id, or of one without organization while that is not set; nulls for any other.';
+    'A version of a workflow of the organization app.org_id, or of none while that is not set; nulls for any other.';
 
 create function pgaudit_wf.version_snapshot(workflow_id text, version integer) returns jsonb
 language plpgsql stable
@@ -133,19 +141,22 @@ begin
     if has_table_privilege('pgaudit_wf.workflow_history', 'select') then
         select h.snapshot, h.content_hash into kept, hash from pgaudit_wf.workflow_history as h
         where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version
-            -- Who may read all organizations acts in one all the same, where the request says in which.
-            and (h.org_id = current_setting('app.org_id', true) or h.org_id is null or coalesce(current_setting('app.org_id', true), '') = '');
+            -- A login that may read all organizations still acts in the one that the request names, if any.
+            and (h.org_id = current_setting('app.org_id', true) or h.org_id is null
+                or coalesce(current_setting('app.org_id', true), '') = '');
     else
         select s.snapshot, s.content_hash into kept, hash
         from pgaudit_wf._org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
     end if;
     if hash is null then
         raise exception 'there is no version % of workflow %', version_snapshot.version, version_snapshot.workflow_id
-            using errcode = 'PA302', hint = 'See pgaudit_wf.workflow_timeline; another organization''s workflows do not show.';
+            using errcode = 'PA302', hint = 'See pgaudit_wf.workflow_timeline; it does not show other organizations'' workflows.';
     end if;
     if kept is null then
         raise exception 'the snapshot of version % of workflow % was pruned', version_snapshot.version, version_snapshot.workflow_id
-            using errcode = 'PA344', hint = 'What it changed, its hash and its author are still in pgaudit_wf.workflow_timeline; pgaudit_wf.version_policy says which snapshots stay.';
+            using errcode = 'PA344',
+                hint = 'What it changed, its hash and its author are still in pgaudit_wf.workflow_timeline; '
+                    'pgaudit_wf.version_policy says which snapshots are kept.';
     end if;
     return kept;
 end
@@ -165,20 +176,42 @@ $$;
 comment on function pgaudit_wf.compare_versions(text, integer, integer) is
     'version_diff() between any two versions of a workflow. Raises PA302 if one does not exist.';
 
-create function pgaudit_wf._runs_of_org(run pgaudit_wf.execution_attachment) returns text
+create function pgaudit_wf._run_pieces(run pgaudit_wf.execution_attachment) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Not for format(): what it is put into is. A run that names no organization is its workflow's.
-    select replace(format(' and ($3::text is null or coalesce(%s = $3, exists (select from pgaudit_wf.workflow_history as own where own.workflow_id = pgaudit_wf._workflow_id($2, r.%I::text))))',
-        pgaudit_wf._optional_column('r.%I::text', (run).org_column, 'null::text'), (run).workflow_column), '%', '%%')
+    -- A run that names no organization is its workflow's.
+    select jsonb_build_object(
+        'table', (run).target::text,
+        'id', format('r.%I', (run).id_column),
+        'id type', (
+            select format_type(atttypid, atttypmod) from pg_attribute where attrelid = (run).target and attname = (run).id_column),
+        'workflow', format('pgaudit_wf._workflow_id($2, r.%I::text)', (run).workflow_column),
+        'hash', format('r.%I', (run).hash_column),
+        'type', format('r.%I::text', (run).type_column),
+        'label', format('r.%I::text', (run).label_column),
+        'time', pgaudit_wf._optional_column('r.%I::timestamptz', (run).time_column, 'null::timestamptz'),
+        'org', pgaudit_wf._optional_column('r.%I::text', (run).org_column, 'null::text'))
 $$;
-comment on function pgaudit_wf._runs_of_org(pgaudit_wf.execution_attachment) is
-    'SQL condition that keeps the runs of other organizations from those who see one organization ($3); null: from nobody.';
+comment on function pgaudit_wf._run_pieces(pgaudit_wf.execution_attachment) is
+    'The columns of a table of runs, r, for the {{slots}} of a query; $2 is the prefix of its workflows'' ids.';
+
+create function pgaudit_wf._run_query(run pgaudit_wf.execution_attachment, template text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select array_to_string(pgaudit_wf._fill(template || $condition$
+and ($3::text is null or coalesce({{org}} = $3, exists (
+    select from pgaudit_wf.workflow_history as own where own.workflow_id = {{workflow}})))$condition$, pgaudit_wf._run_pieces(run)), e'\n')
+$$;
+comment on function pgaudit_wf._run_query(pgaudit_wf.execution_attachment, text) is
+    'A query over a table of runs that leaves out those of organizations other than $3; null: none.';
 
 create function pgaudit_wf.definition_usage(content_hash text)
-returns table (kind text, workflow_id text, version integer, execution_id text, occurred_at timestamptz, org_id text, actor_id text, actor_name text,
-    credential_type text, credential_label text)
+returns table (
+    kind text, workflow_id text, version integer, execution_id text, occurred_at timestamptz,
+    org_id text, actor_id text, actor_name text, credential_type text, credential_label text
+)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -190,32 +223,35 @@ declare
     org constant text := case when row_security_active('pgaudit_wf.workflow_history') then coalesce(pgaudit_wf._readable_org(), '') end;
 begin
     return query
-        select 'version', t.workflow_id, t.version, null::text, t.created_at, t.org_id, t.actor_id, t.actor_name, t.auth_method, t.api_key_id
+        select 'version', t.workflow_id, t.version, null::text, t.created_at,
+            t.org_id, t.actor_id, t.actor_name, t.auth_method, t.api_key_id
         from pgaudit_wf.workflow_timeline as t where t.content_hash = definition_usage.content_hash;
     for run in select e.* from pgaudit_wf.execution_attachment as e where has_table_privilege(e.target, 'select') loop
         prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
-        return query execute format(
-            'select ''run'', pgaudit_wf._workflow_id($2, r.%1$I::text), null::integer, r.%2$I::text, %3$s, %4$s, null::text, null::text, r.%5$I::text, r.%6$I::text from %7$s as r where r.%8$I = $1'
-            || pgaudit_wf._runs_of_org(run),
-            run.workflow_column, run.id_column, pgaudit_wf._optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'),
-            pgaudit_wf._optional_column('r.%I::text', run.org_column, 'null::text'), run.type_column, run.label_column, run.target, run.hash_column)
+        return query execute pgaudit_wf._run_query(run, $query$
+select 'run', {{workflow}}, null::integer, {{id}}::text, {{time}}, {{org}}, null::text, null::text, {{type}}, {{label}}
+from {{table}} as r
+where {{hash}} = $1$query$)
             using definition_usage.content_hash, coalesce(prefix, ''), org;
     end loop;
 end
 $$;
 comment on function pgaudit_wf.definition_usage(text) is
-    'Every version that had this definition and every run of it, also of workflows that are deleted: '
+    'Every version that had this definition and every run of it, including those of deleted workflows: '
     'kind (version or run), who, when, with which credential. Runs as far as the caller may read their table.';
 
 create function pgaudit_wf.execution_attribution(target regclass, id text)
-returns table (execution_id text, workflow_id text, credential_type text, credential_label text, executed_workflow_hash text, occurred_at timestamptz,
-    org_id text, version integer, snapshot jsonb)
+returns table (
+    execution_id text, workflow_id text, credential_type text, credential_label text, executed_workflow_hash text,
+    occurred_at timestamptz, org_id text, version integer, snapshot jsonb
+)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-    run pgaudit_wf.execution_attachment := (select e from pgaudit_wf.execution_attachment as e where e.target = execution_attribution.target);
+    run pgaudit_wf.execution_attachment := (
+        select e from pgaudit_wf.execution_attachment as e where e.target = execution_attribution.target);
     prefix text;
     -- Runs are in a table of the application, which may show those of all organizations to this login.
     org constant text := case when row_security_active('pgaudit_wf.workflow_history') then coalesce(pgaudit_wf._readable_org(), '') end;
@@ -225,20 +261,21 @@ begin
             using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_execution() for it.';
     end if;
     prefix := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = run.workflow_target);
-    return query execute format(
-        'select r.%1$I::text, pgaudit_wf._workflow_id($2, r.%2$I::text), r.%3$I::text, r.%4$I::text, r.%5$I::text, %6$s, %7$s, v.version, v.snapshot from %8$s as r'
-        -- The newest version with that definition when it ran; its clock may be the application's, or its transaction's beginning.
-        ' left join lateral (select h.version, h.snapshot from pgaudit_wf.workflow_history as h'
-        '   cross join lateral (select coalesce(h.created_at <= %6$s, true) as was_there) as t'
-        '   where h.workflow_id = pgaudit_wf._workflow_id($2, r.%2$I::text) and h.content_hash = r.%5$I'
-        '   order by was_there desc, case when was_there then - h.version else h.version end limit 1) as v on true'
-        ' where r.%1$I = $1::%9$s' || pgaudit_wf._runs_of_org(run),
-        run.id_column, run.workflow_column, run.type_column, run.label_column, run.hash_column,
-        pgaudit_wf._optional_column('r.%I::timestamptz', run.time_column, 'null::timestamptz'), pgaudit_wf._optional_column('r.%I::text', run.org_column, 'null::text'),
-        run.target, (select format_type(atttypid, atttypmod) from pg_attribute where attrelid = run.target and attname = run.id_column))
-        using execution_attribution.id, coalesce(prefix, ''), org;
+    -- The newest version with that definition when it ran; its clock may be the application's, or its transaction's beginning.
+    return query execute pgaudit_wf._run_query(run, $query$
+select {{id}}::text, {{workflow}}, {{type}}, {{label}}, {{hash}}::text, {{time}}, {{org}}, v.version, v.snapshot
+from {{table}} as r
+left join lateral (
+    select h.version, h.snapshot from pgaudit_wf.workflow_history as h
+    cross join lateral (select coalesce(h.created_at <= {{time}}, true) as was_there) as t
+    where h.workflow_id = {{workflow}} and h.content_hash = {{hash}}
+    order by was_there desc, case when was_there then - h.version else h.version end limit 1
+) as v on true
+where {{id}} = $1::{{id type}}$query$)
+        using
+ execution_attribution.id, coalesce(prefix, ''), org;
 end
 $$;
 comment on function pgaudit_wf.execution_attribution(regclass, text) is
-    'The credential and the definition behind a run, joined to the version it ran, also after key, user and workflow are gone. '
+    'The credential and the definition behind a run, joined to the version it ran, even after key, user and workflow are gone. '
     'Raises PA005 for a table that attach_execution() does not know.';

@@ -1,4 +1,4 @@
--- Putting a version back: an ordinary update, so validation, history and audit all happen.
+-- Restoring a version: an ordinary update, so validation, history and audit all apply.
 
 create type pgaudit_wf.workflow_place as (
     target regclass,
@@ -32,7 +32,10 @@ begin
     end if;
     place.target := workflow.target;
     place.row_id := substr(_find_workflow.workflow_id,
-        case when workflow.id_prefix = '' then 1 + starts_with(_find_workflow.workflow_id, '/')::integer else length(workflow.id_prefix) + 1 end);
+        1 + case
+            when workflow.id_prefix = '' then starts_with(_find_workflow.workflow_id, '/')::integer
+            else length(workflow.id_prefix)
+        end);
     place.key_condition := pgaudit_wf._key_condition((select a from pgaudit_wf.attachment as a where a.target = workflow.target), 'w');
     place.nodes_column := workflow.nodes_column;
     place.edges_column := workflow.edges_column;
@@ -67,18 +70,18 @@ begin
     workflow := pgaudit_wf._find_workflow(restore_workflow.workflow_id, restore_workflow.target);
     kept := pgaudit_wf.version_snapshot(restore_workflow.workflow_id, restore_workflow.version);
     -- The lock keeps a save that comes in between from being overwritten unseen.
-    execute format('select w.%I::jsonb as nodes, w.%I::jsonb as edges, %s as name, %s as description from %s as w where %s for no key update',
-            workflow.nodes_column, workflow.edges_column,
+    execute format('select w.%I::jsonb, w.%I::jsonb, %s, %s', workflow.nodes_column, workflow.edges_column,
             pgaudit_wf._optional_column('w.%I::text', workflow.name_column, 'null::text'),
-            pgaudit_wf._optional_column('w.%I::text', workflow.description_column, 'null::text'),
-            workflow.target, workflow.key_condition)
+            pgaudit_wf._optional_column('w.%I::text', workflow.description_column, 'null::text'))
+            || format(' from %s as w where %s for no key update', workflow.target, workflow.key_condition)
         into present_nodes, present_edges, present_name, present_description using workflow.row_id;
     get diagnostics found_rows = row_count;
     if found_rows = 0 then
-        raise exception 'workflow % is not there to be restored', restore_workflow.workflow_id
-            using errcode = 'PA302', hint = 'It was deleted, or its organization is not yours. The definition is in pgaudit_wf.version_snapshot().';
+        raise exception 'workflow % does not exist, so it cannot be restored', restore_workflow.workflow_id
+            using errcode = 'PA302',
+                hint = 'It was deleted, or belongs to another organization. The definition is in pgaudit_wf.version_snapshot().';
     end if;
-    -- Older than the attachment of these columns: there is nothing to put back.
+    -- Older than the attachment of these columns: there is nothing to restore.
     if not kept ? 'name' then
         workflow.name_column := null;
     end if;
@@ -93,17 +96,17 @@ begin
     end if;
 
     perform set_config('pgaudit_wf.restoring', restore_workflow.version::text, true);
-    execute format('update %s as w set %I = $2, %I = $3%s%s where %s', workflow.target, workflow.nodes_column, workflow.edges_column,
-            pgaudit_wf._optional_column(', %I = $4', workflow.name_column, ''), pgaudit_wf._optional_column(', %I = $5', workflow.description_column, ''),
-            workflow.key_condition)
+    execute format('update %s as w set %I = $2, %I = $3', workflow.target, workflow.nodes_column, workflow.edges_column)
+            || pgaudit_wf._optional_column(', %I = $4', workflow.name_column, '')
+            || pgaudit_wf._optional_column(', %I = $5', workflow.description_column, '')
+            || format(' where %s', workflow.key_condition)
         using workflow.row_id, kept -> 'nodes', kept -> 'edges', kept ->> 'name', kept ->> 'description';
     perform set_config('pgaudit_wf.restoring', '', true);
     return pgaudit_wf._newest_version(restore_workflow.workflow_id);
 end
 $$;
 comment on function pgaudit_wf.restore_workflow(text, integer, regclass) is
-    'Puts a version of a workflow back (nodes, edges, name, description; '
-    'visibility, enabled and the listing stay) by an ordinary update with the caller''s rights, '
-    'and returns the number of the version that is current then. '
-    'Putting back what is there changes nothing. target is needed only where two workflow tables share ids. '
+    'Restores a version of a workflow (nodes, edges, name, description; visibility, enabled and the listing stay) '
+    'by an ordinary update with the caller''s rights, and returns the number of the version that is then current. '
+    'Restoring the current state changes nothing. target is needed only where two workflow tables share ids. '
     'Raises PA302 if there is no such workflow or version, or it is another organization''s.';

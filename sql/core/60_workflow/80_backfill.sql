@@ -1,17 +1,21 @@
--- Workflows that were there before their table was attached get their first version.
+-- Workflows older than their table's attachment get their first version.
 
 create function pgaudit_wf.backfill_workflows(
-    target regclass, after_id text default null, batch_size integer default 100, out examined integer, out written integer, out last_id text,
-    out refused jsonb)
+    target regclass, after_id text default null, batch_size integer default 100,
+    out examined integer, out written integer, out last_id text, out refused jsonb
+)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = backfill_workflows.target);
-    workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = backfill_workflows.target);
+    workflow pgaudit_wf.workflow_attachment := (
+        select w from pgaudit_wf.workflow_attachment as w where w.target = backfill_workflows.target);
+    sort_key text := pgaudit_wf._key_expression(setting, 'w');
+    sort_type text := '';
 begin
     if workflow.target is null then
-        raise exception '% is no attached workflow table', backfill_workflows.target
+        raise exception '% is not an attached workflow table', backfill_workflows.target
             using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it first.';
     end if;
     if coalesce(backfill_workflows.batch_size, 0) < 1 then
@@ -21,13 +25,16 @@ begin
     written := 0;
     refused := '[]';
     last_id := backfill_workflows.after_id;
-    for last_id in execute format(
-        'select %1$s as id from %2$s as w where $1 is null or %3$s > $1%4$s order by %3$s limit $2',
-        pgaudit_wf._key_expression(setting, 'w'), setting.target,
-        case when cardinality(setting.id_columns) = 1 then format('w.%I', setting.id_columns[1]) else pgaudit_wf._key_expression(setting, 'w') end,
-        case when cardinality(setting.id_columns) = 1 then (
-            select '::' || format_type(atttypid, atttypmod) from pg_attribute where attrelid = setting.target and attname = setting.id_columns[1])
-        else '' end) using backfill_workflows.after_id, backfill_workflows.batch_size
+    -- A single key is compared in its own type, so that its index is used.
+    if cardinality(setting.id_columns) = 1 then
+        select format('w.%I', attname), '::' || format_type(atttypid, atttypmod) into sort_key, sort_type
+        from pg_attribute where attrelid = setting.target and attname = setting.id_columns[1];
+    end if;
+    for last_id in execute array_to_string(pgaudit_wf._fill(
+            'select {{id}} from {{table}} as w where $1 is null or {{sort key}} > $1{{type}} order by {{sort key}} limit $2',
+            jsonb_build_object('id', pgaudit_wf._key_expression(setting, 'w'), 'table', setting.target::text,
+                'sort key', sort_key, 'type', sort_type)), '')
+        using backfill_workflows.after_id, backfill_workflows.batch_size
     loop
         examined := examined + 1;
         continue when pgaudit_wf._newest_version(pgaudit_wf._workflow_id(workflow.id_prefix, last_id)) is not null;
@@ -36,7 +43,8 @@ begin
             written := written + pgaudit_wf._backfill_workflow(setting, workflow, last_id);
         exception
             when sqlstate 'PA201' or sqlstate 'PA202' or sqlstate 'PA203' then
-                refused := refused || jsonb_build_object('workflow_id', pgaudit_wf._workflow_id(workflow.id_prefix, last_id), 'message', sqlerrm);
+                refused := refused || jsonb_build_object(
+                    'workflow_id', pgaudit_wf._workflow_id(workflow.id_prefix, last_id), 'message', sqlerrm);
         end;
     end loop;
 end
@@ -45,10 +53,13 @@ comment on function pgaudit_wf.backfill_workflows(regclass, text, integer) is
     'Writes version 1 (source backfill) and a creation event (metadata.backfilled) for workflows that have no version yet: '
     'one batch, in the order of their ids, after after_id. '
     'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. '
-    'Malformed ones, whose nodes are no array for instance, are left out and listed in refused ([{workflow_id, message}]). '
+    'Malformed ones, whose nodes are not an array for instance, are left out and listed in refused ([{workflow_id, message}]). '
+
     'Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
 
-create function pgaudit_wf._backfill_workflow(setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, id text) returns integer
+create function pgaudit_wf._backfill_workflow(
+    setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, id text
+) returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
@@ -59,17 +70,14 @@ declare
     org text;
     label text;
     key constant text := pgaudit_wf._workflow_id((workflow).id_prefix, _backfill_workflow.id);
-    natively pgaudit_wf.attachment := setting;
     hash text;
 begin
-    -- Outside a trigger there is no JSON row to read from, whatever the form.
-    natively.form := 'compiled';
     -- The row lock makes a save by the application wait, or us wait for it: then it has written the first version itself.
-    execute format('select %1$s as snapshot, %2$s as shown, %3$s as org, %4$s as label from %5$s as w where %6$s for no key update',
-            pgaudit_wf._snapshot_expression(natively, workflow, 'w'), pgaudit_wf._row_expression(setting, 'w'),
+    execute format('select %s, %s, %s, %s',
+            pgaudit_wf._snapshot_expression(setting, workflow, 'w'), pgaudit_wf._row_expression(setting, 'w'),
             pgaudit_wf._optional_column('left(w.%I::text, 255)', (setting).org_column, 'null::text'),
-            pgaudit_wf._optional_column('left(w.%I::text, 255)', (setting).label_column, 'null::text'),
-            (setting).target, pgaudit_wf._key_condition(setting, 'w'))
+            pgaudit_wf._optional_column('left(w.%I::text, 255)', (setting).label_column, 'null::text'))
+            || format(' from %s as w where %s for no key update', (setting).target, pgaudit_wf._key_condition(setting, 'w'))
         into snapshot, shown, org, label using _backfill_workflow.id;
     if snapshot is null or pgaudit_wf._newest_version(key) is not null then
         return 0;
