@@ -1,5 +1,5 @@
--- Limits: how many rows of a kind an organization may have. A counter for each organization and type is kept by statement
--- triggers, which only tables whose type has a limit have.
+-- Limits: how many rows of a resource type an organization may have. Statement triggers keep a counter for each organization and type;
+-- only tables whose type has a limit have them.
 
 create table pgaudit_wf.org_limit (
     id bigint generated always as identity primary key,
@@ -14,11 +14,11 @@ create table pgaudit_wf.org_limit (
 );
 comment on table pgaudit_wf.org_limit is
     'How many rows of a resource type an organization may have; takes effect at once on attached tables of that type: '
-    'the statement that goes over is refused with PA330. Lowering a limit below what is there refuses new rows only.';
+    'a statement that exceeds it is refused with PA330. Lowering a limit below current usage only refuses new rows.';
 comment on column pgaudit_wf.org_limit.id is 'Number of the limit.';
 comment on column pgaudit_wf.org_limit.org_id is 'The organization; null: all that have no limit of their own.';
 comment on column pgaudit_wf.org_limit.resource_type is 'Resource type of the attached tables, as given to attach().';
-comment on column pgaudit_wf.org_limit.max_count is 'How many there may be; null: as many as it likes, whatever the default is.';
+comment on column pgaudit_wf.org_limit.max_count is 'How many there may be; null: unlimited, whatever the default is.';
 
 create table pgaudit_wf.limit_condition (
     resource_type text primary key,
@@ -26,11 +26,11 @@ create table pgaudit_wf.limit_condition (
     constraint limit_condition_condition check (condition <> '')
 );
 comment on table pgaudit_wf.limit_condition is
-    'Which rows of a resource type take a place, where not all do: '
-    'a row for which the condition ceases to hold (a key that is revoked) frees its place.';
+    'Which rows of a resource type count towards the limit, where not all do: '
+    'a row for which the condition ceases to hold (a key that is revoked) no longer counts.';
 comment on column pgaudit_wf.limit_condition.resource_type is 'Resource type of the attached tables.';
 comment on column pgaudit_wf.limit_condition.condition is
-    'Boolean SQL expression over the row''s columns, such as revoked_at is null; immutable, as a count cannot follow the clock. '
+    'Boolean SQL expression over the row''s columns, such as revoked_at is null; immutable, as a counter cannot follow the clock. '
     'Functions outside pg_catalog need their schema.';
 
 -- Room on the page, so that counting up makes no index entries.
@@ -41,11 +41,11 @@ create table pgaudit_wf.org_usage (
     primary key (org_id, resource_type)
 ) with (fillfactor = 50);
 comment on table pgaudit_wf.org_usage is
-    'How many rows that take a place each organization has, for resource types that have a limit; written by triggers only. '
-    'recount_usage() counts anew.';
+    'How many rows of each organization count towards a limit, for resource types that have one; written by triggers only. '
+    'recount_usage() recounts.';
 comment on column pgaudit_wf.org_usage.org_id is 'The organization.';
 comment on column pgaudit_wf.org_usage.resource_type is 'The resource type.';
-comment on column pgaudit_wf.org_usage.used is 'Rows that take a place.';
+comment on column pgaudit_wf.org_usage.used is 'Rows that count towards the limit.';
 
 create table pgaudit_wf.limit_target (
     target regclass primary key,
@@ -58,21 +58,21 @@ create table pgaudit_wf.limit_target (
     basis jsonb not null,
     stale_since timestamptz
 );
-comment on table pgaudit_wf.limit_target is 'Tables that are counted; written by install_limit() only.';
+comment on table pgaudit_wf.limit_target is 'Tables whose rows are counted; written by _place_limit() only.';
 comment on column pgaudit_wf.limit_target.target is 'The table.';
 comment on column pgaudit_wf.limit_target.resource_type is 'Its resource type.';
-comment on column pgaudit_wf.limit_target.org_column is 'Column with the organization, by its alias; rows without one take no place.';
+comment on column pgaudit_wf.limit_target.org_column is 'Column with the organization, by its alias; rows without one do not count.';
 comment on column pgaudit_wf.limit_target.condition is
-    'Condition for a row to take a place, as PostgreSQL writes it, over the aliases of the columns.';
+    'Condition for a row to count towards the limit, as PostgreSQL prints it, over the aliases of the columns.';
 comment on column pgaudit_wf.limit_target.condition_columns is 'Aliases of the columns that the condition names.';
 comment on column pgaudit_wf.limit_target.aliases is
-    'The columns'' names when the condition was compiled, by what they are called now ({name: alias}): '
+    'The columns'' names when the condition was compiled, by their current names ({name: alias}): '
     'so a renamed column is counted as before.';
 comment on column pgaudit_wf.limit_target.function_name is 'Trigger function in schema pgaudit_wf.';
 comment on column pgaudit_wf.limit_target.basis is
     'What the count rests on: number of the org column, types of the columns by alias, relations that hold the rows.';
 comment on column pgaudit_wf.limit_target.stale_since is
-    'Since when DDL may have made the count wrong that could not be counted anew there and then; recount_usage() does.';
+    'Since when the count may be wrong, because it could not be redone after DDL; recount_usage() redoes it.';
 
 alter table pgaudit_wf.org_limit enable row level security;
 create policy readable_org on pgaudit_wf.org_limit for select using (org_id is null or org_id = (select pgaudit_wf._readable_org()));
@@ -107,8 +107,8 @@ comment on view pgaudit_wf.limit_usage is
     'How much of its limits each organization has used. Owners and admins see their own organization, as reader.';
 comment on column pgaudit_wf.limit_usage.org_id is 'The organization.';
 comment on column pgaudit_wf.limit_usage.resource_type is 'The resource type.';
-comment on column pgaudit_wf.limit_usage.used is 'Rows that take a place now.';
-comment on column pgaudit_wf.limit_usage.max_count is 'How many there may be; null: any number.';
+comment on column pgaudit_wf.limit_usage.used is 'Rows that count towards the limit now.';
+comment on column pgaudit_wf.limit_usage.max_count is 'How many there may be; null: unlimited.';
 comment on column pgaudit_wf.limit_usage.is_default is 'True when the limit is the default for all organizations.';
 
 create function pgaudit_wf._record_org_limit() returns trigger
@@ -141,7 +141,7 @@ as $$
     on conflict on constraint org_limit_key do update set max_count = excluded.max_count
 $$;
 comment on function pgaudit_wf._write_org_limit(text, text, bigint) is
-    'set_org_limit() for whom the table org_limit is closed. Granted to nobody.';
+    'set_org_limit() for callers without rights on org_limit. Granted to nobody.';
 
 create function pgaudit_wf.set_org_limit(org_id text, resource_type text, max_count bigint) returns void
 language plpgsql
@@ -149,7 +149,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-    -- The first limit of a type puts triggers on its tables, which takes the rights of whoever owns them: ours do not reach so far.
+    -- The first limit of a type puts triggers on its tables, which takes their owner's rights: ours are not enough.
     if has_table_privilege('pgaudit_wf.org_limit', 'insert') and has_table_privilege('pgaudit_wf.org_limit', 'update') then
         insert into pgaudit_wf.org_limit (org_id, resource_type, max_count) values (org_id, resource_type, max_count)
         on conflict on constraint org_limit_key do update set max_count = excluded.max_count;
@@ -160,6 +160,6 @@ end
 $$;
 comment on function pgaudit_wf.set_org_limit(text, text, bigint) is
     'Sets the limit of an organization (null: of all that have none of their own) for a resource type, whether it had one or not; '
-    'max_count null: no limit for this organization. Granted to nobody: whoever may call it decides what is paid for. '
-    'A login that is to set limits and no more needs EXECUTE on it and on _write_org_limit(); '
+    'max_count null: no limit for this organization. Granted to nobody: its callers decide what is paid for. '
+    'A login that is only to set limits needs EXECUTE on it and on _write_org_limit(); '
     'the first limit of a type must come from the owner of its tables or a superuser (else PA331).';

@@ -5,7 +5,8 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    written constant text := (select c.condition from pgaudit_wf.limit_condition as c where c.resource_type = _compile_limit_condition.resource_type);
+    written constant text := (
+        select c.condition from pgaudit_wf.limit_condition as c where c.resource_type = _compile_limit_condition.resource_type);
 begin
     condition := 'true';
     condition_columns := '{}';
@@ -15,7 +16,7 @@ begin
     -- As the predicate of an index PostgreSQL itself checks the condition (boolean, immutable, no subquery), writes it out unambiguously
     -- and says what it depends on. The copy of the table has no rows.
     execute format('create temporary table pgaudit_wf_limit as select %s from %s with no data',
-        -- Those that are computed when read are not in the rows that a trigger counts.
+        -- Virtual generated columns are not in the rows that a trigger counts.
         (select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
             where attrelid = _compile_limit_condition.target and attnum > 0 and not attisdropped and attgenerated <> 'v'),
         _compile_limit_condition.target);
@@ -33,7 +34,8 @@ exception
             _compile_limit_condition.resource_type, _compile_limit_condition.target, sqlerrm
             using errcode = 'PA003',
                 detail = format('The condition is: %s', written),
-                hint = 'It is a boolean expression over the columns of the row, without subqueries and without what changes by itself, such as now(); name functions and types outside pg_catalog with their schema.';
+                hint = 'It must be an immutable boolean expression over the columns of the row, without subqueries or now(); '
+                    'name functions and types outside pg_catalog with their schema.';
 end
 $$;
 comment on function pgaudit_wf._compile_limit_condition(regclass, text) is
@@ -44,12 +46,19 @@ create function pgaudit_wf._counted_alias(limited pgaudit_wf.limit_target) retur
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Where nobody says what became of a column, its name has to do. A column that came later could have the name by which another one
-    -- is known.
-    select case when (select a.form from pgaudit_wf.attachment as a where a.target = (limited).target) = 'generic' then 'r' else format('r (%s)', string_agg(quote_ident(coalesce((limited).aliases ->> attname,
-            case when exists (select from jsonb_each_text((limited).aliases) as taken where taken.value = attname) then '!' || attnum else attname end)),
-        ', ' order by attnum)) end
-    from pg_attribute where attrelid = (limited).target and attnum > 0 and not attisdropped
+    select case
+        -- Without event triggers renames are not followed: the actual names have to do.
+        when (select a.form from pgaudit_wf.attachment as a where a.target = (limited).target) = 'generic' then 'r'
+        else (
+            select format('r (%s)', string_agg(
+                quote_ident(coalesce(
+                    (limited).aliases ->> attname,
+                    -- A column added later must not take the name that the condition has for another one.
+                    case when exists (select from jsonb_each_text((limited).aliases) as taken where taken.value = attname)
+                        then '!' || attnum else attname end)),
+                ', ' order by attnum))
+            from pg_attribute where attrelid = (limited).target and attnum > 0 and not attisdropped)
+    end
 $$;
 comment on function pgaudit_wf._counted_alias(pgaudit_wf.limit_target) is
     'Alias for the rows of a counted table, with its columns under the names that its condition knows them by.';
@@ -62,14 +71,15 @@ declare
     name text;
 begin
     if (select relkind from pg_class where oid = (limited).target) not in ('r', 'p') then
-        raise exception '% is not a table any more', (limited).target using errcode = 'PA004';
+        raise exception '% is no longer a table', (limited).target using errcode = 'PA004';
     end if;
     select casts.name into name from unnest(pgaudit_wf._columns_with_casts((limited).target)) as casts (name)
     where (limited).aliases ->> casts.name = any ((limited).condition_columns) limit 1;
     if found then
-        raise exception 'the limit condition of % names column "%" of %, whose type has a cast of somebody''s: it would be run with our rights',
+        raise exception 'the limit condition of % names column "%" of %, whose type has a user-defined cast',
             (limited).resource_type, name, (limited).target
-            using errcode = 'PA003', hint = 'Drop the cast, or let the condition name another column.';
+            using errcode = 'PA003',
+                hint = 'The cast would be run with our rights: drop it, or let the condition name another column.';
     end if;
 end
 $$;
@@ -86,3 +96,14 @@ as $$
 $$;
 comment on function pgaudit_wf._limit_org_expression(pgaudit_wf.limit_target, text) is
     'SQL expression for the organization of a counted row; null where the column is gone.';
+
+create function pgaudit_wf._counted_pieces(limited pgaudit_wf.limit_target) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_build_object(
+        'org', format('left(%s, 255)', pgaudit_wf._limit_org_expression(limited, 'r')),
+        'counts', format('%I is not null and %s', (limited).org_column, (limited).condition))
+$$;
+comment on function pgaudit_wf._counted_pieces(pgaudit_wf.limit_target) is
+    'Pieces of a query over the rows of a counted table, r: their organization, and whether they count towards the limit.';

@@ -1,23 +1,23 @@
--- The trigger function of a table whose rows are counted: it moves the counters by what the statement did, and refuses what goes over.
+-- The trigger function of a table whose rows are counted: it updates the counters and refuses statements that exceed the limit.
 
-create function pgaudit_wf._moved_rows(limited pgaudit_wf.limit_target, op text) returns text
+create function pgaudit_wf._moved_rows(limited pgaudit_wf.limit_target, op text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select case op
-        when 'insert' then format('select left(%1$s, 255) as org_id, count(*) as change from new_rows as %4$s where %2$I is not null and %3$s group by 1', org, (limited).org_column, (limited).condition, alias)
-        when 'delete' then format('select left(%1$s, 255) as org_id, -count(*) as change from old_rows as %4$s where %2$I is not null and %3$s group by 1', org, (limited).org_column, (limited).condition, alias)
-        else format(
-            e'select org_id, sum(change)::bigint as change from ('
-            '\n                select left(%1$s, 255) as org_id, -1 as change from old_rows as %4$s where %2$I is not null and %3$s'
-            '\n                union all'
-            '\n                select left(%1$s, 255), 1 from new_rows as %4$s where %2$I is not null and %3$s'
-            '\n            ) as row_change group by org_id having sum(change) <> 0', org, (limited).org_column, (limited).condition, alias)
-    end
-    from (select pgaudit_wf._limit_org_expression(limited, 'r') as org, pgaudit_wf._counted_alias(limited) as alias) as names
+    select pgaudit_wf._fill(
+        case op
+            when 'insert' then 'select {{org}} as org_id, count(*) as change from new_rows as {{alias}} where {{counts}} group by 1'
+            when 'delete' then 'select {{org}} as org_id, -count(*) as change from old_rows as {{alias}} where {{counts}} group by 1'
+            else $update$select org_id, sum(change)::bigint as change from (
+    select {{org}} as org_id, -1 as change from old_rows as {{alias}} where {{counts}}
+    union all
+    select {{org}}, 1 from new_rows as {{alias}} where {{counts}}
+) as row_change group by org_id having sum(change) <> 0$update$
+        end,
+        pgaudit_wf._counted_pieces(limited) || jsonb_build_object('alias', pgaudit_wf._counted_alias(limited)))
 $$;
 comment on function pgaudit_wf._moved_rows(pgaudit_wf.limit_target, text) is
-    'Query for how many places each organization takes (or frees) by a statement.';
+    'Query for how many more (or fewer) rows of each organization count after a statement.';
 
 create function pgaudit_wf._limit_body(limited pgaudit_wf.limit_target) returns text
 language plpgsql stable
@@ -31,11 +31,21 @@ begin
         perform pgaudit_wf._check_limit_casts(limited);
     exception
         when sqlstate 'PA003' then
-            return format(e'\nbegin\n    raise warning ''rows of %% are not being counted: its limit condition names a column with a cast'', %L;\n    return null;\nend\n', (limited).resource_type);
+            return format($body$
+begin
+    raise warning 'rows of %% are not being counted: its limit condition names a column with a cast', %L;
+    return null;
+end
+$body$, (limited).resource_type);
     end;
     if pgaudit_wf._limit_org_expression(limited, 'r') is null then
-        return format(e'\nbegin\n    raise warning ''rows of %% are not being counted: the column that says whose they are is gone'', %L\n'
-            '        using hint = ''Attach the table again with another org_column: pgaudit_wf.doctor() says how.'';\n    return null;\nend\n', (limited).resource_type);
+        return format($body$
+begin
+    raise warning 'rows of %% are not being counted: their organization column is gone', %L
+        using hint = 'Attach the table again with another org_column: pgaudit_wf.doctor() says how.';
+    return null;
+end
+$body$, (limited).resource_type);
     end if;
     foreach op in array array['insert', 'update', 'delete'] loop
         branches := branches || pgaudit_wf._fill(
@@ -64,14 +74,15 @@ $branch${{if}} tg_op = {{op}} then
                 'type', quote_literal((limited).resource_type),
                 'refused', case op
                     when 'insert' then 'counted.used > own.max_count'
-                    -- Asked for those over the limit only: whose places became fewer is not to be refused.
-                    when 'update' then 'counted.used > own.max_count and (select moved.change from moved where moved.org_id = counted.org_id) > 0'
-                    -- Who frees places is never over.
+                    -- The subquery runs only for those over the limit: an organization whose count fell must not be refused.
+                    when 'update' then 'counted.used > own.max_count'
+                        ' and (select moved.change from moved where moved.org_id = counted.org_id) > 0'
+                    -- A delete cannot exceed the limit.
                     else 'false'
                 end));
     end loop;
     return array_to_string(pgaudit_wf._fill($body$
--- Counts the rows of an attached table that take a place and refuses those over the limit; written because of pgaudit_wf.org_limit.
+-- Counts the rows of an attached table towards the limits in pgaudit_wf.org_limit and refuses those that exceed one.
 -- The counters are locked in the order of their organizations, so that two statements never wait for each other.
 #variable_conflict use_column
 declare
@@ -87,10 +98,12 @@ begin
         end if;
     exception
         -- What the condition names was renamed or dropped meanwhile, and that must not fail the write.
-        -- An internal error is what naming a virtual generated column ends in.
-        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name or internal_error or sqlstate 'PA003' then
+        -- Naming a virtual generated column raises an internal error.
+        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name or internal_error
+            or sqlstate 'PA003'
+        then
             raise warning 'rows of % are not being counted (SQLSTATE %)', {{type}}, sqlstate
-                using hint = 'Mend pgaudit_wf.limit_condition and attach the table again: pgaudit_wf.doctor() says how.';
+                using hint = 'Fix pgaudit_wf.limit_condition and attach the table again: pgaudit_wf.doctor() says how.';
             return null;
     end;
     if refused_org is not null then

@@ -1,4 +1,4 @@
--- Counting begins with the first limit of a resource type and ends with the last: triggers come and go with the rows of org_limit.
+-- Counting begins with the first limit of a resource type and ends with the last: the rows of org_limit install and remove the triggers.
 
 create function pgaudit_wf._place_limit(setting pgaudit_wf.attachment, recount boolean default false) returns void
 language plpgsql
@@ -19,12 +19,15 @@ begin
         return;
     end if;
     if (setting).org_column is null or (setting).org_column <> all ((setting).columns) then
-        raise exception '% has a limit for each organization, and % has no column that says whose a row is', (setting).resource_type, (setting).target
-            using errcode = 'PA002', hint = format('Attach the table with its org_column, or delete the limits of %s from pgaudit_wf.org_limit.', (setting).resource_type);
+        raise exception 'cannot enforce the limit on %: table % has no organization column', (setting).resource_type, (setting).target
+            using errcode = 'PA002', hint = format(
+                'Attach the table with its org_column, or delete the limits of %s from pgaudit_wf.org_limit.', (setting).resource_type);
     end if;
     if not pg_has_role((select relowner from pg_class where oid = (setting).target), 'usage') then
-        raise exception 'the rows of % have not been counted so far, and % may not start it: it does not own the table', (setting).target, current_user
-            using errcode = 'PA331', hint = format('Have the table''s owner, who must be allowed to write pgaudit_wf.org_limit, or a superuser set the first limit of %s.', (setting).resource_type);
+        raise exception 'the rows of % are not counted yet, and % cannot start it without owning the table', (setting).target, current_user
+            using errcode = 'PA331', hint = format(
+                'Have the table''s owner, who must be allowed to write pgaudit_wf.org_limit, or a superuser set the first limit of %s.',
+                (setting).resource_type);
     end if;
 
     limited.target := (setting).target;
@@ -40,26 +43,30 @@ begin
     insert into pgaudit_wf.limit_target select limited.*;
     perform pgaudit_wf._write_functions(setting);
 
-    -- After DDL the owner of our schema counts anew: what the triggers see of each row, it may then read.
+    -- After DDL the owner of our schema recounts, so it must be able to read what the triggers see of each row.
     perform pgaudit_wf._let_owner_read(limited.target, limited.org_column || limited.condition_columns);
     -- A statement trigger fires for the table that the statement names, which may be any partition.
     for relation in
         select tree.relid from (select limited.target as relid union select relid from pg_partition_tree(limited.target)) as tree
         join pg_class as c on c.oid = tree.relid where c.relkind <> 'f' order by 1
     loop
-        execute format('create or replace trigger pgaudit_wf_limit_insert after insert on %s referencing new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
-        execute format('create or replace trigger pgaudit_wf_limit_update after update on %s referencing old table as old_rows new table as new_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
-        execute format('create or replace trigger pgaudit_wf_limit_delete after delete on %s referencing old table as old_rows for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
+        perform pgaudit_wf._install_trigger(relation, 'pgaudit_wf_limit_insert', 'after insert',
+            'referencing new table as new_rows for each statement', limited.function_name);
+        perform pgaudit_wf._install_trigger(relation, 'pgaudit_wf_limit_update', 'after update',
+            'referencing old table as old_rows new table as new_rows for each statement', limited.function_name);
+        perform pgaudit_wf._install_trigger(relation, 'pgaudit_wf_limit_delete', 'after delete',
+            'referencing old table as old_rows for each statement', limited.function_name);
     end loop;
     for relation in select l from pgaudit_wf._leaf_tables(limited.target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
-        execute format('create or replace trigger pgaudit_wf_limit_truncate after truncate on %s for each statement execute function pgaudit_wf.%I()', relation, limited.function_name);
+        perform pgaudit_wf._install_trigger(
+            relation, 'pgaudit_wf_limit_truncate', 'after truncate', 'for each statement', limited.function_name);
     end loop;
     perform pgaudit_wf._drop_limit_triggers(limited.function_name, limited.target);
     if known.resource_type <> limited.resource_type then
         perform pgaudit_wf.recount_usage(known.resource_type);
     end if;
-    if recount or known.resource_type <> limited.resource_type or known.stale_since is not null or known.condition is distinct from limited.condition
-        or pgaudit_wf._must_recount(known.basis, limited.basis)
+    if recount or known.resource_type <> limited.resource_type or known.stale_since is not null
+        or known.condition is distinct from limited.condition or pgaudit_wf._needs_recount(known.basis, limited.basis)
     then
         perform pgaudit_wf.recount_usage(limited.resource_type);
     end if;
@@ -83,18 +90,19 @@ begin
         return;
     end if;
     limited.aliases := (
-        select coalesce(jsonb_object_agg(pgaudit_wf._renamed(alias.key, renames), alias.value), '{}') from jsonb_each(limited.aliases) as alias
+        select coalesce(jsonb_object_agg(pgaudit_wf._renamed(alias.key, renames), alias.value), '{}')
+        from jsonb_each(limited.aliases) as alias
         where pgaudit_wf._renamed(alias.key, renames) = any (pgaudit_wf._column_names(limited.target)));
     basis_now := pgaudit_wf._limit_basis(limited);
     update pgaudit_wf.limit_target as t set aliases = limited.aliases, basis = basis_now where t.target = limited.target;
-    if pgaudit_wf._must_recount(limited.basis, basis_now) then
+    if pgaudit_wf._needs_recount(limited.basis, basis_now) then
         perform pgaudit_wf._recount_after_ddl(limited.resource_type);
     end if;
 end
 $$;
 comment on function pgaudit_wf._follow_limit(pgaudit_wf.attachment, jsonb) is
-    'After DDL: has a counted table''s columns known by their new names ({old: '
-    'new}), and its rows counted anew where others are there now.';
+    'After DDL: maps a counted table''s columns to their new names ({old: new}), and recounts its rows where they changed.';
+
 
 create function pgaudit_wf._drop_limit_triggers(function_name text, keep_for regclass default null) returns void
 language plpgsql
@@ -107,7 +115,8 @@ begin
         select tgname as name, tgrelid::regclass as relation from pg_trigger
         where tgfoid = to_regprocedure(format('pgaudit_wf.%I()', _drop_limit_triggers.function_name))
             and (_drop_limit_triggers.keep_for is null
-                or (tgrelid <> _drop_limit_triggers.keep_for and tgrelid not in (select relid from pg_partition_tree(_drop_limit_triggers.keep_for))))
+                or (tgrelid <> _drop_limit_triggers.keep_for
+                    and tgrelid not in (select relid from pg_partition_tree(_drop_limit_triggers.keep_for))))
     loop
         execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
@@ -135,7 +144,7 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf._uninstall_limit(regclass) is 'No longer counts the rows of a table.';
+comment on function pgaudit_wf._uninstall_limit(regclass) is 'Stops counting the rows of a table.';
 
 create function pgaudit_wf._apply_org_limit() returns trigger
 language plpgsql
@@ -157,7 +166,8 @@ begin
                 perform pgaudit_wf._place_limit(setting, true);
             end loop;
         else
-            -- Whoever may not drop the triggers leaves them: they then count what nobody asks for.
+            -- A caller who may not drop the triggers leaves them: they then count needlessly.
+
             for counted in
                 select t.target from pgaudit_wf.limit_target as t join pg_class as c on c.oid = t.target
                 where t.resource_type = type and pg_has_role(c.relowner, 'usage') order by t.target::oid
