@@ -1,7 +1,7 @@
--- Personal values: what the log and the history tell of who an actor is.
+-- Personal values: what in the log and the history identifies an actor.
 
 create type pgaudit_wf.personal_value as (kind text, value text);
-comment on type pgaudit_wf.personal_value is 'A value that tells who somebody is: its kind (name, email, ip, user_agent) and itself.';
+comment on type pgaudit_wf.personal_value is 'A value that identifies a person, with its kind: name, email, ip or user_agent.';
 
 create function pgaudit_wf._actor_resource_types() returns text[]
 language sql stable
@@ -31,14 +31,19 @@ as $$
     lateral (
         select pgaudit_wf._unpointer(op ->> 'path') as name, side.value where op ->> 'path' <> ''
         union all
-        select whole.key, whole.value from jsonb_each(case when op ->> 'path' = '' and jsonb_typeof(side.value) = 'object' then side.value else '{}' end) as whole
+        select whole.key, whole.value
+        from jsonb_each(case when op ->> 'path' = '' and jsonb_typeof(side.value) = 'object' then side.value else '{}' end) as whole
     ) as member
-    where jsonb_typeof(member.value) = 'string' and member.name ~* '(^|_|-|[a-z])(e[-_]?mail|name|phone)([-_]|$)' and member.value #>> '{}' not in ('', '[redacted]')
+    where jsonb_typeof(member.value) = 'string'
+        and member.name ~* '(^|_|-|[a-z])(e[-_]?mail|name|phone)([-_]|$)'
+        and member.value #>> '{}' not in ('', '[redacted]')
 $$;
 comment on function pgaudit_wf._personal_members(jsonb) is
     'Names, e-mail addresses and telephone numbers in the diff of an actor''s own record, by the names of its columns.';
 
-create function pgaudit_wf._event_values(event pgaudit_wf.security_audit_log, actor_id text, actor_types text[]) returns setof pgaudit_wf.personal_value
+create function pgaudit_wf._event_values(
+    event pgaudit_wf.security_audit_log, actor_id text, actor_types text[]
+) returns setof pgaudit_wf.personal_value
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -59,7 +64,7 @@ as $$
     where v.value <> ''
 $$;
 comment on function pgaudit_wf._event_values(pgaudit_wf.security_audit_log, text, text[]) is
-    'What an event tells of who an actor is, as the one who did it or as its resource.';
+    'The values in an event that identify an actor, who performed it or is its resource.';
 
 create function pgaudit_wf._actor_values(actor_id text) returns setof pgaudit_wf.personal_value
 language plpgsql stable
@@ -74,16 +79,19 @@ begin
         from (
             select 'name' as kind, d.name as value from pgaudit_wf.actor_directory as d where d.actor_id = _actor_values.actor_id
             union all select 'email', d.email from pgaudit_wf.actor_directory as d where d.actor_id = _actor_values.actor_id
-            union all select pgaudit_wf._kind_of_value(h.actor_label), h.actor_label from pgaudit_wf.workflow_history as h where h.actor_id = _actor_values.actor_id
+            union all select pgaudit_wf._kind_of_value(h.actor_label), h.actor_label
+            from pgaudit_wf.workflow_history as h where h.actor_id = _actor_values.actor_id
             union all
-            select e.kind, e.value from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf._event_values(l, _actor_values.actor_id, types) as e
+            select e.kind, e.value
+            from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf._event_values(l, _actor_values.actor_id, types) as e
             where l.actor_id = _actor_values.actor_id
             union all
-            select e.kind, e.value from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf._event_values(l, _actor_values.actor_id, types) as e
+            select e.kind, e.value
+            from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf._event_values(l, _actor_values.actor_id, types) as e
             where l.resource_type = any (types) and l.resource_id = _actor_values.actor_id
         ) as v
         where v.value <> '' and v.value is distinct from known;
 end
 $$;
 comment on function pgaudit_wf._actor_values(text) is
-    'All that the directory, the log and the history tell of who an actor is. For its owner only, before an erasure.';
+    'All values in the directory, the log and the history that identify an actor. For the owner only, before an erasure.';

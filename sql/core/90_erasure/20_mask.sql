@@ -12,17 +12,16 @@ begin
     end if;
     foreach value in array emails loop
         if strpos(lower(text_part), lower(value)) > 0 then
-            -- As a whole: not the end of a longer address, nor the beginning of a longer domain.
+            -- Only as a whole: neither the end of a longer address nor the beginning of a longer domain.
             text_part := regexp_replace(text_part,
-                '(?<![[:alnum:]._%+-])' || regexp_replace(value, '([][\\.^$*+?(){}|-])', '\\\1', 'g') || '(?![[:alnum:]-]|\.[[:alnum:]])',
-                pseudonym, 'gi');
+                '(?<![[:alnum:]._%+-])' || pgaudit_wf._quote_regexp(value) || '(?![[:alnum:]-]|\.[[:alnum:]])', pseudonym, 'gi');
         end if;
     end loop;
     foreach value in array exact loop
-        -- In running text only what is long enough to be no ordinary word.
+        -- In running text only what is too long for an ordinary word.
         if length(value) >= 5 and strpos(text_part, value) > 0 then
             text_part := regexp_replace(text_part,
-                '(?<![[:alnum:]])' || regexp_replace(value, '([][\\.^$*+?(){}|-])', '\\\1', 'g') || '(?![[:alnum:]])', pseudonym, 'g');
+                '(?<![[:alnum:]])' || pgaudit_wf._quote_regexp(value) || '(?![[:alnum:]])', pseudonym, 'g');
         end if;
     end loop;
     return text_part;
@@ -43,7 +42,10 @@ begin
             select coalesce(jsonb_agg(pgaudit_wf._mask_json(e.value, exact, emails, pseudonym) order by e.position), '[]')
             from jsonb_array_elements(doc) with ordinality as e (value, position))
         when 'object' then (
-            select coalesce(jsonb_object_agg(pgaudit_wf._mask_text(m.key, '{}', emails, pseudonym), pgaudit_wf._mask_json(m.value, exact, emails, pseudonym)), '{}')
+            select coalesce(
+                jsonb_object_agg(
+                    pgaudit_wf._mask_text(m.key, '{}', emails, pseudonym), pgaudit_wf._mask_json(m.value, exact, emails, pseudonym)),
+                '{}')
             from jsonb_each(doc) as m)
         else doc
     end;
@@ -52,22 +54,24 @@ $$;
 comment on function pgaudit_wf._mask_json(jsonb, text[], text[], text) is 'The document with _mask_text() applied to every string in it.';
 
 create function pgaudit_wf._mask_event(
-    event pgaudit_wf.security_audit_log, actor_id text, pseudonym text, actor_types text[], known pgaudit_wf.personal_value[] default '{}')
-returns pgaudit_wf.security_audit_log
+    event pgaudit_wf.security_audit_log, actor_id text, pseudonym text, actor_types text[], known pgaudit_wf.personal_value[] default '{}'
+) returns pgaudit_wf.security_audit_log
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    told pgaudit_wf.personal_value[] := known || array(select v from pgaudit_wf._event_values(event, _mask_event.actor_id, actor_types) as v);
-    emails constant text[] := array(select distinct v.value from unnest(told) as v where v.kind = 'email' and v.value <> pseudonym);
-    -- A name, an address or a browser is many people's: it is his only where he is concerned. An e-mail address is one person's.
+    found pgaudit_wf.personal_value[] := known
+        || array(select v from pgaudit_wf._event_values(event, _mask_event.actor_id, actor_types) as v);
+    emails constant text[] := array(select distinct v.value from unnest(found) as v where v.kind = 'email' and v.value <> pseudonym);
+    -- Many people share a name, an address or a browser: masked only where the event concerns the actor. An e-mail address is unique.
     concerned constant boolean := coalesce(event.actor_id = _mask_event.actor_id, false)
         or coalesce(event.resource_id = _mask_event.actor_id and event.resource_type = any (actor_types), false)
         or strpos(concat(event.diff::text, event.metadata::text, event.resource_id), to_json(_mask_event.actor_id)::text) > 0
         or (cardinality(emails) > 0 and (
             pgaudit_wf._mask_json(event.diff, '{}', emails, pseudonym) is distinct from event.diff
             or pgaudit_wf._mask_json(event.metadata, '{}', emails, pseudonym) is distinct from event.metadata));
-    exact constant text[] := case when concerned then array(select distinct v.value from unnest(told) as v where v.kind <> 'email' and v.value <> pseudonym) else '{}' end;
+    exact constant text[] := case when concerned
+        then array(select distinct v.value from unnest(found) as v where v.kind <> 'email' and v.value <> pseudonym) else '{}' end;
 begin
     if event.actor_id = _mask_event.actor_id then
         event.actor_label := case when event.actor_label is not null then pseudonym end;
@@ -83,5 +87,5 @@ begin
 end
 $$;
 comment on function pgaudit_wf._mask_event(pgaudit_wf.security_audit_log, text, text, text[], pgaudit_wf.personal_value[]) is
-    'An event without what tells who the actor is: his label and user agent become the pseudonym, his address null, '
-    'and values in diff and metadata that equal what the event or known tells of him the pseudonym.';
+    'An event without the values that identify the actor: label and user agent become the pseudonym, the IP address null, '
+    'and values in diff and metadata that are personal values of the actor, from the event or known, the pseudonym.';

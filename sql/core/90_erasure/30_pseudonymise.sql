@@ -1,7 +1,7 @@
--- Erasure: what tells who an actor is gives way to a pseudonym; what was done, when and to what stays.
+-- Erasure: a pseudonym replaces what identifies an actor; what was done, when and to what is kept.
 --
--- actor_id is a key and stays, as everything that belongs together hangs on it: it must not be a name or an address itself.
--- For checks of integrity, erased_event says which fields of which events are no longer what was sealed.
+-- actor_id is kept, as it is the key that connects everything: it must not be a name or an address itself.
+-- For integrity checks, erased_event says which fields of which events are no longer what was sealed.
 
 create table pgaudit_wf.erasure (
     actor_id text primary key,
@@ -13,11 +13,11 @@ create table pgaudit_wf.erasure (
 );
 comment on table pgaudit_wf.erasure is
     'Actors whose name, e-mail, address and user agent were erased. Holds no such value. Written by pseudonymise() only.';
-comment on column pgaudit_wf.erasure.actor_id is 'Id of the actor, which stays.';
+comment on column pgaudit_wf.erasure.actor_id is 'Id of the actor, which is kept.';
 comment on column pgaudit_wf.erasure.pseudonym is
-    'What stands in place of name, e-mail and user agent; random, so it leads back to nobody.';
-comment on column pgaudit_wf.erasure.erased_at is 'When it was asked for first.';
-comment on column pgaudit_wf.erasure.last_run_at is 'When it was last run; null: begun, not run yet.';
+    'What replaces name, e-mail and user agent; random, so it cannot be traced back to anybody.';
+comment on column pgaudit_wf.erasure.erased_at is 'When it was first requested.';
+comment on column pgaudit_wf.erasure.last_run_at is 'When it was last run; null: requested, not run yet.';
 comment on column pgaudit_wf.erasure.events is 'Events of the log changed so far.';
 comment on column pgaudit_wf.erasure.versions is 'Versions of workflows changed so far.';
 
@@ -30,16 +30,18 @@ create table pgaudit_wf.erased_event (
     primary key (tx_id, event_id, actor_id)
 );
 comment on table pgaudit_wf.erased_event is
-    'Events that an erasure changed: what a check of integrity must know. Append-only but for the fields of a repeated erasure.';
+    'Events that an erasure changed, for integrity checks. Append-only except for the fields of a repeated erasure.';
 comment on column pgaudit_wf.erased_event.actor_id is 'The actor.';
 comment on column pgaudit_wf.erased_event.tx_id is 'tx_id of the event.';
 comment on column pgaudit_wf.erased_event.event_id is 'id of the event.';
 comment on column pgaudit_wf.erased_event.fields is
     'Columns that no longer hold what was recorded: actor_label, ip, user_agent, diff, metadata.';
-comment on column pgaudit_wf.erased_event.erased_at is 'When.';
+comment on column pgaudit_wf.erased_event.erased_at is 'When it was last changed.';
 
-create trigger append_only before delete or truncate on pgaudit_wf.erasure for each statement execute function pgaudit_wf._refuse_change();
-create trigger append_only before delete or truncate on pgaudit_wf.erased_event for each statement execute function pgaudit_wf._refuse_change();
+create trigger append_only before delete or truncate on pgaudit_wf.erasure
+    for each statement execute function pgaudit_wf._refuse_change();
+create trigger append_only before delete or truncate on pgaudit_wf.erased_event
+    for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.erasure enable always trigger append_only;
 alter table pgaudit_wf.erased_event enable always trigger append_only;
 
@@ -47,7 +49,7 @@ create function pgaudit_wf._org_pseudonyms(actor_ids text[]) returns table (acto
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Of people who are not in the organization's log (any more), only that there is something to mask.
+    -- Of people who are not, or no longer, in the organization's log, only that there is something to mask.
     select e.actor_id,
         case when exists (
             select from pgaudit_wf.security_audit_log as l
@@ -72,7 +74,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.pseudonyms(text[]) is
-    'Those of the actors who were erased, and their pseudonyms: for whoever reads an archive written before.';
+    'Those of the actors who were erased, and their pseudonyms: for reading archives written before the erasure.';
 
 create function pgaudit_wf._archives_with(pseudonym text) returns setof bigint
 language sql stable
@@ -83,9 +85,11 @@ as $$
         and not coalesce(a.manifest -> 'erasures', '[]') @> jsonb_build_array(jsonb_build_object('pseudonym', _archives_with.pseudonym))
     order by a.id
 $$;
-comment on function pgaudit_wf._archives_with(text) is 'Numbers of the archives whose file an erasure has not gone through.';
+comment on function pgaudit_wf._archives_with(text) is 'Numbers of the archives whose file an erasure has not yet rewritten.';
 
-create function pgaudit_wf._erase_from_partition(part regclass, actor_id text, pseudonym text, known pgaudit_wf.personal_value[]) returns bigint
+create function pgaudit_wf._erase_from_partition(
+    part regclass, actor_id text, pseudonym text, known pgaudit_wf.personal_value[]
+) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -97,9 +101,12 @@ declare
 begin
     -- Searched before anything is locked, as writers to the newest partition then have to wait.
     execute format(
-        'select array_agg(l.id) from only %s as l where l.actor_id = $1 or l.resource_id = $1 or strpos(l.resource_id, to_json($1)::text) > 0'
+        'select array_agg(l.id) from only %s as l'
+        ' where l.actor_id = $1 or l.resource_id = $1 or strpos(l.resource_id, to_json($1)::text) > 0'
         ' or strpos(l.diff::text, to_json($1)::text) > 0 or strpos(l.metadata::text, to_json($1)::text) > 0'
-        ' or exists (select from unnest($2) as email where strpos(lower(concat_ws('' '', l.actor_label, l.user_agent, l.diff, l.metadata)), email) > 0)', part)
+        ' or exists ('
+        '     select from unnest($2) as email'
+        '     where strpos(lower(concat_ws('' '', l.actor_label, l.user_agent, l.diff, l.metadata)), email) > 0)', part)
         into ids using _erase_from_partition.actor_id, emails;
     if ids is null then
         return 0;
@@ -107,7 +114,8 @@ begin
     -- So that a sealed event still verifies, and what is masked cannot be guessed from its leaf.
     perform pgaudit_wf._lock_seal();
     execute format(
-        'select pgaudit_wf._keep_commitments(l::pgaudit_wf.security_audit_log, pgaudit_wf._mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
+        'select pgaudit_wf._keep_commitments('
+        '     l::pgaudit_wf.security_audit_log, pgaudit_wf._mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
         ' from only %s as l where l.id = any ($5)', part)
         using _erase_from_partition.actor_id, _erase_from_partition.pseudonym, types, known, ids;
     execute format('alter table %s disable trigger append_only_row, disable trigger append_only', part);
@@ -122,7 +130,8 @@ begin
         '     from only %1$s as l, lateral pgaudit_wf._mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4) as m'
         '     where l.id = any ($5)),'
         ' changed as ('
-        '     update only %1$s as l set actor_label = m.actor_label, ip = m.ip, user_agent = m.user_agent, diff = m.diff, metadata = m.metadata'
+        '     update only %1$s as l'
+        '     set actor_label = m.actor_label, ip = m.ip, user_agent = m.user_agent, diff = m.diff, metadata = m.metadata'
         '     from masked as m'
         '     where l.tx_id = m.tx_id and l.id = m.id and l.occurred_at = m.occurred_at and m.fields <> ''{}'''
         '     returning l.tx_id, l.id, m.fields)'
@@ -150,14 +159,18 @@ begin
     if known is not null then
         return known;
     end if;
-    -- A misspelt id must not be taken for an erasure that was done.
+    -- A typo must not pass for an erasure.
     if _begin_erasure.actor_id is null or not (_begin_erasure.known_elsewhere
         or exists (select from pgaudit_wf.security_audit_log as l where l.actor_id = _begin_erasure.actor_id)
-        or exists (select from pgaudit_wf.security_audit_log as l where l.resource_type = any (pgaudit_wf._actor_resource_types()) and l.resource_id = _begin_erasure.actor_id)
+        or exists (
+            select from pgaudit_wf.security_audit_log as l
+            where l.resource_type = any (pgaudit_wf._actor_resource_types()) and l.resource_id = _begin_erasure.actor_id)
         or exists (select from pgaudit_wf.workflow_history as h where h.actor_id = _begin_erasure.actor_id)
-        or exists (select from pgaudit_wf.actor_directory as d where d.actor_id = _begin_erasure.actor_id)) then
+        or exists (select from pgaudit_wf.actor_directory as d where d.actor_id = _begin_erasure.actor_id))
+    then
         raise exception 'there is no actor "%"', _begin_erasure.actor_id
-            using errcode = 'PA360', hint = 'Give the id as in app.actor_id; neither log, history nor pgaudit_wf.actor_directory knows this one.';
+            using errcode = 'PA360',
+                hint = 'Pass the id as in app.actor_id; this one is in neither the log, the history nor pgaudit_wf.actor_directory.';
     end if;
     insert into pgaudit_wf.erasure (actor_id, pseudonym)
     values (_begin_erasure.actor_id, 'erased-' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16))
@@ -167,8 +180,8 @@ end
 $$;
 comment on function pgaudit_wf._begin_erasure(text, boolean) is
     'Gives an actor the pseudonym that pseudonymise() will use, without changing an event yet: '
-    'for a job that rewrites archives first, and may have found him only there (known_elsewhere). '
-    'Raises PA360 for an actor that nothing knows.';
+    'for a job that rewrites archives first, and may have found the actor only there (known_elsewhere). '
+    'Raises PA360 for an unknown actor.';
 
 create function pgaudit_wf.pseudonymise(actor_id text, more_values text[] default '{}')
 returns table (pseudonym text, events bigint, versions bigint, archives bigint)
@@ -194,14 +207,16 @@ begin
     known := array(
         select v from pgaudit_wf._actor_values(pseudonymise.actor_id) as v
         union
-        select row(pgaudit_wf._kind_of_value(more), more)::pgaudit_wf.personal_value from unnest(pseudonymise.more_values) as more where more <> '');
+        select row(pgaudit_wf._kind_of_value(more), more)::pgaudit_wf.personal_value
+        from unnest(pseudonymise.more_values) as more where more <> '');
     emails := array(select v.value from unnest(known) as v where v.kind = 'email');
 
     perform pgaudit_wf._lock_seal();
     versions := 0;
     if exists (select from pgaudit_wf.workflow_history as h where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonym) then
         for version in
-            select h.* from pgaudit_wf.workflow_history as h where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonymise.pseudonym
+            select h.* from pgaudit_wf.workflow_history as h
+            where h.actor_id = pseudonymise.actor_id and h.actor_label <> pseudonymise.pseudonym
         loop
             masked := version;
             masked.actor_label := pseudonymise.pseudonym;
@@ -221,9 +236,10 @@ begin
     loop
         events := events + pgaudit_wf._erase_from_partition(part, pseudonymise.actor_id, pseudonym, known);
     end loop;
-    -- What waits to be delivered still needs its address.
+    -- Pending deliveries still need their address.
     update pgaudit_wf.alert_delivery as d
-    set recipient = pseudonymise.pseudonym || '/' || d.id, last_error = pgaudit_wf._mask_text(d.last_error, '{}', emails, pseudonymise.pseudonym)
+    set recipient = pseudonymise.pseudonym || '/' || d.id,
+        last_error = pgaudit_wf._mask_text(d.last_error, '{}', emails, pseudonymise.pseudonym)
     where d.state in ('sent', 'dead') and lower(d.recipient) in (select lower(email) from unnest(emails) as email);
     archives := (select count(*) from pgaudit_wf._archives_with(pseudonym));
 
@@ -231,11 +247,12 @@ begin
     set last_run_at = now(), events = e.events + pseudonymise.events, versions = e.versions + pseudonymise.versions
     where e.actor_id = pseudonymise.actor_id;
     if first_run or events > 0 or versions > 0 then
-        -- Whoever erases himself must not be recorded by name for it, nor anybody in a reason.
+        -- Actors who erase themselves must not be recorded by name for it, nor must the reason name anybody erased.
         if own then
             perform set_config('app.actor_label', '', true), set_config('app.ip', '', true), set_config('app.user_agent', '', true);
         end if;
-        perform set_config('app.reason', coalesce(pgaudit_wf._mask_text(reason, array(select v.value from unnest(known) as v), emails, pseudonym), ''), true);
+        perform set_config('app.reason',
+            coalesce(pgaudit_wf._mask_text(reason, array(select v.value from unnest(known) as v), emails, pseudonym), ''), true);
         perform pgaudit_wf.record_event('actor.pseudonymised', 'actor', pseudonymise.actor_id,
             metadata => jsonb_build_object('pseudonym', pseudonym, 'events', events, 'versions', versions, 'archives', archives));
         perform set_config('app.reason', coalesce(reason, ''), true);
@@ -248,8 +265,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf.pseudonymise(text, text[]) is
-    'Erases who an actor is: his name, e-mail and user agent become a stable random pseudonym in log and history, his address null; '
-    'more_values are other names and addresses of his. '
-    'Returns the pseudonym, the events and versions changed, and how many archives have yet to be rewritten (pgaudit-wf erase does; '
-    'reading them masks him meanwhile). Recorded as actor.pseudonymised; calling it again takes what came since. '
-    'Delete his account first, as that is recorded too. Raises PA360 for an actor that nothing knows.';
+    'Erases the identity of an actor: name, e-mail and user agent become a stable random pseudonym in log and history, '
+    'the IP address null; more_values are other names and addresses of the same person. '
+    'Returns the pseudonym, the events and versions changed, and how many archives have yet to be rewritten '
+    '(pgaudit-wf erase rewrites them; until then they are masked when read). '
+    'Recorded as actor.pseudonymised; calling it again covers what was recorded since. '
+    'Delete the account first, as that is recorded too. Raises PA360 for an unknown actor.';

@@ -2,8 +2,8 @@
 -- with signed checkpoints. Written by `pgaudit-wf seal`, a reader of the log, so that it costs the write path nothing; the key that
 -- signs is never here. docs/integrity.md describes what a leaf is, field by field.
 --
--- Nothing here is believed by a check: who owns the database can change these tables too, but not so that they fit a checkpoint
--- of which a copy lies elsewhere.
+-- Verification trusts nothing here: the owner of the database can change these tables too, but not so that they match a checkpoint
+-- of which a copy is kept elsewhere.
 
 create table pgaudit_wf.log_tile ( -- noqa: PRS
     level smallint not null,
@@ -43,8 +43,8 @@ comment on column pgaudit_wf.log_leaf.occurred_at is 'Its occurred_at.';
 comment on column pgaudit_wf.log_leaf.workflow_id is 'workflow_id of the version; null for an event.';
 comment on column pgaudit_wf.log_leaf.version is 'Its number.';
 comment on column pgaudit_wf.log_leaf.salt is
-    'Random; with it the commitments of the leaf can be opened. Null once something of it was erased: log_kept holds the rest.';
-comment on column pgaudit_wf.log_leaf.snapshot is 'Commitment to a version''s snapshot, which may be let go of before the version.';
+    'Random; with it the commitments of the leaf can be opened. Null once part of it was erased: log_kept holds the rest.';
+comment on column pgaudit_wf.log_leaf.snapshot is 'Commitment to a version''s snapshot, which may be pruned before the version.';
 create unique index log_leaf_event on pgaudit_wf.log_leaf (event_id, tx_id) where event_id is not null;
 create unique index log_leaf_version on pgaudit_wf.log_leaf (workflow_id, version) where workflow_id is not null;
 
@@ -125,7 +125,8 @@ begin
         return new;
     end if;
     raise exception 'what was sealed in pgaudit_wf.% cannot be changed', tg_table_name
-        using errcode = 'PA501', hint = 'A tile grows, a checkpoint is signed once, a secret is destroyed by pseudonymise(); nothing else may change.';
+        using errcode = 'PA501',
+            hint = 'A tile grows, a checkpoint is signed once, a secret is destroyed by pseudonymise(); nothing else may change.';
 end
 $$;
 comment on function pgaudit_wf._refuse_tree_change() is 'Trigger of the tree''s tables: raises PA501 on an UPDATE of what was sealed.';
@@ -137,7 +138,8 @@ create trigger append_only_row before update on pgaudit_wf.log_checkpoint for ea
 create trigger append_only before delete or truncate on pgaudit_wf.log_tile for each statement execute function pgaudit_wf._refuse_change();
 create trigger append_only before delete or truncate on pgaudit_wf.log_leaf for each statement execute function pgaudit_wf._refuse_change();
 create trigger append_only before delete or truncate on pgaudit_wf.log_kept for each statement execute function pgaudit_wf._refuse_change();
-create trigger append_only before delete or truncate on pgaudit_wf.log_checkpoint for each statement execute function pgaudit_wf._refuse_change();
+create trigger append_only before delete or truncate on pgaudit_wf.log_checkpoint
+    for each statement execute function pgaudit_wf._refuse_change();
 create trigger append_only before update or delete or truncate on pgaudit_wf.log_cosignature
     for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.log_tile enable always trigger append_only_row, enable always trigger append_only;
@@ -162,23 +164,29 @@ create function pgaudit_wf._event_parts(event pgaudit_wf.security_audit_log) ret
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
+    with op as (
+        select listed.value, listed.number
+        from jsonb_array_elements(case when jsonb_typeof((event).diff) = 'array' then (event).diff else '[]' end)
+            with ordinality as listed (value, number)
+    )
     select 'who', json_build_array((event).actor_label, (event).ip, (event).user_agent)::text
     union all
     select 'diff/' || row_number() over (order by piece.op_number, piece.member) - 1, piece.content
     from (
         select op.number as op_number, 0::bigint as member,
             case when pgaudit_wf._whole_row(op.value) is null then op.value::text else (op.value -> 'op')::text end as content
-        from jsonb_array_elements(case when jsonb_typeof((event).diff) = 'array' then (event).diff else '[]' end) with ordinality as op (value, number)
+        from op
         union all
         select op.number, member.number, to_json(member.key)::text || ': ' || member.value::text
-        from jsonb_array_elements(case when jsonb_typeof((event).diff) = 'array' then (event).diff else '[]' end) with ordinality as op (value, number),
+        from op,
             jsonb_each(pgaudit_wf._whole_row(op.value)) with ordinality as member (key, value, number)
     ) as piece
     union all
     select 'diff', (event).diff::text where jsonb_typeof((event).diff) <> 'array'
     union all
     select 'metadata/' || member.number - 1, to_json(member.key)::text || ': ' || member.value::text
-    from jsonb_each(case when jsonb_typeof((event).metadata) = 'object' then (event).metadata else '{}' end) with ordinality as member (key, value, number)
+    from jsonb_each(case when jsonb_typeof((event).metadata) = 'object' then (event).metadata else '{}' end)
+        with ordinality as member (key, value, number)
     union all
     select 'metadata', (event).metadata::text where jsonb_typeof((event).metadata) <> 'object'
 $$;
@@ -196,7 +204,9 @@ as $$
 $$;
 comment on function pgaudit_wf._version_parts(pgaudit_wf.workflow_history) is 'The parts of a version to which its leaf holds commitments.';
 
-create function pgaudit_wf._keep_parts(leaf_index bigint, before_parts text[], before_contents text[], after_parts text[], after_contents text[]) returns void
+create function pgaudit_wf._keep_parts(
+    leaf_index bigint, before_parts text[], before_contents text[], after_parts text[], after_contents text[]
+) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -211,7 +221,8 @@ begin
         from unnest(before_parts, before_contents) as was (part, content)
         where k.leaf_index = _keep_parts.leaf_index and k.part = was.part and k.key is not null
             and not exists (
-                select from unnest(after_parts, after_contents) as becomes (part, content) where becomes.part = was.part and becomes.content = was.content);
+                select from unnest(after_parts, after_contents) as becomes (part, content)
+                where becomes.part = was.part and becomes.content = was.content);
         return;
     end if;
     insert into pgaudit_wf.log_kept (leaf_index, part, key, commitment)
@@ -247,8 +258,10 @@ declare
 begin
     if sealed is not null and was is distinct from becomes then
         perform pgaudit_wf._keep_parts(sealed,
-            array(select p.part from pgaudit_wf._event_parts(was) as p order by p.part), array(select p.content from pgaudit_wf._event_parts(was) as p order by p.part),
-            array(select p.part from pgaudit_wf._event_parts(becomes) as p order by p.part), array(select p.content from pgaudit_wf._event_parts(becomes) as p order by p.part));
+            array(select p.part from pgaudit_wf._event_parts(was) as p order by p.part),
+            array(select p.content from pgaudit_wf._event_parts(was) as p order by p.part),
+            array(select p.part from pgaudit_wf._event_parts(becomes) as p order by p.part),
+            array(select p.content from pgaudit_wf._event_parts(becomes) as p order by p.part));
     end if;
 end
 $$;
@@ -266,8 +279,11 @@ declare
 begin
     if sealed is not null and was is distinct from becomes then
         perform pgaudit_wf._keep_parts(sealed,
-            array(select p.part from pgaudit_wf._version_parts(was) as p order by p.part), array(select p.content from pgaudit_wf._version_parts(was) as p order by p.part),
-            array(select p.part from pgaudit_wf._version_parts(becomes) as p order by p.part), array(select p.content from pgaudit_wf._version_parts(becomes) as p order by p.part));
+            array(select p.part from pgaudit_wf._version_parts(was) as p order by p.part),
+            array(select p.content from pgaudit_wf._version_parts(was) as p order by p.part),
+            array(select p.part from pgaudit_wf._version_parts(becomes) as p order by p.part),
+            array(select p.content from pgaudit_wf._version_parts(becomes) as p order by p.part));
+
     end if;
 end
 $$;
