@@ -85,7 +85,7 @@ def test_ids_and_ends(validate: Validate) -> None:
         (None, None, "not_an_object", "node 6 is a JSON null, not an object"),
         (None, "id", "duplicate_id", "2 edges have the id e"),
         ("gone", "target", "dangling_edge",
-         "edge e has target gone, which is no node of this workflow"),
+         "edge e has target gone, which is not a node of this workflow"),
         (None, "source", "dangling_edge", "edge e has no source"),
         (None, "source", "dangling_edge", "edge 3 has no source"),
         ("", "target", "dangling_edge", "edge 3 has no target"),

@@ -55,6 +55,20 @@ def test_keywords_are_lower_case_in_function_bodies_too(path: Path) -> None:
     assert shouted == []
 
 
+@pytest.mark.lint
+@pytest.mark.parametrize("path", SOURCES, ids=label)
+def test_no_line_is_longer_than_140_characters(path: Path) -> None:
+    lines = enumerate(path.read_text().splitlines(), 1)
+    assert [number for number, line in lines if len(line) > 140] == []
+
+
+@pytest.mark.lint
+@pytest.mark.parametrize("path", SOURCES, ids=label)
+def test_no_format_has_more_than_four_numbered_arguments(path: Path) -> None:
+    # "%7$s" makes the reader count; _fill() has named slots.
+    assert re.findall(r"%(?:[5-9]|\d\d+)\$[sIL]", path.read_text()) == []
+
+
 def rows(conn: psycopg.Connection, query: str) -> list[str]:
     return [row[0] for row in conn.execute(query).fetchall()]
 

@@ -1,9 +1,9 @@
 -- RFC 8785 (JSON Canonicalization Scheme) for jsonb: the one text that every language's RFC 8785 library produces for the
 -- same document, so that a content hash can be recomputed anywhere.
 --
--- jsonb's own text differs from it in four points: keys are ordered by length, there are blanks after ':' and ',', numbers
+-- jsonb's own text differs from it in four ways: keys are ordered by length, there are blanks after ':' and ',', numbers
 -- keep the digits they were written with, and repeated keys are already gone (the last one won, as in JavaScript). String
--- escapes are the same: PostgreSQL escapes the quote, the backslash and control characters, and nothing else.
+-- escapes are the same: PostgreSQL only escapes the quote, the backslash and control characters.
 
 create function pgaudit_wf._utf16_order(key text) returns text
 language sql immutable parallel safe
@@ -78,7 +78,7 @@ end
 $$;
 comment on function pgaudit_wf._canonical_number(numeric) is
     'A number as RFC 8785 (ECMAScript) writes it: rounded to the nearest IEEE 754 double, shortest digits, exponent only below '
-    '1e-6 and from 1e21 on. Raises PA201 where no double is large enough; what is too small is 0.';
+    '1e-6 and from 1e21 on. Raises PA201 for numbers too large for a double; those too small become 0.';
 
 create function pgaudit_wf._canonical_json_at(value jsonb, depth integer) returns text
 language plpgsql immutable strict parallel safe
@@ -86,8 +86,8 @@ as $$
 declare
     canonical text;
 begin
-    -- Raising here would print the whole recursion as context; no JSON text holds a bare control character, so canonical_checked
-    -- can tell.
+    -- Raising here would print the whole recursion as context; no JSON text holds a bare control character, so _canonical_checked()
+    -- finds this one.
     if _canonical_json_at.depth > 200 then
         return chr(1);
     end if;
@@ -106,7 +106,8 @@ begin
                     then pgaudit_wf._canonical_value(element, _canonical_json_at.depth + 1)
                     else (
                         select '{' || coalesce(string_agg(
-                                concat_ws(':', to_json(member.key), pgaudit_wf._canonical_value(member.value, _canonical_json_at.depth + 2)),
+                                concat_ws(':', to_json(member.key),
+                                    pgaudit_wf._canonical_value(member.value, _canonical_json_at.depth + 2)),
                                 ',' order by pgaudit_wf._utf16_order(member.key) collate "C"), '') || '}'
                             from jsonb_each(element) as member)
                 end, ',') || ']'
@@ -125,7 +126,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._canonical_json_at(jsonb, integer) is
-    'The step of canonical_json that counts how deep it is.';
+    'The step of _canonical_json() that keeps track of its depth.';
 
 create function pgaudit_wf._canonical_value(value jsonb, depth integer) returns text
 language sql immutable parallel safe
@@ -140,7 +141,7 @@ return case jsonb_typeof(_canonical_value.value)
     else _canonical_value.value::text
 end;
 comment on function pgaudit_wf._canonical_value(jsonb, integer) is
-    'canonical_json_at for a value that is most often a string. Not strict, so that the planner inlines it.';
+    '_canonical_json_at() for a value that usually is a string. Not strict, so that the planner inlines it.';
 
 create function pgaudit_wf._canonical_checked(canonical text) returns text
 language plpgsql immutable strict parallel safe
@@ -155,11 +156,11 @@ begin
 end
 $$;
 comment on function pgaudit_wf._canonical_checked(text) is
-    'The text as it is, or PA202 if canonical_json_at met nesting it does not follow.';
+    'The text as it is; raises PA202 if _canonical_json_at() met nesting that is too deep for it.';
 
 create function pgaudit_wf._canonical_json(value jsonb) returns text
 language plpgsql immutable strict parallel safe
--- Or each step would be planned anew, for the one depth that it is at.
+-- Otherwise each step would be planned again, for its own depth.
 set plan_cache_mode = force_generic_plan
 as $$
 begin

@@ -6,9 +6,9 @@ create table pgaudit_wf.config_alias (
     canonical_name text check (canonical_name <> alias)
 );
 comment on table pgaudit_wf.config_alias is
-    'Keys of a node''s data.config that normalize_definition reads under another name or not at all. A change here changes what '
-    'later versions hash to: a definition that uses the alias gets a new version at its next save, and old hashes stay as they '
-    'were.';
+    'Keys of a node''s data.config that normalize_definition() reads under another name or not at all. '
+    'A change here changes the hashes of later versions: a definition that uses the alias gets a new version at its next save, '
+    'and old hashes stay as they are.';
 comment on column pgaudit_wf.config_alias.alias is 'The key as it may be found in data.config.';
 comment on column pgaudit_wf.config_alias.canonical_name is
     'The key it stands for; null: the key means nothing and is dropped. Where the canonical key is there too, its value wins. '

@@ -1,8 +1,8 @@
 -- What of a workflow makes a version: of a node its id, type and data, of an edge its ends, handles, id and data. The canvas
 -- (position, selection, size, style, color, …) is everything else, whatever an editor calls it, so this is an allow-list.
 --
--- The order of nodes and edges is kept: it is part of the stored definition, and a hash over the arrays as saved is what
--- anybody outside recomputes without a sorting rule of ours. Absent and null stay different for the same reason.
+-- The order of nodes and edges is kept: it is part of the stored definition, and a hash over the arrays as saved can be
+-- recomputed elsewhere without a sorting rule of ours. Absent and null stay different for the same reason.
 
 create function pgaudit_wf._graph_array(value jsonb, column_name text) returns jsonb
 language plpgsql immutable parallel safe
@@ -50,7 +50,7 @@ return case
     else pgaudit_wf._keep_keys(_normalize_node.node, '{id,type,data}')
 end;
 comment on function pgaudit_wf._normalize_node(jsonb, text[]) is
-    'The meaningful part of one node. aliases is every alias of config_alias, read once by the caller. What is no object is '
+    'The meaningful part of one node. aliases is every alias of config_alias, read once by the caller. What is not an object is '
     'returned as it is, so that no malformed node disappears.';
 
 create function pgaudit_wf._normalize_edge(edge jsonb) returns jsonb
@@ -76,7 +76,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._normalize_edge(jsonb) is
-    'The meaningful part of one edge. What is no object is returned as it is.';
+    'The meaningful part of one edge. What is not an object is returned as it is.';
 
 create function pgaudit_wf.normalize_definition(nodes jsonb, edges jsonb) returns jsonb
 language plpgsql stable parallel safe
@@ -98,4 +98,4 @@ $$;
 comment on function pgaudit_wf.normalize_definition(jsonb, jsonb) is
     'The meaningful part of a workflow, {"edges": […], "nodes": […]}: of a node id, type and data, of an edge id, source, target, '
     'sourceHandle, targetHandle and data, in the order saved, with the legacy keys of data.config read through config_alias. '
-    'Null nodes or edges are an empty array; anything else that is no array raises PA203.';
+    'Null nodes or edges are an empty array; anything else that is not an array raises PA203.';

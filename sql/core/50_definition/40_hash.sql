@@ -1,13 +1,13 @@
--- The content hash. canonical_definition(nodes, edges) is canonical_json(normalize_definition(nodes, edges)), written out level
+-- The content hash. _canonical_definition(nodes, edges) is _canonical_json(normalize_definition(nodes, edges)), written out level
 -- by level: two statements for the whole graph where the general way builds the normalized document and then needs one for
--- every object in it. That takes a third of the time; the tests hold the two ways together. A save takes the texts of nodes that
--- stayed as they were from canonical_cache.
+-- every object in it. That takes a third of the time; the tests compare the two. A save takes the texts of unchanged nodes
+-- from canonical_cache.
 
 create function pgaudit_wf._canonical_edges(edges jsonb) returns text
 language plpgsql immutable parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
--- For canonical_json_at, as canonical_json does.
+-- For _canonical_json_at(), as in _canonical_json().
 set plan_cache_mode = force_generic_plan
 as $$
 begin
@@ -28,14 +28,14 @@ begin
 end
 $$;
 comment on function pgaudit_wf._canonical_edges(jsonb) is
-    'The normalized edges as they stand between the brackets of the text that is hashed; null for none. Unchecked: '
-    'canonical_checked() must see the whole text.';
+    'The normalized edges as they appear between the brackets of the text that is hashed; null for none. '
+    'Unchecked: _canonical_checked() must see the whole text.';
 
 create function pgaudit_wf._canonical_nodes(nodes jsonb[], aliases text[]) returns text[]
 language plpgsql stable parallel safe
 -- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
 set jit = off
--- Or it would see a cheaper plan for an array of one node, and make it anew at each save; and for canonical_json_at.
+-- Otherwise a cheaper plan for an array of one node would be made at each save; and for _canonical_json_at().
 set plan_cache_mode = force_generic_plan
 as $$
 begin
@@ -70,7 +70,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._canonical_nodes(jsonb[], text[]) is
-    'Each node, normalized, as it stands in the text that is hashed. aliases is every alias of config_alias, read once by the '
+    'Each node, normalized, as it appears in the text that is hashed. aliases is every alias of config_alias, read once by the '
     'caller. Unchecked: _canonical_checked() must see the whole text.';
 
 create function pgaudit_wf._join_definition(nodes text[], edges text) returns text
@@ -114,8 +114,8 @@ return not record_image_ne(row(_same_node.before), row(_same_node.after))
         and _same_node.before -> 'id' is not distinct from _same_node.after -> 'id'
         and _same_node.before -> 'type' is not distinct from _same_node.after -> 'type');
 comment on function pgaudit_wf._same_node(jsonb, jsonb) is
-    'Whether two nodes are the same as they stand, but for the canvas; false for two that are the same only by config_alias. '
-    'Bytes first: most are the same, and comparing JSON takes several times as long to find that out.';
+    'Whether two nodes are equal as stored, apart from the canvas; false for two that are equal only by config_alias. '
+    'Bytes first: most are equal, and comparing JSON takes several times as long to find that out.';
 
 create function pgaudit_wf.same_definition(old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb) returns boolean
 language plpgsql stable parallel safe
@@ -123,8 +123,10 @@ as $$
 declare
     aliases text[];
 begin
-    -- What was malformed has no definition that the new one could be the same as, and must not keep it from being mended.
-    if jsonb_typeof(same_definition.old_nodes) not in ('array', 'null') or jsonb_typeof(same_definition.old_edges) not in ('array', 'null') then
+    -- A malformed state has no definition to compare with, and must not keep the new one from being saved.
+    if jsonb_typeof(same_definition.old_nodes) not in ('array', 'null')
+        or jsonb_typeof(same_definition.old_edges) not in ('array', 'null')
+    then
         return false;
     end if;
     old_nodes := pgaudit_wf._graph_array(same_definition.old_nodes, 'nodes');
@@ -158,5 +160,5 @@ begin
 end
 $$;
 comment on function pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb) is
-    'Whether two states of a workflow have the same normalized definition, that is, whether nothing but the canvas changed. '
+    'Whether two states of a workflow have the same normalized definition, that is, whether only the canvas changed. '
     'Much cheaper than comparing two hashes.';

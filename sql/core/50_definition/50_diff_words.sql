@@ -11,7 +11,7 @@ exception
         return null;
 end
 $$;
-comment on function pgaudit_wf._try_jsonb(text) is 'The text as JSON, or null if it is none.';
+comment on function pgaudit_wf._try_jsonb(text) is 'The text as JSON, or null if it is not JSON.';
 
 create function pgaudit_wf._readable_text(value text) returns text
 language sql immutable parallel safe
@@ -38,10 +38,10 @@ return coalesce(
     nullif(_node_label.node -> 'data' -> 'config' ->> 'triggerType', ''),
     upper(left(pgaudit_wf._node_type(_node_label.node), 1)) || substr(pgaudit_wf._node_type(_node_label.node), 2));
 comment on function pgaudit_wf._node_label(jsonb) is
-    'What people call a node: its label, else its action or trigger type, else its category with a capital.';
+    'What people call a node: its label, else its action or trigger type, else its category, capitalized.';
 
--- PL/pgSQL for what is called with more than a variable: such a SQL function is not inlined, and before PostgreSQL 18 planned
--- anew in each transaction, which takes longer than all the rest of a small diff.
+-- PL/pgSQL for what is called with more than a variable: such a SQL function is not inlined, and before PostgreSQL 18 is planned
+-- again in each transaction, which takes longer than all the rest of a small diff.
 
 create function pgaudit_wf._node_ref(node jsonb) returns jsonb
 language plpgsql immutable parallel safe
@@ -81,7 +81,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._abi_type(jsonb) is
-    'The type of an ABI parameter as it stands in a function signature: a tuple is its components.';
+    'The type of an ABI parameter as it appears in a function signature: a tuple is its components.';
 
 create function pgaudit_wf._argument_text(config jsonb, value jsonb) returns text
 language plpgsql immutable
@@ -132,7 +132,7 @@ end
 $$;
 comment on function pgaudit_wf._argument_text(jsonb, jsonb) is
     'Contract arguments (a positional array, or its JSON text) for people: a JSON object by the parameter names of the '
-    'function that abiFunction names in the config''s own abi, argN where there is no name. Null if value is no array.';
+    'function that abiFunction names in the config''s own abi, argN where there is no name. Null if value is not an array.';
 
 create function pgaudit_wf._condition_text(condition_group jsonb, depth integer default 0) returns text
 language plpgsql immutable strict parallel safe

@@ -1,5 +1,5 @@
--- What people read between two versions: which nodes and connections came, went and changed, and how, in words instead of
--- JSON paths. A node that is equal on both sides costs one comparison; only a changed one is looked into.
+-- The difference of two versions for people: which nodes and connections were added, removed and changed, and how, in words instead
+-- of JSON paths. A node that is equal on both sides costs one comparison; only a changed one is looked into.
 
 create function pgaudit_wf._different_keys(before jsonb, after jsonb) returns text[]
 language plpgsql immutable parallel safe
@@ -10,7 +10,7 @@ begin
         from (
             select member.key
             from jsonb_each(_different_keys.after) as member
-            -- The bytes first, which tell most of what is the same apart in a fraction of the time.
+            -- The bytes first, which recognize most equal values in a fraction of the time.
             where record_image_ne(row(_different_keys.before -> member.key), row(member.value))
                 and _different_keys.before -> member.key is distinct from member.value
             union all
@@ -63,7 +63,7 @@ begin
         end loop;
     end if;
 
-    -- What some editors keep beside, or instead of, config.
+    -- What some editors keep next to, or instead of, config.
     if coalesce(jsonb_typeof(old_data -> 'config'), 'object') = 'object'
         and coalesce(jsonb_typeof(new_data -> 'config'), 'object') = 'object'
     then
@@ -270,7 +270,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._snapshot_diff(jsonb, jsonb, jsonb, jsonb, jsonb, jsonb) is
-    'version_diff() for callers that have nodes and edges at hand: taking them out of a snapshot copies them.';
+    'version_diff() for callers that already have nodes and edges: taking them out of a snapshot copies them.';
 
 create function pgaudit_wf.version_diff(before jsonb, after jsonb) returns jsonb
 language sql stable
@@ -281,5 +281,5 @@ return pgaudit_wf._snapshot_diff(
 comment on function pgaudit_wf.version_diff(jsonb, jsonb) is
     'What changed between two snapshots {name, description, visibility, enabled, nodes, edges}, for people: {settings, '
     'nodes_added, nodes_removed, nodes_changed, connections_added, connections_removed, has_changes}. Either may be null: '
-    'nothing was there. Nodes are matched by id, connections by source, target and handles; canvas state is no change. '
+    'it did not exist. Nodes are matched by id, connections by source, target and handles; canvas state does not count as a change. '
     'has_changes is also true where only something unlisted differs (order, an edge''s id or data) that changes the hash.';

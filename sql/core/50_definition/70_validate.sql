@@ -1,5 +1,5 @@
--- Problems of a definition, for an editor to show and for a guard to refuse enabling, listing or running with. A draft is
--- saved with any number of them.
+-- Problems of a definition: an editor shows them, and the guard refuses to enable, list or run a workflow that has any. A draft may
+-- be saved with any number of them.
 
 create table pgaudit_wf.action_schema (
     action_type text primary key,
@@ -8,12 +8,12 @@ create table pgaudit_wf.action_schema (
 );
 comment on table pgaudit_wf.action_schema is
     'Which configuration fields each action or trigger type needs before its workflow may be enabled, listed or run. A type '
-    'that is not here needs none. The rows that come with pgaudit_wf are examples: change them to what your actions need.';
+    'that is not listed needs none. The rows that come with pgaudit_wf are examples: change them to what your actions need.';
 comment on column pgaudit_wf.action_schema.action_type is
     'The value of data.config.actionType, or of data.config.triggerType for a trigger.';
 comment on column pgaudit_wf.action_schema.required_fields is
     'Keys of data.config, by their canonical names (see config_alias), that must be there and not empty.';
-comment on column pgaudit_wf.action_schema.description is 'What the action does, for whoever maintains this table.';
+comment on column pgaudit_wf.action_schema.description is 'What the action does, for maintainers of this table.';
 
 insert into pgaudit_wf.action_schema (action_type, required_fields, description) values
     ('web3/read-contract', '{network,contractAddress,abi,abiFunction}', 'Calls a view function of a contract.'),
@@ -83,7 +83,7 @@ begin
         select place, 2, edge ->> ends.name, ends.name, 'dangling_edge',
             case when coalesce(edge ->> ends.name, '') = ''
                 then format('edge %s has no %s', coalesce(item.id, place::text), ends.name)
-                else format('edge %s has %s %s, which is no node of this workflow',
+                else format('edge %s has %s %s, which is not a node of this workflow',
                     coalesce(item.id, place::text), ends.name, edge ->> ends.name) end
         from item
         cross join (values ('source'), ('target')) as ends (name)
@@ -96,5 +96,5 @@ end
 $$;
 comment on function pgaudit_wf.validate_definition(jsonb, jsonb) is
     'The problems of a workflow, none if it may run: not_an_array, not_an_object, missing_id, duplicate_id, missing_field (by '
-    'action_schema, under canonical names, so that legacy spellings are no problem) and dangling_edge (node_id is the id that the '
+    'action_schema, under canonical names, so that legacy spellings are accepted) and dangling_edge (node_id is the id that the '
     'edge names). field is the configuration key, the edge''s end, or id.';
