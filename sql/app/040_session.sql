@@ -20,7 +20,7 @@ comment on table public.session is
     'A sign-in. Audited: session.created, session.updated, session.revoked (by revoked_at or by '
     'DELETE), session.expired (DELETE of one that had run out), session.deleted (DELETE of one '
     'revoked before).';
-comment on column public.session.id is 'Handle of the session that is no secret.';
+comment on column public.session.id is 'Handle of the session, which is not secret.';
 comment on column public.session.user_id is 'Who signed in.';
 comment on column public.session.token_hash is
     'Hash of the cookie''s token. Secret: never in the log.';
@@ -29,6 +29,6 @@ comment on column public.session.user_agent is 'Browser the sign-in came from, i
 comment on column public.session.created_at is 'When the person signed in.';
 comment on column public.session.last_seen_at is
     'When the session was last used. Changes on each request, so not audited.';
-comment on column public.session.expires_at is 'From when on the session is no longer accepted.';
+comment on column public.session.expires_at is 'When the session expires.';
 comment on column public.session.revoked_at is
     'When the session was ended before its time. Null: not revoked.';

@@ -1,4 +1,4 @@
--- Keys of a person and keys of an org, told apart by org_id, in one table: they are looked up by
+-- Keys of a person and keys of an org, distinguished by org_id, in one table: they are looked up by
 -- one hash on each call.
 
 create table public.api_key (
@@ -27,7 +27,7 @@ comment on table public.api_key is
     'API keys: a person''s own (wfb_, org_id null) and an org''s (kh_). Audited as api_key.* and '
     'org_api_key.*: .created, .renamed, .rotated, .revoked (by revoked_at or by DELETE), '
     '.reinstated, .updated, .deleted (DELETE of one revoked before).';
-comment on column public.api_key.id is 'Handle of the key that is no secret.';
+comment on column public.api_key.id is 'Handle of the key, which is not secret.';
 comment on column public.api_key.org_id is 'The org the key acts for. Null: a person''s own key.';
 comment on column public.api_key.user_id is
     'Who made the key. A deleted person''s keys go with the account, an org''s too: nobody is left '
@@ -40,6 +40,6 @@ comment on column public.api_key.scopes is 'What the key may do. Empty: all that
 comment on column public.api_key.last_used_at is
     'When the key was last used. Changes on each call, so not audited.';
 comment on column public.api_key.expires_at is
-    'From when on the key is no longer accepted. Null: never runs out.';
+    'When the key expires; null: never.';
 comment on column public.api_key.revoked_at is 'When the key was revoked. Null: not revoked.';
 comment on column public.api_key.created_at is 'When the key was made.';

@@ -46,7 +46,7 @@ comment on column public.workflow_execution.error is 'Why it failed, in words. N
 comment on column public.workflow_execution.triggered_by_credential_type is
     'What kind of credential started it: webhook_key, org_api_key, oauth, session or internal.';
 comment on column public.workflow_execution.triggered_by_credential_label is
-    'That credential''s handle, which is no secret, such as kh_9f2….';
+    'That credential''s handle, which is not secret, such as kh_9f2….';
 comment on column public.workflow_execution.executed_workflow_hash is
     'Hash of the definition that ran: lower-case hex SHA-256, equal to content_hash of its version '
     'in the history.';

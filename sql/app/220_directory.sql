@@ -1,4 +1,4 @@
--- Who an actor is and what he may read, looked up in the reference application's own tables.
+-- Who an actor is and what an actor may read, looked up in the reference application's own tables.
 
 create or replace view pgaudit_wf.actor_directory as
 select app_user.id as actor_id, app_user.name, app_user.email
@@ -11,7 +11,7 @@ from public.member
 join public.app_user on app_user.id = member.user_id
 where member.status = 'active' and app_user.deactivated_at is null;
 
--- A key's prefix is what people know it by, and is no secret.
+-- A key's prefix is what people know it by, and is not secret.
 create or replace view pgaudit_wf.credential_directory as
 select
     api_key.id as credential_id,

@@ -1,4 +1,4 @@
--- Takes the reference application away, whichever version it is: its tables, and what it told the core about them.
+-- Removes the reference application, in any version: its tables, and what it registered about them in the core.
 
 delete from pgaudit_wf.limit_condition where resource_type = 'api_key';
 

@@ -43,7 +43,7 @@ begin
 end
 $$;
 
--- Takes the triggers on audited tables along, whoever owns those tables.
+-- Also drops the triggers on audited tables, whoever owns those tables.
 drop schema pgaudit_wf cascade;
 
 -- Roles belong to the whole server: another database may need them, or we may not be allowed to.

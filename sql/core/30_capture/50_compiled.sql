@@ -77,7 +77,7 @@ $$;
 comment on function pgaudit_wf._changed_expression(pgaudit_wf.capture_column) is
     'SQL condition that is true when the column differs between old and new.';
 
-create function pgaudit_wf._shown_expression(col pgaudit_wf.capture_column, record_name text) returns text
+create function pgaudit_wf._visible_value(col pgaudit_wf.capture_column, record_name text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -88,7 +88,7 @@ as $$
         else pgaudit_wf._json_expression((col).type, pgaudit_wf._field(record_name, (col).name))
     end
 $$;
-comment on function pgaudit_wf._shown_expression(pgaudit_wf.capture_column, text) is
+comment on function pgaudit_wf._visible_value(pgaudit_wf.capture_column, text) is
     'SQL expression for the column''s value as it may be shown.';
 
 create function pgaudit_wf._json_null_test(col pgaudit_wf.capture_column, record_name text) returns text
@@ -212,7 +212,7 @@ as $$
     from (
         select (position - 1) / 50 as chunk,
             string_agg(format('%L, %s', name,
-                pgaudit_wf._shown_expression(row(name, type, redacted, by_text, toastable)::pgaudit_wf.capture_column, record_name)),
+                pgaudit_wf._visible_value(row(name, type, redacted, by_text, toastable)::pgaudit_wf.capture_column, record_name)),
                 e',\n                ' order by position) as listed
         from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, position)
         group by chunk
@@ -266,8 +266,8 @@ end if;$change$,
             jsonb_build_object(
                 'changed', pgaudit_wf._changed_expression(col),
                 'path', quote_literal(pgaudit_wf._pointer(col.name)),
-                'old', pgaudit_wf._shown_expression(col, 'old'),
-                'new', pgaudit_wf._shown_expression(col, 'new'),
+                'old', pgaudit_wf._visible_value(col, 'old'),
+                'new', pgaudit_wf._visible_value(col, 'new'),
                 'JSON nulls', pgaudit_wf._json_null_of_change(col)));
     end loop;
     return lines;

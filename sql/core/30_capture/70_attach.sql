@@ -423,7 +423,7 @@ begin
         perform pgaudit_wf._install_trigger(
             leaf, 'pgaudit_wf_truncate', 'after truncate', 'for each statement', (setting).function_name, always => true);
     end loop;
-    -- A partition that was detached is no longer ours.
+    -- A detached partition is no longer audited.
     for leaf in
         select tgrelid from pg_trigger
         where tgfoid = format('pgaudit_wf.%I()', (setting).function_name)::regprocedure and tgname = 'pgaudit_wf_truncate'

@@ -291,7 +291,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._follow_as_author() is
-    'Event trigger after CREATE TABLE, ALTER TABLE and CREATE VIEW, as whoever runs it: '
+    'Event trigger after CREATE TABLE, ALTER TABLE and CREATE VIEW, as the author of the DDL: '
     'gives new partitions of an attached table their own statement triggers, and lets a view of ours read the columns that it names.';
 
 create function pgaudit_wf._after_drop() returns event_trigger

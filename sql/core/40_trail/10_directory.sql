@@ -30,7 +30,7 @@ comment on column pgaudit_wf.org_member.role is 'Role in the organization; owner
 create function pgaudit_wf._readable_org() returns text
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
--- Rather an error than the policies of the tables behind the views, run by us.
+-- Better an error than running the policies of the tables behind the views with our rights.
 set row_security = off
 as $$
     select m.org_id from pgaudit_wf.org_member as m
@@ -52,7 +52,7 @@ create function pgaudit_wf.describe_actors(org_id text, actor_ids text[] default
 returns table (actor_id text, name text, email text, role text)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
--- Rather an error than the policies of the tables behind the views, run by us.
+-- Better an error than running the policies of the tables behind the views with our rights.
 set row_security = off
 as $$
     select d.actor_id, d.name, d.email, m.role
@@ -122,7 +122,7 @@ returns table (resource_type text, resource_id text, name text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- From the log, not the table: so nobody's table, policy or type is touched, and what was deleted still has its name.
+    -- From the log, not the table: so no table, policy or type of others is touched, and what was deleted still has its name.
     select wanted.type, wanted.id, named.label
     from (select distinct u.type, u.id from unnest(resource_names.resource_types, resource_names.resource_ids) as u (type, id)) as wanted,
     lateral (

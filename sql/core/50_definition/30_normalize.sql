@@ -22,7 +22,7 @@ comment on function pgaudit_wf._graph_array(jsonb, text) is
     'The array itself, an empty one for null; raises PA203, naming the column, for anything else.';
 
 -- The three functions below take the common shapes first. A function with a subquery is not inlined, so what needs one stands
--- apart, in PL/pgSQL: before PostgreSQL 18 a SQL function is planned anew for each query.
+-- apart, in PL/pgSQL: before PostgreSQL 18 a SQL function is planned again for each query.
 
 create function pgaudit_wf._keep_keys(value jsonb, keys text[]) returns jsonb
 language plpgsql immutable strict parallel safe

@@ -127,6 +127,104 @@ comment on function pgaudit_wf._connection_ref(jsonb, jsonb) is
     'A connection as a version diff names it: {from, to, from_id, to_id} and source_handle, target_handle where set. labels maps '
     'node ids to labels.';
 
+create function pgaudit_wf._changed_in_place(old_nodes jsonb[], new_nodes jsonb[]) returns jsonb
+language plpgsql stable
+as $$
+declare
+    delta jsonb;
+    -- An array of SQL, since that grows in place and a jsonb is copied at each step.
+    refs jsonb[] := '{}';
+begin
+    for place in 1..cardinality(new_nodes) loop
+        delta := pgaudit_wf._node_delta(old_nodes[place], new_nodes[place]);
+        if delta <> '[]' then
+            refs := array_append(refs, pgaudit_wf._changed_node_ref(new_nodes[place], delta));
+        end if;
+    end loop;
+    return nullif(to_jsonb(refs), '[]');
+end
+$$;
+comment on function pgaudit_wf._changed_in_place(jsonb[], jsonb[]) is
+    'What changed in nodes that are pairs already, by their position; null for nothing readable.';
+
+create function pgaudit_wf._pair_nodes(
+    old_nodes jsonb[], new_nodes jsonb[], out added jsonb, out removed jsonb, out changed jsonb
+)
+language plpgsql stable
+as $$
+begin
+    -- Of several nodes with one id (or none) the first is matched with the first, the second with the second.
+    with old as (
+        select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
+            row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
+        from unnest(old_nodes) with ordinality as listed (node, place)
+    ), new as (
+        select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
+            row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
+        from unnest(new_nodes) with ordinality as listed (node, place)
+    ), pair as (
+        select old.node as node_before, old.place as place_before, new.node as node_after, new.place as place_after
+        from old full join new on old.id = new.id and old.occurrence = new.occurrence
+        where old.node is null or new.node is null
+            or old.node <> new.node and (
+                old.node -> 'data' is distinct from new.node -> 'data'
+                or old.node -> 'type' is distinct from new.node -> 'type')
+    ), compared as (
+        select pair.*, case when node_before is not null and node_after is not null
+            then pgaudit_wf._node_delta(node_before, node_after) end as changes
+        from pair
+    )
+    select
+        jsonb_agg(pgaudit_wf._node_ref(node_after) order by place_after) filter (where node_before is null),
+        jsonb_agg(pgaudit_wf._node_ref(node_before) order by place_before) filter (where node_after is null),
+        jsonb_agg(pgaudit_wf._changed_node_ref(node_after, changes) order by place_after) filter (where changes <> '[]')
+        into added, removed, changed
+        from compared;
+end
+$$;
+comment on function pgaudit_wf._pair_nodes(jsonb[], jsonb[]) is
+    'Nodes that were added, removed and changed, matched by id wherever they are; null for none.';
+
+create function pgaudit_wf._pair_edges(old_edges jsonb, new_edges jsonb, out added jsonb, out removed jsonb)
+language plpgsql stable
+as $$
+begin
+    -- Two equal ones in one position are a pair already; which of several with one key they are makes no difference.
+    with pair as materialized (
+        select old, new, place
+        from rows from (jsonb_array_elements(old_edges), jsonb_array_elements(new_edges)) with ordinality as listed (old, new, place)
+        where record_image_ne(row(old), row(new))
+    ), old as (
+        select old as edge, place, pgaudit_wf._edge_key(old) collate "C" as key,
+            row_number() over (partition by pgaudit_wf._edge_key(old) collate "C" order by place) as occurrence
+        from pair where old is not null
+    ), new as (
+        select new as edge, place, pgaudit_wf._edge_key(new) collate "C" as key,
+            row_number() over (partition by pgaudit_wf._edge_key(new) collate "C" order by place) as occurrence
+        from pair where new is not null
+    )
+    select
+        jsonb_agg(new.edge order by new.place) filter (where old.edge is null),
+        jsonb_agg(old.edge order by old.place) filter (where new.edge is null)
+        into added, removed
+        from old full join new on old.key = new.key and old.occurrence = new.occurrence
+        where old.edge is null or new.edge is null;
+end
+$$;
+comment on function pgaudit_wf._pair_edges(jsonb, jsonb) is
+    'Edges that were added and removed, matched by what they connect; null for none.';
+
+create function pgaudit_wf._connection_refs(edges jsonb, labels jsonb) returns jsonb
+language plpgsql immutable parallel safe
+as $$
+begin
+    return (
+        select jsonb_agg(pgaudit_wf._connection_ref(edge, labels) order by place)
+        from jsonb_array_elements(edges) with ordinality as listed (edge, place));
+end
+$$;
+comment on function pgaudit_wf._connection_refs(jsonb, jsonb) is '_connection_ref() of each edge; null for none.';
+
 create function pgaudit_wf._snapshot_diff(
     before jsonb, after jsonb, before_nodes jsonb, before_edges jsonb, after_nodes jsonb, after_edges jsonb
 ) returns jsonb
@@ -145,9 +243,7 @@ declare
     -- Arrays of SQL, since those grow in place and a jsonb is copied at each step.
     old_different jsonb[] := '{}';
     new_different jsonb[] := '{}';
-    refs jsonb[] := '{}';
     in_place boolean := true;
-    delta jsonb;
     nodes_added jsonb;
     nodes_removed jsonb;
     nodes_changed jsonb;
@@ -164,7 +260,7 @@ begin
         end if;
     end loop;
 
-    -- Most saves leave the nodes in their places and most nodes as they were: those cost one comparison.
+    -- Most saves leave the nodes in their positions and most nodes unchanged: those cost one comparison.
     for place in 0 .. greatest(jsonb_array_length(old_nodes), jsonb_array_length(new_nodes)) - 1 loop
         if not pgaudit_wf._same_node(old_nodes -> place, new_nodes -> place) then
             old_node := old_nodes -> place;
@@ -178,66 +274,15 @@ begin
             end if;
         end if;
     end loop;
-    if in_place then
-        for place in 1..cardinality(new_different) loop
-            delta := pgaudit_wf._node_delta(old_different[place], new_different[place]);
-            if delta <> '[]' then
-                refs := array_append(refs, pgaudit_wf._changed_node_ref(new_different[place], delta));
-            end if;
-        end loop;
-        nodes_changed := nullif(to_jsonb(refs), '[]');
-    else
-        -- Of several nodes with one id (or none) the first is matched with the first, the second with the second.
-        with old as (
-            select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
-                row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
-            from unnest(old_different) with ordinality as listed (node, place)
-        ), new as (
-            select node, place, coalesce('=' || (node ->> 'id'), '') collate "C" as id,
-                row_number() over (partition by coalesce('=' || (node ->> 'id'), '') collate "C" order by place) as occurrence
-            from unnest(new_different) with ordinality as listed (node, place)
-        ), pair as (
-            select old.node as node_before, old.place as place_before, new.node as node_after, new.place as place_after
-            from old full join new on old.id = new.id and old.occurrence = new.occurrence
-            where old.node is null or new.node is null
-                or old.node <> new.node and (
-                    old.node -> 'data' is distinct from new.node -> 'data'
-                    or old.node -> 'type' is distinct from new.node -> 'type')
-        ), compared as (
-            select pair.*, case when node_before is not null and node_after is not null
-                then pgaudit_wf._node_delta(node_before, node_after) end as changes
-            from pair
-        )
-        select
-            jsonb_agg(pgaudit_wf._node_ref(node_after) order by place_after) filter (where node_before is null),
-            jsonb_agg(pgaudit_wf._node_ref(node_before) order by place_before) filter (where node_after is null),
-            jsonb_agg(pgaudit_wf._changed_node_ref(node_after, changes) order by place_after) filter (where changes <> '[]')
-            into nodes_added, nodes_removed, nodes_changed
-            from compared;
+    if not in_place then
+        select added, removed, changed into nodes_added, nodes_removed, nodes_changed
+        from pgaudit_wf._pair_nodes(old_different, new_different);
+    elsif new_different <> '{}' then
+        nodes_changed := pgaudit_wf._changed_in_place(old_different, new_different);
     end if;
 
     if record_image_ne(row(old_edges), row(new_edges)) then
-        -- Two of the same in one place are a pair already; which of several with one key they are makes no difference.
-        with pair as materialized (
-            select old, new, place
-            from rows from (jsonb_array_elements(old_edges), jsonb_array_elements(new_edges)) with ordinality as listed (old, new, place)
-            where record_image_ne(row(old), row(new))
-        ), old as (
-            select old as edge, place, pgaudit_wf._edge_key(old) collate "C" as key,
-                row_number() over (partition by pgaudit_wf._edge_key(old) collate "C" order by place) as occurrence
-            from pair where old is not null
-        ), new as (
-            select new as edge, place, pgaudit_wf._edge_key(new) collate "C" as key,
-                row_number() over (partition by pgaudit_wf._edge_key(new) collate "C" order by place) as occurrence
-            from pair where new is not null
-        )
-        select
-            jsonb_agg(new.edge order by new.place) filter (where old.edge is null),
-            jsonb_agg(old.edge order by old.place) filter (where new.edge is null)
-            into edges_added, edges_removed
-            from old full join new on old.key = new.key and old.occurrence = new.occurrence
-            where old.edge is null or new.edge is null;
-
+        select added, removed into edges_added, edges_removed from pgaudit_wf._pair_edges(old_edges, new_edges);
         if edges_added is not null or edges_removed is not null then
             -- The newer label where both know the node; of repeated keys jsonb keeps the last.
             select coalesce(jsonb_object_agg(node ->> 'id', pgaudit_wf._node_label(node) order by age, place desc), '{}')
@@ -248,10 +293,8 @@ begin
                     select 2, node, place from jsonb_array_elements(new_nodes) with ordinality as listed (node, place)
                 ) as known
                 where node ->> 'id' is not null;
-            select jsonb_agg(pgaudit_wf._connection_ref(edge, labels) order by place) into edges_added
-                from jsonb_array_elements(edges_added) with ordinality as listed (edge, place);
-            select jsonb_agg(pgaudit_wf._connection_ref(edge, labels) order by place) into edges_removed
-                from jsonb_array_elements(edges_removed) with ordinality as listed (edge, place);
+            edges_added := pgaudit_wf._connection_refs(edges_added, labels);
+            edges_removed := pgaudit_wf._connection_refs(edges_removed, labels);
         end if;
     end if;
 

@@ -1,6 +1,6 @@
 -- The versions of workflows: one row each, append-only, with a hash that anybody can recompute.
 
--- A domain, and no CHECK on the table: PostgreSQL parses those anew for every INSERT, which takes 10 µs each.
+-- A domain, and no CHECK on the table: PostgreSQL parses those again for every INSERT, which takes 10 µs each.
 create domain pgaudit_wf.version_source as text
     constraint version_source_known check (value in ('create', 'update', 'listing', 'restore', 'backfill'));
 comment on domain pgaudit_wf.version_source is 'How a version came about: create, update, listing, restore or backfill.';

@@ -12,7 +12,7 @@ comment on view pgaudit_wf.credential_directory is
     'as credential_id, ''org_api_key'' as credential_type, prefix as label from …';
 comment on column pgaudit_wf.credential_directory.credential_id is 'Id as in app.api_key_id.';
 comment on column pgaudit_wf.credential_directory.credential_type is 'webhook_key or org_api_key.';
-comment on column pgaudit_wf.credential_directory.label is 'A handle that people recognize and that is no secret, such as kh_9f2….';
+comment on column pgaudit_wf.credential_directory.label is 'A handle that people recognize and that is not secret, such as kh_9f2….';
 
 create function pgaudit_wf._current_credential(out credential_type text, out label text)
 language plpgsql stable security definer
@@ -57,7 +57,7 @@ end
 $$;
 comment on function pgaudit_wf._current_credential() is
     'The credential behind the current transaction: its type (webhook_key, org_api_key, oauth, session, internal; '
-    'from credential_directory by app.api_key_id, else from app.auth_method) and a handle that is no secret.';
+    'from credential_directory by app.api_key_id, else from app.auth_method) and a handle that is not secret.';
 
 create table pgaudit_wf.execution_attachment (
     target regclass primary key,

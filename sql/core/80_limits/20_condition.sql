@@ -40,7 +40,7 @@ end
 $$;
 comment on function pgaudit_wf._compile_limit_condition(regclass, text) is
     'The limit condition of a resource type as PostgreSQL writes it, and the columns that it names; '
-    'raises PA003 if it is no immutable boolean expression over a row of the table.';
+    'raises PA003 if it is not an immutable boolean expression over a row of the table.';
 
 create function pgaudit_wf._counted_alias(limited pgaudit_wf.limit_target) returns text
 language sql stable

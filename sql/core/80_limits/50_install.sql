@@ -24,7 +24,9 @@ begin
                 'Attach the table with its org_column, or delete the limits of %s from pgaudit_wf.org_limit.', (setting).resource_type);
     end if;
     if not pg_has_role((select relowner from pg_class where oid = (setting).target), 'usage') then
-        raise exception 'the rows of % are not counted yet, and % cannot start it without owning the table', (setting).target, current_user
+        raise exception 'the rows of % are not counted yet, and % may not start that: it does not own the table',
+            (setting).target, current_user
+
             using errcode = 'PA331', hint = format(
                 'Have the table''s owner, who must be allowed to write pgaudit_wf.org_limit, or a superuser set the first limit of %s.',
                 (setting).resource_type);
