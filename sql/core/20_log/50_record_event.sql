@@ -13,7 +13,7 @@ begin
         return jsonb_build_array(jsonb_build_object('op', 'remove', 'path', path, 'old', before));
     elsif before = after then
         return '[]';
-    -- Each level is a call within a call, and the stack has an end.
+    -- Each level is a nested call, and the stack is limited.
     elsif jsonb_typeof(before) <> 'object' or jsonb_typeof(after) <> 'object'
         or (length(path) >= 32 and length(path) - length(replace(path, '/', '')) >= 32) then
         return jsonb_build_array(jsonb_build_object('op', 'replace', 'path', path, 'old', before, 'value', after));

@@ -51,11 +51,11 @@ begin
     from pg_attribute where attrelid = _column_default.target and attname = _column_default.name;
     if pgaudit_wf._is_built_in(type) then
         begin
-            -- -1: without it, char and bit would be cut to their first place.
+            -- -1: without it, char and bit would be cut to their first character or bit.
             execute format('select to_jsonb($1::%s)', format_type(type, -1)) into value using missing;
             return value;
         exception
-            -- What jsonb cannot hold; and a box, in whose arrays a comma is none.
+            -- What jsonb cannot hold; and a box, whose arrays are not separated by commas.
             when data_exception or program_limit_exceeded then
                 null;
         end;

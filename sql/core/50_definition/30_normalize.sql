@@ -80,7 +80,7 @@ comment on function pgaudit_wf._normalize_edge(jsonb) is
 
 create function pgaudit_wf.normalize_definition(nodes jsonb, edges jsonb) returns jsonb
 language plpgsql stable parallel safe
--- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+-- The planner expects many rows of JSON functions, and would JIT-compile the query for a second to run it for a millisecond.
 set jit = off
 as $$
 declare

@@ -5,7 +5,7 @@
 
 create function pgaudit_wf._canonical_edges(edges jsonb) returns text
 language plpgsql immutable parallel safe
--- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+-- The planner expects many rows of JSON functions, and would JIT-compile the query for a second to run it for a millisecond.
 set jit = off
 -- For _canonical_json_at(), as in _canonical_json().
 set plan_cache_mode = force_generic_plan
@@ -33,7 +33,7 @@ comment on function pgaudit_wf._canonical_edges(jsonb) is
 
 create function pgaudit_wf._canonical_nodes(nodes jsonb[], aliases text[]) returns text[]
 language plpgsql stable parallel safe
--- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+-- The planner expects many rows of JSON functions, and would JIT-compile the query for a second to run it for a millisecond.
 set jit = off
 -- Otherwise a cheaper plan for an array of one node would be made at each save; and for _canonical_json_at().
 set plan_cache_mode = force_generic_plan

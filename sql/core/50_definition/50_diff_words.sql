@@ -98,7 +98,7 @@ begin
         return null;
     end if;
     if jsonb_typeof(abi) = 'array' then
-        -- An overloaded function is stored by its signature; a name alone is settled by the number of arguments.
+        -- An overloaded function is stored by its signature; a name alone is resolved by the number of arguments.
         select entry -> 'inputs' into inputs
         from jsonb_array_elements(abi) with ordinality as item (entry, position)
         where entry ->> 'name' = split_part(_argument_text.config ->> 'abiFunction', '(', 1)
@@ -216,7 +216,7 @@ comment on function pgaudit_wf._text_delta(text, text, text) is
 
 create function pgaudit_wf._count_text(added integer, removed integer, changed integer, noun text) returns text
 language plpgsql immutable parallel safe
--- PL/pgSQL keeps the plan, which a timeline of many versions asks for; a SQL function does so only from PostgreSQL 18 on.
+-- PL/pgSQL keeps the plan, which a timeline of many versions needs; a SQL function does so only from PostgreSQL 18 on.
 as $$
 begin
     return (

@@ -229,7 +229,7 @@ create function pgaudit_wf._snapshot_diff(
     before jsonb, after jsonb, before_nodes jsonb, before_edges jsonb, after_nodes jsonb, after_edges jsonb
 ) returns jsonb
 language plpgsql stable
--- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+-- The planner expects many rows of JSON functions, and would JIT-compile the query for a second to run it for a millisecond.
 set jit = off
 as $$
 declare

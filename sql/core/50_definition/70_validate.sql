@@ -23,7 +23,7 @@ insert into pgaudit_wf.action_schema (action_type, required_fields, description)
 
 create function pgaudit_wf.validate_definition(nodes jsonb, edges jsonb) returns table (node_id text, field text, code text, message text)
 language plpgsql stable parallel safe rows 10
--- The planner takes JSON functions for many rows, and would compile the query for a second to run it for a millisecond.
+-- The planner expects many rows of JSON functions, and would JIT-compile the query for a second to run it for a millisecond.
 set jit = off
 as $$
 #variable_conflict use_column

@@ -7,7 +7,7 @@ comment on domain pgaudit_wf.version_source is 'How a version came about: create
 
 create function pgaudit_wf._workflow_id(prefix text, key text) returns text
 language sql immutable parallel safe
--- Ids of the table without a prefix that have a slash get one more in front, so that none reads like those of another table.
+-- Ids that contain a slash get one more in front if their table has no prefix, so that none looks like an id of another table.
 as $$ select case when prefix = '' and strpos(key, '/') > 0 then '/' || key else prefix || key end $$;
 comment on function pgaudit_wf._workflow_id(text, text) is 'Id of a workflow in the history: the prefix of its table and its key.';
 

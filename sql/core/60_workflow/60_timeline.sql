@@ -1,4 +1,4 @@
--- Reading versions: the timeline, one version, two compared, and who ever used a definition.
+-- Reading versions: the timeline, one version, two compared, and the use of a definition.
 
 create function pgaudit_wf._actor_name(actor_id text, org_id text) returns text
 language plpgsql stable

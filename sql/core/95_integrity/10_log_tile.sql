@@ -98,7 +98,7 @@ create table pgaudit_wf.version_place (
     below_tx bigint not null,
     noted_at timestamptz not null default now()
 );
-comment on table pgaudit_wf.version_place is 'How far workflow_history was sealed, for each cluster in which the log has lived.';
+comment on table pgaudit_wf.version_place is 'How far workflow_history was sealed, for each cluster that the log has been in.';
 comment on column pgaudit_wf.version_place.system_identifier is 'The cluster.';
 comment on column pgaudit_wf.version_place.below_tx is 'Every version saved by a transaction below this one is sealed.';
 comment on column pgaudit_wf.version_place.noted_at is 'When it last moved on.';

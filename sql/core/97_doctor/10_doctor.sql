@@ -3,7 +3,7 @@
 create function pgaudit_wf.doctor() returns table (severity text, subject text, problem text, remedy text)
 language sql
 set search_path = pg_catalog, pg_temp
--- The planner takes so long a query for dear, and would compile it for seconds to run it for milliseconds.
+-- The planner overestimates so long a query, and would JIT-compile it for seconds to run it for milliseconds.
 set jit = off
 as $$
     with expected as (
