@@ -94,8 +94,7 @@ begin
         union all select 'redact', unnest((setting).redact), 5
     ), checked as (
         select named.*, case
-            when name <> all ((setting).columns) then
-                case when role = 'id_columns' or mentioned is null or name = any (mentioned) then 'missing' end
+            when name <> all ((setting).columns) and (role = 'id_columns' or mentioned is null or name = any (mentioned)) then 'missing'
             when role in ('ignore', 'redact') then null
             when role = 'id_columns' and name = any ((setting).ignore) then 'ignored'
             when name = any ((setting).redact) then 'redacted'
