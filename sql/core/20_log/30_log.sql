@@ -100,7 +100,6 @@ comment on function pgaudit_wf._refuse_change() is
 
 -- "Always", so that session_replication_role = replica does not bypass it. The row trigger is inherited by every partition, even by
 -- one created by hand; a statement trigger is not, so add_log_partition() gives each partition its own.
-
 create trigger append_only_row before update or delete on pgaudit_wf.security_audit_log
     for each row execute function pgaudit_wf._refuse_change();
 create trigger append_only before update or delete or truncate on pgaudit_wf.security_audit_log

@@ -61,7 +61,6 @@ declare
     reached text := (select r.cursor from pgaudit_wf.reader as r where r.name = reader_lag.reader_name);
 begin
     return (select count(*) from pgaudit_wf.read_log(reached, 1000000));
-
 end
 $$;
 comment on function pgaudit_wf.reader_lag(text) is 'How many events a reader is behind, counted up to 1,000,000.';

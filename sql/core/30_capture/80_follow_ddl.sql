@@ -219,7 +219,6 @@ comment on function pgaudit_wf._after_ddl() is
     'Event trigger after ALTER TABLE, ALTER TYPE, CREATE TABLE, CREATE SCHEMA and CREATE CAST: '
     'rewrites the functions of the attached tables concerned.';
 
-
 create function pgaudit_wf._follow_as_author() returns event_trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -340,7 +339,6 @@ begin
         perform pgaudit_wf._follow_limit(setting, '{}');
     end loop;
     -- A CASCADE (of a type, say) dropped columns of attached tables; ALTER TABLE is seen by _after_ddl().
-
     if tg_tag <> 'ALTER TABLE' then
         for broken in
             select distinct a.target from pgaudit_wf.attachment as a

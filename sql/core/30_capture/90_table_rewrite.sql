@@ -39,4 +39,3 @@ end
 $$;
 comment on function pgaudit_wf._note_rewrite() is
     'Event trigger: records that DDL gave the rows of an attached table values that no trigger saw.';
-

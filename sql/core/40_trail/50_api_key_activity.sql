@@ -31,7 +31,6 @@ comment on column pgaudit_wf.api_key_activity.created_at is 'When it was created
 comment on column pgaudit_wf.api_key_activity.created_by is 'Actor who created it.';
 comment on column pgaudit_wf.api_key_activity.revoked_at is 'When it was first revoked.';
 comment on column pgaudit_wf.api_key_activity.revoked_by is 'Actor who revoked it.';
-
 comment on column pgaudit_wf.api_key_activity.deleted_at is 'When its row was deleted.';
 comment on column pgaudit_wf.api_key_activity.events is 'Number of events of the key.';
 comment on column pgaudit_wf.api_key_activity.last_event_at is 'Time of the last one.';

@@ -272,8 +272,7 @@ left join lateral (
     order by was_there desc, case when was_there then - h.version else h.version end limit 1
 ) as v on true
 where {{id}} = $1::{{id type}}$query$)
-        using
- execution_attribution.id, coalesce(prefix, ''), org;
+        using execution_attribution.id, coalesce(prefix, ''), org;
 end
 $$;
 comment on function pgaudit_wf.execution_attribution(regclass, text) is

@@ -54,7 +54,6 @@ comment on function pgaudit_wf.backfill_workflows(regclass, text, integer) is
     'one batch, in the order of their ids, after after_id. '
     'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. '
     'Malformed ones, whose nodes are not an array for instance, are left out and listed in refused ([{workflow_id, message}]). '
-
     'Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
 
 create function pgaudit_wf._backfill_workflow(

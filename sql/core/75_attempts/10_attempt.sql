@@ -57,8 +57,7 @@ begin
         resource_id => entry ->> 'resource_id',
         metadata => coalesce(nullif(entry -> 'metadata', 'null'), '{}')
             || jsonb_strip_nulls(jsonb_build_object('attempted_at', entry -> 'attempted_at')),
-        outcome
- => entry ->> 'outcome');
+        outcome => entry ->> 'outcome');
 end
 $$;
 comment on function pgaudit_wf.record_attempt(jsonb) is

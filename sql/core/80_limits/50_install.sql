@@ -26,7 +26,6 @@ begin
     if not pg_has_role((select relowner from pg_class where oid = (setting).target), 'usage') then
         raise exception 'the rows of % are not counted yet, and % may not start that: it does not own the table',
             (setting).target, current_user
-
             using errcode = 'PA331', hint = format(
                 'Have the table''s owner, who must be allowed to write pgaudit_wf.org_limit, or a superuser set the first limit of %s.',
                 (setting).resource_type);
@@ -105,7 +104,6 @@ $$;
 comment on function pgaudit_wf._follow_limit(pgaudit_wf.attachment, jsonb) is
     'After DDL: maps a counted table''s columns to their new names ({old: new}), and recounts its rows where they changed.';
 
-
 create function pgaudit_wf._drop_limit_triggers(function_name text, keep_for regclass default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -169,7 +167,6 @@ begin
             end loop;
         else
             -- A caller who may not drop the triggers leaves them: they then count needlessly.
-
             for counted in
                 select t.target from pgaudit_wf.limit_target as t join pg_class as c on c.oid = t.target
                 where t.resource_type = type and pg_has_role(c.relowner, 'usage') order by t.target::oid

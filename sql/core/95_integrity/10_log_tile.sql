@@ -283,7 +283,6 @@ begin
             array(select p.content from pgaudit_wf._version_parts(was) as p order by p.part),
             array(select p.part from pgaudit_wf._version_parts(becomes) as p order by p.part),
             array(select p.content from pgaudit_wf._version_parts(becomes) as p order by p.part));
-
     end if;
 end
 $$;

@@ -36,6 +36,5 @@ exception
     when insufficient_privilege then
         raise notice '% is not allowed to create event triggers: attach() compiles the generic form, which is slower but needs none, '
             'and nothing keeps the owner from dropping a partition of the log', current_user;
-
 end
 $$;
