@@ -262,6 +262,10 @@ end if;$restore$, jsonb_build_object('action', quote_literal((setting).resource_
         'end of the attempt', case when warns then pgaudit_wf._fill(
 $failure$exception
     when others then
+        -- What goes away when it is tried again, the application is to try again.
+        if sqlstate ~ '^(40|53|55P03|57)' then
+            raise;
+        end if;
         perform pgaudit_wf._count_failure({{table}}, tg_op, sqlstate);
         raise warning '% of % went through unrecorded (SQLSTATE %)', tg_op, {{table}}, sqlstate;
 end;$failure$, jsonb_build_object('table', quote_literal((setting).target::text))) else '{}' end);
