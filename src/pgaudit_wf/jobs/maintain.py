@@ -39,8 +39,8 @@ Progress: TypeAlias = Callable[["Step", int, int], None]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 # Whoever waits for a lock on the log holds up everybody who comes after him: better to try again.
-_LOCK_TIMEOUT = "2s"
-_ATTEMPTS = 4
+_LOCK_TIMEOUT = "200ms"
+_ATTEMPTS = 6
 _VERSIONS_AT_A_TIME = 500
 # Texts that spare a workflow's next save some work, for as long as one is to be expected.
 _CACHE_KEPT = "30 days"
