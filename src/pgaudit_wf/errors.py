@@ -179,6 +179,12 @@ class UnknownStateError(DatabaseError):
     sqlstate = "PA010"
 
 
+class SwitchoverPendingError(DatabaseError):
+    """The log was replicated from another cluster, and nobody has finished the switch-over."""
+
+    sqlstate = "PA011"
+
+
 class StoredDefinitionError(DatabaseError, DefinitionError):
     """A definition in the database is malformed or has no canonical form (PA201, PA202, PA203)."""
 

@@ -57,6 +57,10 @@ declare
     {{variables of a version}}
 begin
     {{check of the place}}
+    if current_setting('session_replication_role') = 'replica' and pgaudit_wf._is_applied() then
+        -- A subscription that brings the log along brings this event, too.
+        return null;
+    end if;
     {{begin of the attempt}}
     {{rows as JSON}}
     if tg_op = 'UPDATE' then

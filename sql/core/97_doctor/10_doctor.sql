@@ -207,6 +207,12 @@ as $$
             where a.target = c.oid or a.target in (select relid from pg_partition_ancestors(c.oid)))
         and not exists (select from pg_trigger as t where t.tgrelid = c.oid and t.tgname = '!pgaudit_wf_insert')
     union all
+    select case when exists (select from pg_subscription_rel as r where r.srrelid in (select relid from pg_partition_tree('pgaudit_wf.security_audit_log')))
+            then 'notice' else 'error' end,
+        'pgaudit_wf.security_audit_log', 'it was replicated from another cluster, and readers of it cannot go on here yet',
+        'select pgaudit_wf.finish_switchover();'
+    where pgaudit_wf._is_moved()
+    union all
     select * from pgaudit_wf._holdups(interval '15 minutes')
     union all
     select * from pgaudit_wf._changed_objects()

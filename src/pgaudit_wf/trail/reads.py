@@ -253,14 +253,14 @@ def latest_trail(limit: int = 10, **filters: Unpack[TrailFilter]) -> Read[TrailB
     """
 
     def shape(rows: Sequence[DictRow]) -> TrailBatch:
-        end = rows[0]["log_end"]
-        found = [{k: v for k, v in row.items() if k != "log_end"} for row in rows if row["id"]]
+        end = rows[0]["_log_end"]
+        found = [{k: v for k, v in row.items() if k != "_log_end"} for row in rows if row["id"]]
         return TrailBatch(tuple(_entry(row) for row in reversed(found[:limit])), end)
 
     return Read(
         # One statement, thus one snapshot: what it does not show comes after the cursor.
         sql.SQL(
-            "select log_end, t.* from pgaudit_wf.log_end()"
+            "select _log_end, t.* from pgaudit_wf._log_end()"
             " left join pgaudit_wf.audit_trail(page_size => %(page_size)s{}) as t on true"
             " order by t.occurred_at desc, t.id desc"
         ).format(_trail_arguments(filters)),
