@@ -25,6 +25,8 @@ from pgaudit_wf import (
     read_log,
     request_context,
 )
+from pgaudit_wf.alerts.channels import payload
+from pgaudit_wf.alerts.message import Alert, Templates
 from pgaudit_wf.archive.read import archived_trail
 from pgaudit_wf.archive.write import archive_partition
 from pgaudit_wf.cli import app
@@ -96,6 +98,18 @@ def test_what_shows_an_event_says_whether_it_is_attested(
     assert shown(audit_trail(signed).entries) == expected
     assert shown(follow_trail(signed, beginning).entries) == expected
     assert shown(read_log(signed).events) == expected
+    alerts = signed.execute(
+        "select pgaudit_wf._alert_event(l) from pgaudit_wf.security_audit_log as l"
+        " where l.action = 'invoice.created'"
+    ).fetchall()
+    assert {event["actor_id"]: event["attested"] for (event,) in alerts} == expected
+    messages = [Alert("smtp", "you@example.com", "0", [event], 1) for (event,) in alerts]
+    for message in messages:
+        email = Templates().email(message, "audit@example.com")
+        assert ["(attested)" in part.get_content() for part in email.iter_parts()] == [
+            message.events[0]["attested"]
+        ] * 2
+        assert payload(message.events[0])["data"]["attested"] is message.events[0]["attested"]
     for format_ in ("csv", "ndjson", "ocsf"):
         out = io.StringIO(newline="")
         export_trail(signed, format_, out, filters={"action": "invoice.created"})

@@ -259,7 +259,7 @@ as $$
         'org_id', (event).org_id, 'org_label', (event).org_label,
         'resource_type', (event).resource_type, 'resource_id', (event).resource_id, 'resource_label', left((event).metadata ->> 'label', 255),
         'auth_method', (event).auth_method, 'ip', host((event).ip), 'country', (event).country,
-        'user_agent', (event).user_agent, 'correlation_id', (event).correlation_id)
+        'user_agent', (event).user_agent, 'correlation_id', (event).correlation_id, 'attested', (event).attested)
     from (values (1)) as one
     left join lateral (
         select a.name, a.email from pgaudit_wf.actor_directory as a where a.actor_id = (event).actor_id limit 1

@@ -273,6 +273,7 @@ def payload(event: Mapping[str, Any]) -> dict[str, Any]:
             "correlation_id": event["correlation_id"],
             "db_user": event["db_user"],
             "application_name": event["application_name"],
+            "attested": event["attested"],
         },
     }
 

@@ -144,6 +144,7 @@ def _shown(event: Mapping[str, Any]) -> dict[str, str]:
         shown["actor"] = f"{name} ({email})"
     else:
         shown["actor"] = name or email or f"database login {shown['db_user']}"
+    shown["attested"] = "attested" if event["attested"] else ""
     shown["org"] = shown["org_label"] or shown["org_id"]
     shown["resource"] = " ".join(
         filter(None, [shown["resource_type"], shown["resource_label"] or shown["resource_id"]])
@@ -175,5 +176,6 @@ SAMPLE: Mapping[str, Any] = {
     "country": "PT",
     "user_agent": "Mozilla/5.0",
     "correlation_id": None,
+    "attested": True,
 }
 """An event that did not happen, to try a channel or a template with."""
