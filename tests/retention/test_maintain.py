@@ -98,7 +98,7 @@ def test_without_a_place_for_archives_nothing_leaves(due: Conn) -> None:
     done = list(maintain(due, months_ahead=4))
     assert [step.kind for step in done if step.problem is None] == ["add", "move"]
     assert [(step.kind, step.problem) for step in done if step.problem] == [
-        ("archive", "no place for archives is given (--archive)"),
+        ("archive", "no location for archives is given (--archive)"),
         ("prune", "it is not archived"),
     ] * 2
     assert due.execute("select count(*) from pgaudit_wf.security_audit_log").fetchone() == (61,)
@@ -459,7 +459,7 @@ def test_the_command_fails_if_something_could_not_be_done(
 ) -> None:
     code, text, _ = run()
     assert code == 1
-    assert "cannot archive 28 events of security_audit_log_y2021m02: no place" in text
+    assert "cannot archive 28 events of security_audit_log_y2021m02: no location" in text
 
 
 def test_a_second_run_ends_well_at_once(

@@ -461,10 +461,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     execute format('grant usage on schema pgaudit_wf to %s', grant_alerts.worker);
-    execute format('grant select on pgaudit_wf.alert_rule, pgaudit_wf.alert_policy, pgaudit_wf.alert_delivery to %s', grant_alerts.worker);
+    execute format('grant select on pgaudit_wf.alert_rule, pgaudit_wf.alert_policy, pgaudit_wf.alert_delivery,'
+        ' pgaudit_wf.alert_rule_list, pgaudit_wf.alert_delivery_list, pgaudit_wf.alert_backlog to %s', grant_alerts.worker);
     execute format('grant execute on function pgaudit_wf.enqueue_alerts(integer), pgaudit_wf.claim_alert(text[]),'
         ' pgaudit_wf.settle_alert(bigint, integer, text, boolean, interval), pgaudit_wf.requeue_alert(bigint),'
-        ' pgaudit_wf._prune_alerts(), pgaudit_wf.alert_lag() to %s', grant_alerts.worker);
+        ' pgaudit_wf._prune_alerts(), pgaudit_wf._alert_lease(), pgaudit_wf.alert_lag() to %s', grant_alerts.worker);
 end
 $$;
 comment on function pgaudit_wf.grant_alerts(regrole) is

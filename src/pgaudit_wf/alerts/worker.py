@@ -98,17 +98,15 @@ class Worker:
             return self._conn
         self._conn = conn = self._connect()
         conn.row_factory = dict_row
-        policy = conn.execute(
-            "select extract(epoch from lease)::float as lease from pgaudit_wf.alert_policy"
-        ).fetchone()
+        (lease,) = one(conn, "select extract(epoch from pgaudit_wf._alert_lease())::float")
         longest = max(channel.timeout for channel in self._channels.values())
-        if policy is None or policy["lease"] < longest * 2:
+        if lease is None or lease < longest * 2:
             raise AlertSettingsError(
                 f"a message may take {longest:g} s, but a worker has it for itself for less than"
                 " twice that: lower --send-timeout, or raise alert_policy.lease"
             )
         unserved = conn.execute(
-            "select distinct channel from pgaudit_wf.alert_rule"
+            "select distinct channel from pgaudit_wf.alert_rule_list"
             " where enabled and not channel = any (%s)",
             [list(self._channels)],
         ).fetchall()
@@ -227,8 +225,7 @@ class Worker:
             return
         self._next_gauge = now + _GAUGE_SECONDS
         rows = conn.execute(
-            "select channel, state, count(*) as deliveries from pgaudit_wf.alert_delivery"
-            " where state <> 'sent' group by channel, state"
+            "select channel, state, deliveries from pgaudit_wf.alert_backlog"
         ).fetchall()
         self._deliveries.clear()
         for row in rows:

@@ -25,7 +25,7 @@ from pgaudit_wf.integrity import leaf as leaves
 from pgaudit_wf.integrity.merkle import HASH_SIZE
 from pgaudit_wf.integrity.note import Checkpoint, Note, VerifierKey, open_checkpoint
 from pgaudit_wf.integrity.report import Kind, Problem, Report
-from pgaudit_wf.integrity.seal import pin_format
+from pgaudit_wf.integrity.seal import pin_format, tile_reader
 from pgaudit_wf.integrity.sealed_row import (
     BY_ID,
     ERASED,
@@ -401,16 +401,14 @@ class _Verification:
     # Tiles above, and what no leaf is of
 
     def check_upper_tiles(self, tiles: Sequence[tuple[int, int, bytes]]) -> None:
+        read_tile = tile_reader(self.conn)
         for level, number, hashes in tiles:
             if level == 0:
                 continue
-            row = self.conn.execute(
-                "select hashes from pgaudit_wf.log_tile where level = %s and tile_number = %s",
-                [level, number],
-            ).fetchone()
-            if row is None or bytes(row[0]) != hashes:
+            stored = read_tile(level, number)
+            if stored != hashes:
                 path = tile_path(level, number, len(hashes) // HASH_SIZE)
-                state = "is missing" if row is None else "was altered"
+                state = "was altered" if stored else "is missing"
                 self.add(Problem("tree", f"{path} {state}"))
 
     def check_tile_count(self, size: int) -> None:

@@ -41,6 +41,8 @@ _KINDS: tuple[Kind, ...] = get_args(Kind)
 # Whoever waits for a lock on the log holds up everybody who comes after him: better to try again.
 _LOCK_TIMEOUT = "200ms"
 _ATTEMPTS = 6
+_NO_ARCHIVE = "no location for archives is given (--archive)"
+_NOT_ARCHIVED = "it is not archived"
 _VERSIONS_AT_A_TIME = 500
 # Texts that spare a workflow's next save some work, for as long as one is to be expected.
 _CACHE_KEPT = "30 days"
@@ -112,46 +114,14 @@ def plan(
 
 
 def _plan(conn: Connection, archive_url: str | None, months_ahead: int) -> Iterator[Step]:
-    cursor = conn.cursor(row_factory=tuple_row)
-    missing = cursor.execute(
-        "select p.name from (select to_char(date_trunc('month', now() at time zone 'UTC')"
-        ' + make_interval(months => m), \'"security_audit_log_y"YYYY"m"MM\') as name'
-        " from generate_series(0, %s) as m) as p"
-        " where to_regclass('pgaudit_wf.' || p.name) is null order by 1",
-        [months_ahead],
-    ).fetchall()
-    waiting = cursor.execute(
-        "select to_char(date_trunc('month', occurred_at at time zone 'UTC'),"
-        ' \'"security_audit_log_y"YYYY"m"MM\') as name, count(*)'
-        " from only pgaudit_wf.security_audit_log_default where isfinite(occurred_at)"
-        " group by 1 order by 1"
-    ).fetchall()
-    moved = {name for name, _ in waiting}
-    yield from (Step("add", name) for (name,) in missing if name not in moved)
-    yield from (Step("move", name, events) for name, events in waiting)
-    months = cursor.execute(
-        "select r.partition_name, r.events, r.expired_events,"
-        " coalesce(pgaudit_wf._archived_events(r.partition_name), 0) = r.events"
-        " from pgaudit_wf.log_retention() as r"
-        " where r.expired_events > 0 or (r.events = 0 and r.keep_until <= now())"
-        " order by r.from_time"
-    ).fetchall()
-    for name, events, expired, archived in months:
-        problem = None
-        if not archived:
-            problem = None if archive_url else "no place for archives is given (--archive)"
-            yield Step("archive", name, events, problem)
-        yield Step("prune", name, expired, problem and "it is not archived")
-    versions, cached = one(
-        conn,
-        "select pgaudit_wf._prunable_versions(), (select count(*)"
-        " from pgaudit_wf.canonical_cache as c where c.written_at < now() - %s::interval)",
-        [_CACHE_KEPT],
+    steps = conn.cursor(row_factory=tuple_row).execute(
+        "select * from pgaudit_wf._maintenance_plan(%s, %s::interval)", [months_ahead, _CACHE_KEPT]
     )
-    if versions:
-        yield Step("prune_versions", "workflow_history", versions)
-    if cached:
-        yield Step("prune_cache", "canonical_cache", cached)
+    for kind, subject, events, is_archived in steps.fetchall():
+        problem = None
+        if is_archived is False and not archive_url:
+            problem = _NO_ARCHIVE if kind == "archive" else _NOT_ARCHIVED
+        yield Step(kind, subject, events, problem)
 
 
 def maintain(
@@ -194,7 +164,7 @@ def maintain(
             if stopping():
                 return
             if step.problem is None and step.kind == "prune" and step.subject in unarchived:
-                step = replace(step, problem="it is not archived")
+                step = replace(step, problem=_NOT_ARCHIVED)
             try:
                 if step.problem is None:
                     step = _do(conn, step, archive_url, archived, progress)

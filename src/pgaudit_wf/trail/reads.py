@@ -435,12 +435,8 @@ def partitions() -> Read[tuple[Partition, ...]]:
     """
     return Read(
         sql.SQL(
-            "select c.relname as name, m.from_time, m.to_time,"
-            " nullif(c.reltuples, -1)::bigint as events, pg_total_relation_size(c.oid) as size"
-            " from pg_inherits as i join pg_class as c on c.oid = i.inhrelid"
-            " left join pgaudit_wf.log_months() as m on m.relation = c.oid"
-            " where i.inhparent = 'pgaudit_wf.security_audit_log'::regclass"
-            " order by m.from_time nulls last, c.relname"
+            "select name, from_time, to_time, events, size from pgaudit_wf.log_partition"
+            " order by from_time nulls last, name"
         ),
         {},
         lambda rows: tuple(Partition(**row) for row in rows),

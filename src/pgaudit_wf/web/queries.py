@@ -119,14 +119,8 @@ async def workflows(session: Session, principal: Principal) -> list[WorkflowRow]
     """Return the organization's workflows, the last changed first, 200 at most."""
     rows = await session.rows(
         sql.SQL(
-            "select newest.workflow_id, h.snapshot ->> 'name' as name, newest.version,"
-            " h.created_at as changed_at"
-            " from (select w.workflow_id, max(w.version) as version"
-            "   from pgaudit_wf.workflow_history as w where w.org_id = %(org)s"
-            "   group by w.workflow_id) as newest"
-            " join pgaudit_wf.workflow_history as h"
-            "   on h.workflow_id = newest.workflow_id and h.version = newest.version"
-            " order by h.created_at desc, newest.workflow_id limit 200"
+            "select workflow_id, name, version, changed_at from pgaudit_wf.workflow_list"
+            " where org_id = %(org)s order by changed_at desc, workflow_id limit 200"
         ),
         org=principal.org_id,
     )
@@ -137,16 +131,8 @@ async def run_tables(session: Session) -> list[dict[str, Any]]:
     """Return the tables of runs that the reader role may read, with their columns."""
     return await session.rows(
         sql.SQL(
-            "select e.target::text as target, n.nspname as schema, c.relname as name,"
-            " e.id_column, e.org_column, e.time_column, e.workflow_column,"
-            " coalesce(w.id_prefix, '') as id_prefix"
-            " from pgaudit_wf.execution_attachment as e"
-            " join pg_class as c on c.oid = e.target join pg_namespace as n"
-            " on n.oid = c.relnamespace"
-            " left join pgaudit_wf.workflow_attachment as w on w.target = e.workflow_target"
-            " where has_table_privilege(e.target, 'select')"
-            " and has_schema_privilege(n.oid, 'usage') and e.org_column is not null"
-            " order by w.id_prefix, 1"
+            "select target::text as target, schema, name, id_column, org_column, time_column,"
+            " workflow_column, id_prefix from pgaudit_wf._readable_run_tables()"
         )
     )
 

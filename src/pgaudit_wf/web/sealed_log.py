@@ -17,6 +17,7 @@ from pgaudit_wf.integrity.merkle import HASH_SIZE
 from pgaudit_wf.integrity.note import VerifierKey
 from pgaudit_wf.integrity.proof import newest_checkpoint, prove_event
 from pgaudit_wf.integrity.report import Report
+from pgaudit_wf.integrity.seal import tile_reader
 from pgaudit_wf.integrity.tiles import TILE_WIDTH
 from pgaudit_wf.integrity.verify import verify
 from pgaudit_wf.trail.statement import one
@@ -70,21 +71,13 @@ class Integrity:
         """Return how far the log is sealed."""
 
         def work(conn: psycopg.Connection[Any]) -> Sealing:
-            last = conn.execute(
-                "select size, sealed_at, note from pgaudit_wf.log_checkpoint"
-                " order by size desc limit 1"
-            ).fetchone() or (0, None, None)
-            (unsealed,) = one(
-                conn,
-                "select count(*) from (select from pgaudit_wf.security_audit_log as l"
-                " where l.org_id = %(org)s"
-                # What is older was sealed then, but for transactions that ran an hour long.
-                " and (%(at)s::timestamptz is null or l.occurred_at > %(at)s - interval '1 hour')"
-                " and not exists (select from pgaudit_wf.log_leaf as s"
-                "   where s.event_id = l.id and s.tx_id = l.tx_id) limit 1000) as unsealed",
-                {"org": org_id, "at": last[1]},
+            return Sealing(
+                *one(
+                    conn,
+                    "select size, sealed_at, note, unsealed from pgaudit_wf._sealing(%s)",
+                    [org_id],
+                )
             )
-            return Sealing(last[0], last[1], last[2], unsealed)
 
         return await self._call(work)
 
@@ -107,11 +100,7 @@ class Integrity:
             return None
 
         def work(conn: psycopg.Connection[Any]) -> bytes | None:
-            row = conn.execute(
-                "select hashes from pgaudit_wf.log_tile where level = %s and tile_number = %s",
-                [level, number],
-            ).fetchone()
-            hashes = bytes(row[0])[: width * HASH_SIZE] if row else b""
+            hashes = tile_reader(conn)(level, number)[: width * HASH_SIZE]
             return hashes if len(hashes) == width * HASH_SIZE else None
 
         return await self._call(work)

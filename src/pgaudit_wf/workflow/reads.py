@@ -305,10 +305,8 @@ def workflow_tables() -> Read[tuple[WorkflowTable, ...]]:
     """
     return Read(
         sql.SQL(
-            'select w.target::text as "table", w.nodes_column, w.edges_column, w.id_prefix,'
-            " nullif(c.reltuples, -1)::bigint as rows"
-            " from pgaudit_wf.workflow_attachment as w join pg_class as c on c.oid = w.target"
-            " order by 1"
+            'select target::text as "table", nodes_column, edges_column, id_prefix,'
+            " workflows as rows from pgaudit_wf.workflow_table order by 1"
         ),
         {},
         lambda rows: tuple(WorkflowTable(**row) for row in rows),

@@ -168,7 +168,7 @@ def list_(
             conn.cursor(row_factory=dict_row)
             .execute(
                 "select id, state, channel, recipient, action, event_id, attempts, created_at,"
-                " due_at, settled_at, message, last_error from pgaudit_wf.alert_delivery"
+                " due_at, settled_at, message, last_error from pgaudit_wf.alert_delivery_list"
                 " where (%(state)s::text is null or state = %(state)s)"
                 " and (%(recipient)s::text is null or recipient = %(recipient)s)"
                 " order by id desc limit %(limit)s",
@@ -237,7 +237,7 @@ def rules(database: DatabaseOption = "", as_json: JsonOption = False) -> None:
             conn.cursor(row_factory=dict_row)
             .execute(
                 "select id, action_pattern, outcome, org_id, channel, audience, address, enabled,"
-                " created_at from pgaudit_wf.alert_rule order by id"
+                " created_at from pgaudit_wf.alert_rule_list order by id"
             )
             .fetchall()
         )

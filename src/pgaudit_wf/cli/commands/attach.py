@@ -164,21 +164,13 @@ def status(
     with connect(choose_database(conninfo, database)) as conn:
         tables = attached(conn)
         parts = partitions(conn)
-        readers = [
-            name
-            for (name,) in conn.execute(
-                "select r.rolname from pg_roles as r where not r.rolsuper"
-                " and r.rolname <> 'pgaudit_wf_reader' and r.rolcanlogin"
-                " and pg_has_role(r.oid, to_regrole('pgaudit_wf_reader'), 'member') order by 1"
-            )
-        ]
+        readers = [name for (name,) in conn.execute("select pgaudit_wf._reader_logins()")]
         events: dict[str, int] | None = None
         if counts:
             events = {
                 kind or "": count
                 for kind, count in conn.execute(
-                    "select resource_type, count(*) from pgaudit_wf.security_audit_log"
-                    " group by resource_type"
+                    "select resource_type, events from pgaudit_wf.event_count"
                 )
             }
     if as_json:

@@ -109,7 +109,7 @@ def _prepare(
         for text in filter(None, more):
             values.add(PersonalValue("email" if "@" in text else "name", text))
         before = conn.execute(
-            "select pseudonym from pgaudit_wf.erasure where actor_id = %s", [actor]
+            "select pseudonym from pgaudit_wf.pseudonyms(array[%s])", [actor]
         ).fetchone()
         archives = [] if skip_archives else archives_with(conn, before[0] if before else "")
         archived, found = find_archived_values(conn, [archive for _, archive in archives], actor)

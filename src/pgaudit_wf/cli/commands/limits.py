@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from psycopg.rows import dict_row
 
 from pgaudit_wf.cli.base import Commands, Connection, Failure, add, connect, help_text
 from pgaudit_wf.cli.options import DatabaseOption, JsonOption
@@ -60,22 +61,19 @@ def show(
     pgaudit-wf limits list --org o_7
     """
     with connect(database) as conn:
-        found = [
-            {"org_id": org_id, "resource_type": kind, "used": used, "max_count": most,
-             "is_default": is_default}
-            for org_id, kind, used, most, is_default in conn.execute(
-                "select org_id, resource_type, used, max_count, is_default"
-                " from pgaudit_wf.limit_usage where %(org)s::text is null or org_id = %(org)s"
-                " union all select null, resource_type, null, max_count, true"
-                " from pgaudit_wf.org_limit where org_id is null order by 2, 1 nulls first",
+        found = (
+            conn.cursor(row_factory=dict_row)
+            .execute(
+                "select org_id, resource_type, used, max_count, is_default, condition"
+                " from pgaudit_wf.limit_list"
+                " where %(org)s::text is null or org_id is null or org_id = %(org)s"
+                " order by resource_type, org_id nulls first",
                 {"org": org},
             )
-        ]  # fmt: skip
-        conditions = dict(
-            conn.execute("select resource_type, condition from pgaudit_wf.limit_condition")
+            .fetchall()
         )
     if as_json:
-        print_json([{**row, "condition": conditions.get(row["resource_type"])} for row in found])
+        print_json(found)
         return
     if not found:
         console().print("There are no limits: pgaudit-wf limits set RESOURCE_TYPE MAX_COUNT")
@@ -90,7 +88,7 @@ def show(
                 "none" if row["max_count"] is None
                 else f"{row['max_count']:,}"
                 + (" (default)" if row["is_default"] and row["org_id"] else ""),
-                conditions.get(row["resource_type"], ""),
+                row["condition"] or "",
             ]
             for row in found
         ],
@@ -134,7 +132,7 @@ def put(
 def _warn_if_unused(conn: Connection, resource_type: str) -> None:
     (is_used,) = one(
         conn,
-        "select exists (select from pgaudit_wf.attachment where resource_type = %s)",
+        "select exists (select from pgaudit_wf.attached where resource_type = %s)",
         [resource_type],
     )
     if not is_used:
@@ -153,11 +151,7 @@ def remove(
     pgaudit-wf limits remove api_key --org o_7
     """
     with connect(database) as conn:
-        removed = conn.execute(
-            "delete from pgaudit_wf.org_limit"
-            " where resource_type = %s and org_id is not distinct from %s",
-            [resource_type, org],
-        ).rowcount
+        (removed,) = one(conn, "select pgaudit_wf._remove_org_limit(%s, %s)", [org, resource_type])
     if not removed:
         raise Failure("there is no such limit", "pgaudit-wf limits list shows those there are")
     console().print("The limit is gone.")
@@ -179,16 +173,9 @@ def condition(
     pgaudit-wf limits condition api_key 'revoked_at is null'
     """
     with connect(database) as conn:
-        if expression.strip():
-            conn.execute(
-                "insert into pgaudit_wf.limit_condition values (%s, %s)"
-                " on conflict (resource_type) do update set condition = excluded.condition",
-                [resource_type, expression.strip()],
-            )
-        else:
-            conn.execute(
-                "delete from pgaudit_wf.limit_condition where resource_type = %s", [resource_type]
-            )
+        conn.execute(
+            "select pgaudit_wf._set_limit_condition(%s, %s)", [resource_type, expression.strip()]
+        )
     rows = f"Rows where {printable(expression.strip())}" if expression.strip() else "All rows"
     console().print(f"{rows} of {printable(resource_type)} take a place.", soft_wrap=True)
 
