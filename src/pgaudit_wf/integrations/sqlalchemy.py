@@ -39,7 +39,7 @@ def install(target: Target) -> None:
         target: An engine or a session factory bound to one, sync or async.
 
     Raises:
-        TypeError: The target is none of these, or a factory that is bound to no engine.
+        TypeError: The target is none of these, or a factory without an engine.
         ValueError: The engine is not for PostgreSQL.
     """
     engine = _engine_of(target)
@@ -67,7 +67,7 @@ def _on_begin(conn: Connection, *_: object) -> None:
 
 
 def _on_rollback_savepoint(conn: Connection, *_: object) -> None:
-    # The settings go back to what they were at the savepoint, whatever that was.
+    # The settings return to the values that they had at the savepoint.
     conn.info[_KEY] = None
 
 
