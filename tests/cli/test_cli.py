@@ -182,7 +182,7 @@ def test_refusals_are_one_line(
     [
         (["frobnicate"], "No such command 'frobnicate'"),
         (["log", "--colour"], "No such option: --colour"),
-        (["log", "--since", "never"], "'never' is no time; write 2026-03-01"),
+        (["log", "--since", "never"], "invalid time 'never'; write 2026-03-01"),
         (["attach"], "Missing argument 'TABLE'"),
         (["attach", "t", "--on-failure", "shrug"], "'shrug' is not one of"),
         (["log", "-n", "-1"], "greater than or equal to 0"),

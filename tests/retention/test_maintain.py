@@ -322,7 +322,7 @@ def rewrite(path: Path, change: Callable[[list[dict[str, Any]]], object]) -> Non
         (lambda data, _: data.write_bytes(data.read_bytes()[:-1]), "SHA-256 differs"),
         (lambda data, _: rewrite(data, lambda rows: rows[3].update(action="x")), "SHA-256"),
         (lambda data, _: rewrite(data, lambda rows: rows.pop()), "SHA-256 differs"),
-        (lambda _, manifest: manifest.write_text("{}"), "is no manifest of an archive"),
+        (lambda _, manifest: manifest.write_text("{}"), "is not a manifest of an archive"),
         (
             lambda _, manifest: manifest.write_text(
                 json.dumps({**json.loads(manifest.read_text()), "sha256": "0" * 64})

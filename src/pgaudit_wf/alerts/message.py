@@ -33,7 +33,7 @@ def harmless(value: object, longest: int = _LONGEST) -> str:
     """Return a value as text on one line that does nothing in a mail program.
 
     Names are given by users, so they may hold line breaks, text that is turned around, or links to
-    somewhere else: what is no plain text is left out, a link is kept from being one, and a text
+    somewhere else: what is not plain text is left out, a link is kept from being one, and a text
     that mail programs would decode is kept from being decoded.
     """
     text = _UNSAFE.sub(" ", str(value)).strip()
@@ -82,7 +82,7 @@ class Templates:
     def __init__(self, directory: Path | None = None) -> None:
         own = [] if directory is None else [jinja2.FileSystemLoader(directory)]
         if directory is not None and not directory.is_dir():
-            raise AlertSettingsError(f"{directory}, which is to hold templates, is no directory")
+            raise AlertSettingsError(f"{directory}, which is to hold templates, is not a directory")
         self._environment = jinja2.Environment(
             loader=jinja2.ChoiceLoader([*own, jinja2.PackageLoader("pgaudit_wf.alerts")]),
             autoescape=jinja2.select_autoescape(["html"]),

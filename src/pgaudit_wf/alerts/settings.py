@@ -104,7 +104,7 @@ def _smtp(environment: Mapping[str, str], timeout: float) -> SmtpSettings | None
         raise AlertSettingsError("set PGAUDIT_WF_SMTP_FROM to the address that mails come from")
     port = environment.get("PGAUDIT_WF_SMTP_PORT", "0")
     if not port.isdecimal() or int(port) > 65535:
-        raise AlertSettingsError("PGAUDIT_WF_SMTP_PORT is no port")
+        raise AlertSettingsError("PGAUDIT_WF_SMTP_PORT is not a port")
     tls = environment.get("PGAUDIT_WF_SMTP_TLS", "starttls")
     return SmtpSettings(
         host,

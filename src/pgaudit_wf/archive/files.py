@@ -194,7 +194,7 @@ def read_rows(filesystem: FileSystem, path: str) -> Iterator[list[Row]]:
             parquet = pa.parquet.ParquetFile(file)
             if parquet.schema_arrow.names != list(EVENT_COLUMNS):
                 raise ArchiveConflictError(
-                    f"{path} is no archive of the log: its columns are others"
+                    f"{path} is not an archive of the log: its columns are others"
                 )
             for number in range(parquet.num_row_groups):
                 batch = parquet.read_row_group(number)
@@ -279,7 +279,7 @@ def manifests(filesystem: FileSystem, root: str) -> Iterator[tuple[str, dict[str
                     str(manifest[name])
                 [e["previous_sha256"] for e in manifest["erasures"]]
             except (ValueError, KeyError, TypeError) as error:
-                raise ArchiveConflictError(f"{path} is no manifest of an archive") from error
+                raise ArchiveConflictError(f"{path} is not a manifest of an archive") from error
         yield path, manifest
 
 

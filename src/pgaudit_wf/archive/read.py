@@ -273,7 +273,7 @@ def archived_trail(
 
     Raises:
         ArchiveError: A file cannot be read.
-        CursorError: `after` is no cursor of the trail.
+        CursorError: `after` is not a cursor of the trail.
         AccessDeniedError: The actor may not read the organization's trail.
     """
     wanted: TrailFilter = {**filters}
@@ -378,7 +378,7 @@ def whole_trail(
 
     Raises:
         ArchiveError: A file cannot be read.
-        CursorError: `after` is no cursor of the trail.
+        CursorError: `after` is not a cursor of the trail.
         AccessDeniedError: The actor may not read the organization's trail.
     """
 

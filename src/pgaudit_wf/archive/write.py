@@ -182,7 +182,7 @@ def archive_partition(
         ArchiveConflictError: Archives of another database lie there, or what was read back is not
             what the log holds.
         ArchiveError: The month has no events, or the file was damaged while it was written.
-        DatabaseError: PA340, if it is no month of the log; PA350, if events came meanwhile.
+        DatabaseError: PA340, if it is not a month of the log; PA350, if events came meanwhile.
         MissingExtraError: pyarrow or fsspec is not installed.
         OSError: The file cannot be written.
     """
@@ -288,7 +288,7 @@ def confirm_archive(conn: Connection, partition: str, progress: Progress | None 
     Raises:
         ArchiveConflictError: The file is missing, is not the one that was archived, does not hold
             an event that is live, or archives of another database lie beside it.
-        DatabaseError: PA340, if it is no month of the log; PA350, if an erasure came meanwhile.
+        DatabaseError: PA340, if it is not a month of the log; PA350, if an erasure came meanwhile.
         MissingExtraError: pyarrow or fsspec is not installed.
         OSError: The file cannot be read.
     """

@@ -261,7 +261,7 @@ def parse_time(text: str) -> datetime:
         parsed = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is no time; write 2026-03-01, '2026-03-01 14:30', 2026-03-01T14:30:00Z,"
+            f"invalid time {text!r}; write 2026-03-01, '2026-03-01 14:30', 2026-03-01T14:30:00Z,"
             " today, yesterday, or an age such as 90m, 12h, 7d"
         ) from None
     return parsed if parsed.tzinfo else parsed.astimezone()

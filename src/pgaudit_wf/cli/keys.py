@@ -24,7 +24,7 @@ def verifier_keys(given: list[str] | None) -> list[VerifierKey]:
 
     Raises:
         Failure: None is given, or a file cannot be read.
-        VerifierKeyError: It is no key.
+        VerifierKeyError: It is not a key.
     """
     if not given:
         raise Failure(

@@ -344,7 +344,7 @@ class _Application:
                 )
 
     def _use_key(self, workflow: str) -> None:
-        # Each call of the API touches the key, which is no event; what the call does is one.
+        # Each call of the API touches the key, which is not an event; what the call does is one.
         for _ in range(5):
             with self._request(CI) as conn:
                 conn.execute("update api_key set last_used_at = now() where id = 'k_ci'")

@@ -127,7 +127,7 @@ def diff_parts(diff: str) -> list[str] | str:
     """Cut a diff, as jsonb is printed, into the texts that are committed to one by one.
 
     An operation is a part. Of one that adds or removes a whole row, the operation's name is a part
-    and each of the row's columns. A diff that is no list is one part: it is returned as it is.
+    and each of the row's columns. A diff that is not a list is one part: it is returned as it is.
     """
     if diff[0] != "[":
         return diff
@@ -151,7 +151,7 @@ def diff_parts(diff: str) -> list[str] | str:
 
 
 def metadata_parts(metadata: str) -> list[str] | str:
-    """Cut metadata, as jsonb is printed, into its members; what is no object is one part."""
+    """Cut metadata, as jsonb is printed, into its members; what is not an object is one part."""
     return _members(metadata, 1)[0] if metadata[0] == "{" else metadata
 
 

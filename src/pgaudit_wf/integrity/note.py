@@ -97,7 +97,7 @@ class VerifierKey:
             name, told_id, material = parts[0], parts[1], _decode(parts[2])
         except (IndexError, NoteError) as error:
             raise SigningKeyError(
-                f"{text[:60]!r} is no public key; one is written <name>+<key id>+<base64>"
+                f"{text[:60]!r} is not a public key; one is written <name>+<key id>+<base64>"
             ) from error
         if len(material) != 1 + HASH_SIZE or material[0] not in (ED25519, WITNESS):
             raise SigningKeyError(f"the key of {name!r} is of no kind known here, only Ed25519 is")
@@ -171,7 +171,7 @@ class SigningKey:
                 raise NoteError("no private key")
             name, told_id, material = parts[0], parts[1], _decode(parts[2])
         except (IndexError, NoteError):
-            raise SigningKeyError("this is no private key; pgaudit-wf keygen makes one") from None
+            raise SigningKeyError("not a private key; pgaudit-wf keygen makes one") from None
         if len(material) != 1 + HASH_SIZE or material[0] != ED25519:
             raise SigningKeyError("the private key is of no kind known here, only Ed25519 is")
         key = cls(_check_name(name), material[1:])
@@ -212,7 +212,7 @@ class CommandSigner:
         """Return the Ed25519 signature, 64 bytes.
 
         Raises:
-            SigningKeyError: The command failed, or what it printed is no signature of that key.
+            SigningKeyError: The command failed, or what it printed is not a signature of that key.
         """
         try:
             done = subprocess.run(
@@ -230,7 +230,7 @@ class CommandSigner:
             raise SigningKeyError("the signing command must print base64, nothing else") from error
         if not self.verifier.holds(message, signature):
             raise SigningKeyError(
-                f"what the signing command printed is no signature of {self.verifier}"
+                f"what the signing command printed is not a signature of {self.verifier}"
             )
         return signature
 
@@ -266,13 +266,13 @@ class Note:
         """
         text, separator, lines = note.rpartition("\n\n")
         if not separator or not lines.endswith("\n") or re.search(r"[\x00-\x09\x0b-\x1f]", note):
-            raise NoteError("this is no signed note: a text, a blank line, lines of signatures")
+            raise NoteError("this is not a signed note: a text, a blank line, lines of signatures")
         signatures = []
         for line in lines[:-1].split("\n"):
             match = re.fullmatch(r"— ([^\s+]+) (\S+)", line)
             value = _decode(match[2]) if match else b""
             if match is None or len(value) < 5:
-                raise NoteError(f"{line[:80]!r} is no line of a signature")
+                raise NoteError(f"{line[:80]!r} is not a line of a signature")
             signatures.append(Signature(match[1], value[:4], value[4:]))
         if len(signatures) > _MAX_SIGNATURES:
             raise NoteError(f"a note with more than {_MAX_SIGNATURES} signatures is not read")
@@ -318,9 +318,9 @@ class Checkpoint:
         """
         lines = text.split("\n")
         if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
-            raise NoteError("this is no checkpoint: origin, number of leaves, hash of the root")
+            raise NoteError("this is not a checkpoint: origin, number of leaves, hash of the root")
         if not re.fullmatch(r"0|[1-9][0-9]{0,18}", lines[1]):
-            raise NoteError(f"{lines[1]!r} is no number of leaves")
+            raise NoteError(f"{lines[1]!r} is not a number of leaves")
         root = _decode(lines[2])
         if len(root) != HASH_SIZE:
             raise NoteError("the root of a checkpoint is a SHA-256 hash, in base64")

@@ -110,7 +110,7 @@ def _reassemble(name: str, listed: Json, opened: Mapping[str, str]) -> Json:
             try:
                 whole.append(loads(text))
             except ValueError:
-                # A member of the row before, which alone is no JSON.
+                # A member of the row before, which alone is not JSON.
                 row.update(loads("{" + text + "}"))
     return whole
 
@@ -336,7 +336,7 @@ def check(proof: Mapping[str, Json], keys: Sequence[VerifierKey]) -> Checked:
                 raise ProofError(f"{name} is not what was sealed")
             opened[name] = part["text"]
     except (KeyError, TypeError, IndexError, AttributeError, binascii.Error) as error:
-        raise ProofError(f"this is no proof: {type(error).__name__}: {error}") from error
+        raise ProofError(f"this is not a proof: {type(error).__name__}: {error}") from error
     except (DefinitionError, NoteError, ProofError):
         raise
     except ValueError as error:
@@ -368,7 +368,7 @@ def add_cosignatures(conn: Connection, note: str, witnesses: Sequence[VerifierKe
         witnesses: Their keys; lines of others are left out.
 
     Raises:
-        ProofError: It is no checkpoint of this log.
+        ProofError: It is not a checkpoint of this log.
         NoteError: It is malformed, or a witness's signature does not hold.
         psycopg.Error: What the database says.
     """

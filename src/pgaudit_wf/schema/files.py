@@ -61,7 +61,7 @@ class SqlMigration(Migration):  # type: ignore[misc]
         super().__init__(id_, "", "")
         name = _ID.fullmatch(id_)
         if name is None:
-            raise ValueError(f"{id_} is no migration's id")
+            raise ValueError(f"{id_} is not a migration's id")
         self.group = name["group"]
         self.number = int(name["number"])
         self.scripts = tuple(scripts)

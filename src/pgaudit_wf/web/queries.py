@@ -55,7 +55,7 @@ async def find_event(session: Session, cursor: str) -> TrailEntry | None:
     """Return the event whose cursor it is, None if the organization has none.
 
     Raises:
-        CursorError: It is no cursor of the trail.
+        CursorError: It is not a cursor of the trail.
     """
     [before] = await session.rows(
         # The place just above the event, so that the page after it begins with the event.

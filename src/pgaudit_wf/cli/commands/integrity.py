@@ -69,7 +69,7 @@ def seal_hook(key: Path | None, state: Path | None) -> Hook:
 
     Raises:
         Failure: There is no key.
-        SigningKeyError: It is no key.
+        SigningKeyError: It is not a key.
     """
     sealer = Sealer(signer_of(key, None, None), state=state)
 

@@ -79,9 +79,9 @@ def check(
     try:
         loaded = loads(read_text(proof, "proof"))
     except ValueError as error:
-        raise Failure(f"{proof} is no JSON: {error}") from error
+        raise Failure(f"{proof} is not JSON: {error}") from error
     if not isinstance(loaded, dict):
-        raise Failure(f"{proof} is no proof")
+        raise Failure(f"{proof} is not a proof")
     checked = check_proof(loaded, keys)
     if as_json:
         print_json(

@@ -57,7 +57,7 @@ def read(
     """Record the spooled attempts, each exactly once, and empty the file.
 
     Safe to kill, to run again, from cron, and while the application goes on spooling. Exit code 1
-    if a line was no attempt; such lines are kept beside the file, in PATH.rejected.
+    if a line was not an attempt; such lines are kept beside the file, in PATH.rejected.
 
         pgaudit-wf spool read -d service=shop
         pgaudit-wf spool read --file /var/spool/shop/attempts.jsonl
@@ -77,7 +77,7 @@ def read(
         )
         if done.rejected:
             out.print(
-                f"{done.rejected:,} lines are no attempts the database takes: "
+                f"{done.rejected:,} lines are not attempts the database takes: "
                 f"{printable(str(path))}.rejected",
                 soft_wrap=True,
             )

@@ -320,7 +320,7 @@ def usage(
     wanted = content_hash.strip().lower()
     if not re.fullmatch("[0-9a-f]{64}", wanted):
         raise Failure(
-            f"{content_hash} is no hash of a definition",
+            f"{content_hash} is not a hash of a definition",
             "give all 64 hex digits, as pgaudit-wf history prints them",
             USAGE,
         )
