@@ -245,11 +245,11 @@ def test_an_altered_tree_is_not_signed(conn: Connection, tmp_path: Path) -> None
         "update pgaudit_wf.log_tile set hashes = set_byte(hashes, 7, 255 - get_byte(hashes, 7))"
     )
     record(conn, 1)
-    with pytest.raises(SealError, match="another root"):
+    with pytest.raises(SealError, match="differs from the signed"):
         Sealer(KEY).step(conn)
     # Made to fit, unsigned: the signed one before it is in the way.
     conn.execute("delete from pgaudit_wf.log_checkpoint")
-    with pytest.raises(SealError, match="has 5 leaves, but its last checkpoint is of 0"):
+    with pytest.raises(SealError, match="has 5 leaves, but its last checkpoint has 0"):
         Sealer(KEY).step(conn)
     # Cut back to nothing: only the sealer's own state tells.
     conn.execute("delete from pgaudit_wf.log_leaf")
@@ -266,7 +266,7 @@ def test_a_checkpoint_put_in_is_not_signed(conn: Connection) -> None:
         "insert into pgaudit_wf.log_checkpoint (size, origin, root)"
         " values (4, 'example.com/audit', sha256('forged'))"
     )
-    with pytest.raises(SealError, match="has no such tree"):
+    with pytest.raises(SealError, match="does not match the tree"):
         Sealer(KEY).step(conn)
 
 
@@ -444,7 +444,7 @@ def test_another_key_convinces_nobody(conn: Connection, tmp_path: Path) -> None:
     seal_all(conn)
     proof = prove_event(conn, ids[0])
     other = SigningKey.generate(KEY.name).verifier
-    with pytest.raises(NoteError, match="none of the keys"):
+    with pytest.raises(NoteError, match="not by any of the given keys"):
         check(proof, [other])
     assert independent(proof, tmp_path, str(other)).returncode == 1
 
@@ -467,7 +467,7 @@ def test_growth_is_proved_to_both_checkers(conn: Connection, tmp_path: Path) -> 
                 with pytest.raises(ProofError):
                     check(damaged, [KEY.verifier])
                 assert independent(damaged, tmp_path, str(KEY.verifier)).returncode == 1
-    with pytest.raises(ProofError, match="cut back"):
+    with pytest.raises(ProofError, match="truncated"):
         prove_consistency(conn, notes[3], notes[0])
 
 
@@ -487,7 +487,7 @@ def test_what_is_not_sealed_or_altered_is_not_proved(conn: Connection) -> None:
     with pytest.raises(ProofError, match="not what was sealed"):
         prove_event(conn, ids[0])
     conn.execute(f"delete from {part} where id = %s", [ids[1]])
-    with pytest.raises(ProofError, match="is not there"):
+    with pytest.raises(ProofError, match="but is missing"):
         prove_event(conn, ids[1])
 
 
@@ -739,7 +739,7 @@ def test_checkpoints_are_put_elsewhere(
         check=True,
     )  # fmt: skip
     assert log.stdout == "Checkpoint of 4 leaves\n"
-    with pytest.raises(PushError, match="no repository"):
+    with pytest.raises(PushError, match="no such repository"):
         push(conn, second, f"git+{tmp_path / 'nowhere'}")
 
 
