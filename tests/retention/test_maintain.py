@@ -263,7 +263,7 @@ def test_two_databases_in_one_place_lose_nothing(
     with pytest.raises(SystemExit) as caught:
         app(["maintain", "-d", app_dsn, "--archive", str(place)])
     assert caught.value.code == 1
-    assert "give each database a place of its own" in capfd.readouterr().out
+    assert "use a separate location for each database" in capfd.readouterr().out
     assert files(place) == first
     list(maintain(other, archive_url=str(tmp_path / "another")))
     assert live(due, MONTHS[0]) == live(other, MONTHS[0]) == 0
