@@ -14,7 +14,9 @@ from pgaudit_wf.trail.statement import one
 
 TypeArgument = Annotated[
     str,
-    typer.Argument(metavar="RESOURCE_TYPE", help="Resource type of attached tables: api_key."),
+    typer.Argument(
+        metavar="RESOURCE_TYPE", help="Resource type of attached tables, such as api_key."
+    ),
 ]
 OrgOption = Annotated[
     str | None,
@@ -22,10 +24,10 @@ OrgOption = Annotated[
         "--org",
         metavar="ID",
         show_default=False,
-        help="The organization; all that have no limit of their own.",
+        help="The organization; default: all that have no limit of their own.",
     ),
 ]
-_NUMBER_OR_NONE = "a number, or 'none'"
+_NUMBER_OR_NONE = "a number or 'none'"
 
 
 def register(app: typer.Typer) -> None:
@@ -83,7 +85,7 @@ def show(
         [
             [
                 row["resource_type"],
-                "every other" if row["org_id"] is None else row["org_id"],
+                "all others" if row["org_id"] is None else row["org_id"],
                 "" if row["used"] is None else f"{row['used']:,}",
                 "none" if row["max_count"] is None
                 else f"{row['max_count']:,}"
@@ -99,15 +101,17 @@ def put(
     resource_type: TypeArgument,
     max_count: Annotated[
         str,
-        typer.Argument(metavar="MAX_COUNT", help="How many; 'none': any number, with --org only."),
+        typer.Argument(
+            metavar="MAX_COUNT", help="The maximum; 'none' for any number, only with --org."
+        ),
     ],
     org: OrgOption = None,
     database: DatabaseOption = "",
 ) -> None:
     """Set the limit of an organization, or of all that have none of their own.
 
-    The first limit of a resource type counts the rows of its tables while they are locked against
-    writing. A limit below what is there refuses new rows only.
+    The first limit of a resource type counts the rows of its tables, which are locked against
+    writing meanwhile. A limit below the current number only refuses new rows.
 
         pgaudit-wf limits set api_key 20
         pgaudit-wf limits set api_key none --org o_7
@@ -117,8 +121,8 @@ def put(
     most = None if max_count == "none" else int(max_count)
     if most is None and org is None:
         raise typer.BadParameter(
-            "without a limit for all there is nothing to except; name an organization (--org), or"
-            " take the limit away: pgaudit-wf limits remove"
+            "'none' exempts one organization from the limit for all: name it (--org), or remove"
+            " the limit: pgaudit-wf limits remove"
         )
     with connect(database) as conn:
         conn.execute("select pgaudit_wf.set_org_limit(%s, %s, %s)", [org, resource_type, most])
@@ -146,15 +150,15 @@ def _warn_if_unused(conn: Connection, resource_type: str) -> None:
 def remove(
     resource_type: TypeArgument, org: OrgOption = None, database: DatabaseOption = ""
 ) -> None:
-    """Take a limit away. Without any, the tables of the type are no longer counted.
+    """Remove a limit. Without any limit, the tables of the type are no longer counted.
 
     pgaudit-wf limits remove api_key --org o_7
     """
     with connect(database) as conn:
         (removed,) = one(conn, "select pgaudit_wf._remove_org_limit(%s, %s)", [org, resource_type])
     if not removed:
-        raise Failure("there is no such limit", "pgaudit-wf limits list shows those there are")
-    console().print("The limit is gone.")
+        raise Failure("there is no such limit", "pgaudit-wf limits list shows the existing ones")
+    console().print("The limit is removed.")
 
 
 def condition(
@@ -168,7 +172,7 @@ def condition(
     ],
     database: DatabaseOption = "",
 ) -> None:
-    """Say which rows of a type take a place. What no longer does, frees it.
+    """Set which rows of a type count towards the limit. A row that no longer does frees its share.
 
     pgaudit-wf limits condition api_key 'revoked_at is null'
     """
@@ -177,16 +181,18 @@ def condition(
             "select pgaudit_wf._set_limit_condition(%s, %s)", [resource_type, expression.strip()]
         )
     rows = f"Rows where {printable(expression.strip())}" if expression.strip() else "All rows"
-    console().print(f"{rows} of {printable(resource_type)} take a place.", soft_wrap=True)
+    console().print(
+        f"{rows} of {printable(resource_type)} count towards the limit.", soft_wrap=True
+    )
 
 
 def recount(resource_type: TypeArgument, database: DatabaseOption = "") -> None:
-    """Count the rows of a type anew, while its tables are locked against writing.
+    """Recount the rows of a type, while its tables are locked against writing.
 
-    For when triggers were switched off, or rows restored behind their back.
+    Use it after triggers were disabled, or rows were restored without them.
 
         pgaudit-wf limits recount api_key
     """
     with connect(database) as conn:
         conn.execute("select pgaudit_wf.recount_usage(%s)", [resource_type])
-    console().print(f"Counted {printable(resource_type)} anew.", soft_wrap=True)
+    console().print(f"Recounted {printable(resource_type)}.", soft_wrap=True)
