@@ -213,7 +213,7 @@ def test_a_service_that_hangs_is_not_healthy() -> None:
     thread = threading.Thread(target=service.run, args=[hang], kwargs={"once": True})
     thread.start()
     assert service.answer("/readyz")[0] == 503, "it has not finished anything yet"
-    wait_until(lambda: service.answer("/healthz") == (503, "text/plain", b"no sign of life\n"))
+    wait_until(lambda: service.answer("/healthz") == (503, "text/plain", b"no progress\n"))
     service.alive()
     assert service.answer("/healthz")[0] == 200
     release.set()

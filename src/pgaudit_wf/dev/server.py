@@ -1,4 +1,4 @@
-"""Name of the server's superuser, whatever operating system user it runs as."""
+"""A PostgreSQL server for development and tests, in a directory of its own."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from pgaudit_wf.dev.binaries import (
 )
 
 SUPERUSER = "postgres"
+"""Name of the server's superuser, independent of the operating system user."""
 
 _PORT = 5432  # only part of the socket's file name, as the directory is the server's own
 _START_SECONDS = 60.0
