@@ -1,4 +1,4 @@
-"""What the sealed log has to show: its last checkpoint, its tiles, verification and proofs."""
+"""The sealed log: its last checkpoint, its tiles, verification and proofs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TILE = re.compile(r"(\d{1,2})/((?:x\d{3}/)*\d{3})(?:\.p/(\d{1,3}))?")
 
 @dataclass(frozen=True, slots=True)
 class Sealing:
-    """How far the log is sealed, and what of an organization is not; counted up to `limit`."""
+    """How far the log is sealed, and how many events of an organization are not, up to `limit`."""
 
     size: int
     sealed_at: datetime | None
@@ -38,11 +38,11 @@ class Sealing:
 
 
 class Integrity:
-    """Reads the tree as the schema's owner does; what it returns are hashes and counts.
+    """Reads the tree as the schema's owner; returns hashes and counts.
 
     Args:
         pool: Connections of the schema's owner.
-        keys: The public keys under which checkpoints have to be signed.
+        keys: The public keys that checkpoints must be signed by.
     """
 
     def __init__(self, pool: ConnectionPool[Any], keys: Sequence[VerifierKey]) -> None:
@@ -85,12 +85,12 @@ class Integrity:
         """Return the newest signed checkpoint.
 
         Raises:
-            ProofError: There is none.
+            ProofError: There is no such checkpoint.
         """
         return await self._call(newest_checkpoint)
 
     async def tile(self, path: str) -> bytes | None:
-        """Return a tile of the tree by its path after `tile/`; None if there is none."""
+        """Return a tile of the tree by its path after `tile/`; None if it does not exist."""
         found = _TILE.fullmatch(path)
         if found is None:
             return None
@@ -106,7 +106,7 @@ class Integrity:
         return await self._call(work)
 
     async def verify(self) -> Report | None:
-        """Check the whole log; None if somebody is at it already."""
+        """Verify the whole log; None if another verification is running."""
         if not self._verifying.acquire(blocking=False):
             return None
         try:
@@ -115,9 +115,9 @@ class Integrity:
             self._verifying.release()
 
     async def proof(self, event_id: int) -> dict[str, Any]:
-        """Return the proof of an event; whether the asker may see it is to be asked before.
+        """Return the proof of an event; the caller must check that the user may see it.
 
         Raises:
-            ProofError: It is not sealed yet.
+            ProofError: The event is not sealed yet.
         """
         return await self._call(lambda conn: prove_event(conn, event_id))
