@@ -491,7 +491,7 @@ def test_what_is_not_sealed_or_altered_is_not_proved(conn: Connection) -> None:
         prove_event(conn, ids[1])
 
 
-def test_versions_are_proved(app_conn: Connection) -> None:
+def adas_workflow(app_conn: Connection) -> str:
     app_conn.execute("insert into organization (id, name) values ('o_1', 'Acme')")
     app_conn.execute("insert into app_user (id, name, email) values ('u_1', 'Ada', 'a@x.io')")
     with request_context(app_conn, actor_id="u_1", actor_label="Ada", org_id="o_1"):
@@ -500,6 +500,11 @@ def test_versions_are_proved(app_conn: Connection) -> None:
             "insert into workflow (org_id, user_id, name, nodes, edges)"
             " values ('o_1', 'u_1', 'Flow', '[]', '[]') returning id::text",
         )
+    return str(workflow)
+
+
+def test_versions_are_proved(app_conn: Connection) -> None:
+    workflow = adas_workflow(app_conn)
     seal_all(app_conn)
     checked = check(prove_version(app_conn, workflow, 1), [KEY.verifier])
     assert checked.event["actor_label"] == "Ada"
@@ -560,14 +565,7 @@ def test_an_erasure_leaves_nothing_to_guess_from_and_still_verifies(
 def test_a_version_without_author_or_snapshot_still_verifies(
     app_conn: Connection, kept_part: str
 ) -> None:
-    app_conn.execute("insert into organization (id, name) values ('o_1', 'Acme')")
-    app_conn.execute("insert into app_user (id, name, email) values ('u_1', 'Ada', 'a@x.io')")
-    with request_context(app_conn, actor_id="u_1", actor_label="Ada", org_id="o_1"):
-        workflow = scalar(
-            app_conn,
-            "insert into workflow (org_id, user_id, name, nodes, edges)"
-            " values ('o_1', 'u_1', 'Flow', '[]', '[]') returning id::text",
-        )
+    workflow = adas_workflow(app_conn)
     with request_context(app_conn, actor_id="u_2", org_id="o_1"):
         app_conn.execute("update workflow set name = 'Other'")
     app_conn.execute("alter table pgaudit_wf.workflow_history disable trigger append_only")

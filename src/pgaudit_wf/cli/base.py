@@ -9,13 +9,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
+from typing import Any, LiteralString, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import psycopg
 import typer
+from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import set_json_loads
 from rich.markup import escape
 from typer.core import TyperGroup
@@ -246,6 +247,13 @@ def connect(conninfo: str) -> Iterator[Connection]:
         # Values are printed as stored: 0.10 stays 0.10, and nothing is rounded.
         set_json_loads(loads, conn)
         yield conn
+
+
+def dict_rows(
+    conn: Connection, query: LiteralString, parameters: Mapping[str, object] | None = None
+) -> list[DictRow]:
+    """Return the rows of a query as dictionaries."""
+    return conn.cursor(row_factory=dict_row).execute(query, parameters).fetchall()
 
 
 def parse_time(text: str) -> datetime:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Annotated, Any, TypeAlias
@@ -11,10 +13,11 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from pgaudit_wf.errors import ProofError
 from pgaudit_wf.exact_json import dumps
+from pgaudit_wf.trail.event import TrailEntry
 from pgaudit_wf.trail.reads import TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import models, queries
 from pgaudit_wf.web.csrf import from_elsewhere
-from pgaudit_wf.web.database import Database
+from pgaudit_wf.web.database import Database, Session
 from pgaudit_wf.web.exporting import export_response
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.web.problems import MEDIA_TYPE, ProblemError
@@ -185,10 +188,19 @@ async def follow(
 async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> Response:
     """By the event's cursor in the trail."""
     async with database.reading(request, who) as session:
-        found = await queries.find_event(session, cursor)
+        return answer(await event_at(session, cursor))
+
+
+async def event_at(session: Session, cursor: str) -> TrailEntry:
+    """Return the event with a cursor.
+
+    Raises:
+        ProblemError: The organization has no such event.
+    """
+    found = await queries.find_event(session, cursor)
     if found is None:
         raise ProblemError(404, "There is no such event.")
-    return answer(found)
+    return found
 
 
 def sealed_log_of(request: Request) -> Integrity:
@@ -206,6 +218,14 @@ def sealed_log_of(request: Request) -> Integrity:
 Sealed: TypeAlias = Annotated[Integrity, Depends(sealed_log_of)]
 
 
+@contextmanager
+def _only_sealed() -> Iterator[None]:
+    try:
+        yield
+    except ProofError as error:
+        raise ProblemError(404, str(error), "not_sealed") from error
+
+
 @router.get(
     "/api/security/audit/events/{cursor}/proof",
     response_model=dict[str, Any],
@@ -218,13 +238,9 @@ async def proof(
 ) -> Response:
     """Anyone with the log's public key can check it, without this database."""
     async with database.reading(request, who) as session:
-        found = await queries.find_event(session, cursor)
-    if found is None:
-        raise ProblemError(404, "There is no such event.")
-    try:
+        found = await event_at(session, cursor)
+    with _only_sealed():
         return answer(await sealed.proof(found.id))
-    except ProofError as error:
-        raise ProblemError(404, str(error), "not_sealed") from error
 
 
 @router.get(
@@ -242,10 +258,8 @@ async def proof(
 )
 async def checkpoint(sealed: Sealed) -> Response:
     """As in C2SP tlog-tiles."""
-    try:
+    with _only_sealed():
         return Response(await sealed.checkpoint(), media_type="text/plain; charset=utf-8")
-    except ProofError as error:
-        raise ProblemError(404, str(error), "not_sealed") from error
 
 
 @router.get(

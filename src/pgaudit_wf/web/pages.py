@@ -17,7 +17,15 @@ from pgaudit_wf.errors import VersionPrunedError
 from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import csrf, models, queries
-from pgaudit_wf.web.api import Data, Who, WorkflowId, filters_of, no_version, restore_version
+from pgaudit_wf.web.api import (
+    Data,
+    Who,
+    WorkflowId,
+    event_at,
+    filters_of,
+    no_version,
+    restore_version,
+)
 from pgaudit_wf.web.canvas import draw
 from pgaudit_wf.web.database import Session
 from pgaudit_wf.web.paths import link, segment
@@ -150,9 +158,7 @@ async def live(request: Request, who: Who, database: Data) -> Response:
 async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> Response:
     """One event in full, and the other events of its request."""
     async with database.reading(request, who) as session:
-        entry = await queries.find_event(session, cursor)
-        if entry is None:
-            raise ProblemError(404, "There is no such event.")
+        entry = await event_at(session, cursor)
         related: tuple[TrailEntry, ...] = ()
         if entry.correlation_id:
             page = await session.run(

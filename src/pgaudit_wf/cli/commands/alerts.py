@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from psycopg.rows import dict_row
 
 from pgaudit_wf import manual
-from pgaudit_wf.cli.base import USAGE, Failure, add, connect, help_text, opener
+from pgaudit_wf.cli.base import USAGE, Failure, add, connect, dict_rows, help_text, opener
 from pgaudit_wf.cli.options import (
     DatabaseOption,
     HealthHostOption,
@@ -167,17 +166,14 @@ def list_(
         pgaudit-wf alerts list --state dead --json
     """
     with connect(database) as conn:
-        rows = (
-            conn.cursor(row_factory=dict_row)
-            .execute(
-                "select id, state, channel, recipient, action, event_id, attempts, created_at,"
-                " due_at, settled_at, message, last_error from pgaudit_wf.alert_delivery_list"
-                " where (%(state)s::text is null or state = %(state)s)"
-                " and (%(recipient)s::text is null or recipient = %(recipient)s)"
-                " order by id desc limit %(limit)s",
-                {"state": state, "recipient": recipient, "limit": limit},
-            )
-            .fetchall()
+        rows = dict_rows(
+            conn,
+            "select id, state, channel, recipient, action, event_id, attempts, created_at,"
+            " due_at, settled_at, message, last_error from pgaudit_wf.alert_delivery_list"
+            " where (%(state)s::text is null or state = %(state)s)"
+            " and (%(recipient)s::text is null or recipient = %(recipient)s)"
+            " order by id desc limit %(limit)s",
+            {"state": state, "recipient": recipient, "limit": limit},
         )
     if as_json:
         print_json(rows)
@@ -237,13 +233,10 @@ def rules(database: DatabaseOption = "", as_json: JsonOption = False) -> None:
     pgaudit-wf alerts rules
     """
     with connect(database) as conn:
-        rows = (
-            conn.cursor(row_factory=dict_row)
-            .execute(
-                "select id, action_pattern, outcome, org_id, channel, audience, address, enabled,"
-                " created_at from pgaudit_wf.alert_rule_list order by id"
-            )
-            .fetchall()
+        rows = dict_rows(
+            conn,
+            "select id, action_pattern, outcome, org_id, channel, audience, address, enabled,"
+            " created_at from pgaudit_wf.alert_rule_list order by id",
         )
     if as_json:
         print_json(rows)

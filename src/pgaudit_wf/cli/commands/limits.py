@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from psycopg.rows import dict_row
 
-from pgaudit_wf.cli.base import Commands, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli.base import Commands, Connection, Failure, add, connect, dict_rows, help_text
 from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable
 from pgaudit_wf.trail.statement import one
@@ -63,16 +62,13 @@ def show(
     pgaudit-wf limits list --org o_7
     """
     with connect(database) as conn:
-        found = (
-            conn.cursor(row_factory=dict_row)
-            .execute(
-                "select org_id, resource_type, used, max_count, is_default, condition"
-                " from pgaudit_wf.limit_list"
-                " where %(org)s::text is null or org_id is null or org_id = %(org)s"
-                " order by resource_type, org_id nulls first",
-                {"org": org},
-            )
-            .fetchall()
+        found = dict_rows(
+            conn,
+            "select org_id, resource_type, used, max_count, is_default, condition"
+            " from pgaudit_wf.limit_list"
+            " where %(org)s::text is null or org_id is null or org_id = %(org)s"
+            " order by resource_type, org_id nulls first",
+            {"org": org},
         )
     if as_json:
         print_json(found)
