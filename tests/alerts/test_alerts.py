@@ -481,7 +481,7 @@ def test_own_templates_and_broken_ones(
         (tmp_path / "digest.body.html").write_text(broken)
         with pytest.raises(AlertSettingsError, match="digest"):
             Templates(tmp_path)
-    with pytest.raises(AlertSettingsError, match="no directory"):
+    with pytest.raises(AlertSettingsError, match="not a directory"):
         Templates(tmp_path / "nowhere")
 
 
@@ -817,7 +817,7 @@ SMTP_ENV = {"PGAUDIT_WF_SMTP_HOST": "mail.example", "PGAUDIT_WF_SMTP_FROM": SEND
     [
         ({"PGAUDIT_WF_SMTP_HOST": "mail.example"}, "PGAUDIT_WF_SMTP_FROM"),
         ({**SMTP_ENV, "PGAUDIT_WF_SMTP_FROM": "a@b\nBcc: c@d"}, "sender"),
-        ({**SMTP_ENV, "PGAUDIT_WF_SMTP_PORT": "many"}, "no port"),
+        ({**SMTP_ENV, "PGAUDIT_WF_SMTP_PORT": "many"}, "not a port"),
         ({**SMTP_ENV, "PGAUDIT_WF_SMTP_TLS": "maybe"}, "TLS mode"),
         ({**SMTP_ENV, "PGAUDIT_WF_SMTP_USER": "u"}, "no password"),
         ({**SMTP_ENV, "PGAUDIT_WF_SMTP_USER": "u", "PGAUDIT_WF_SMTP_PASSWORD": "hunter2",
@@ -1095,4 +1095,4 @@ def test_a_sample_is_sent_to_try_the_settings(
     code, _, err = cli("test", "smtp", "a@x.example")
     assert (code, "451 4.3.2" in err) == (1, True)
     code, _, err = cli("test", "smtp", "no address")
-    assert (code, "no e-mail can be written" in err) == (1, True)
+    assert (code, "not a valid e-mail address" in err) == (1, True)

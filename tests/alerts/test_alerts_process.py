@@ -234,7 +234,7 @@ def test_a_service_goes_on_after_failures_and_a_single_run_does_not() -> None:
     service = Service("x")
     service.run(job, interval=0.01)
     assert outcomes == []
-    assert service.answer("/readyz") == (503, "text/plain", b"is stopping\n")
+    assert service.answer("/readyz") == (503, "text/plain", b"stopping\n")
     outcomes = [OSError("once")]
     with pytest.raises(OSError, match="once"):
         Service("x").run(job, once=True)

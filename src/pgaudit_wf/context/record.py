@@ -165,7 +165,7 @@ def record_denied(
 
     Args:
         conn: The connection.
-        action: What was refused.
+        action: The refused action.
         resource_type: The type of resource it was about.
         resource_id: The id of the resource.
         metadata: Anything else worth keeping; values that JSON cannot represent become text.

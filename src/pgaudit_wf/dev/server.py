@@ -34,8 +34,8 @@ _PORT = 5432  # only part of the socket's file name, as the directory is the ser
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 
-# Runs beside the server with our end of a pipe as its input. A line means that we have cleaned up
-# by ourselves; end of file means that we died, however that came about.
+# Runs next to the server with our end of a pipe as its input. A line means that we have cleaned up
+# ourselves; end of file means that our process ended in any other way.
 _WATCHER = """
 if read -r _; then exit 0; fi
 pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)

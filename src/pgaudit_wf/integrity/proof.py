@@ -56,7 +56,7 @@ _VERSION = sql.SQL(
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a valid proof has shown.
+    """The content of a valid proof.
 
     Attributes:
         checkpoint: The checkpoint that the log had committed to.
