@@ -847,7 +847,7 @@ def test_stopping_at_a_number(empty_dsn: str, directory: Directory) -> None:
 def test_a_misnamed_or_missing_migration_is_refused(empty_dsn: str, directory: Directory) -> None:
     misnamed = directory.path / "migrations" / "core" / "0002.sql"
     misnamed.write_text("")
-    with pytest.raises(MigrationError, match=r"must be named pgaudit_wf\.core\.NNNN_some_name\.sql"):
+    with pytest.raises(MigrationError, match=r"named pgaudit_wf\.core\.NNNN_some_name\.sql"):
         pending(empty_dsn, directory=directory.path)
     misnamed.unlink()
     directory.add("app", 1, "-- depends: pgaudit_wf.core.0009_gone\nselect 1")

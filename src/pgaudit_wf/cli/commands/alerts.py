@@ -228,7 +228,7 @@ def requeue(
 
 
 def rules(database: DatabaseOption = "", as_json: JsonOption = False) -> None:
-    """Show the rules: who is notified of what. Add and change them in table pgaudit_wf.alert_rule.
+    """Show the rules: who is notified of what. Change them as rows of pgaudit_wf.alert_rule.
 
     pgaudit-wf alerts rules
     """
