@@ -80,18 +80,18 @@ class Attempt:
                 "resource_type": _plain(self.resource_type),
                 "resource_id": None if self.resource_id is None else _plain(str(self.resource_id)),
                 "metadata": _plain_metadata(self.metadata),
-                "context": _settings_of(self.context),
+                "context": _settings_of(self.context, f"attempt {self.id}"),
                 **({"attempted_at": self.attempted_at.isoformat()} if late else {}),
             }
         )
 
 
-def _settings_of(context: RequestContext) -> dict[str, str]:
+def _settings_of(context: RequestContext, bound_to: str) -> dict[str, str]:
     settings = context.as_dict()
     if context.attest is not None:
         # The signature, never the key, as this may go into a file.
         settings["attestation"] = context.attest.sign(
-            context.actor_id, context.org_id, context.correlation_id
+            context.actor_id, context.org_id, context.correlation_id, bound_to
         )
     return settings
 

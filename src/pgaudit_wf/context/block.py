@@ -30,6 +30,7 @@ from pgaudit_wf.context.psycopg_transaction import AsyncContextTransaction, Cont
 from pgaudit_wf.context.values import (
     EMPTY,
     FIELDS,
+    READ_TRANSACTION,
     ContextFields,
     RequestContext,
     current_context,
@@ -70,7 +71,7 @@ class _Attempts:
     failures: list[BaseException] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenBlock:
     """The innermost `request_context` of a connection."""
 
@@ -79,6 +80,7 @@ class OpenBlock:
     action: str
     record_failure: bool
     attempts: _Attempts
+    token: str | None
 
 
 open_blocks: WeakKeyDictionary[AnyConnection, OpenBlock] = WeakKeyDictionary()
@@ -135,6 +137,7 @@ class _Block:
                 self._cleared[name] = None  # type: ignore[literal-required]
         self._outer: OpenBlock | None = None
         self._active: OpenBlock | None = None
+        self._replaced: RequestContext | None = None
 
     @property
     def _status(self) -> int:
@@ -193,14 +196,15 @@ class _Block:
             base = self._outer.context.merge(**news)
         context = base.merge(self._own, **self._cleared)
         quote = quoter(conn)
-        before = self._outer.context if self._outer else found
+        outer = self._outer
+        token = outer.token if outer else None
+        self._replaced = before = outer.context if outer else found
         if before is None:
             self._transaction.before, self._transaction.after = set_local(context, quote), []
         else:
-            self._transaction.before = set_local_changes(before, context, quote)
+            self._transaction.before = set_local_changes(before, context, quote, token)
             # Releasing a savepoint keeps what was set in it; rolling back to it does not.
-            self._transaction.after = set_local_changes(context, before, quote)
-        outer = self._outer
+            self._transaction.after = set_local_changes(context, before, quote, token)
         self._active = OpenBlock(
             context,
             bound,
@@ -209,8 +213,20 @@ class _Block:
             if self._record_failure is None
             else self._record_failure,
             outer.attempts if outer else _Attempts(),
+            token,
         )
         return self._active
+
+    def _attest(self, active: OpenBlock, token: str) -> str:
+        """Return the statement that attests the context, now that the transaction has begun."""
+        active.token = token
+        quote = quoter(self._transaction.connection)
+        if self._replaced is not None:
+            self._transaction.after = set_local_changes(
+                active.context, self._replaced, quote, token
+            )
+        signature = active.context.setting("attestation", token) or ""
+        return f"set local app.attestation = {quote(signature)}"
 
     def _entered(self, active: OpenBlock) -> None:
         open_blocks[self._transaction.connection] = active
@@ -322,6 +338,14 @@ class ContextBlock(_Block, Generic[Row]):
             self._tx.__exit__(type(error), error, None)
             raise error
         self._entered(active)
+        if active.context.attest is not None and active.token is None:
+            try:
+                cursor = conn.cursor(row_factory=tuple_row)
+                (token,) = cursor.execute(READ_TRANSACTION, prepare=False).fetchone() or ("",)
+                cursor.execute(self._attest(active, token).encode(), prepare=False)
+            except BaseException as failure:
+                self.__exit__(type(failure), failure, failure.__traceback__)
+                raise
         return cast("psycopg.Connection[Row]", conn)
 
     def __exit__(
@@ -380,6 +404,15 @@ class AsyncContextBlock(_Block, Generic[Row]):
             await self._tx.__aexit__(type(error), error, None)
             raise error
         self._entered(active)
+        if active.context.attest is not None and active.token is None:
+            try:
+                cursor = conn.cursor(row_factory=tuple_row)
+                await cursor.execute(READ_TRANSACTION, prepare=False)
+                (token,) = await cursor.fetchone() or ("",)
+                await cursor.execute(self._attest(active, token).encode(), prepare=False)
+            except BaseException as failure:
+                await self.__aexit__(type(failure), failure, failure.__traceback__)
+                raise
         return cast("psycopg.AsyncConnection[Row]", conn)
 
     async def __aexit__(

@@ -55,14 +55,27 @@ class AttestationKey:
         if not isinstance(self.secret, bytes) or len(self.secret) < 32:
             raise InvalidContextError("an attestation key's secret must have at least 32 bytes")
 
-    def sign(self, actor_id: str | None, org_id: str | None, correlation_id: str | None) -> str:
+    def sign(
+        self,
+        actor_id: str | None,
+        org_id: str | None,
+        correlation_id: str | None,
+        bound_to: str,
+    ) -> str:
         """Return `app.attestation` for a context: the key's name and an HMAC-SHA256 (RFC 2104).
 
-        The signed message is "pgaudit_wf.attest.v1", followed for each of the three by its length
+        The signed message is "pgaudit_wf.attest.v2", followed for each of the four by its length
         in bytes, a colon and the value, or "-" if there is none, in UTF-8.
+
+        Args:
+            actor_id: As in the context.
+            org_id: As in the context.
+            correlation_id: As in the context.
+            bound_to: What the signature is good for: the transaction, as READ_TRANSACTION reads
+                it, so that another session of the same login cannot use it too.
         """
-        message = b"pgaudit_wf.attest.v1"
-        for value in (actor_id, org_id, correlation_id):
+        message = b"pgaudit_wf.attest.v2"
+        for value in (actor_id, org_id, correlation_id, bound_to):
             data = value.encode() if value else b""
             message += b"%d:%b" % (len(data), data) if data else b"-"
         return f"{self.key_id}:{hmac.new(self.secret, message, hashlib.sha256).hexdigest()}"
@@ -179,14 +192,19 @@ class RequestContext:
         object.__setattr__(merged, "attest", key if "attest" in changes else key or self.attest)
         return merged
 
-    def setting(self, name: str) -> str | None:
-        """Return the value of the setting `app.<name>` in this context; None if there is none."""
+    def setting(self, name: str, token: str | None = None) -> str | None:
+        """Return the value of the setting `app.<name>` in this context; None if there is none.
+
+        Args:
+            name: The setting.
+            token: Names the transaction; without it, there is no attestation.
+        """
         if name != "attestation":
             value: str | None = getattr(self, name)
             return value
-        if self.attest is None:
+        if self.attest is None or token is None:
             return None
-        return self.attest.sign(self.actor_id, self.org_id, self.correlation_id)
+        return self.attest.sign(self.actor_id, self.org_id, self.correlation_id, token)
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields that have a value."""
@@ -201,6 +219,9 @@ FIELDS: tuple[str, ...] = tuple(
 
 SETTINGS: tuple[str, ...] = (*FIELDS, "attestation")
 """The settings of a transaction, each `app.<name>`."""
+
+READ_TRANSACTION = "select pg_backend_pid() || '.' || (extract(epoch from now()) * 1000000)::bigint"
+"""Reads what an attestation is bound to: the backend, and when its transaction began (µs)."""
 
 _NAMES = frozenset((*FIELDS, "attest"))
 
@@ -268,7 +289,9 @@ def _canonical_ip(value: str | IpAddress) -> str:
     return str(address)
 
 
-def set_local(context: RequestContext, quote: Callable[[str], str]) -> list[str]:
+def set_local(
+    context: RequestContext, quote: Callable[[str], str], token: str | None = None
+) -> list[str]:
     """Write the statements that make a context the transaction's own.
 
     All fields are set, those without a value to the empty string, so that nothing an earlier user
@@ -277,24 +300,33 @@ def set_local(context: RequestContext, quote: Callable[[str], str]) -> list[str]
     Args:
         context: The context to set.
         quote: Turns a text into a SQL literal for the connection at hand.
+        token: The transaction, as READ_TRANSACTION reads it, where the context is to be attested.
     """
-    return _set_local(SETTINGS, context, quote)
+    return _set_local(SETTINGS, context, quote, token)
 
 
 def set_local_changes(
-    before: RequestContext, after: RequestContext, quote: Callable[[str], str]
+    before: RequestContext,
+    after: RequestContext,
+    quote: Callable[[str], str],
+    token: str | None = None,
 ) -> list[str]:
     """Write the statements that lead from one context of a transaction to another."""
-    changed = [name for name in SETTINGS if before.setting(name) != after.setting(name)]
-    return _set_local(changed, after, quote)
+    changed = [
+        name for name in SETTINGS if before.setting(name, token) != after.setting(name, token)
+    ]
+    return _set_local(changed, after, quote, token)
 
 
 def _set_local(
-    names: tuple[str, ...] | list[str], context: RequestContext, quote: Callable[[str], str]
+    names: tuple[str, ...] | list[str],
+    context: RequestContext,
+    quote: Callable[[str], str],
+    token: str | None,
 ) -> list[str]:
     # set_config() takes parameters, but on Citus only SET LOCAL reaches the workers, and it is
     # cheaper too.
-    values = ((name, context.setting(name)) for name in names)
+    values = ((name, context.setting(name, token)) for name in names)
     return [
         f"set local app.{name} = {quote(value)}" if value else f"set local app.{name} = ''"
         for name, value in values

@@ -39,7 +39,14 @@ from psycopg.pq import TransactionStatus
 from psycopg.sql import Composable
 
 from pgaudit_wf.context.block import active_context, quoter, request_context
-from pgaudit_wf.context.values import EMPTY, RequestContext, bind, current_context, set_local
+from pgaudit_wf.context.values import (
+    EMPTY,
+    READ_TRANSACTION,
+    RequestContext,
+    bind,
+    current_context,
+    set_local,
+)
 from pgaudit_wf.integrations.http import TrustedProxies, correlation_id, header_text
 
 _Answer: TypeAlias = HttpResponseBase | Awaitable[HttpResponseBase]
@@ -227,5 +234,9 @@ def _carry(driver: psycopg.Connection[Any], wanted: RequestContext) -> None:
     if _status(driver) == TransactionStatus.IDLE:
         _applied[driver] = EMPTY
     if _applied.get(driver) != wanted:
-        driver.cursor().execute("; ".join(set_local(wanted, quoter(driver))).encode())
+        cursor = driver.cursor()
+        token = None
+        if wanted.attest is not None:
+            (token,) = cursor.execute(READ_TRANSACTION).fetchone() or (None,)
+        cursor.execute("; ".join(set_local(wanted, quoter(driver), token)).encode())
         _applied[driver] = wanted

@@ -13,7 +13,14 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.orm import sessionmaker
 
 from pgaudit_wf.context.block import AnyConnection, quoter
-from pgaudit_wf.context.values import EMPTY, SETTINGS, RequestContext, current_context, set_local
+from pgaudit_wf.context.values import (
+    EMPTY,
+    READ_TRANSACTION,
+    SETTINGS,
+    RequestContext,
+    current_context,
+    set_local,
+)
 from pgaudit_wf.errors import AutocommitError
 
 if TYPE_CHECKING:
@@ -95,13 +102,16 @@ def _on_execute(
 
 
 def _set(conn: Connection, context: RequestContext) -> None:
+    token = None
+    if context.attest is not None:
+        token = conn.exec_driver_sql(READ_TRANSACTION).scalar_one()
     if conn.dialect.driver in ("psycopg", "psycopg_async"):
         quote = quoter(cast("AnyConnection", conn.connection.driver_connection))
         conn.exec_driver_sql(
-            "; ".join(set_local(context, quote)), execution_options={"no_parameters": True}
+            "; ".join(set_local(context, quote, token)), execution_options={"no_parameters": True}
         )
     else:
-        conn.execute(_SET_CONFIG, {name: context.setting(name) or "" for name in SETTINGS})
+        conn.execute(_SET_CONFIG, {name: context.setting(name, token) or "" for name in SETTINGS})
 
 
 _LISTENERS: dict[str, Callable[..., None]] = {
