@@ -468,7 +468,7 @@ def test_a_second_run_ends_well_at_once(
     due.execute("select pgaudit_wf._begin_maintenance()")
     code, out, err = run()
     assert (code, out) == (0, "")
-    assert "at work" in err
+    assert "in progress" in err
 
 
 def test_a_stranger_cannot_keep_it_from_running(
