@@ -8,12 +8,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 
 def without_driver(conninfo: str) -> str:
-    """Return a connection string without what SQLAlchemy's URLs add: `postgresql+psycopg://`."""
+    """Return a connection string without SQLAlchemy's driver name, as in `postgresql+psycopg://`."""
     return re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", conninfo.strip())
 
 
 def with_timeout(conninfo: str, seconds: int) -> str:
-    """Return a connection string that gives up after so many seconds, if it does not say itself.
+    """Return a connection string with a connect timeout, unless it already has one.
 
     Raises:
         psycopg.ProgrammingError: libpq cannot read the string.

@@ -9,11 +9,11 @@ from pgaudit_wf.exact_json import loads
 
 
 class PgauditError(Exception):
-    """Base of every error that this package raises by itself."""
+    """Base of every error that this package raises itself."""
 
 
 class MigrationError(PgauditError):
-    """A migration run could not start or finish; the message says what stands in the database."""
+    """A migration run could not start or finish; the message says what state the database is in."""
 
 
 class MigrationLockedError(MigrationError):
@@ -21,15 +21,15 @@ class MigrationLockedError(MigrationError):
 
 
 class MigrationChangedError(MigrationError):
-    """A migration was applied with another text than the one installed here, or is unknown here."""
+    """A migration was applied with a different text than the one installed here, or is unknown."""
 
 
 class ContextError(PgauditError):
-    """A request's context could not be set, or its transaction was not what it has to be."""
+    """A request's context could not be set, or its transaction is not in the required state."""
 
 
 class InvalidContextError(ContextError, ValueError):
-    """A value cannot be part of a request's context; nothing has been sent to the database."""
+    """A value is not valid in a request's context; nothing has been sent to the database."""
 
 
 class ConnectionUnusableError(ContextError):
@@ -41,11 +41,11 @@ class TransactionInProgressError(ContextError):
 
 
 class FailedTransactionError(ContextError):
-    """A statement of the transaction failed and the error was swallowed: all is rolled back."""
+    """A statement of the transaction failed and the error was swallowed; it was rolled back."""
 
 
 class TransactionEndedError(ContextError):
-    """The transaction was ended inside the block, behind its back."""
+    """The transaction was ended inside the block by other means than the block."""
 
 
 class AutocommitError(ContextError):
@@ -65,10 +65,10 @@ class ArchiveError(PgauditError):
 
 
 class ArchiveConflictError(ArchiveError):
-    """What lies in the place for archives is not what this database has recorded.
+    """The files at the archive location are not those that this database has recorded.
 
-    A file or manifest of another database, one that was changed, or one that is missing. Nothing
-    was overwritten and nothing removed.
+    A file or manifest belongs to another database, was changed, or is missing. Nothing was
+    overwritten or removed.
     """
 
 
@@ -77,7 +77,7 @@ class MissingExtraError(PgauditError):
 
 
 class MaintenanceRunningError(PgauditError):
-    """Another maintenance run is at work on this database."""
+    """Another maintenance run is in progress on this database."""
 
 
 class SigningKeyError(PgauditError):
@@ -85,19 +85,19 @@ class SigningKeyError(PgauditError):
 
 
 class NoteError(PgauditError, ValueError):
-    """A signed note or checkpoint is malformed, or its signature does not hold."""
+    """A signed note or checkpoint is malformed, or its signature is not valid."""
 
 
 class SealError(PgauditError):
-    """Sealing stopped, as the tree in the database is not the one that was sealed before."""
+    """Sealing stopped because the tree in the database is not the one that was sealed before."""
 
 
 class PushError(PgauditError):
-    """A checkpoint could not be put where it should lie."""
+    """A checkpoint could not be stored at its destination."""
 
 
 class ProofError(PgauditError, ValueError):
-    """There is no proof of what was asked, or one does not hold."""
+    """No proof could be made, or a proof is not valid."""
 
 
 class DatabaseError(PgauditError):
@@ -105,7 +105,7 @@ class DatabaseError(PgauditError):
 
     Attributes:
         sqlstate: The code, as listed in docs/errors.md.
-        detail: What the database adds about the case, or None.
+        detail: Details from the database, or None.
         hint: What to do about it, or None.
     """
 
@@ -126,13 +126,13 @@ class DatabaseError(PgauditError):
 
 
 class AppendOnlyError(DatabaseError):
-    """Events were to be changed or removed."""
+    """An attempt to change or remove events was refused."""
 
     sqlstate = "PA001"
 
 
 class ColumnError(DatabaseError):
-    """A setting of `attach` names a column that is not there or cannot serve."""
+    """A setting of `attach` names a column that does not exist or is not suitable."""
 
     sqlstate = "PA002"
 
@@ -156,19 +156,19 @@ class NotAttachedError(DatabaseError):
 
 
 class AccessDeniedError(DatabaseError):
-    """The actor is neither owner nor admin of the organization whose trail he asked for."""
+    """The actor is neither an owner nor an admin of the organization whose trail was requested."""
 
     sqlstate = "PA006"
 
 
 class CursorError(DatabaseError):
-    """A cursor is none of this function's, or of another database's log."""
+    """The cursor was issued by another function or for another database's log."""
 
     sqlstate = "PA007"
 
 
 class ArgumentError(DatabaseError):
-    """An argument is outside of what a function takes."""
+    """An argument is out of range."""
 
     sqlstate = "PA008"
 
@@ -179,6 +179,12 @@ class UnknownStateError(DatabaseError):
     sqlstate = "PA010"
 
 
+class SwitchoverPendingError(DatabaseError):
+    """The log was replicated from another cluster, and nobody has finished the switch-over."""
+
+    sqlstate = "PA011"
+
+
 class StoredDefinitionError(DatabaseError, DefinitionError):
     """A definition in the database is malformed or has no canonical form (PA201, PA202, PA203)."""
 
@@ -186,24 +192,24 @@ class StoredDefinitionError(DatabaseError, DefinitionError):
 
 
 class InvalidWorkflowError(DatabaseError):
-    """An invalid workflow was to be enabled, listed or run."""
+    """An invalid workflow cannot be enabled, listed or run."""
 
     sqlstate = "PA301"
 
     @property
     def problems(self) -> list[dict[str, str | None]]:
-        """What is wrong, as `validate_definition` has it: node_id, field, code, message."""
+        """The problems as `validate_definition` returns them: node_id, field, code, message."""
         return list(loads(self.detail)) if self.detail else []
 
 
 class VersionNotFoundError(DatabaseError):
-    """There is no such workflow or version, or none that the caller may see."""
+    """The workflow or version does not exist, or the caller may not see it."""
 
     sqlstate = "PA302"
 
 
 class StampError(DatabaseError):
-    """The stamp of a run was to be altered."""
+    """The stamp of a run cannot be altered."""
 
     sqlstate = "PA303"
 
@@ -215,7 +221,7 @@ class RequeueError(DatabaseError):
 
 
 class RetentionError(DatabaseError):
-    """Events are inside the retention window, and cannot be removed."""
+    """Events are inside the retention window and cannot be removed."""
 
     sqlstate = "PA341"
 
@@ -227,31 +233,31 @@ class NotArchivedError(DatabaseError):
 
 
 class TrailDropError(DatabaseError):
-    """A part of the audit trail was to be dropped, detached or renamed."""
+    """A part of the audit trail cannot be dropped, detached or renamed."""
 
     sqlstate = "PA343"
 
 
 class VersionPrunedError(DatabaseError):
-    """The snapshot of a version was pruned; its place in the chain is still there."""
+    """The snapshot of a version was pruned; the version itself is still in the history."""
 
     sqlstate = "PA344"
 
 
 class UnknownActorError(DatabaseError):
-    """Nothing knows the actor who was to be erased."""
+    """Unknown actor: the actor to erase appears nowhere."""
 
     sqlstate = "PA360"
 
 
 class LimitRightsError(DatabaseError):
-    """The first limit of a resource type was to be set by a role that does not own its tables."""
+    """The first limit of a resource type must be set by the owner of its tables."""
 
     sqlstate = "PA331"
 
 
 class LimitReachedError(DatabaseError):
-    """An organization has as many rows of a resource type as it may have."""
+    """An organization has reached its limit for a resource type."""
 
     sqlstate = "PA330"
 
@@ -263,7 +269,7 @@ _BY_SQLSTATE = {error.sqlstate: error for error in DatabaseError.__subclasses__(
 
 
 def from_database(error: psycopg.Error) -> DatabaseError | None:
-    """Return the error of this package that a driver's error stands for, None if it is not ours."""
+    """Return this package's error for a driver's error; None if it is not one of ours."""
     state = error.sqlstate or ""
     if not state.startswith("PA"):
         return None

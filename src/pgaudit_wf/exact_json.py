@@ -1,7 +1,8 @@
-"""JSON in and out of the package: every digit that the log holds, and no value that stops a reader.
+"""JSON in and out of the package, exact to the digit and safe for any value in the log.
 
-What stands in the log is anybody's: numbers that no float holds, integers with more digits than
-Python reads, nesting deeper than its stack. `loads` takes them all, and `dumps` writes them back.
+The log holds whatever applications wrote: numbers that do not fit a float, integers with more
+digits than Python converts, nesting deeper than its stack. `loads` reads all of it, and `dumps`
+writes it back.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 __all__ = ["MAX_DEPTH", "UNSAFE", "dumps", "key_parts", "loads"]
 
 MAX_DEPTH = 250
-"""How deep arrays and objects may stand inside each other; what is deeper is given as its text."""
+"""How deep arrays and objects may be nested; anything deeper is returned as its JSON text."""
 
-# Control characters, line and paragraph separators, what turns the direction of writing, and lone
-# surrogates: a value may hold them, and must not rewrite what stands around it or end its line.
+# Control characters, line and paragraph separators, bidirectional controls, and lone surrogates:
+# a value may contain them, but must not alter the text around it or end its line.
 _UNSAFE = (
     "\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f"
@@ -29,12 +30,12 @@ _UNSAFE = (
 UNSAFE = re.compile(f"[\x00-\x1f{_UNSAFE}]")
 _UNSAFE_IN_JSON = re.compile(f"[{_UNSAFE}]")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]')
-# PostgreSQL prints no exponent and at most so many digits; more would come from a forged proof.
+# PostgreSQL prints no exponent and at most this many digits; more would mean a forged proof.
 _PLAIN_SCALE = 20_000
 
 
 def _constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _integer(text: str) -> int | Decimal:
@@ -52,12 +53,12 @@ def _fraction(text: str) -> Decimal | str:
         return text
 
 
-# The first is a third faster, and does for all but a few.
+# The first is a third faster, and suffices for almost all values.
 _decode = json.JSONDecoder(parse_float=Decimal, parse_constant=_constant).decode
 _decode_any = json.JSONDecoder(
     parse_float=_fraction, parse_int=_integer, parse_constant=_constant
 ).decode
-# The encoder writes our digits only as a string; nobody can guess what such a one begins with.
+# The encoder can only write our digits as a string; an unguessable prefix marks those strings.
 _MARK = f"{secrets.token_hex(8)}:"
 _MARKED = re.compile(f'"{_MARK}([^"]*)"')
 
@@ -66,10 +67,10 @@ def loads(data: str | bytes) -> Any:  # noqa: ANN401 - any JSON
     """Read JSON without losing a digit.
 
     Integers come as `int`, or as `Decimal` where they have more digits than Python converts;
-    fractions as `Decimal`. What is nested deeper than `MAX_DEPTH` comes as its JSON text.
+    fractions as `Decimal`. Anything nested deeper than `MAX_DEPTH` comes as its JSON text.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: It is not JSON.
     """
     # A database in SQL_ASCII may hold bytes of any encoding.
     text = data if isinstance(data, str) else data.decode("utf-8", "replace")
@@ -107,7 +108,7 @@ def _is_deep(value: object) -> bool:
 
 
 def _shallow(text: str) -> str:
-    """Return JSON in which what is nested too deep is a text."""
+    """Return JSON in which values nested too deep are replaced by their text."""
     done: list[str] = []
     depth = start = written = 0
     for token in _TOKEN.finditer(text):
@@ -132,16 +133,16 @@ def dumps(
 ) -> str:
     """Write JSON whose numbers have the digits that `loads` read.
 
-    Dataclasses become objects. Characters that do something to their surroundings are escaped, so
-    without `indent` it is one line for every program.
+    Dataclasses become objects. Characters that would affect the text around them are escaped, so
+    without `indent` the result is one line for every program.
 
     Args:
         value: The value.
-        indent: Spaces by which members are indented, each on a line of its own; None: one line.
-        moment: Writes a moment.
+        indent: Spaces to indent members by, each on its own line; None: one line.
+        moment: Formats a `datetime`.
 
     Raises:
-        TypeError: It holds something that JSON has no place for.
+        TypeError: It contains a value that JSON cannot represent.
     """
 
     def simpler(item: object) -> object:
@@ -153,7 +154,7 @@ def dumps(
             return dict(item)
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
             return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
-        raise TypeError(f"{type(item).__name__} is no JSON")
+        raise TypeError(f"{type(item).__name__} is not JSON")
 
     encoder = json.JSONEncoder(
         ensure_ascii=False, check_circular=False, indent=indent, default=simpler
@@ -168,13 +169,13 @@ def _escape(match: re.Match[str]) -> str:
 
 def _digits(value: Decimal) -> str:
     if not value.is_finite():
-        raise TypeError(f"{value} is no JSON")
+        raise TypeError(f"{value} is not JSON")
     exponent = int(value.as_tuple().exponent)
     return format(value, "f") if -_PLAIN_SCALE < exponent <= 0 else str(value)
 
 
 def key_parts(resource_id: str | None) -> list[str] | None:
-    """Return the columns of a `resource_id` that is of several, as texts; None for any other."""
+    """Return the key columns of a composite `resource_id` as texts; None for any other."""
     if resource_id is None or not resource_id.startswith("["):
         return None
     try:

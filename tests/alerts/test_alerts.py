@@ -476,12 +476,12 @@ def test_own_templates_and_broken_ones(
     event(org)
     work(app_dsn, smtp=channel)
     assert mail.taken[0].subject == "[o_1] api_key.created"
-    assert "If you do not know of this" in mail.taken[0].text
+    assert "If you do not recognize this" in mail.taken[0].text
     for broken in ("{{ event.nonsense }}", "{% if %}", "{{ event.diff }}"):
         (tmp_path / "digest.body.html").write_text(broken)
         with pytest.raises(AlertSettingsError, match="digest"):
             Templates(tmp_path)
-    with pytest.raises(AlertSettingsError, match="no directory"):
+    with pytest.raises(AlertSettingsError, match="not a directory"):
         Templates(tmp_path / "nowhere")
 
 
@@ -817,11 +817,11 @@ SMTP_ENV = {"PGAUDIT_WF_SMTP_HOST": "mail.example", "PGAUDIT_WF_SMTP_FROM": SEND
     [
         ({"PGAUDIT_WF_SMTP_HOST": "mail.example"}, "PGAUDIT_WF_SMTP_FROM"),
         ({**SMTP_ENV, "PGAUDIT_WF_SMTP_FROM": "a@b\nBcc: c@d"}, "sender"),
-        ({**SMTP_ENV, "PGAUDIT_WF_SMTP_PORT": "many"}, "no port"),
+        ({**SMTP_ENV, "PGAUDIT_WF_SMTP_PORT": "many"}, "not a port"),
         ({**SMTP_ENV, "PGAUDIT_WF_SMTP_TLS": "maybe"}, "TLS mode"),
         ({**SMTP_ENV, "PGAUDIT_WF_SMTP_USER": "u"}, "no password"),
         ({**SMTP_ENV, "PGAUDIT_WF_SMTP_USER": "u", "PGAUDIT_WF_SMTP_PASSWORD": "hunter2",
-          "PGAUDIT_WF_SMTP_TLS": "none"}, "under TLS only"),
+          "PGAUDIT_WF_SMTP_TLS": "none"}, "requires TLS"),
         ({**SMTP_ENV, "PGAUDIT_WF_SMTP_PASSWORD_FILE": "/nowhere/hunter2"}, "cannot be read"),
         ({**SMTP_ENV, "PGAUDIT_WF_SMTP_CA_FILE": "/nowhere/ca.pem"}, "no certificates"),
         ({"PGAUDIT_WF_WEBHOOK_SECRET": "whsec_aHVudGVyMg=="}, "24 to 64"),
@@ -936,7 +936,7 @@ def test_a_receiver_that_stalls_or_has_no_secret(
     make_due(org)
     work(app_dsn, webhook=other["webhook"])
     problem = org.execute("select state, last_error from pgaudit_wf.alert_delivery").fetchone()
-    assert problem == ("pending", "there is no signing secret for this URL")
+    assert problem == ("pending", "no signing secret is configured for this URL")
     assert len(hook.requests) == 1
 
 
@@ -959,7 +959,7 @@ def test_messages_of_channels_that_are_not_served_wait(
     event(org)
     work(app_dsn, log=LogChannel())
     assert states(org) == {"pending": 2}
-    assert "rules name channels that are not set up here" in caplog.text
+    assert "rules name channels that are not configured here" in caplog.text
     work(app_dsn, smtp=smtp(mail))
     assert states(org) == {"sent": 2}
 
@@ -1095,4 +1095,4 @@ def test_a_sample_is_sent_to_try_the_settings(
     code, _, err = cli("test", "smtp", "a@x.example")
     assert (code, "451 4.3.2" in err) == (1, True)
     code, _, err = cli("test", "smtp", "no address")
-    assert (code, "no e-mail can be written" in err) == (1, True)
+    assert (code, "not a valid e-mail address" in err) == (1, True)

@@ -213,7 +213,7 @@ def test_a_service_that_hangs_is_not_healthy() -> None:
     thread = threading.Thread(target=service.run, args=[hang], kwargs={"once": True})
     thread.start()
     assert service.answer("/readyz")[0] == 503, "it has not finished anything yet"
-    wait_until(lambda: service.answer("/healthz") == (503, "text/plain", b"no sign of life\n"))
+    wait_until(lambda: service.answer("/healthz") == (503, "text/plain", b"no progress\n"))
     service.alive()
     assert service.answer("/healthz")[0] == 200
     release.set()
@@ -234,7 +234,7 @@ def test_a_service_goes_on_after_failures_and_a_single_run_does_not() -> None:
     service = Service("x")
     service.run(job, interval=0.01)
     assert outcomes == []
-    assert service.answer("/readyz") == (503, "text/plain", b"is stopping\n")
+    assert service.answer("/readyz") == (503, "text/plain", b"stopping\n")
     outcomes = [OSError("once")]
     with pytest.raises(OSError, match="once"):
         Service("x").run(job, once=True)

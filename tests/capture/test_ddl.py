@@ -91,7 +91,7 @@ def test_a_table_is_altered_amid_concurrent_writes(
                         )
                     )  # fmt: skip
                 except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-                    # The application's own statement came too late; the trigger's are no excuse.
+                    # The application's own statement came too late, whatever triggers did.
                     if "PL/pgSQL" in str(error.diag.context):
                         raise
                     continue

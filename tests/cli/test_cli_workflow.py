@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from pgaudit_wf import request_context
-from pgaudit_wf.cli import app
 from pgaudit_wf.workflow.reads import compare_versions, workflow_versions
+from support.command import Result, printed_on
 from support.server import Conn
 
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
@@ -53,30 +52,6 @@ NODES: list[dict[str, Any]] = [
     },
 ]
 EDGES: list[dict[str, Any]] = [{"id": "e1", "source": "mail", "target": "ocr"}]
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def on(
-    app_dsn: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Result]:
-    """Run a command in this process, on a database with the reference application."""
-    monkeypatch.setenv("PGAUDIT_WF_DATABASE", app_dsn)
-
-    def run(*arguments: object) -> Result:
-        with pytest.raises(SystemExit) as caught:
-            app([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Result(caught.value.code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
@@ -129,15 +104,7 @@ def on_a_terminal(width: int, *arguments: str) -> tuple[int, str]:
         env={**os.environ, "COLUMNS": str(width), "TERM": "xterm"},
     ) as running:
         os.close(theirs)
-        printed = b""
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:
-                break
-            if not part:
-                break
-            printed += part
+        printed = printed_on(ours)
     os.close(ours)
     return running.returncode, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed.decode())
 
@@ -573,15 +540,7 @@ def test_backfill_shows_progress_on_a_terminal(
         env={**os.environ, "COLUMNS": "80", "TERM": "xterm"},
     ) as running:
         os.close(theirs)
-        bar = b""
-        while True:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:
-                break
-            if not part:
-                break
-            bar += part
+        bar = printed_on(ours)
         assert running.stdout
         out = running.stdout.read()
     os.close(ours)

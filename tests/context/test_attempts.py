@@ -579,7 +579,7 @@ def test_the_command_line_reads_the_spool_in(
     append_lines(spool, [Attempt("a.failed", "failed", WHO).entry(late=True).encode()])
     assert "a.failed" in run("spool", "show")[1]
     assert json.loads(run("spool", "show", "--json")[1])[0]["context"]["actor_id"] == "u_1"
-    assert run("spool", "read") == (0, "1 attempts recorded, 0 had been before.\n")
+    assert run("spool", "read") == (0, "1 attempts recorded, 0 already known.\n")
     append_lines(spool, [b"rubbish"])
     code, out = run("spool", "read", "--file", str(spool), "--json")
     assert (code, json.loads(out)["rejected"]) == (1, 1)
@@ -613,9 +613,9 @@ def test_the_command_line_sets_limits(
         ("o_7", None, "revoked_at is null"),
         (None, 1, None),
     }
-    assert "every other" in run("list")[1]
+    assert "all others" in run("list")[1]
     assert run("condition", "api_key", "nosuch")[0] == 1
-    assert run("condition", "api_key", "")[1] == "All rows of api_key take a place.\n"
+    assert run("condition", "api_key", "")[1] == "All rows of api_key count towards the limit.\n"
     assert run("recount", "api_key")[0] == 0
     assert run("remove", "api_key", "--org", "o_7")[0] == 0
     assert run("remove", "api_key", "--org", "o_7")[0] == 1

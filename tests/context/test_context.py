@@ -56,7 +56,7 @@ def test_an_ip_is_kept_in_canonical_form(
     ],
 )
 def test_an_ip_that_is_no_address_is_refused(ip: str) -> None:
-    with pytest.raises(InvalidContextError, match="is no IPv4 or IPv6 address"):
+    with pytest.raises(InvalidContextError, match="is not an IPv4 or IPv6 address"):
         RequestContext(ip=ip)
 
 
@@ -94,10 +94,10 @@ def test_an_empty_value_is_no_value() -> None:
 
 def test_an_unknown_field_is_refused_with_the_names_that_exist() -> None:
     with pytest.raises(
-        TypeError, match=r"no such context field: actor; valid are actor_id, actor_"
+        TypeError, match=r"unknown context field: actor; valid fields are actor_id, actor_"
     ):
         RequestContext().merge(actor="u_1")  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="valid are actor_id"), bind(user="u_1"):  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="valid fields are actor_id"), bind(user="u_1"):  # type: ignore[call-arg]
         pass
 
 

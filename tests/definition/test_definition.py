@@ -147,7 +147,7 @@ def test_what_is_no_array_is_refused(call: Call, value: object) -> None:
             ) as error:
                 call(function, *arguments)
             assert error.value.sqlstate == "PA203"
-            with pytest.raises(DefinitionError, match=f"{column} is no array"):
+            with pytest.raises(DefinitionError, match=f"{column} is not an array"):
                 definition.normalize_definition(*arguments)
 
 

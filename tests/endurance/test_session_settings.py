@@ -91,9 +91,9 @@ def test_the_same_change_gives_the_same_bytes(
                 # A row older than its attachment is wound back from what the table shows now.
                 rebuilt = session.execute(
                     "select pgaudit_wf.row_as_of(t, id)::text,"
-                    " pgaudit_wf._present_row(t, id)::text from"
-                    " (values ('public.event_of_all_kinds'::regclass, '1970-01-01 00:00:00+00')) "
-                    "as v (t, id)"
+                    " pgaudit_wf._present_row(t, id)::text from (values"
+                    " ('public.event_of_all_kinds'::regclass, '1970-01-01 00:00:00+00'))"
+                    " as v (t, id)"
                 ).fetchone()
                 session.execute("delete from public.event_of_all_kinds")
             events = conn.execute(

@@ -19,7 +19,7 @@ CONDITION = "revoked_at is null"
 
 @pytest.fixture
 def key(conn: Conn) -> Conn:
-    """An attached table `key` whose rows take a place until they are revoked; no limit yet."""
+    """An attached table `key` whose rows count until they are revoked; no limit yet."""
     conn.execute(
         "create table key (id int primary key, org_id text, revoked_at timestamptz, name text)"
     )

@@ -1,10 +1,13 @@
 """Contexts that the application signs, so that injected SQL cannot act in another's name."""
 
+import asyncio
 import csv
 import hashlib
 import hmac
 import io
 import json
+import uuid
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +17,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
 
 import pgaudit_wf
 from pgaudit_wf import (
@@ -25,11 +29,15 @@ from pgaudit_wf import (
     read_log,
     request_context,
 )
+from pgaudit_wf.alerts.channels import payload
+from pgaudit_wf.alerts.message import Alert, Templates
 from pgaudit_wf.archive.read import archived_trail
 from pgaudit_wf.archive.write import archive_partition
 from pgaudit_wf.cli import app
+from pgaudit_wf.context.attempt import Attempt
 from pgaudit_wf.errors import InvalidContextError
 from pgaudit_wf.export.trail import export_trail
+from pgaudit_wf.integrations.sqlalchemy import install
 from pgaudit_wf.trail.event import EVENT_COLUMNS, LogEvent, TrailEntry
 
 KEY = AttestationKey("web-1", bytes(range(40)))
@@ -96,6 +104,18 @@ def test_what_shows_an_event_says_whether_it_is_attested(
     assert shown(audit_trail(signed).entries) == expected
     assert shown(follow_trail(signed, beginning).entries) == expected
     assert shown(read_log(signed).events) == expected
+    alerts = signed.execute(
+        "select pgaudit_wf._alert_event(l) from pgaudit_wf.security_audit_log as l"
+        " where l.action = 'invoice.created'"
+    ).fetchall()
+    assert {event["actor_id"]: event["attested"] for (event,) in alerts} == expected
+    messages = [Alert("smtp", "you@example.com", "0", [event], 1) for (event,) in alerts]
+    for message in messages:
+        email = Templates().email(message, "audit@example.com")
+        assert ["(attested)" in part.get_content() for part in email.iter_parts()] == [
+            message.events[0]["attested"]
+        ] * 2
+        assert payload(message.events[0])["data"]["attested"] is message.events[0]["attested"]
     for format_ in ("csv", "ndjson", "ocsf"):
         out = io.StringIO(newline="")
         export_trail(signed, format_, out, filters={"action": "invoice.created"})
@@ -162,6 +182,80 @@ def test_a_nested_context_is_signed_anew_and_the_outer_one_again(
     assert events(signed) == [("u_2", True), ("u_1", True), ("u_1", False)]
 
 
+def test_an_inner_context_alone_is_signed(signed: psycopg.Connection[Any]) -> None:
+    with request_context(signed, actor_id="u_1"):
+        with request_context(signed, actor_id="u_2", attest=KEY):
+            signed.execute("insert into invoice values (1)")
+        signed.execute("insert into invoice values (2)")
+    with signed.transaction():
+        with request_context(signed, actor_id="u_3", attest=KEY):
+            signed.execute("insert into invoice values (3)")
+        signed.execute("insert into invoice values (4)")
+    assert events(signed) == [("u_2", True), ("u_1", False), ("u_3", True), (None, False)]
+
+
+def test_what_another_session_sees_of_a_context_is_of_no_use_to_it(
+    signed: psycopg.Connection[Any], dsn: str
+) -> None:
+    seen = "select current_setting('app.attestation')"
+    with (
+        psycopg.connect(dsn, autocommit=True) as thief,
+        request_context(signed, actor_id="u_1", org_id="o_1", attest=KEY),
+    ):
+        (stolen,) = signed.execute(seen.encode()).fetchone() or (None,)
+        assert str(stolen).startswith("web-1:")
+        with thief.transaction():
+            thief.execute("set local app.actor_id = 'u_1'; set local app.org_id = 'o_1'")
+            thief.execute(f"set local app.attestation = '{stolen}'")
+            thief.execute("insert into invoice values (1, 'o_1')")
+        signed.execute("insert into invoice values (2, 'o_1')")
+    # Nor to what runs on this one later.
+    with signed.transaction():
+        signed.execute("set local app.actor_id = 'u_1'; set local app.org_id = 'o_1'")
+        signed.execute(f"set local app.attestation = '{stolen}'")
+        signed.execute("insert into invoice values (3, 'o_1')")
+    assert sorted(attested for _, attested in events(signed)) == [False, False, True]
+
+
+def test_an_attempt_is_attested_by_its_id(signed: psycopg.Connection[Any]) -> None:
+    with suppress(ZeroDivisionError), request_context(signed, actor_id="u_1", attest=KEY):
+        _ = 1 / 0
+    assert events(signed) == [("u_1", True)]
+    attempt = Attempt("x.tried", "failed", RequestContext(actor_id="u_1", attest=KEY))
+    entry = json.loads(attempt.entry(late=True))
+    for wanted, number in ((True, str(attempt.id)), (False, str(uuid.uuid4()))):
+        with signed.transaction():
+            signed.execute(
+                "select pgaudit_wf.record_attempt(%s::jsonb)", [json.dumps({**entry, "id": number})]
+            )
+        assert events(signed)[-1] == ("u_1", wanted)
+
+
+def test_other_ways_to_the_database_sign_too(signed: psycopg.Connection[Any], dsn: str) -> None:
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
+    install(engine)
+    with pgaudit_wf.bind(actor_id="u_1", attest=KEY), engine.begin() as conn:
+        conn.execute(text("insert into invoice values (1)"))
+        with pgaudit_wf.bind(actor_id="u_2"):
+            conn.execute(text("insert into invoice values (2)"))
+    engine.dispose()
+    assert events(signed) == [("u_1", True), ("u_2", True)]
+
+
+def test_an_asynchronous_block_signs(signed: psycopg.Connection[Any], dsn: str) -> None:
+    async def act() -> None:
+        async with (
+            await psycopg.AsyncConnection.connect(dsn) as conn,
+            request_context(conn, actor_id="u_1", attest=KEY),
+        ):
+            await conn.execute("insert into invoice values (1)")
+            async with request_context(conn, actor_id="u_2"):
+                await conn.execute("insert into invoice values (2)")
+
+    asyncio.run(act())
+    assert events(signed) == [("u_1", True), ("u_2", True)]
+
+
 def test_a_bound_key_signs(signed: psycopg.Connection[Any]) -> None:
     with pgaudit_wf.bind(actor_id="u_1", attest=KEY), request_context(signed, org_id="o_1"):
         signed.execute("insert into invoice values (1)")
@@ -189,7 +283,7 @@ def test_the_application_cannot_read_the_secret(signed: psycopg.Connection[Any])
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         signed.execute("select * from pgaudit_wf.attestation_key")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        signed.execute("select pgaudit_wf._check_attestation('web-1:00')")
+        signed.execute("select pgaudit_wf._check_attestation('web-1:00', 'x')")
 
 
 @pytest.mark.parametrize("size", [0, 31])

@@ -611,7 +611,7 @@ def test_an_old_server_is_refused(empty_dsn: str, monkeypatch: pytest.MonkeyPatc
 
 def test_a_schema_made_by_hand_is_left_alone(empty_dsn: str) -> None:
     execute(empty_dsn, "create schema pgaudit_wf")
-    with pytest.raises(MigrationError, match="schema pgaudit_wf that no migration made"):
+    with pytest.raises(MigrationError, match="schema pgaudit_wf that no migration created"):
         migrate(empty_dsn)
 
 
@@ -734,7 +734,7 @@ def test_before_a_release_sql_is_the_first_migration(
     assert (result.applied, result.version) == ((CORE, APP), 1)
     assert pending(empty_dsn, directory=directory.path) == ()
     broken.write_text("create table pgaudit_wf.c ();\n")
-    with pytest.raises(MigrationChangedError, match=f"{CORE} had another text.*--to 0"):
+    with pytest.raises(MigrationChangedError, match=f"{CORE} had a different text.*--to 0"):
         migrate(empty_dsn, directory=directory.path)
     assert migrate(empty_dsn, to=0, directory=directory.path).rolled_back == (APP, CORE)
     assert dump(server, empty_dsn) == before
@@ -796,7 +796,7 @@ def test_without_a_way_back_a_backup_is_asked_for(empty_dsn: str, directory: Dir
 def test_an_edited_migration_is_noticed(empty_dsn: str, directory: Directory) -> None:
     migrate(empty_dsn, directory=directory.path)
     path = directory.add("core", 1, f"{FIRST}-- edited\n")
-    with pytest.raises(MigrationChangedError, match=f"{path.stem} had another text"):
+    with pytest.raises(MigrationChangedError, match=f"{path.stem} had a different text"):
         migrate(empty_dsn, directory=directory.path)
     assert migrate(empty_dsn, to=0, directory=directory.path).rolled_back == (path.stem,)
 
@@ -847,7 +847,7 @@ def test_stopping_at_a_number(empty_dsn: str, directory: Directory) -> None:
 def test_a_misnamed_or_missing_migration_is_refused(empty_dsn: str, directory: Directory) -> None:
     misnamed = directory.path / "migrations" / "core" / "0002.sql"
     misnamed.write_text("")
-    with pytest.raises(MigrationError, match=r"is called pgaudit_wf\.core\.NNNN_some_name\.sql"):
+    with pytest.raises(MigrationError, match=r"named pgaudit_wf\.core\.NNNN_some_name\.sql"):
         pending(empty_dsn, directory=directory.path)
     misnamed.unlink()
     directory.add("app", 1, "-- depends: pgaudit_wf.core.0009_gone\nselect 1")

@@ -256,12 +256,12 @@ def test_damage_is_found(old: Conn, tmp_path: Path) -> None:
 
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match="there is no archive"):
+    with pytest.raises(ArchiveError, match="no archives found"):
         list_archives(str(tmp_path))
-    with pytest.raises(ArchiveError, match="there is no archive"):
+    with pytest.raises(ArchiveError, match="no archives found"):
         list_archives(str(tmp_path / "nowhere"))
     (tmp_path / "a.manifest.json").write_text("[]")
-    with pytest.raises(ArchiveError, match="no manifest"):
+    with pytest.raises(ArchiveError, match="not the manifest"):
         list_archives(str(tmp_path))
     (tmp_path / "a.manifest.json").write_text('{"schema_version": 2}')
     with pytest.raises(ArchiveError, match="version 2"):

@@ -98,7 +98,7 @@ def test_without_a_place_for_archives_nothing_leaves(due: Conn) -> None:
     done = list(maintain(due, months_ahead=4))
     assert [step.kind for step in done if step.problem is None] == ["add", "move"]
     assert [(step.kind, step.problem) for step in done if step.problem] == [
-        ("archive", "no place for archives is given (--archive)"),
+        ("archive", "no location for archives is given (--archive)"),
         ("prune", "it is not archived"),
     ] * 2
     assert due.execute("select count(*) from pgaudit_wf.security_audit_log").fetchone() == (61,)
@@ -221,7 +221,7 @@ def test_it_stops_between_steps_when_asked(due: Conn, tmp_path: Path) -> None:
     assert list(maintain(due, archive_url=str(tmp_path)))
 
 
-# What lies in the place for archives and is not this database's own.
+# What lies in the place for archives and does not belong to this database.
 
 
 def files(place: Path) -> dict[str, bytes]:
@@ -259,11 +259,11 @@ def test_two_databases_in_one_place_lose_nothing(
     place = tmp_path / "one"
     list(maintain(due, archive_url=str(place)))
     first = files(place)
-    stopped(other, place, "archive", "is not this database's own")
+    stopped(other, place, "archive", "does not belong to this database")
     with pytest.raises(SystemExit) as caught:
         app(["maintain", "-d", app_dsn, "--archive", str(place)])
     assert caught.value.code == 1
-    assert "give each database a place of its own" in capfd.readouterr().out
+    assert "use a separate location for each database" in capfd.readouterr().out
     assert files(place) == first
     list(maintain(other, archive_url=str(tmp_path / "another")))
     assert live(due, MONTHS[0]) == live(other, MONTHS[0]) == 0
@@ -294,7 +294,7 @@ def test_a_copy_of_the_database_leaves_the_originals_archives_alone(
                 assert [live(original, month) for month in MONTHS] == [0, 0]
             with psycopg.connect(server.dsn(f"{name}_copy"), autocommit=True) as copy:
                 kind = "prune" if archived_before else "archive"
-                stopped(copy, place, kind, "is not this database's own")
+                stopped(copy, place, kind, "does not belong to this database")
                 assert [live(copy, month) for month in MONTHS] == [28, 31]
         finally:
             admin.execute(f"drop database {name}_copy with (force)".encode())
@@ -322,18 +322,18 @@ def rewrite(path: Path, change: Callable[[list[dict[str, Any]]], object]) -> Non
         (lambda data, _: data.write_bytes(data.read_bytes()[:-1]), "SHA-256 differs"),
         (lambda data, _: rewrite(data, lambda rows: rows[3].update(action="x")), "SHA-256"),
         (lambda data, _: rewrite(data, lambda rows: rows.pop()), "SHA-256 differs"),
-        (lambda _, manifest: manifest.write_text("{}"), "is no manifest of an archive"),
+        (lambda _, manifest: manifest.write_text("{}"), "is not the manifest of an archive"),
         (
             lambda _, manifest: manifest.write_text(
                 json.dumps({**json.loads(manifest.read_text()), "sha256": "0" * 64})
             ),
-            "is not this database's own",
+            "does not belong to this database",
         ),
         (
             lambda _, manifest: manifest.with_name("x.manifest.json").write_text(
                 json.dumps({**json.loads(manifest.read_text()), "file": "x.parquet"})
             ),
-            "is not this database's own",
+            "does not belong to this database",
         ),
     ],
 )
@@ -351,10 +351,10 @@ def test_a_month_stays_if_its_archive_is_not_what_was_written(
 def test_what_was_recorded_is_compared_with_the_log(due: Conn, tmp_path: Path) -> None:
     """A file that is what was recorded, but does not hold what the log does."""
     for change, problem in (
-        (lambda rows: rows[3].update(action="x"), "holds another event"),
-        (lambda rows: rows[3].update(diff="[]"), "holds another event"),
-        (lambda rows: rows[27].update(id=10**6), "does not hold event"),
-        (lambda rows: rows.pop(), "does not hold event"),
+        (lambda rows: rows[3].update(action="x"), "has a different event"),
+        (lambda rows: rows[3].update(diff="[]"), "has a different event"),
+        (lambda rows: rows[27].update(id=10**6), "does not contain event"),
+        (lambda rows: rows.pop(), "does not contain event"),
     ):
         archive = archive_partition(due, MONTHS[0], str(tmp_path))
         [data], [manifest] = tmp_path.glob("*.parquet"), tmp_path.glob("*.json")
@@ -392,7 +392,7 @@ def test_a_file_that_nobody_recorded_is_never_overwritten(
     manifest.unlink()
     if not same:
         rewrite(data, lambda rows: rows[0].update(action="thing.lost"))
-        stopped(due, tmp_path, "archive", "holds another event")
+        stopped(due, tmp_path, "archive", "has a different event")
         return
     left = data.read_bytes()
     list(maintain(due, archive_url=str(tmp_path)))
@@ -459,7 +459,7 @@ def test_the_command_fails_if_something_could_not_be_done(
 ) -> None:
     code, text, _ = run()
     assert code == 1
-    assert "cannot archive 28 events of security_audit_log_y2021m02: no place" in text
+    assert "cannot archive 28 events of security_audit_log_y2021m02: no location" in text
 
 
 def test_a_second_run_ends_well_at_once(
@@ -468,7 +468,7 @@ def test_a_second_run_ends_well_at_once(
     due.execute("select pgaudit_wf._begin_maintenance()")
     code, out, err = run()
     assert (code, out) == (0, "")
-    assert "at work" in err
+    assert "in progress" in err
 
 
 def test_a_stranger_cannot_keep_it_from_running(

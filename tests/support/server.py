@@ -152,7 +152,7 @@ def app_dsn(request: pytest.FixtureRequest, _app_clone: Conn) -> Iterator[str]:
 
 @pytest.fixture
 def owner_dsn(request: pytest.FixtureRequest, _owner_clone: Conn) -> Iterator[str]:
-    """A fresh database installed by its owner, who is no superuser: as on a managed service."""
+    """A fresh database installed by its owner, who is not a superuser: as on a managed service."""
     _owner_clone.autocommit = True
     # A clone belongs to whoever made it, not to its template's owner.
     _give_away(_owner_clone)

@@ -392,7 +392,7 @@ def test_a_follower_goes_on_after_them(conn: Conn, dsn: str) -> None:
     program = Path(sys.executable).with_name("pgaudit-wf")
     arguments = ["log", "-f", "--after", start, "-d", dsn]
     for options in (["--json"], [], ["--diff"]):
-        # A terminal that knows no Unicode is no reason to stop either.
+        # A terminal that without Unicode is not a reason to stop either.
         with subprocess.Popen(
             [program, *arguments, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)},

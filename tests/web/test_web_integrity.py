@@ -46,7 +46,7 @@ def test_before_and_after_sealing(client: TestClient, world: World) -> None:
     page = client.get("/integrity").text
     assert re.search(r"<dd>\d+ leaves", page)
     assert re.search(r"<dd>1 event</dd>", page)
-    assert "Everything is as it was sealed." in verify_now(client)
+    assert "Everything matches what was sealed." in verify_now(client)
     assert client.post("/integrity", data={"csrf_token": "x" * 43}).status_code == 403
 
 

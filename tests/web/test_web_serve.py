@@ -61,7 +61,7 @@ def test_only_an_owner_or_admin_is_served(world: World, actor: str) -> None:
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
-    assert f"{actor} is neither owner nor admin of o_acme" in done.stderr
+    assert f"{actor} is neither an owner nor an admin of o_acme" in done.stderr
 
 
 @pytest.mark.slow

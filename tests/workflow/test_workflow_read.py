@@ -449,7 +449,7 @@ def test_backfill_in_batches_and_again(conn: Conn) -> None:
             assert (refused.workflow_id, batch.last_id) == ("9", "10")
             assert "nodes" in refused.message
         after = batch.last_id
-    # 5 and 26 had got their versions when they were saved; 9 is no graph.
+    # 5 and 26 had got their versions when they were saved; 9 is not a graph.
     assert batches == [(10, 8, "10"), (10, 10, "20"), (6, 5, "26")]
     again = backfill_batch(conn, "flow", batch_size=100)
     assert (again.examined, again.written, len(again.refused)) == (26, 0, 1)

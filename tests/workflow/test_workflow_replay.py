@@ -147,7 +147,7 @@ def test_any_two_versions_compare_as_if_saved_one_after_the_other(
             assert listed(row[0]) == different(wanted[first - 1][1], wanted[second - 1][1])
 
 
-def test_each_version_can_be_put_back(db: Conn, saves: list[Graph]) -> None:
+def test_each_version_can_be_restore_version(db: Conn, saves: list[Graph]) -> None:
     wanted = expected(saves)
     current = content_hash(*wanted[-1][1])
     for version, (_, graph) in enumerate(wanted, 1):

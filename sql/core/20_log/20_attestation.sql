@@ -75,16 +75,17 @@ as $$ select case when value = '' then '-' else coalesce(octet_length(value) || 
 comment on function pgaudit_wf._attested_part(text) is
     'A value as it is signed: its length in bytes, a colon and the value; "-" for none, so that no two contexts are signed alike.';
 
-create function pgaudit_wf._check_attestation(attestation text) returns boolean
+create function pgaudit_wf._check_attestation(attestation text, bound_to text) returns boolean
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     message constant bytea := convert_to(
-        'pgaudit_wf.attest.v1'
+        'pgaudit_wf.attest.v2'
             || pgaudit_wf._attested_part(current_setting('app.actor_id', true))
             || pgaudit_wf._attested_part(current_setting('app.org_id', true))
-            || pgaudit_wf._attested_part(current_setting('app.correlation_id', true)), 'UTF8');
+            || pgaudit_wf._attested_part(current_setting('app.correlation_id', true))
+            || pgaudit_wf._attested_part(bound_to), 'UTF8');
     given constant text := split_part(attestation, ':', 2);
     expected text;
 begin
@@ -95,15 +96,17 @@ begin
     return coalesce(sha256(convert_to(given, 'UTF8')) = sha256(convert_to(expected, 'UTF8')), false);
 end
 $$;
-comment on function pgaudit_wf._check_attestation(text) is
-    'Whether app.attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, organization and correlation id. '
-    'Stated in docs/context.md.';
+comment on function pgaudit_wf._check_attestation(text, text) is
+    'Whether an attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, organization and correlation id, '
+    'and what it is bound to: a transaction or an attempt. Stated in docs/context.md.';
 
 create function pgaudit_wf._context_attested() returns boolean
 language sql stable
 as $$
     select case
-        when current_setting('app.attestation', true) <> '' then pgaudit_wf._check_attestation(current_setting('app.attestation', true))
+        -- Of this transaction: what other sessions of the login can see of it, in pg_stat_activity or a log, they cannot use.
+        when current_setting('app.attestation', true) <> '' then pgaudit_wf._check_attestation(
+            current_setting('app.attestation', true), pg_backend_pid() || '.' || (extract(epoch from now()) * 1000000)::bigint)
         else false
     end
 $$;

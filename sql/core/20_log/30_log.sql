@@ -85,11 +85,29 @@ create index security_audit_log_correlation on pgaudit_wf.security_audit_log (co
 -- Finds an event by id alone, and a range of transactions, at next to no cost for the writer.
 create index security_audit_log_tx on pgaudit_wf.security_audit_log using brin (tx_id, id) with (pages_per_range = 32, autosummarize = on);
 
+create function pgaudit_wf._is_applied() returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Whoever can create a subscription can write to its tables anyway; a session that merely sets session_replication_role has none.
+    select current_setting('session_replication_role') = 'replica' and exists (
+        select from pg_stat_subscription as worker
+        join pg_subscription_rel as part on part.srsubid = worker.subid
+        where worker.pid = pg_backend_pid()
+            and part.srrelid in (select relid from pg_partition_tree('pgaudit_wf.security_audit_log')))
+$$;
+comment on function pgaudit_wf._is_applied() is
+    'Whether this is a worker of a logical subscription that brings the log along: '
+    'its changes were recorded, and refused, where they were made.';
+
 create function pgaudit_wf._refuse_change() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if pgaudit_wf._is_applied() then
+        return case when tg_op = 'DELETE' then old else new end;
+    end if;
     raise exception '%.% is append-only: % is refused', tg_table_schema, tg_table_name, lower(tg_op)
         using errcode = 'PA001',
             hint = 'Events are never changed; pgaudit_wf.prune() removes old ones, a whole partition at a time.';

@@ -112,6 +112,22 @@ end
 $$;
 comment on function pgaudit_wf._month_of(text) is 'A monthly partition of the log by name; raises PA340 if there is none of that name.';
 
+create function pgaudit_wf._try_log_partitions() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+-- A new partition has to lock the default one, which a dump or another long reader holds; behind this, everybody would wait for it.
+set lock_timeout = '100ms'
+as $$
+begin
+    perform pgaudit_wf.ensure_log_partitions();
+exception
+    when lock_not_available then
+        raise notice 'the next partitions of the log were not made, as somebody is reading the log'
+            using hint = 'pgaudit-wf maintain makes them; until then events go to the default partition.';
+end
+$$;
+comment on function pgaudit_wf._try_log_partitions() is 'ensure_log_partitions() for callers that must not wait.';
+
 create table pgaudit_wf.security_audit_log_default partition of pgaudit_wf.security_audit_log default;
 comment on table pgaudit_wf.security_audit_log_default is
     'Events for which there is no monthly partition; add_log_partition() moves them out. Should be empty.';

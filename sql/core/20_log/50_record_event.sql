@@ -69,6 +69,50 @@ comment on function pgaudit_wf._bounded_json(jsonb, integer) is
     'A value whose text has at most that many bytes (1 MiB) as it is; '
     'a larger one as {"sha256": …, "bytes": …} of its text, so that readers of the log can handle it.';
 
+create function pgaudit_wf._record_event(
+    action text, resource_type text, resource_id text, before jsonb, after jsonb, metadata jsonb, outcome text, attested boolean
+) returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    event_id bigint;
+    changes jsonb;
+begin
+    if coalesce(_record_event.action, '') = '' then
+        raise exception 'record_event needs an action, such as subscription.change_requested' using errcode = 'PA008';
+    end if;
+    if length(_record_event.action) > 128 or length(_record_event.resource_type) > 128 then
+        raise exception 'action and resource_type may have at most 128 characters' using errcode = 'PA008';
+    end if;
+    if _record_event.outcome is null or _record_event.outcome not in ('succeeded', 'failed', 'denied') then
+        raise exception 'outcome is "%": it must be succeeded, failed or denied', _record_event.outcome using errcode = 'PA008';
+    end if;
+    if jsonb_typeof(_record_event.metadata) <> 'object' then
+        raise exception 'metadata must be a JSON object, not %', jsonb_typeof(_record_event.metadata) using errcode = 'PA008';
+    end if;
+    if _record_event.before is not null or _record_event.after is not null then
+        changes := pgaudit_wf._json_diff(pgaudit_wf._bounded_json(_record_event.before), pgaudit_wf._bounded_json(_record_event.after));
+        -- Paths repeat the keys above them.
+        if pg_column_size(changes) > 4194304 then
+            changes := jsonb_build_array(jsonb_build_object(
+                'op', 'replace', 'path', '',
+                'old', pgaudit_wf._bounded_json(_record_event.before), 'value', pgaudit_wf._bounded_json(_record_event.after)));
+        end if;
+    end if;
+    insert into pgaudit_wf.security_audit_log (action, resource_type, resource_id, diff, metadata, outcome, attested)
+    values (
+        _record_event.action, _record_event.resource_type, pgaudit_wf._bounded_key(_record_event.resource_id), changes,
+        case when pgaudit_wf._context_reason() is not null then jsonb_build_object('reason', pgaudit_wf._context_reason()) else '{}' end
+            || coalesce(pgaudit_wf._bounded_json(_record_event.metadata), '{}'),
+        _record_event.outcome, _record_event.attested)
+    returning id into event_id;
+    return event_id;
+end
+$$;
+comment on function pgaudit_wf._record_event(text, text, text, jsonb, jsonb, jsonb, text, boolean) is
+    'Writes the event of record_event() or record_attempt(), which say whether its context is attested.';
+
 create function pgaudit_wf.record_event(
     action text,
     resource_type text default null,
@@ -78,43 +122,12 @@ create function pgaudit_wf.record_event(
     metadata jsonb default null,
     outcome text default 'succeeded'
 ) returns bigint
-language plpgsql security definer
+language sql security definer
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    event_id bigint;
-    changes jsonb;
-begin
-    if coalesce(record_event.action, '') = '' then
-        raise exception 'record_event needs an action, such as subscription.change_requested' using errcode = 'PA008';
-    end if;
-    if length(record_event.action) > 128 or length(record_event.resource_type) > 128 then
-        raise exception 'action and resource_type may have at most 128 characters' using errcode = 'PA008';
-    end if;
-    if record_event.outcome is null or record_event.outcome not in ('succeeded', 'failed', 'denied') then
-        raise exception 'outcome is "%": it must be succeeded, failed or denied', record_event.outcome using errcode = 'PA008';
-    end if;
-    if jsonb_typeof(record_event.metadata) <> 'object' then
-        raise exception 'metadata must be a JSON object, not %', jsonb_typeof(record_event.metadata) using errcode = 'PA008';
-    end if;
-    if record_event.before is not null or record_event.after is not null then
-        changes := pgaudit_wf._json_diff(pgaudit_wf._bounded_json(record_event.before), pgaudit_wf._bounded_json(record_event.after));
-        -- Paths repeat the keys above them.
-        if pg_column_size(changes) > 4194304 then
-            changes := jsonb_build_array(jsonb_build_object(
-                'op', 'replace', 'path', '',
-                'old', pgaudit_wf._bounded_json(record_event.before), 'value', pgaudit_wf._bounded_json(record_event.after)));
-        end if;
-    end if;
-    insert into pgaudit_wf.security_audit_log (action, resource_type, resource_id, diff, metadata, outcome)
-    values (
-        record_event.action, record_event.resource_type, pgaudit_wf._bounded_key(record_event.resource_id), changes,
-        case when pgaudit_wf._context_reason() is not null then jsonb_build_object('reason', pgaudit_wf._context_reason()) else '{}' end
-            || coalesce(pgaudit_wf._bounded_json(record_event.metadata), '{}'),
-        record_event.outcome)
-    returning id into event_id;
-    return event_id;
-end
+    select pgaudit_wf._record_event(
+        record_event.action, record_event.resource_type, record_event.resource_id, record_event.before, record_event.after,
+        record_event.metadata, record_event.outcome, pgaudit_wf._context_attested())
 $$;
 comment on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text) is
     'Records an event that no table shows (a plan change requested, an export made) in the current transaction, with the current context, '

@@ -30,10 +30,42 @@ comment on column pgaudit_wf.log_generation.noted_at is 'When a reader first saw
 insert into pgaudit_wf.log_generation (inherited_id, system_identifier)
 select inherited_id, system_identifier from pgaudit_wf.log_origin;
 
-create function pgaudit_wf.log_generations() returns table (first_id bigint, last_id bigint, system_identifier bigint)
-language sql stable security definer
+create function pgaudit_wf._is_moved() returns boolean
+language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    origin record;
+    newest record;
+begin
+    -- Restored without data: a subscription filled the log.
+    if not (select relispopulated from pg_class where oid = 'pgaudit_wf.log_origin'::regclass) then
+        return true;
+    end if;
+    select o.system_identifier, o.inherited_id into origin from pgaudit_wf.log_origin as o;
+    select g.system_identifier, g.inherited_id into newest from pgaudit_wf.log_generation as g order by g.inherited_id desc limit 1;
+    return newest.system_identifier <> origin.system_identifier and origin.inherited_id <= newest.inherited_id
+        -- An event that came with the log and is later than what a restore has noted: written by another transaction than it says.
+        and exists (
+            select from pgaudit_wf.security_audit_log as l
+            where l.id > origin.inherited_id and l.xmin::text::bigint <> l.tx_id % 4294967296);
+end
+$$;
+comment on function pgaudit_wf._is_moved() is
+    'Whether the log was brought here by replication and finish_switchover() has not been called: '
+    'transaction ids of two clusters are mixed, and no reader could tell what it has seen.';
+
+create function pgaudit_wf.log_generations() returns table (first_id bigint, last_id bigint, system_identifier bigint)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    if pgaudit_wf._is_moved() then
+        raise exception 'this log was replicated from another cluster, and readers cannot go on in it yet'
+            using errcode = 'PA011', hint = 'Once writes come here and the subscription is dropped: select pgaudit_wf.finish_switchover();';
+    end if;
+    return query
     with known as (
         select g.inherited_id, g.system_identifier from pgaudit_wf.log_generation as g
         union all
@@ -43,18 +75,28 @@ as $$
     )
     select inherited_id + 1, lead(inherited_id) over (order by inherited_id), known.system_identifier
     from known
-    order by inherited_id
+    order by inherited_id;
+end
 $$;
 comment on function pgaudit_wf.log_generations() is
-    'The ranges of event ids written in one cluster each, oldest first; last_id is null for the current one.';
+    'The ranges of event ids written in one cluster each, oldest first; last_id is null for the current one. '
+    'Raises PA011 where the log was replicated from another cluster and finish_switchover() is still to be called.';
 
 create function pgaudit_wf._note_generation() returns void
-language sql security definer
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
-    insert into pgaudit_wf.log_generation (inherited_id, system_identifier)
-    select g.first_id - 1, g.system_identifier from pgaudit_wf.log_generations() as g
-    on conflict (inherited_id) do nothing
+begin
+    if not pgaudit_wf._is_moved() then
+        -- Where an empty log was restored, no event is of the cluster that it came from.
+        update pgaudit_wf.log_generation as known set system_identifier = g.system_identifier
+        from pgaudit_wf.log_generations() as g
+        where known.inherited_id = g.first_id - 1 and known.system_identifier <> g.system_identifier;
+        insert into pgaudit_wf.log_generation (inherited_id, system_identifier)
+        select g.first_id - 1, g.system_identifier from pgaudit_wf.log_generations() as g
+        on conflict on constraint log_generation_pkey do nothing;
+    end if;
+end
 $$;
 comment on function pgaudit_wf._note_generation() is
     'Remembers the current cluster as a generation of the log. '

@@ -59,6 +59,10 @@ declare
     {{variables of a version}}
 begin
     {{check of the place}}
+    if current_setting('session_replication_role') = 'replica' and pgaudit_wf._is_applied() then
+        -- A subscription that brings the log along brings this event, too.
+        return null;
+    end if;
     {{begin of the attempt}}
     {{rows as JSON}}
     if tg_op = 'UPDATE' then
@@ -274,6 +278,10 @@ end if;$restore$, jsonb_build_object('action', quote_literal((setting).resource_
         'end of the attempt', case when warns then pgaudit_wf._fill(
 $failure$exception
     when others then
+        -- What goes away when it is tried again, the application is to try again.
+        if sqlstate ~ '^(40|53|55P03|57)' then
+            raise;
+        end if;
         perform pgaudit_wf._count_failure({{table}}, tg_op, sqlstate);
         raise warning '% of % went through unrecorded (SQLSTATE %)', tg_op, {{table}}, sqlstate;
 end;$failure$, jsonb_build_object('table', quote_literal((setting).target::text))) else '{}' end);

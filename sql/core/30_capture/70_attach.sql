@@ -207,7 +207,7 @@ begin
     perform pgaudit_wf._write_functions(setting);
     perform pgaudit_wf._place_triggers(setting);
     perform pgaudit_wf._place_limit(setting);
-    perform pgaudit_wf.ensure_log_partitions();
+    perform pgaudit_wf._try_log_partitions();
 end
 $$;
 comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[], text[], text) is

@@ -1,6 +1,6 @@
 -- The trail as it grows: audit_trail() looks back, this continues from a cursor.
 
-create function pgaudit_wf.log_end() returns text
+create function pgaudit_wf._log_end() returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -10,7 +10,7 @@ as $$
     from pgaudit_wf.log_generations() as g
     where g.last_id is null
 $$;
-comment on function pgaudit_wf.log_end() is
+comment on function pgaudit_wf._log_end() is
     'Cursor for read_log() and follow_trail() after everything that they could return now: '
     'for following new events without reading old ones.';
 
@@ -76,7 +76,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.follow_trail(text, text, text, text, text, text, text, text, timestamptz, timestamptz, text, integer) is
-    'read_log() for people: up to max_events events after the cursor (of read_log() or log_end()), each as an entry of audit_trail(), '
+    'read_log() for people: up to max_events events after the cursor (as read_log() returns it), each as an entry of audit_trail(), '
     'or null where the filters, which are those of audit_trail(), leave it out. '
     'Keep the cursor of every row, even one without an entry: then nothing is skipped or repeated. '
     'Raises PA007 on a cursor of another log.';

@@ -67,7 +67,7 @@ as $$
         'resource_type', (event).resource_type, 'resource_id', (event).resource_id,
         'resource_label', left((event).metadata ->> 'label', 255),
         'auth_method', (event).auth_method, 'ip', host((event).ip), 'country', (event).country,
-        'user_agent', (event).user_agent, 'correlation_id', (event).correlation_id)
+        'user_agent', (event).user_agent, 'correlation_id', (event).correlation_id, 'attested', (event).attested)
     from (values (1)) as one
     left join lateral (
         select a.name, a.email from pgaudit_wf.actor_directory as a where a.actor_id = (event).actor_id limit 1
@@ -287,10 +287,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     execute format('grant usage on schema pgaudit_wf to %s', grant_alerts.worker);
-    execute format('grant select on pgaudit_wf.alert_rule, pgaudit_wf.alert_policy, pgaudit_wf.alert_delivery to %s', grant_alerts.worker);
+    execute format('grant select on pgaudit_wf.alert_rule, pgaudit_wf.alert_policy, pgaudit_wf.alert_delivery,'
+        ' pgaudit_wf.alert_rule_list, pgaudit_wf.alert_delivery_list, pgaudit_wf.alert_backlog to %s', grant_alerts.worker);
     execute format('grant execute on function pgaudit_wf.enqueue_alerts(integer), pgaudit_wf.claim_alert(text[]),'
         ' pgaudit_wf.settle_alert(bigint, integer, text, boolean, interval), pgaudit_wf.requeue_alert(bigint),'
-        ' pgaudit_wf._prune_alerts(), pgaudit_wf.alert_lag() to %s', grant_alerts.worker);
+        ' pgaudit_wf._prune_alerts(), pgaudit_wf._alert_lease(), pgaudit_wf.alert_lag() to %s', grant_alerts.worker);
 end
 $$;
 comment on function pgaudit_wf.grant_alerts(regrole) is

@@ -46,18 +46,18 @@ begin
         return null;
     end if;
     foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id',
-        'ip', 'country', 'user_agent', 'correlation_id', 'reason', 'attestation']
+        'ip', 'country', 'user_agent', 'correlation_id', 'reason']
     loop
         perform set_config('app.' || field, coalesce(entry -> 'context' ->> field, ''), true);
     end loop;
-    -- Truncated, where record_event() would refuse: a spooled attempt must not be lost because of a long name.
-    return pgaudit_wf.record_event(
-        action => left(entry ->> 'action', 128),
-        resource_type => left(entry ->> 'resource_type', 128),
-        resource_id => entry ->> 'resource_id',
-        metadata => coalesce(nullif(entry -> 'metadata', 'null'), '{}')
+    -- Truncated, where record_event() would refuse: a spooled attempt must not be lost because of a long name. Its attestation is bound
+    -- to its id, as nobody knows the transaction in which it will be recorded.
+    return pgaudit_wf._record_event(
+        left(entry ->> 'action', 128), left(entry ->> 'resource_type', 128), entry ->> 'resource_id', null, null,
+        coalesce(nullif(entry -> 'metadata', 'null'), '{}')
             || jsonb_strip_nulls(jsonb_build_object('attempted_at', entry -> 'attempted_at')),
-        outcome => entry ->> 'outcome');
+        entry ->> 'outcome',
+        coalesce(pgaudit_wf._check_attestation(entry -> 'context' ->> 'attestation', 'attempt ' || (entry ->> 'id')), false));
 end
 $$;
 comment on function pgaudit_wf.record_attempt(jsonb) is

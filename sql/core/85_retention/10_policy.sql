@@ -31,6 +31,8 @@ create table pgaudit_wf.version_policy (
     constraint version_policy_keep_versions check (keep_versions >= 1),
     constraint version_policy_keep_days check (keep_days between 30 and 1000000)
 );
+-- It has no primary key, without which no publication of all tables could be updated.
+alter table pgaudit_wf.version_policy replica identity full;
 comment on table pgaudit_wf.version_policy is
     'Which versions of workflows keep their snapshot: the newest ones, recent ones, and any that a run refers to. '
     'Of the others, number, hash, change, author and time are kept.';
@@ -44,8 +46,10 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform pgaudit_wf.record_event(tg_argv[0] || '.changed', tg_argv[0], null,
-        case when tg_op <> 'INSERT' then to_jsonb(old) end, case when tg_op <> 'DELETE' then to_jsonb(new) end);
+    if not pgaudit_wf._is_applied() then
+        perform pgaudit_wf.record_event(tg_argv[0] || '.changed', tg_argv[0], null,
+            case when tg_op <> 'INSERT' then to_jsonb(old) end, case when tg_op <> 'DELETE' then to_jsonb(new) end);
+    end if;
     return null;
 end
 $$;

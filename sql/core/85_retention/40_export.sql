@@ -14,23 +14,19 @@ comment on function pgaudit_wf._export_event(text, jsonb, bigint, text) is
     'Writes the event of an export: two fixed actions, whatever the caller says.';
 
 create function pgaudit_wf._record_org_export(format text, filters jsonb, events bigint, outcome text) returns bigint
-language plpgsql security definer
+language sql security definer
 set search_path = pg_catalog, pg_temp
 as $$
-begin
-    -- A reader cannot have exported what it cannot read. A refusal can be recorded for anybody.
-    if _record_org_export.outcome is distinct from 'denied' and pgaudit_wf._readable_org() is null then
-        raise exception 'only owners and admins of an organization may export its trail'
-            using errcode = 'PA006',
-                hint = 'Set app.org_id and app.actor_id in the transaction; '
-                    'pgaudit_wf.org_member must list the actor as an owner or admin of the organization.';
-    end if;
-    return pgaudit_wf._export_event(
-        _record_org_export.format, _record_org_export.filters, _record_org_export.events, _record_org_export.outcome);
-end
+    -- A reader cannot have exported what it cannot read: of such an actor, only the attempt is recorded.
+    select pgaudit_wf._export_event(
+        _record_org_export.format, _record_org_export.filters, _record_org_export.events,
+        case
+            when _record_org_export.outcome = 'failed' or pgaudit_wf._readable_org() is not null then _record_org_export.outcome
+            else 'denied'
+        end)
 $$;
 comment on function pgaudit_wf._record_org_export(text, jsonb, bigint, text) is
-    'record_export() for those who see one organization: raises PA006 unless the actor may read it, or was denied.';
+    'record_export() for those who see one organization: denied, unless the actor may read it or the export failed.';
 
 create function pgaudit_wf.record_export(
     format text, filters jsonb, events bigint default null, outcome text default 'succeeded'
@@ -48,4 +44,4 @@ $$;
 comment on function pgaudit_wf.record_export(text, jsonb, bigint, text) is
     'Records, with the current context, that an export of the trail begins (events null: audit.export_started) '
     'or how it ended (audit.exported, with the number of events exported), and returns the event''s id. '
-    'Raises PA006 where the caller only sees one organization and the actor may not read it.';
+    'Where the caller only sees one organization and the actor may not read it, the outcome is denied, whatever the caller says.';

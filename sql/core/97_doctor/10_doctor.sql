@@ -230,6 +230,28 @@ as $$
         group by t.tgrelid
     ) as found
     union all
+    -- Swapped by rename, as online schema changes do, or dropped and made anew: nothing of ours came along.
+    select 'error', named.target, 'it is not recorded, and the table that had this name before was',
+        format('select pgaudit_wf.attach(%L);', named.target)
+    from (select distinct on (h.target) h.target, h.change from pgaudit_wf.attachment_history as h order by h.target, h.id desc) as named
+    join pg_class as c on c.oid = to_regclass(named.target) and c.relkind in ('r', 'p')
+    where named.change <> 'detached'
+        and not exists (
+            select from pgaudit_wf.attachment as a
+            where a.target = c.oid or a.target in (select relid from pg_partition_ancestors(c.oid)))
+        and not exists (select from pg_trigger as t where t.tgrelid = c.oid and t.tgname = '!pgaudit_wf_insert')
+    union all
+    select
+        case when exists (
+                select from pg_subscription_rel as r
+                where r.srrelid in (select relid from pg_partition_tree('pgaudit_wf.security_audit_log')))
+            then 'notice' else 'error' end,
+        'pgaudit_wf.security_audit_log', 'it was replicated from another cluster, and readers of it cannot go on here yet',
+        'select pgaudit_wf.finish_switchover();'
+    where pgaudit_wf._is_moved()
+    union all
+    select * from pgaudit_wf._holdups(interval '15 minutes')
+    union all
     select * from pgaudit_wf._changed_objects()
     order by 1, 2, 3
 $$;

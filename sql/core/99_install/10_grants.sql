@@ -33,7 +33,9 @@ begin
             pgaudit_wf.attached, pgaudit_wf.key_change, pgaudit_wf.action_rule, pgaudit_wf.capture_failure,
             pgaudit_wf.workflow_history, pgaudit_wf.workflow_timeline, pgaudit_wf.workflow_attachment,
             pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.action_schema,
-            pgaudit_wf.org_limit, pgaudit_wf.limit_condition, pgaudit_wf.org_usage, pgaudit_wf.limit_usage to pgaudit_wf_reader;
+            pgaudit_wf.org_limit, pgaudit_wf.limit_condition, pgaudit_wf.org_usage, pgaudit_wf.limit_usage,
+            pgaudit_wf.limit_list, pgaudit_wf.workflow_list, pgaudit_wf.workflow_table, pgaudit_wf.log_partition, pgaudit_wf.event_count
+            to pgaudit_wf_reader;
         -- What runs with the caller's own rights can do no harm; of the security definers, only those that check who asks.
         for invoker in
             select p.oid::regprocedure from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace and not p.prosecdef

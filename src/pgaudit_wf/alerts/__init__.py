@@ -1,6 +1,6 @@
-"""Alerts: a worker that follows the log and tells people and programs of what concerns them.
+"""Alerts: a worker that follows the log and notifies people and programs of events.
 
-Who is told of what are rows of `pgaudit_wf.alert_rule`; what became of each message is in
+The rules are rows of `pgaudit_wf.alert_rule`; the state of each delivery is in
 `pgaudit_wf.alert_delivery`. Needs the extra `pgaudit-wf[alerts]`.
 """
 

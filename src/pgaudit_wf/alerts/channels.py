@@ -1,4 +1,4 @@
-"""The ways a message goes out: SMTP, a signed webhook, a line of the log."""
+"""Channels for messages: SMTP, signed webhooks, lines of the log."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 class DeliveryError(Exception):
-    """A message was not sent, or it is not known whether it was.
+    """A message was not sent, or it is unknown whether it was.
 
-    The text is stored and logged: it says kind and code, and nothing that a server wrote.
+    The text is stored and logged: it contains type and code, but nothing that a server wrote.
 
     Attributes:
-        final: Trying again is of no use.
-        unreachable: It is the channel that fails, not this message.
-        retry_after: Seconds after which the receiver asked to be tried again, or None.
+        final: Retrying is useless.
+        unreachable: The channel failed, not this message.
+        retry_after: Seconds after which the receiver asked for a retry, or None.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Channel(Protocol):
     """The longest, in seconds, that `send` may take."""
 
     def send(self, alert: Alert) -> None:
-        """Send a message; raise `DeliveryError` unless it was taken."""
+        """Send a message; raise `DeliveryError` unless it was accepted."""
 
     def close(self) -> None:
-        """Let go of connections; `send` makes new ones."""
+        """Close connections; `send` opens new ones."""
 
 
 class _Deadline:
-    """Cuts a connection off after a time, whatever the other side does to keep it busy."""
+    """Closes a connection after a time, even if the other side keeps it busy."""
 
     def __init__(self, seconds: float) -> None:
         self._ends = time.monotonic() + seconds
@@ -99,7 +99,7 @@ def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:
-        raise AlertSettingsError(f"{ca_file} holds no certificates to trust") from error
+        raise AlertSettingsError(f"{ca_file} contains no certificates") from error
 
 
 class SmtpChannel:
@@ -117,9 +117,9 @@ class SmtpChannel:
         try:
             message = self._templates.email(alert, self._settings.sender)
         except AlertSettingsError as error:
-            raise DeliveryError("a template does not work for this event") from error
+            raise DeliveryError("a template failed for this event") from error
         except (ValueError, IndexError, MessageError) as error:
-            raise DeliveryError("no e-mail can be written to this address", final=True) from error
+            raise DeliveryError("this is not a valid e-mail address", final=True) from error
         deadline = _Deadline(self.timeout)
         try:
             smtp = self._connected(deadline)
@@ -139,7 +139,7 @@ class SmtpChannel:
         context = self._context
         if settings.tls == "implicit":
             smtp: smtplib.SMTP = smtplib.SMTP_SSL(timeout=deadline.left(), context=context)
-            # Set by the constructor only when it connects; the certificate is checked against it.
+            # The constructor sets it only when it connects; the certificate is checked against it.
             smtp._host = settings.host  # type: ignore[attr-defined]
         else:
             smtp = smtplib.SMTP(timeout=deadline.left())
@@ -160,7 +160,7 @@ class SmtpChannel:
         return smtp
 
     def close(self) -> None:
-        """Take leave of the server."""
+        """Close the connection to the server."""
         smtp, self._smtp = self._smtp, None
         if smtp is not None:
             deadline = _Deadline(2)
@@ -172,7 +172,7 @@ class SmtpChannel:
 def _mail_error(error: Exception, too_late: bool, recipient: str) -> DeliveryError:
     kind = type(error).__name__
     if isinstance(error, smtplib.SMTPNotSupportedError) and not recipient.isascii():
-        return DeliveryError("the mail server takes no international addresses")
+        return DeliveryError("the mail server does not support international addresses")
     if too_late:
         return DeliveryError("the mail server took too long", unreachable=True)
     if isinstance(error, smtplib.SMTPRecipientsRefused):
@@ -188,14 +188,14 @@ def _mail_error(error: Exception, too_late: bool, recipient: str) -> DeliveryErr
 
 
 def _reply(code: int, text: bytes | str) -> str:
-    """Return a server's reply without its words, which may quote addresses and more."""
+    """Return a server's reply without its text, which may quote addresses and more."""
     words = text.decode("ascii", "replace") if isinstance(text, bytes) else text
     enhanced = re.match(r"[245]\.\d{1,3}\.\d{1,3}\b", words)
     return f"{code} {enhanced[0]}" if enhanced else str(code)
 
 
 class WebhookChannel:
-    """Posts events as Standard Webhooks, signed with secrets of the receiver."""
+    """Posts events as Standard Webhooks, signed with the receiver's secrets."""
 
     def __init__(self, settings: WebhookSettings) -> None:
         self.timeout = settings.timeout
@@ -206,7 +206,7 @@ class WebhookChannel:
         """Post an event; a repeat has the same webhook-id."""
         keys = self._secrets.get(alert.recipient) or self._secrets.get("*")
         if not keys:
-            raise DeliveryError("there is no signing secret for this URL")
+            raise DeliveryError("no signing secret is configured for this URL")
         body = json.dumps(payload(alert.events[0])).encode()
         headers = sign(keys, f"alert_{alert.key}", int(time.time()), body)
         status, retry_after = self._post(alert.recipient, body, headers)
@@ -252,7 +252,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def payload(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a webhook or the log says of an event: who, what, where; never the diff."""
+    """Return an event for a webhook or the log: who, what, where; never the diff."""
     return {
         "type": event["action"],
         "timestamp": event["occurred_at"],
@@ -273,6 +273,7 @@ def payload(event: Mapping[str, Any]) -> dict[str, Any]:
             "correlation_id": event["correlation_id"],
             "db_user": event["db_user"],
             "application_name": event["application_name"],
+            "attested": event["attested"],
         },
     }
 
@@ -300,7 +301,7 @@ def sign(keys: tuple[bytes, ...], message_id: str, at: int, body: bytes) -> dict
 
 
 class LogChannel:
-    """Writes events to the worker's own log, a line each, for whatever collects that."""
+    """Writes events to the worker's own log, one per line, for log collectors."""
 
     timeout = 1.0
 

@@ -1,4 +1,4 @@
-"""What a message says: the events it may tell of, made harmless, and the templates for it."""
+"""Messages: their events, sanitized, and their templates."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import jinja2
 from pgaudit_wf.errors import AlertSettingsError
 
 SHOWN = 50
-"""How many events a digest lists; of the others it says how many they are."""
+"""How many events a digest lists; the others are only counted."""
 
 _TEMPLATES = ("subject.txt", "body.txt", "body.html")
-# Control characters, line separators, and what turns or hides text.
+# Control characters, line separators, and characters that reverse or hide text.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]+"
@@ -30,11 +30,11 @@ _LONGEST = 200
 
 
 def harmless(value: object, longest: int = _LONGEST) -> str:
-    """Return a value as text on one line that does nothing in a mail program.
+    """Return a value as text on one line that is inert in mail programs.
 
-    Names are given by users, so they may hold line breaks, text that is turned around, or links to
-    somewhere else: what is no plain text is left out, a link is kept from being one, and a text
-    that mail programs would decode is kept from being decoded.
+    Users choose names, so they may contain line breaks, reversed text, or links: anything but plain
+    text is removed, links are defused, and text that mail programs would decode is kept from being
+    decoded.
     """
     text = _UNSAFE.sub(" ", str(value)).strip()
     text = text.replace("://", "[:]//").replace("=?", "= ?")
@@ -49,8 +49,8 @@ class Alert:
         channel: "smtp", "webhook" or "log".
         recipient: E-mail address, URL or name of a log stream.
         key: An id made from the events and the recipient; a repeat has the same.
-        events: What may be told, as `pgaudit_wf._alert_event` gives it.
-        total: How many events it stands for; `events` may hold fewer.
+        events: The events as `pgaudit_wf._alert_event` returns them.
+        total: How many events it represents; `events` may contain fewer.
     """
 
     channel: str
@@ -61,7 +61,7 @@ class Alert:
 
     @property
     def is_digest(self) -> bool:
-        """Whether it stands for several events."""
+        """Whether it represents several events."""
         return self.total > 1
 
 
@@ -73,16 +73,16 @@ class Templates:
     `recipient`; values are plain text on one line already, and escaped in HTML.
 
     Args:
-        directory: Where your own templates are; one that is not there is taken from this package.
+        directory: Your own templates; missing ones are taken from this package.
 
     Raises:
-        AlertSettingsError: A template cannot be read or does not work for a sample event.
+        AlertSettingsError: A template cannot be read or fails for a sample event.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
         own = [] if directory is None else [jinja2.FileSystemLoader(directory)]
         if directory is not None and not directory.is_dir():
-            raise AlertSettingsError(f"{directory}, which is to hold templates, is no directory")
+            raise AlertSettingsError(f"the directory of templates {directory} is not a directory")
         self._environment = jinja2.Environment(
             loader=jinja2.ChoiceLoader([*own, jinja2.PackageLoader("pgaudit_wf.alerts")]),
             autoescape=jinja2.select_autoescape(["html"]),
@@ -109,13 +109,13 @@ class Templates:
                 for name in _TEMPLATES
             )
         except (jinja2.TemplateError, UnicodeDecodeError, TypeError) as error:
-            raise AlertSettingsError(f"a template for {kind} does not work: {error}") from error
+            raise AlertSettingsError(f"a template for {kind} failed: {error}") from error
 
     def email(self, alert: Alert, sender: str) -> EmailMessage:
         """Return an alert as an e-mail.
 
         Args:
-            alert: What to say.
+            alert: The alert.
             sender: The address it comes from; its domain is part of the Message-ID.
         """
         subject, text, html = self._render(alert)
@@ -126,7 +126,7 @@ class Templates:
         message["To"] = Address(addr_spec=alert.recipient)
         message["Subject"] = harmless(subject)
         message["Date"] = localtime()
-        # So that no out-of-office reply comes back (RFC 3834).
+        # Prevents out-of-office replies (RFC 3834).
         message["Auto-Submitted"] = "auto-generated"
         message["X-Pgaudit-Wf-Events"] = str(alert.total)
         message.set_content(text, cte="quoted-printable")
@@ -135,7 +135,7 @@ class Templates:
 
 
 def _shown(event: Mapping[str, Any]) -> dict[str, str]:
-    """Return an event as templates get it: each value a harmless text, "" where there is none."""
+    """Return an event for templates: each value as a harmless text, "" for None."""
     shown = {name: "" if value is None else harmless(value) for name, value in event.items()}
     at = datetime.fromisoformat(str(event["occurred_at"]))
     shown["time"] = f"{at:%Y-%m-%d %H:%M:%S} UTC"
@@ -144,6 +144,7 @@ def _shown(event: Mapping[str, Any]) -> dict[str, str]:
         shown["actor"] = f"{name} ({email})"
     else:
         shown["actor"] = name or email or f"database login {shown['db_user']}"
+    shown["attested"] = "attested" if event["attested"] else ""
     shown["org"] = shown["org_label"] or shown["org_id"]
     shown["resource"] = " ".join(
         filter(None, [shown["resource_type"], shown["resource_label"] or shown["resource_id"]])
@@ -175,5 +176,6 @@ SAMPLE: Mapping[str, Any] = {
     "country": "PT",
     "user_agent": "Mozilla/5.0",
     "correlation_id": None,
+    "attested": True,
 }
-"""An event that did not happen, to try a channel or a template with."""
+"""A sample event, to test a channel or a template with."""

@@ -1,4 +1,4 @@
-"""Where messages are sent, from environment variables; secrets stay outside the database."""
+"""Settings of channels, from environment variables; secrets stay outside the database."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _PREFIX = "whsec_"
 
 @dataclass(frozen=True)
 class SmtpSettings:
-    """How the mail server is reached.
+    """How to reach the mail server.
 
     Attributes:
         host: Name or address of the server.
-        sender: The address mails come from.
+        sender: The sender's address.
         tls: "starttls" (never without it), "implicit" (TLS from the first byte) or "none".
         port: Its port; 0: 587, 465 or 25 by `tls`.
-        user: User name to sign in with; None: does not sign in.
+        user: User name to authenticate with; None: no authentication.
         password: The password for it.
         ca_file: Certificates to trust instead of the system's.
-        timeout: Seconds for a whole message, from connecting to the server's last word.
+        timeout: Seconds for a whole message, from connecting to the server's last reply.
     """
 
     host: str
@@ -47,9 +47,9 @@ class SmtpSettings:
         if self.tls not in _PORTS:
             raise AlertSettingsError("the TLS mode must be starttls, implicit or none")
         if self.user is not None and self.password is None:
-            raise AlertSettingsError("there is a user name for the mail server, but no password")
+            raise AlertSettingsError("the mail server has a user name but no password")
         if self.user is not None and self.tls == "none" and not _is_loopback(self.host):
-            raise AlertSettingsError("a password is sent to a mail server under TLS only")
+            raise AlertSettingsError("a password for the mail server requires TLS")
         if self.sender.count("@") != 1 or any(c.isspace() or c in "<>," for c in self.sender):
             raise AlertSettingsError("the sender must be a plain e-mail address")
         if not self.port:
@@ -61,7 +61,7 @@ class WebhookSettings:
     """The signing secrets of webhooks, as `whsec_` and base64 (Standard Webhooks).
 
     Attributes:
-        secrets: The secrets of each URL; "*" is for URLs that are not named. Each request is signed
+        secrets: The secrets of each URL; "*" is for all other URLs. Each request is signed
             with all of its URL's, so that one can be replaced while both sides know both.
         timeout: Seconds for a whole request.
         ca_file: Certificates to trust instead of the system's.
@@ -75,7 +75,7 @@ class WebhookSettings:
 def channels_from(
     environment: Mapping[str, str], templates: Templates, timeout: float = 30.0
 ) -> dict[str, Channel]:
-    """Return the channels that the environment describes; the log is always among them.
+    """Return the channels configured in the environment; the log is always among them.
 
     Args:
         environment: Variables as docs/alerts.md lists them, such as `os.environ`.
@@ -83,7 +83,7 @@ def channels_from(
         timeout: Seconds that sending a message may take.
 
     Raises:
-        AlertSettingsError: One of them is wrong.
+        AlertSettingsError: A variable has an invalid value.
     """
     channels: dict[str, Channel] = {"log": LogChannel()}
     smtp = _smtp(environment, timeout)
@@ -101,10 +101,10 @@ def _smtp(environment: Mapping[str, str], timeout: float) -> SmtpSettings | None
         return None
     sender = environment.get("PGAUDIT_WF_SMTP_FROM")
     if not sender:
-        raise AlertSettingsError("set PGAUDIT_WF_SMTP_FROM to the address that mails come from")
+        raise AlertSettingsError("set PGAUDIT_WF_SMTP_FROM to the sender's address")
     port = environment.get("PGAUDIT_WF_SMTP_PORT", "0")
     if not port.isdecimal() or int(port) > 65535:
-        raise AlertSettingsError("PGAUDIT_WF_SMTP_PORT is no port")
+        raise AlertSettingsError("PGAUDIT_WF_SMTP_PORT is not a port number")
     tls = environment.get("PGAUDIT_WF_SMTP_TLS", "starttls")
     return SmtpSettings(
         host,

@@ -1,4 +1,4 @@
-"""The worker: writes down who is to be told, and sends what is due, one message after the other."""
+"""The worker: queues deliveries, and sends the messages that are due, one after the other."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _LONGEST_PAUSE = 60.0
 
 
 class Worker:
-    """Follows the log and delivers; as many as you like may run at once, on any machines.
+    """Follows the log and delivers; any number may run at once, on any machines.
 
     Args:
         connect: Opens a connection in autocommit mode, as the schema's owner or as a login that
             `pgaudit_wf.grant_alerts` was called for.
-        channels: The channels it serves by name. Messages of others are left to other workers.
-        service: What it is run by; gets the worker's metrics.
+        channels: The channels it serves, by name. Others are left to other workers.
+        service: The service that runs it and receives its metrics.
 
     Raises:
         AlertSettingsError: From `job`: a send timeout is too long for the lease of the policy.
@@ -50,7 +50,7 @@ class Worker:
         self._next_gauge = self._next_housekeeping = 0.0
         registry = service.registry
         self._events = Counter(
-            "pgaudit_wf_alerts_events", "Events of the log gone through.", registry=registry
+            "pgaudit_wf_alerts_events", "Events of the log processed.", registry=registry
         )
         self._messages = Counter(
             "pgaudit_wf_alerts_messages",
@@ -59,7 +59,7 @@ class Worker:
             registry=registry,
         )
         self._unaddressed = Counter(
-            "pgaudit_wf_alerts_unaddressed", "Rules that found nobody.", registry=registry
+            "pgaudit_wf_alerts_unaddressed", "Rules that found no recipient.", registry=registry
         )
         self._deliveries = Gauge(
             "pgaudit_wf_alerts_deliveries",
@@ -69,19 +69,19 @@ class Worker:
         )
         self._lag = Gauge(
             "pgaudit_wf_alerts_lag_events",
-            "Events that are still to be gone through, up to 10,000.",
+            "Events not processed yet, up to 10,000.",
             registry=registry,
         )
 
     def job(self, service: Service) -> bool:
-        """Do what is due; return whether more is (see `Service.run`)."""
+        """Do the work that is due; return whether more is (see `Service.run`)."""
         try:
             conn = self._open(service)
             events = self._enqueue(conn, service)
             sent = self._deliver(service)
             self._keep_house(self._open(service))
         except BaseException:
-            # A connection that failed in the middle is not asked again.
+            # A connection that failed halfway is not used again.
             self._drop()
             raise
         finally:
@@ -98,23 +98,21 @@ class Worker:
             return self._conn
         self._conn = conn = self._connect()
         conn.row_factory = dict_row
-        policy = conn.execute(
-            "select extract(epoch from lease)::float as lease from pgaudit_wf.alert_policy"
-        ).fetchone()
+        (lease,) = one(conn, "select extract(epoch from pgaudit_wf._alert_lease())::float")
         longest = max(channel.timeout for channel in self._channels.values())
-        if policy is None or policy["lease"] < longest * 2:
+        if lease is None or lease < longest * 2:
             raise AlertSettingsError(
-                f"a message may take {longest:g} s, but a worker has it for itself for less than"
+                f"a message may take {longest:g} s, but its lease is less than"
                 " twice that: lower --send-timeout, or raise alert_policy.lease"
             )
         unserved = conn.execute(
-            "select distinct channel from pgaudit_wf.alert_rule"
+            "select distinct channel from pgaudit_wf.alert_rule_list"
             " where enabled and not channel = any (%s)",
             [list(self._channels)],
         ).fetchall()
         if unserved:
             service.log(
-                "rules name channels that are not set up here",
+                "rules name channels that are not configured here",
                 level=logging.WARNING,
                 channels=[row["channel"] for row in unserved],
             )
@@ -146,7 +144,7 @@ class Worker:
         while not service.stopping and time.monotonic() < until:
             now = time.monotonic()
             ready = [name for name in self._channels if self._paused.get(name, (0.0,))[0] <= now]
-            # Not the connection of before: settling may have had to make a new one.
+            # Not the previous connection: settling may have had to open a new one.
             claim = self._open(service).execute("select * from pgaudit_wf.claim_alert(%s)", [ready])
             row = claim.fetchone()
             if row is None:
@@ -164,7 +162,7 @@ class Worker:
         problem: DeliveryError | None = None
         try:
             if not alert.events:
-                raise DeliveryError("the event has left the log", final=True)
+                raise DeliveryError("the event is no longer in the log", final=True)
             self._channels[channel].send(alert)
             self._paused.pop(channel, None)
         except DeliveryError as error:
@@ -186,7 +184,7 @@ class Worker:
         return problem is None
 
     def _pause(self, channel: str) -> None:
-        """Leave a channel that fails alone for a while, or each message would use up an attempt."""
+        """Pause a failing channel, or each message would use up an attempt."""
         _, before = self._paused.get(channel, (0.0, 0.5))
         pause = min(before * 2, _LONGEST_PAUSE)
         self._paused[channel] = (time.monotonic() + pause, pause)
@@ -194,7 +192,7 @@ class Worker:
     def _settle(
         self, row: Mapping[str, Any], problem: DeliveryError | None, claimed_at: float
     ) -> str | None:
-        """Write down how it ended, if need be on a new connection: else it would be sent again."""
+        """Record the outcome, if necessary on a new connection: else it would be sent again."""
         while True:
             try:
                 if self._conn is None:
@@ -227,8 +225,7 @@ class Worker:
             return
         self._next_gauge = now + _GAUGE_SECONDS
         rows = conn.execute(
-            "select channel, state, count(*) as deliveries from pgaudit_wf.alert_delivery"
-            " where state <> 'sent' group by channel, state"
+            "select channel, state, deliveries from pgaudit_wf.alert_backlog"
         ).fetchall()
         self._deliveries.clear()
         for row in rows:

@@ -1,4 +1,4 @@
-"""Find and erase what is known of a person in archived months."""
+"""Find and erase personal data in archived months."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class PersonalValue:
-    """A value that tells who somebody is; `kind` is name, email, ip or user_agent."""
+    """A value that identifies a person; `kind` is name, email, ip or user_agent."""
 
     kind: str
     value: str
 
 
 def archives_with(conn: Connection, pseudonym: str) -> list[tuple[int, Archive]]:
-    """Return the archives, with their numbers, that an erasure has not gone through yet.
+    """Return the archives that an erasure has not processed yet, with their numbers.
 
     Raises:
         psycopg.Error: The connection is not the owner's.
@@ -59,10 +59,10 @@ def archives_with(conn: Connection, pseudonym: str) -> list[tuple[int, Archive]]
 def find_archived_values(
     conn: Connection, archives: Sequence[Archive], actor_id: str
 ) -> tuple[int, set[PersonalValue]]:
-    """Look in archives for what they tell of who an actor is.
+    """Find values in archives that identify an actor.
 
     Returns:
-        How many events he did or was the resource of, and the values found in them.
+        How many events the actor performed or was the resource of, and the values found.
 
     Raises:
         ArchiveError: A file cannot be read.
@@ -93,22 +93,22 @@ def erase_from_archive(
     conn: Connection, number: int, archive: Archive, actor_id: str, pseudonym: str,
     known: Iterable[PersonalValue], progress: Progress | None = None,
 ) -> int:  # fmt: skip
-    """Rewrite an archive without what tells who an actor is; return how many events changed.
+    """Rewrite an archive without the values that identify an actor; return how many events changed.
 
-    The new file takes the place of the old one at once, its manifest names the erasure and the
-    SHA-256 that the file had before. Interrupted anywhere, it can be run again.
+    The new file replaces the old one atomically; its manifest names the erasure and the previous
+    SHA-256. If it is interrupted anywhere, it can be run again.
 
     Args:
         conn: A connection of the schema's owner, in autocommit mode.
         number: The archive's number.
         archive: The archive, with the manifest as the database has it.
         actor_id: The actor.
-        pseudonym: His pseudonym, as from `pgaudit_wf._begin_erasure()`.
-        known: All that is known to tell who he is.
+        pseudonym: The actor's pseudonym, as from `pgaudit_wf._begin_erasure()`.
+        known: All values known to identify the actor.
         progress: Called with the number of events read so far and in all.
 
     Raises:
-        ArchiveConflictError: The file, or the manifest beside it, is not the one that was archived.
+        ArchiveConflictError: The file or its manifest is not the one that was archived.
         OSError: It cannot be read or written.
     """
     filesystem, path = open_filesystem(archive.url)
@@ -124,7 +124,7 @@ def erase_from_archive(
             concerned = [event for event in events if _mentions(event, actor_id, pairs)]
             before = [tuple(event.values()) for event in concerned]
             if concerned:
-                apply_mask(conn, concerned, actor_id, pseudonym, pairs, for_good=True)
+                apply_mask(conn, concerned, actor_id, pseudonym, pairs, permanent=True)
             changed += sum(
                 old != tuple(event.values()) for old, event in zip(before, concerned, strict=True)
             )
@@ -149,7 +149,7 @@ def erase_from_archive(
         ],
     }
     check_file(filesystem, temporary, manifest)
-    # The manifest first: it knows both files, so neither is a stranger if this ends in between.
+    # The manifest first: it names both files, so either is recognized if this is interrupted.
     write_manifest(filesystem, path, manifest)
     filesystem.mv(temporary, path)
     with translated():
@@ -162,13 +162,15 @@ def erase_from_archive(
 
 def _check_untouched(filesystem: FileSystem, path: str, archive: Archive) -> None:
     known = {archive.manifest["sha256"]}
-    beside = manifest_path(path)
-    if filesystem.exists(beside):
+    stored = manifest_path(path)
+    if filesystem.exists(stored):
         # An erasure that was interrupted has left a manifest that the database does not have yet.
-        with filesystem.open(beside, "rb") as file:
+        with filesystem.open(stored, "rb") as file:
             left = json.load(file)
         if known.isdisjoint({left["sha256"], *(e["previous_sha256"] for e in left["erasures"])}):
-            raise ArchiveConflictError(f"{beside} is not the manifest of what was archived")
+            raise ArchiveConflictError(
+                f"{stored} is not the manifest of the file that was archived"
+            )
         known.add(left["sha256"])
     if sha256_of(filesystem, path) not in known:
         raise ArchiveConflictError(

@@ -1,4 +1,4 @@
-"""The files of an archive: Parquet with events, and the manifest beside each."""
+"""The files of an archive: Parquet with events, each with a manifest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 # Rows in a row group, and at a time in memory.
 BATCH = 2_000
-# Or fewer, of so many characters: an event may have megabytes, and Arrow takes 2 GB of texts.
+# At most this many characters: an event may have megabytes, and Arrow takes 2 GB of text.
 BATCH_SIZE = 1 << 26
 _OCCURRED_AT = EVENT_COLUMNS.index("occurred_at")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -38,7 +38,7 @@ Row: TypeAlias = EventRow[int, datetime]
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """An archived month: `url` of its Parquet file, and the manifest that lies beside it."""
+    """An archived month: `url` of its Parquet file, and the manifest stored with it."""
 
     url: str
     manifest: Mapping[str, Json]
@@ -73,7 +73,7 @@ def open_filesystem(url: str) -> tuple[FileSystem, str]:
         filesystem, path = url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise ArchiveError(f"{_without_secrets(url)} cannot be opened: {error}") from error
-    # It is shared within the process, and what others have written since must be seen.
+    # It is shared within the process, and files written by others in the meantime must be seen.
     filesystem.invalidate_cache()
     return filesystem, path
 
@@ -92,7 +92,7 @@ def _schema(pa: Any) -> Any:  # noqa: ANN401
 
 
 class Digest:
-    """SHA-256 over the events themselves, whatever the file that holds them looks like."""
+    """SHA-256 over the events themselves, independent of the file's encoding."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -122,7 +122,7 @@ class Digest:
 
 
 class _HashingFile:
-    """A file that is written to once, from front to back, and its SHA-256."""
+    """A file that is written once, sequentially, and its SHA-256."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -181,24 +181,24 @@ def write_rows(filesystem: FileSystem, path: str, batches: Iterable[list[Row]]) 
 
 
 def is_local(filesystem: FileSystem) -> bool:
-    """Whether files of it can be opened by their path."""
+    """Return whether its files can be opened by their path."""
     protocol = filesystem.protocol
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
 def read_rows(filesystem: FileSystem, path: str) -> Iterator[list[Row]]:
-    """Read the events of a Parquet file, as many at a time as were written at a time."""
+    """Read the events of a Parquet file in the batches in which they were written."""
     pa = _pyarrow()
     with filesystem.open(path, "rb") as file:
         try:
             parquet = pa.parquet.ParquetFile(file)
             if parquet.schema_arrow.names != list(EVENT_COLUMNS):
                 raise ArchiveConflictError(
-                    f"{path} is no archive of the log: its columns are others"
+                    f"{path} is not an archive of this log: unexpected columns"
                 )
             for number in range(parquet.num_row_groups):
                 batch = parquet.read_row_group(number)
-                # Through UTC's own object: pyarrow would want pytz for one of its zones.
+                # Avoids pyarrow's own time zones, which need pytz.
                 micros = batch.column(_OCCURRED_AT).cast(pa.int64())
                 plain = batch.set_column(_OCCURRED_AT, "micros", micros)
                 columns = [column.to_pylist() for column in plain.columns]
@@ -229,7 +229,7 @@ def check_file(filesystem: FileSystem, path: str, manifest: Mapping[str, Json]) 
             digest.add(row)
     for name, value in digest.summary().items():
         if manifest[name] != value:
-            raise ArchiveError(f"{path} has {name} {value}, and should have {manifest[name]}")
+            raise ArchiveError(f"{path} has {name} {value}, but should have {manifest[name]}")
 
 
 def verify_archive(archive: Archive) -> None:
@@ -237,7 +237,7 @@ def verify_archive(archive: Archive) -> None:
 
     Raises:
         ArchiveError: The file is not what the manifest says, or cannot be read.
-        OSError: There is no such file.
+        OSError: The file does not exist.
     """
     filesystem, path = open_filesystem(archive.url)
     check_file(filesystem, path, archive.manifest)
@@ -249,7 +249,7 @@ def manifest_path(path: str) -> str:
 
 
 def write_manifest(filesystem: FileSystem, path: str, manifest: Mapping[str, Json]) -> None:
-    """Write the manifest beside its file, all of it or nothing."""
+    """Write the manifest next to its file, atomically."""
     final = manifest_path(path)
     temporary = f"{final}.tmp"
     with filesystem.open(temporary, "wb") as file:
@@ -272,14 +272,14 @@ def manifests(filesystem: FileSystem, root: str) -> Iterator[tuple[str, dict[str
                 manifest = json.load(file)
                 if manifest["schema_version"] != SCHEMA_VERSION:
                     raise ArchiveConflictError(
-                        f"{path} is of version {manifest['schema_version']}, which this release"
-                        " of pgaudit-wf does not read"
+                        f"{path} has version {manifest['schema_version']}, which this release"
+                        " of pgaudit-wf cannot read"
                     )
                 for name in ("file", "sha256", "log_id", "database", "system_identifier"):
                     str(manifest[name])
                 [e["previous_sha256"] for e in manifest["erasures"]]
             except (ValueError, KeyError, TypeError) as error:
-                raise ArchiveConflictError(f"{path} is no manifest of an archive") from error
+                raise ArchiveConflictError(f"{path} is not the manifest of an archive") from error
         yield path, manifest
 
 
@@ -287,7 +287,7 @@ def list_archives(url: str) -> list[Archive]:
     """Return the archives under a path or URL, oldest month first.
 
     Raises:
-        ArchiveError: There is none, a manifest cannot be read, or they are of several logs.
+        ArchiveError: There are none, a manifest cannot be read, or they belong to several logs.
         MissingExtraError: fsspec is not installed.
     """
     filesystem, root = open_filesystem(url)
@@ -299,8 +299,8 @@ def list_archives(url: str) -> list[Archive]:
     except OSError as error:
         raise ArchiveError(f"{_without_secrets(url)} cannot be read: {error}") from error
     if not found:
-        raise ArchiveError(f"there is no archive in {_without_secrets(url)}")
-    # Their events have the same numbers, so that some would pass for others.
+        raise ArchiveError(f"no archives found in {_without_secrets(url)}")
+    # Their events have overlapping ids, so some would be mistaken for others.
     if len({archive.manifest["log_id"] for archive in found}) > 1:
-        raise ArchiveConflictError(f"archives of several logs lie in {_without_secrets(url)}")
+        raise ArchiveConflictError(f"{_without_secrets(url)} contains archives of several logs")
     return found

@@ -1,8 +1,8 @@
 """Reading archived events as the trail, alone or together with the log; and erasing from archives.
 
 DuckDB filters and sorts the Parquet files; names, rights and pseudonyms come from the database. The
-files stay as they are, so whoever was erased since is masked while they are read, until
-`erase_from_archive` has gone through them.
+files do not change, so actors who were erased later are masked on reading, until
+`erase_from_archive` has rewritten the files.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _duckdb(filesystem: FileSystem) -> Iterator[Any]:
     except ImportError as error:
         raise missing_extra() from error
     with tempfile.TemporaryDirectory(prefix="pgaudit-wf-") as scratch:
-        # What is too much to sort in memory goes to disk.
+        # Sorts that exceed memory spill to disk.
         limits: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": "256MB",
             "threads": 2,
@@ -135,9 +135,9 @@ def _duckdb(filesystem: FileSystem) -> Iterator[Any]:
 def select(
     archives: Sequence[Archive], conditions: Sequence[str], values: Sequence[object]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield matching events, newest first: in slices of time, as sorting all would take them all.
+    """Yield matching events, newest first, in slices of time, as a full sort would read them all.
 
-    The first query sorts nothing but times, to find where to cut; each of the others reads the row
+    The first query sorts the times only, to find the slices; each of the others reads the row
     groups of its slice.
     """
     filesystem, _ = open_filesystem(archives[0].url)
@@ -167,7 +167,7 @@ def select(
             cuts.append(found[-1][0])
         for cut in cuts:
             if cut == before:
-                # More events of one microsecond than fit a slice: the one before had them all.
+                # More events in one microsecond than fit a slice: the previous slice had them all.
                 continue
             result = engine.execute(events, [paths, cut, before, *values])
             before = cut
@@ -179,7 +179,7 @@ def select(
 
 
 def _mask(conn: Connection, events: list[dict[str, Any]]) -> set[int]:
-    """Mask who was erased since the file was written; return the ids of events concerned."""
+    """Mask actors erased after the file was written; return the ids of the events affected."""
     people = sorted(
         {event[name] for event in events for name in ("actor_id", "resource_id") if event[name]}
     )
@@ -200,7 +200,7 @@ def _mask(conn: Connection, events: list[dict[str, Any]]) -> set[int]:
 
 def apply_mask(
     conn: Connection, events: list[dict[str, Any]], actor_id: str, pseudonym: str,
-    known: Sequence[tuple[str, str]], *, for_good: bool = False,
+    known: Sequence[tuple[str, str]], *, permanent: bool = False,
 ) -> None:  # fmt: skip
     parameters = {
         **documents(events),
@@ -220,8 +220,8 @@ def apply_mask(
         "::pgaudit_wf.personal_value from unnest(%(kinds)s::text[], %(values)s::text[])"
         " as k (kind, value))) as m order by r.position"
     )
-    if for_good:
-        # What was sealed must verify without the values, as when they go from the log.
+    if permanent:
+        # As for the log: sealed events must still verify without the erased values.
         with conn.transaction():
             conn.execute("select pgaudit_wf._lock_seal()")
             conn.execute("select pgaudit_wf._keep_commitments(e, m)" + source, parameters)
@@ -245,7 +245,7 @@ def _matches(event: Mapping[str, Any], search: str, named: bool) -> bool:
 
 
 def _text(value: Json) -> str | None:
-    """Return a value as PostgreSQL's ->> does."""
+    """Return a value as PostgreSQL's ->> would."""
     return value if value is None or isinstance(value, str) else dumps(value)
 
 
@@ -262,24 +262,24 @@ def archived_trail(
     """Read archived events as entries of the trail, newest first.
 
     Filters, rights, names and cursors are those of `audit_trail`: a reader of role
-    `pgaudit_wf_reader` gets his organization's events only. Actors who were erased since the file
-    was written are masked.
+    `pgaudit_wf_reader` gets events of its actor's organization only. Actors who were erased after
+    the file was written are masked.
 
     Args:
-        conn: The connection, for names and rights; it must stay open meanwhile.
-        archives: Where to read, as from `list_archives`.
+        conn: The connection, for names and rights; it must stay open.
+        archives: The archives to read, as from `list_archives`.
         after: The cursor of the last entry that was read; None for the newest.
         **filters: See `TrailFilter`.
 
     Raises:
         ArchiveError: A file cannot be read.
-        CursorError: `after` is no cursor of the trail.
+        CursorError: `after` is not a cursor of the trail.
         AccessDeniedError: The actor may not read the organization's trail.
     """
     wanted: TrailFilter = {**filters}
     restricted = _restricted(conn)
     if restricted:
-        # Raises, with a hint, where the database would.
+        # Raises the database's own error, with its hint.
         audit_trail(conn, page_size=1, **wanted)
         (wanted["org_id"],) = one(conn, "select pgaudit_wf._readable_org()")
     conditions, values = _conditions(conn, wanted, after)
@@ -367,29 +367,29 @@ def whole_trail(
 ) -> Iterator[TrailEntry]:
     """Read the log and archives as one trail, newest first, each event once.
 
-    Page by page, so that memory does not grow and no long transaction is kept open. An event that
-    is archived and not yet dropped comes from the log.
+    It reads page by page, so that memory does not grow and no long transaction stays open. An event
+    that is archived but still in the log is read from the log.
 
     Args:
-        conn: The connection; it must stay open meanwhile.
-        archives: Where to read besides, as from `list_archives`.
+        conn: The connection; it must stay open.
+        archives: The archives to read in addition, as from `list_archives`.
         after: The cursor of the last entry that was read; None for the newest.
         **filters: See `TrailFilter`.
 
     Raises:
         ArchiveError: A file cannot be read.
-        CursorError: `after` is no cursor of the trail.
+        CursorError: `after` is not a cursor of the trail.
         AccessDeniedError: The actor may not read the organization's trail.
     """
 
-    def place(entry: TrailEntry) -> tuple[datetime, int]:
+    def position(entry: TrailEntry) -> tuple[datetime, int]:
         return entry.occurred_at, entry.id
 
     live = _live_trail(conn, after, filters)
     archived = archived_trail(conn, archives, after, **filters)
     last = None
-    # Of two that are equal, merge takes the one of the first source.
-    for entry in heapq.merge(live, archived, key=place, reverse=True):
+    # Of two equal entries, merge takes the one of the first source.
+    for entry in heapq.merge(live, archived, key=position, reverse=True):
         if entry.id != last:
             yield entry
         last = entry.id

@@ -1,10 +1,10 @@
 """Months of the log in Parquet files: written before they leave the database, and read with it.
 
 An archive is a file `security_audit_log_yYYYYmMM.<cluster>-<database>.parquet` with a manifest
-beside it, in a directory or under any URL that fsspec understands. It is written under a temporary
-name, given a name that nothing has, read back from there and compared with the log, noted in the
-database and then given its manifest: whatever interrupts it, a run later goes on and nothing is
-lost or half there. Only what the database has noted is its own; beside anything else nothing is
+next to it, in a directory or under any URL that fsspec supports. It is written under a temporary
+name, renamed to an unused name, read back from there and compared with the log, recorded in the
+database and then given its manifest. If it is interrupted, a later run continues and nothing is
+lost or incomplete. Only recorded files belong to the database; next to any other archive nothing is
 written or removed. Memory does not grow with the number of events.
 
 Needs the extra `archive`: pip install 'pgaudit-wf[archive]'.
@@ -49,7 +49,7 @@ __all__ = [
     "archive_partition",
     "confirm_archive",
 ]
-# What an erasure may change of an event.
+# The columns of an event that an erasure may change.
 _ERASABLE = ("actor_label", "ip", "user_agent", "diff", "metadata")
 
 Progress = Callable[[int, int], None]
@@ -87,13 +87,13 @@ def _read_back(
     path: str,
     moved: Callable[[int], None] = lambda _: None,
 ) -> tuple[dict[str, Json], int]:
-    """Read a file from where it lies and look up every live event of a month in it.
+    """Read a file back and look up every live event of a month in it.
 
     Returns:
         The counts and hashes for its manifest, and how many of its events are live.
 
     Raises:
-        ArchiveConflictError: An event is not in it, or is another there.
+        ArchiveConflictError: An event is missing from the file or differs there.
     """
     if not filesystem.exists(path):
         raise ArchiveConflictError(f"{path} is missing")
@@ -111,12 +111,12 @@ def _read_back(
     for batch in _events(conn, partition):
         for live in batch:
             key = live.tx_id, live.id
-            # Both are in the order of tx_id and id.
+            # Both are ordered by tx_id and id.
             found = next((row for row in archived if (row.tx_id, row.id) >= key), None)
             if found is None or (found.tx_id, found.id) != key:
-                raise ArchiveConflictError(f"{path} does not hold event {live.id}, which is live")
+                raise ArchiveConflictError(f"{path} does not contain event {live.id} of the log")
             if found != live and not _is_erased(conn, found, live):
-                raise ArchiveConflictError(f"{path} holds another event {live.id} than the log")
+                raise ArchiveConflictError(f"{path} has a different event {live.id} than the log")
         live_events += len(batch)
         moved(digest.events)
     for _ in archived:
@@ -126,7 +126,7 @@ def _read_back(
 
 
 def _is_erased(conn: Connection, archived: Row, live: Row) -> bool:
-    """Whether an erasure, which need not have come to the archive yet, explains the difference."""
+    """Return whether an erasure, not yet applied to the archive, explains the difference."""
     differing = {
         name for name, old, new in zip(EVENT_COLUMNS, archived, live, strict=True) if old != new
     }  # fmt: skip
@@ -140,11 +140,11 @@ def _is_erased(conn: Connection, archived: Row, live: Row) -> bool:
     )
 
 
-def _check_place(conn: Connection, url: str) -> None:
-    """Make sure that all archives in a place are this database's own.
+def _check_location(conn: Connection, url: str) -> None:
+    """Make sure that all archives at a location belong to this database.
 
     Raises:
-        ArchiveConflictError: A manifest there is not of a file that this database has recorded.
+        ArchiveConflictError: A manifest there is for a file that this database has not recorded.
     """
     own = dict(
         conn.execute(
@@ -153,24 +153,24 @@ def _check_place(conn: Connection, url: str) -> None:
         ).fetchall()
     )
     for path, manifest in manifests(*open_filesystem(url)):
-        # An erasure that was interrupted has left a manifest that the database does not have yet.
+        # An interrupted erasure leaves a manifest that the database does not have yet.
         hashes = [manifest["sha256"], *(e["previous_sha256"] for e in manifest["erasures"])]
         if own.get(manifest["file"]) not in hashes:
             raise ArchiveConflictError(
-                f"{path} is not this database's own: it was written by database"
+                f"{path} does not belong to this database: it was written by database"
                 f" {manifest['database']} of cluster {manifest['system_identifier']},"
-                " and this database has not recorded it; give each database a place of its own"
+                " and this database has not recorded it; use a separate location for each database"
             )
 
 
 def archive_partition(
     conn: Connection, partition: str, url: str, progress: Progress | None = None
 ) -> Archive:
-    """Write a month of the log to a Parquet file, read it back, and note it in the database.
+    """Write a month of the log to a Parquet file, read it back, and record it in the database.
 
-    Nothing is removed: `pgaudit_wf.prune(partition)` does that, and only what is noted so. Nothing
-    is overwritten either: a file that a run has left that was interrupted is noted as it is, if it
-    holds the month.
+    Nothing is removed: `pgaudit_wf.prune(partition)` does that, for recorded archives only. Nothing
+    is overwritten either: a file left by an interrupted run is recorded as it is, if it contains
+    the month.
 
     Args:
         conn: A connection of the schema's owner, in autocommit mode.
@@ -182,7 +182,7 @@ def archive_partition(
         ArchiveConflictError: Archives of another database lie there, or what was read back is not
             what the log holds.
         ArchiveError: The month has no events, or the file was damaged while it was written.
-        DatabaseError: PA340, if it is no month of the log; PA350, if events came meanwhile.
+        DatabaseError: PA340 if it is not a month of the log; PA350 if events were added meanwhile.
         MissingExtraError: pyarrow or fsspec is not installed.
         OSError: The file cannot be written.
     """
@@ -206,7 +206,7 @@ def archive_partition(
         )
         if not expected:
             raise ArchiveError(f"{partition} has no events to archive")
-        _check_place(conn, url)
+        _check_location(conn, url)
     name = f"{partition}.{place}{f'.{earlier + 1}' if earlier else ''}.parquet"
     path = f"{root.rstrip('/')}/{name}"
     temporary = f"{root.rstrip('/')}/.{name}.tmp"
@@ -222,7 +222,7 @@ def archive_partition(
 
     is_new = not filesystem.exists(path) or not filesystem.size(path)
     with translated(), conn.transaction():
-        # What is compared is what was written, whatever comes meanwhile.
+        # One snapshot, so that the comparison sees exactly what was written.
         conn.execute("set transaction isolation level repeatable read read only")
         if is_new:
             written = write_rows(filesystem, temporary, counted())
@@ -232,7 +232,7 @@ def archive_partition(
         summary, live_events = _read_back(conn, partition, filesystem, path)
     if summary["events"] != live_events:
         raise ArchiveConflictError(
-            f"{path} is not this database's own: it holds events that {partition} does not"
+            f"{path} does not belong to this database: it has events that {partition} does not"
         )
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -253,7 +253,7 @@ def archive_partition(
                 [partition, full, manifest["sha256"], json.dumps(manifest)],
             )
     except DatabaseError:
-        # Made by this run and recorded by none, it would be in the next one's way.
+        # Made by this run but not recorded, it would block the next one.
         if is_new:
             filesystem.rm(path)
         raise
@@ -262,7 +262,7 @@ def archive_partition(
 
 
 def _place(filesystem: FileSystem, temporary: str, path: str) -> None:
-    """Give a file a name that nothing has; an empty file there is a name that was only taken."""
+    """Rename a file to an unused name; an empty file there is a reserved name."""
     if not filesystem.exists(path):
         try:
             with filesystem.open(path, "xb"):
@@ -270,15 +270,15 @@ def _place(filesystem: FileSystem, temporary: str, path: str) -> None:
         except FileExistsError as error:
             raise ArchiveConflictError(f"{path} has just been written by another run") from error
         except (NotImplementedError, ValueError):
-            # Not every filesystem can; no other database gives a file that name.
+            # Not every filesystem can; but no other database uses that file name.
             pass
     filesystem.mv(temporary, path)
 
 
 def confirm_archive(conn: Connection, partition: str, progress: Progress | None = None) -> None:
-    """Read the archive of a month back and compare it with the log, as is due before it is pruned.
+    """Read the archive of a month back and compare it with the log, as required before pruning.
 
-    A month without an archive is left to `pgaudit_wf.prune`, which lets go of empty ones only.
+    A month without an archive is left to `pgaudit_wf.prune`, which drops empty ones only.
 
     Args:
         conn: A connection of the schema's owner, in autocommit mode.
@@ -286,9 +286,9 @@ def confirm_archive(conn: Connection, partition: str, progress: Progress | None 
         progress: Called with the number of events read so far and in all.
 
     Raises:
-        ArchiveConflictError: The file is missing, is not the one that was archived, does not hold
-            an event that is live, or archives of another database lie beside it.
-        DatabaseError: PA340, if it is no month of the log; PA350, if an erasure came meanwhile.
+        ArchiveConflictError: The file is missing, is not the one that was archived, lacks an event
+            of the log, or shares its location with archives of another database.
+        DatabaseError: PA340 if it is not a month of the log; PA350 if an erasure ran meanwhile.
         MissingExtraError: pyarrow or fsspec is not installed.
         OSError: The file cannot be read.
     """
@@ -308,7 +308,7 @@ def confirm_archive(conn: Connection, partition: str, progress: Progress | None 
                 progress(done, events)
 
         filesystem, path = open_filesystem(url)
-        _check_place(conn, url.rsplit("/", 1)[0])
+        _check_location(conn, url.rsplit("/", 1)[0])
         if filesystem.exists(path) and sha256_of(filesystem, path) != sha256:
             raise ArchiveConflictError(f"{path} is not the file that was archived: SHA-256 differs")
         _read_back(conn, partition, filesystem, path, moved)
@@ -318,6 +318,6 @@ def confirm_archive(conn: Connection, partition: str, progress: Progress | None 
 
 
 def _checked(conn: Connection, partition: str) -> str:
-    """Return the name of a month of the log, and let the database refuse any other."""
+    """Return the name of a month of the log; the database refuses any other."""
     conn.execute("select from pgaudit_wf._month_of(%s)", [partition])
     return partition

@@ -51,23 +51,23 @@ def main(
 ) -> None:
     """Audit trail inside PostgreSQL: attach a table, and every change to it is recorded.
 
-        pgaudit-wf demo                        see it at work, on a server of its own
+        pgaudit-wf demo                        see it in action, on a server of its own
         pgaudit-wf migrate postgresql://…      install it in a database
         pgaudit-wf attach public.invoice       record every change of a table from now on
         pgaudit-wf log -f                      watch the trail
-        pgaudit-wf history WORKFLOW            what became of a workflow, version by version
-        pgaudit-wf alerts run                  tell people of what concerns them
-        pgaudit-wf serve --org ID --as ACTOR   the same as pages in a browser
-        pgaudit-wf doctor                      check that all is still recorded
+        pgaudit-wf history WORKFLOW            show a workflow's versions
+        pgaudit-wf alerts run                  notify people of events
+        pgaudit-wf serve --org ID --as ACTOR   browse all of this as web pages
+        pgaudit-wf doctor                      check that everything is still recorded
         pgaudit-wf verify --key seal.pub       check that nothing sealed was altered
         pgaudit-wf maintain --dry-run          partitions, archives and retention
 
-    The database is named by [bold]-d[/], else by the environment variable PGAUDIT_WF_DATABASE,
-    else by libpq's own (PGHOST, PGDATABASE, PGSERVICE, …). A password is best kept out of the
-    command line: in ~/.pgpass or in PGPASSWORD.
+    The database is given by [bold]-d[/], else by the environment variable PGAUDIT_WF_DATABASE,
+    else by libpq's own variables (PGHOST, PGDATABASE, PGSERVICE, …). Keep passwords off the
+    command line: use ~/.pgpass or PGPASSWORD.
 
-    Exit codes: 0 all right; 1 refused, or something was found; 2 wrong usage; 3 database not
-    reachable; 130 interrupted; 141 whoever read the output has gone.
+    Exit codes: 0 success; 1 refused, or a problem was found; 2 wrong usage; 3 database not
+    reachable; 130 interrupted; 141 the reader of the output closed it.
 
     The manual begins with docs/cli.md
     """

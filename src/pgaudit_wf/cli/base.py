@@ -1,4 +1,4 @@
-"""What all commands share: the database they work on, and what becomes of an error."""
+"""Shared by all commands: the database to work on, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
+from typing import Any, LiteralString, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import psycopg
 import typer
+from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import set_json_loads
 from rich.markup import escape
 from typer.core import TyperGroup
@@ -28,7 +29,7 @@ from pgaudit_wf.exact_json import loads
 
 FAILED, USAGE, UNREACHABLE, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
 
-# Seconds; whoever waits at a terminal does not wait for the kernel to give up.
+# Seconds; at a terminal, the kernel's own timeout is too long.
 _CONNECT_TIMEOUT = 10
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -55,12 +56,12 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
-# In the one way that leaves JSON what it is.
+# The escape that is also valid in JSON.
 codecs.register_error("pgaudit_wf.json", _escaped)
 
 
 class _ReaderGoneError(Exception):
-    """Whoever read our output has closed it."""
+    """The reader of our output has closed it."""
 
 
 class Commands(TyperGroup):
@@ -72,7 +73,7 @@ class Commands(TyperGroup):
         # It warns where an interrupted connection cannot be rolled back: that ends a command well.
         logging.getLogger("psycopg").setLevel(logging.ERROR)
         try:
-            # A locale that cannot write a name must not end the command.
+            # A name that the locale cannot encode must not end the command.
             for stream in (sys.stdout, sys.stderr):
                 if hasattr(stream, "reconfigure"):
                     stream.reconfigure(errors="pgaudit_wf.json")
@@ -80,7 +81,7 @@ class Commands(TyperGroup):
             sys.stdout.flush()
             sys.exit(code if isinstance(code, int) else 0)
         except (BrokenPipeError, _ReaderGoneError):
-            # Or the interpreter would complain when it flushes what nobody reads.
+            # Otherwise the interpreter would complain when it flushes to the closed pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BROKEN_PIPE)
         except (KeyboardInterrupt, typer.Abort):
@@ -93,7 +94,7 @@ class Commands(TyperGroup):
             sys.exit(failure.code)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - the type is private to typer
-        """Run the chosen command; typer would take a broken pipe for a failure."""
+        """Run the chosen command; typer would treat a broken pipe as a failure."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
@@ -123,7 +124,9 @@ def _explain(error: Exception) -> Failure | None:
 
 def _explain_refusal(error: DatabaseError) -> Failure:
     if isinstance(error, AccessDeniedError):
-        return Failure(str(error), "name the organization and one of them: --org ID --as ACTOR")
+        return Failure(
+            str(error), "name the organization and one of its owners or admins: --org ID --as ACTOR"
+        )
     return Failure(str(error), error.hint)
 
 
@@ -151,9 +154,9 @@ def _explain_driver(error: psycopg.Error) -> Failure:
 
 
 def hide_passwords(text: str) -> str:
-    """Return a text without the passwords of URLs and connection strings in it.
+    """Return a text with the passwords of URLs and connection strings masked.
 
-    Where a password ends cannot be told from the outside, so all that may belong to it goes.
+    The end of a password cannot be determined, so everything that may belong to it is masked.
     """
     text = re.sub(r"(?i)(postgres[\w+]*://[^:@/\s]*):.*@", r"\1:***@", text)
     return re.sub(r"(?i)(password\s*=).*", r"\1***", text)
@@ -173,7 +176,7 @@ def help_text(function: Callable[..., Any]) -> str:
     for part in text.split("\n\n"):
         if part.lstrip().startswith("pgaudit-wf "):
             lines = [line.strip() for line in part.splitlines()]
-            # A backspace at its beginning is how a paragraph says that its lines are to stay.
+            # A leading backspace makes typer keep a paragraph's lines.
             paragraphs.append("\n".join(["\b", *lines]))
         else:
             paragraphs.append(" ".join(part.split()))
@@ -181,16 +184,16 @@ def help_text(function: Callable[..., Any]) -> str:
 
 
 def add(app: typer.Typer, function: Callable[..., Any]) -> None:
-    """Add a command, named and described as its function is."""
+    """Add a command with the name and docstring of its function."""
     app.command(function.__name__.replace("_", "-"), help=help_text(function))(function)
 
 
 def check_conninfo(conninfo: str) -> str:
-    """Return a connection string as libpq takes it, with a timeout of ours if nothing sets one.
+    """Return a connection string for libpq, with our timeout unless it sets one.
 
     Raises:
-        Failure: It cannot be read. libpq's own message is not shown, as it quotes the part that it
-            cannot read, which may well be a password.
+        Failure: It cannot be parsed. libpq's own message is not shown, as it quotes the part that
+            it cannot parse, which may well be a password.
     """
     conninfo = without_driver(conninfo)
     userinfo = re.match(r"postgres(?:ql)?://[^:@/?#]*:(.*)@", conninfo, re.DOTALL)
@@ -239,15 +242,22 @@ def opener(conninfo: str, application_name: str = "pgaudit-wf") -> Callable[[], 
 
 @contextmanager
 def connect(conninfo: str) -> Iterator[Connection]:
-    """Open a connection in autocommit mode for a command; close it in the end."""
+    """Open a connection in autocommit mode for a command, and close it at the end."""
     with opener(conninfo)() as conn:
-        # What is printed is what is stored: 0.10 stays 0.10, and nothing is rounded.
+        # Values are printed as stored: 0.10 stays 0.10, and nothing is rounded.
         set_json_loads(loads, conn)
         yield conn
 
 
+def dict_rows(
+    conn: Connection, query: LiteralString, parameters: Mapping[str, object] | None = None
+) -> list[DictRow]:
+    """Return the rows of a query as dictionaries."""
+    return conn.cursor(row_factory=dict_row).execute(query, parameters).fetchall()
+
+
 def parse_time(text: str) -> datetime:
-    """Parse a moment given on the command line: ISO 8601, today, yesterday, or an age as 90m."""
+    """Parse a time given on the command line: ISO 8601, today, yesterday, or an age such as 90m."""
     text = text.strip()
     now = datetime.now().astimezone()
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -261,7 +271,7 @@ def parse_time(text: str) -> datetime:
         parsed = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is no time; write 2026-03-01, '2026-03-01 14:30', 2026-03-01T14:30:00Z,"
+            f"invalid time {text!r}; expected 2026-03-01, '2026-03-01 14:30', 2026-03-01T14:30:00Z,"
             " today, yesterday, or an age such as 90m, 12h, 7d"
         ) from None
     return parsed if parsed.tzinfo else parsed.astimezone()

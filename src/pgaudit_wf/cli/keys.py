@@ -12,7 +12,7 @@ from pgaudit_wf.integrity.note import CommandSigner, Signer, SigningKey, Verifie
 
 
 def read_text(path: str, what: str) -> str:
-    """Read a file that was named on the command line; `-` is the standard input."""
+    """Read a file named on the command line; `-` is the standard input."""
     try:
         return sys.stdin.read() if path == "-" else Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -20,16 +20,16 @@ def read_text(path: str, what: str) -> str:
 
 
 def verifier_keys(given: list[str] | None) -> list[VerifierKey]:
-    """Return the public keys that are given as text, or as files with one a line.
+    """Return the public keys given as text, or as files with one per line.
 
     Raises:
-        Failure: None is given, or a file cannot be read.
-        VerifierKeyError: It is no key.
+        Failure: No key is given, or a file cannot be read.
+        SigningKeyError: A text is not a public key.
     """
     if not given:
         raise Failure(
-            "which key signed is what the check hangs on, and none was named",
-            "pass --key with the public key (a line of text) or a file with it",
+            "no verification key given",
+            "pass --key with the public key (a line of text), or with a file that contains it",
             USAGE,
         )
     keys = []
@@ -40,19 +40,19 @@ def verifier_keys(given: list[str] | None) -> list[VerifierKey]:
 
 
 def signer_of(key: Path | None, command: str | None, public_key: str | None) -> Signer:
-    """Return what signs: a key in a file, or a command that has the key."""
+    """Return the signer: a key in a file, or a command that holds the key."""
     if command:
         if not public_key:
-            raise Failure("--sign-command needs the --public-key that belongs to it", code=USAGE)
+            raise Failure("--sign-command requires the matching --public-key", code=USAGE)
         return CommandSigner(shlex.split(command), verifier_keys([public_key])[0])
     text = os.environ.get("PGAUDIT_WF_SEAL_KEY", "")
     if key is not None:
         text = read_text(str(key), "key")
     if not text:
         raise Failure(
-            "there is no key to sign with",
+            "no signing key given",
             "pass --key FILE or --sign-command, or set PGAUDIT_WF_SEAL_KEY; pgaudit-wf keygen"
-            " makes a key",
+            " creates a key",
             USAGE,
         )
     return SigningKey.parse(text)

@@ -1,4 +1,4 @@
-"""Options that several commands have, each written once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DatabaseOption = Annotated[
         envvar="PGAUDIT_WF_DATABASE",
         metavar="CONNINFO",
         show_default=False,
-        help="URL or libpq connection string; what it leaves out comes from PG* variables.",
+        help="URL or libpq connection string; missing parts come from PG* variables.",
     ),
 ]
 DatabaseArgument = Annotated[
@@ -35,7 +35,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for progra
 UtcOption = Annotated[
     bool, typer.Option("--utc", help="Show times in UTC instead of the local time zone.")
 ]
-LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of rows.")]
 
 OrgOption = Annotated[
     str | None, typer.Option("--org", metavar="ID", show_default=False, help="Only this org.")
@@ -55,7 +55,7 @@ ArchivesOption = Annotated[
         "--archive",
         metavar="PATH",
         show_default=False,
-        help="Archived months too: a directory or URL that maintain archives to.",
+        help="Include archived months: a directory or URL that maintain archives to.",
     ),
 ]
 
@@ -66,10 +66,12 @@ HealthPortOption = Annotated[
         max=65535,
         metavar="PORT",
         show_default=False,
-        help="While it keeps running, serve /healthz, /readyz and /metrics here; 0 picks a port.",
+        help="While running, serve /healthz, /readyz and /metrics on this port; 0 picks one.",
     ),
 ]
-HealthHostOption = Annotated[str, typer.Option(metavar="ADDRESS", help="Where to serve them.")]
+HealthHostOption = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="The address to serve them on.")
+]
 
 KeysOption = Annotated[
     list[str] | None,
@@ -79,20 +81,20 @@ KeysOption = Annotated[
         envvar="PGAUDIT_WF_VERIFY_KEY",
         metavar="KEY",
         show_default=False,
-        help="Public key, or a file with it; repeat it for keys before a rotation and witnesses.",
+        help="Public key, or a file with it; repeatable, for rotated keys and for witnesses.",
     ),
 ]
 
 
 def watch_option(shortest: float) -> Any:  # noqa: ANN401 - typer's type is private
-    """Return the option that keeps a job running, with the shortest pause that it takes."""
+    """Return the option that keeps a job running, with the shortest pause allowed."""
     return typer.Option(
         "--watch",
         min=shortest,
         max=86400,
         metavar="SECONDS",
         show_default=False,
-        help="Go on, with a pause, until SIGTERM or Ctrl-C; logs JSON to standard error.",
+        help="Repeat with this pause until SIGTERM or Ctrl-C; logs JSON to standard error.",
     )
 
 
@@ -103,23 +105,23 @@ def _trail_filter(
         typer.Option(
             metavar="PATTERN",
             show_default=False,
-            help="Only this action; * stands for anything: 'api_key.*', '*.deleted'.",
+            help="Only this action; * matches any characters: 'api_key.*', '*.deleted'.",
         ),
     ] = None,
     resource_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", show_default=False, help="Only this kind.")
+        str | None, typer.Option(metavar="TYPE", show_default=False, help="Only this type.")
     ] = None,
     resource_id: Annotated[
         str | None, typer.Option(metavar="ID", show_default=False, help="Only this resource.")
     ] = None,
     actor: Annotated[
-        str | None, typer.Option(metavar="ID", show_default=False, help="Only what this actor did.")
+        str | None, typer.Option(metavar="ID", show_default=False, help="Only this actor's events.")
     ] = None,
     correlation_id: Annotated[
         str | None, typer.Option(metavar="ID", show_default=False, help="Only this request.")
     ] = None,
     outcome: Annotated[
-        Outcome | None, typer.Option(show_default=False, help="Only with this outcome.")
+        Outcome | None, typer.Option(show_default=False, help="Only this outcome.")
     ] = None,
     since: Annotated[
         datetime | None,
@@ -160,7 +162,7 @@ def _trail_filter(
 
 
 def filtering(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that narrow a trail down; it takes them as `filters`."""
+    """Give a command the options of a trail's filters; it receives them as `filters`."""
     options = _parameters(_trail_filter)
     own = [parameter for parameter in _parameters(command) if parameter.name != "filters"]
 
@@ -169,7 +171,7 @@ def filtering(command: Callable[..., None]) -> Callable[..., None]:
         filters = _trail_filter(**{option.name: given.pop(option.name) for option in options})
         command(filters=filters, **given)
 
-    # Typer reads these, and nothing else.
+    # Typer reads only these.
     run.__signature__ = Signature([*options, *own])  # type: ignore[attr-defined]
     run.__annotations__ = {shown.name: shown.annotation for shown in (*options, *own)}
     return run

@@ -1,4 +1,4 @@
-"""Who is asking: the values, the block that sends them, attempts and their spool."""
+"""Who is acting: the values, the block that sends them, attempts and their spool."""
 
 from pgaudit_wf.context.attempt import Attempt, configure_attempts
 from pgaudit_wf.context.block import request_context

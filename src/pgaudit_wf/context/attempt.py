@@ -1,4 +1,4 @@
-"""Longest action, in characters."""
+"""Attempts that were denied or failed, recorded whether or not their transaction commits."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 ACTION_LENGTH = 128
+"""Longest action, in characters."""
 
 LIMIT_REACHED = "PA330"
 
@@ -43,16 +44,16 @@ Fallback: TypeAlias = "str | ConnectionPool[Any] | AsyncConnectionPool[Any]"
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What was attempted, by whom, and how it ended.
+    """An attempt: the action, who made it, and how it ended.
 
     Args:
         action: The event's action.
         outcome: "failed" or "denied".
         context: Who attempted it.
-        resource_type: What kind of thing it was about.
-        resource_id: Which one.
-        metadata: Anything else; what JSON cannot hold is turned into text.
-        id: By which it is recorded once.
+        resource_type: The type of resource it was about.
+        resource_id: The id of the resource.
+        metadata: Anything else; values that JSON cannot represent become text.
+        id: Ensures that it is recorded only once.
         attempted_at: When, in UTC.
     """
 
@@ -69,7 +70,7 @@ class Attempt:
         """Return the attempt as `pgaudit_wf.record_attempt` takes it: JSON, one line of ASCII.
 
         Args:
-            late: Whether it is recorded later than it was made, so that its time must be said.
+            late: Whether it is recorded later than it was made, so that its time is included.
         """
         return json.dumps(
             {
@@ -79,18 +80,18 @@ class Attempt:
                 "resource_type": _plain(self.resource_type),
                 "resource_id": None if self.resource_id is None else _plain(str(self.resource_id)),
                 "metadata": _plain_metadata(self.metadata),
-                "context": _settings_of(self.context),
+                "context": _settings_of(self.context, f"attempt {self.id}"),
                 **({"attempted_at": self.attempted_at.isoformat()} if late else {}),
             }
         )
 
 
-def _settings_of(context: RequestContext) -> dict[str, str]:
+def _settings_of(context: RequestContext, bound_to: str) -> dict[str, str]:
     settings = context.as_dict()
     if context.attest is not None:
-        # The signature and never the key, as this may go into a file.
+        # The signature, never the key, as this may go into a file.
         settings["attestation"] = context.attest.sign(
-            context.actor_id, context.org_id, context.correlation_id
+            context.actor_id, context.org_id, context.correlation_id, bound_to
         )
     return settings
 
@@ -98,7 +99,7 @@ def _settings_of(context: RequestContext) -> dict[str, str]:
 def _plain_metadata(metadata: Mapping[str, Any]) -> object:
     try:
         plain = _plain(metadata)
-        # An integer of more than 4,300 digits cannot be written.
+        # Python cannot write an integer of more than 4,300 digits.
         json.dumps(plain)
         return plain
     except Exception as error:
@@ -106,7 +107,7 @@ def _plain_metadata(metadata: Mapping[str, Any]) -> object:
 
 
 def _plain(value: object) -> object:
-    # jsonb takes neither NUL nor lone surrogates, JSON no infinite numbers.
+    # jsonb accepts neither NUL nor lone surrogates, and JSON has no infinite numbers.
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -119,7 +120,7 @@ def _plain(value: object) -> object:
 
 
 def check_action(action: str) -> str:
-    """Return an action that the database will take.
+    """Return an action that the database will accept.
 
     Raises:
         ValueError: It is empty, too long, or not text.
@@ -134,16 +135,16 @@ def check_action(action: str) -> str:
 def failed_attempt(
     error: BaseException, context: RequestContext, action: str, stage: str
 ) -> Attempt:
-    """Describe a failure: the kinds of errors and what the database says it was about, no values.
+    """Describe a failure by its kind and the objects that the database names, without values.
 
-    A limit that was reached (PA330) is a denial: its action is `<resource_type>.limit_reached`, and
-    it belongs to the organization whose limit it was.
+    A reached limit (PA330) is a denial: its action is `<resource_type>.limit_reached`, and it
+    belongs to the organization whose limit it is.
 
     Args:
-        error: What was raised.
+        error: The exception that was raised.
         context: Who attempted it.
         action: The action of any other failure.
-        stage: In what part of the block it was raised.
+        stage: The part of the block in which it was raised.
     """
     kind = type(error)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
@@ -174,7 +175,7 @@ def failed_attempt(
 
 
 def _database_error(error: BaseException | None, seen: set[int]) -> psycopg.Error | None:
-    """Return the driver's error that is behind an exception: it, its cause, or one of a group."""
+    """Return the driver's error in an exception: itself, a cause, or one of a group."""
     if error is None or id(error) in seen:
         return None
     seen.add(id(error))
@@ -194,7 +195,7 @@ def behind(error: BaseException) -> BaseException | None:
 class _Settings:
     fallback: Fallback | None = None
     connect_timeout: int = 2
-    # Until when (monotonic seconds) no second connection is tried, as the last one failed.
+    # No second connection is tried before this time (monotonic seconds), as the last one failed.
     wait_until: float = 0.0
 
 
@@ -213,12 +214,12 @@ def configure_attempts(
     Args:
         fallback: A connection string or pool to use when the request's connection is broken. A
             ConnectionPool serves sync blocks, an AsyncConnectionPool async ones. Without one, a
-            new connection is made as the request's was.
-        spool: The file for attempts that reach no database. Default: what the environment variable
-            PGAUDIT_WF_SPOOL says, else pgaudit_wf/attempts.jsonl in $XDG_STATE_HOME or
+            new connection is opened with the parameters of the request's.
+        spool: The file for attempts that cannot reach the database. Default: the environment
+            variable PGAUDIT_WF_SPOOL, else pgaudit_wf/attempts.jsonl in $XDG_STATE_HOME or
             ~/.local/state.
-        connect_timeout: Seconds that a new connection may take; libpq takes 1 for 2. What the
-            fallback's connection string says comes first.
+        connect_timeout: Seconds that a new connection may take; libpq treats 1 as 2. A timeout in
+            the fallback's connection string takes precedence.
 
     Raises:
         ValueError: The timeout is not positive.
@@ -232,7 +233,7 @@ def configure_attempts(
 
 
 def record(conn: psycopg.Connection[Any], attempts: Sequence[Attempt]) -> None:
-    """Record attempts, one way or another; raises nothing but what interrupts the process."""
+    """Record or spool attempts; raises nothing but interrupts of the process."""
     for number, attempt in enumerate(attempts):
         try:
             done = _deliver(conn, attempt)
@@ -244,7 +245,7 @@ def record(conn: psycopg.Connection[Any], attempts: Sequence[Attempt]) -> None:
 
 
 async def record_async(conn: psycopg.AsyncConnection[Any], attempts: Sequence[Attempt]) -> None:
-    """Record attempts, one way or another; raises nothing but cancellation and interrupts."""
+    """Record or spool attempts; raises nothing but cancellation and interrupts."""
     for number, attempt in enumerate(attempts):
         try:
             done = await _deliver_async(conn, attempt)
@@ -321,7 +322,7 @@ def _usable(conn: AnyConnection) -> bool:
 
 def _record_gen(pgconn: pq.abc.PGconn, attempt: Attempt) -> PQGen[None]:
     # One message of the simple query protocol, as for the context: safe behind a pooler. The entry
-    # is ASCII, and so escaped it is read alike whatever standard_conforming_strings is.
+    # is ASCII, and escaped like this it does not depend on standard_conforming_strings.
     literal = attempt.entry(late=False).replace("\\", "\\\\").replace("'", "''")
     pgconn.send_query(
         "begin isolation level read committed read write; set local lock_timeout = '5s';"
@@ -348,7 +349,7 @@ def _second(
 def _second(
     conn: AnyConnection, refused: psycopg.Error | None
 ) -> str | ConnectionPool[Any] | AsyncConnectionPool[Any] | None:
-    """Return what to reach the database by when the request's connection will not do, if any."""
+    """Return another way to reach the database when the request's connection failed, if any."""
     if refused is not None:
         _logger.warning("a connection did not record an attempt: %s", _name(refused))
     if time.monotonic() < _settings.wait_until:
@@ -358,13 +359,13 @@ def _second(
     if isinstance(fallback, str):
         return with_timeout(fallback, timeout)
     if fallback is not None:
-        # Whoever gives a pool has imported it; the others do without.
+        # A caller that passes a pool has imported psycopg_pool; others may not have it.
         from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
         is_async = isinstance(conn, psycopg.AsyncConnection)
         if isinstance(fallback, AsyncConnectionPool if is_async else ConnectionPool):
             return fallback
-    # What the server refuses on one connection it refuses on the next.
+    # If the server refused it on one connection, it will on the next.
     if refused is not None and not is_passing(refused):
         return None
     parameters = conn.info.get_parameters()
@@ -385,18 +386,18 @@ def _name(error: BaseException) -> str:
 
 
 def is_passing(error: psycopg.Error) -> bool:
-    """Say whether an error is the connection's or the server's state, not the statement's."""
+    """Return whether an error is due to the connection or the server, not the statement."""
     state = error.sqlstate or ""
     return not state or state.startswith(("08", "40", "53", "55", "57", "58"))
 
 
 def _keep(attempts: Sequence[Attempt]) -> None:
-    """Put attempts into the spool file; what even that cannot take goes to the log."""
+    """Put attempts into the spool file; if that fails, write them to the log."""
     try:
         path = spool_path()
         append_lines(path, [attempt.entry(late=True).encode() for attempt in attempts])
         _logger.warning(
-            "%d attempt(s) reached no database and wait in %s for pgaudit-wf spool read",
+            "%d attempt(s) could not reach the database and wait in %s for pgaudit-wf spool read",
             len(attempts),
             path,
         )

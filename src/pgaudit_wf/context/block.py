@@ -1,6 +1,6 @@
 """Transactions that carry a request's context, on psycopg connections, sync and async.
 
-The transaction is psycopg's own. What is added is that the statements which begin or end it travel
+The transaction is psycopg's own, except that the statements which begin or end it are sent together
 with those that set the context, in one message of the simple query protocol: one round trip,
 nothing prepared, safe behind a transaction pooler.
 """
@@ -30,6 +30,7 @@ from pgaudit_wf.context.psycopg_transaction import AsyncContextTransaction, Cont
 from pgaudit_wf.context.values import (
     EMPTY,
     FIELDS,
+    READ_TRANSACTION,
     ContextFields,
     RequestContext,
     current_context,
@@ -64,13 +65,13 @@ _logger = logging.getLogger("pgaudit_wf.request")
 
 @dataclass(slots=True)
 class _Attempts:
-    """What the outermost block of a connection records when it is over, however it ends."""
+    """Attempts that the outermost block of a connection records when it ends, however it ends."""
 
     pending: list[Attempt] = field(default_factory=list)
     failures: list[BaseException] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenBlock:
     """The innermost `request_context` of a connection."""
 
@@ -79,6 +80,7 @@ class OpenBlock:
     action: str
     record_failure: bool
     attempts: _Attempts
+    token: str | None
 
 
 open_blocks: WeakKeyDictionary[AnyConnection, OpenBlock] = WeakKeyDictionary()
@@ -91,7 +93,7 @@ def active_context(conn: AnyConnection) -> RequestContext | None:
 
 
 def quoter(conn: AnyConnection) -> Callable[[str], str]:
-    """Return a function that makes literals as this connection's settings and encoding need them.
+    """Return a function that writes literals for this connection's settings and encoding.
 
     The function raises InvalidContextError for text that the client encoding cannot express.
     """
@@ -99,7 +101,7 @@ def quoter(conn: AnyConnection) -> Callable[[str], str]:
     escaping = pq.Escaping(conn.pgconn)
 
     def quote(text: str) -> str:
-        # Most values are plain, and asking libpq about each is what takes the time.
+        # Most values are plain, and calling libpq for each is what costs time.
         if text.isascii() and "'" not in text and "\\" not in text:
             return f"'{text}'"
         try:
@@ -114,7 +116,7 @@ def quoter(conn: AnyConnection) -> Callable[[str], str]:
 
 
 class _Block:
-    """What a block does on any connection, short of waiting for it."""
+    """The part of a block that is the same for sync and async connections."""
 
     def __init__(
         self,
@@ -127,7 +129,7 @@ class _Block:
         self._transaction = transaction
         self._action = None if action is None else check_action(action)
         self._record_failure = record_failure
-        # Refuses what is not valid before anything is sent, and once only.
+        # Validates once, before anything is sent.
         self._own = EMPTY.merge(given, **fields)
         self._cleared: ContextFields = {}
         for name, value in fields.items():
@@ -135,6 +137,7 @@ class _Block:
                 self._cleared[name] = None  # type: ignore[literal-required]
         self._outer: OpenBlock | None = None
         self._active: OpenBlock | None = None
+        self._replaced: RequestContext | None = None
 
     @property
     def _status(self) -> int:
@@ -159,7 +162,7 @@ class _Block:
             raise ConnectionUnusableError(
                 "the connection is busy with another statement; let it finish first"
             )
-        # psycopg would make a savepoint here and never commit: the block's promise broken.
+        # psycopg would make a savepoint here and never commit, breaking the block's promise.
         if self._status == pq.TransactionStatus.INTRANS and not conn._num_transactions:
             raise TransactionInProgressError(
                 "the connection is already in a transaction, begun by hand or by an earlier "
@@ -173,10 +176,10 @@ class _Block:
         return self._status != pq.TransactionStatus.IDLE and conn not in open_blocks
 
     def _prepare(self, found: RequestContext | None) -> OpenBlock:
-        """Decide on the context, and on the statements at the block's begin and end.
+        """Determine the context, and the statements at the block's beginning and end.
 
         Args:
-            found: The context of a transaction that somebody else began, if the block joins one.
+            found: The context of a transaction begun outside of blocks, if the block joins one.
         """
         conn = self._transaction.connection
         bound = current_context()
@@ -184,7 +187,7 @@ class _Block:
         if self._outer is None:
             base = bound
         else:
-            # What has been bound since the outer block began is nearer than what it was given.
+            # Values bound since the outer block began take precedence over the block's own.
             news = {
                 name: getattr(bound, name)
                 for name in (*FIELDS, "attest")
@@ -193,14 +196,15 @@ class _Block:
             base = self._outer.context.merge(**news)
         context = base.merge(self._own, **self._cleared)
         quote = quoter(conn)
-        before = self._outer.context if self._outer else found
+        outer = self._outer
+        token = outer.token if outer else None
+        self._replaced = before = outer.context if outer else found
         if before is None:
             self._transaction.before, self._transaction.after = set_local(context, quote), []
         else:
-            self._transaction.before = set_local_changes(before, context, quote)
+            self._transaction.before = set_local_changes(before, context, quote, token)
             # Releasing a savepoint keeps what was set in it; rolling back to it does not.
-            self._transaction.after = set_local_changes(context, before, quote)
-        outer = self._outer
+            self._transaction.after = set_local_changes(context, before, quote, token)
         self._active = OpenBlock(
             context,
             bound,
@@ -209,14 +213,26 @@ class _Block:
             if self._record_failure is None
             else self._record_failure,
             outer.attempts if outer else _Attempts(),
+            token,
         )
         return self._active
+
+    def _attest(self, active: OpenBlock, token: str) -> str:
+        """Return the statement that attests the context, now that the transaction has begun."""
+        active.token = token
+        quote = quoter(self._transaction.connection)
+        if self._replaced is not None:
+            self._transaction.after = set_local_changes(
+                active.context, self._replaced, quote, token
+            )
+        signature = active.context.setting("attestation", token) or ""
+        return f"set local app.attestation = {quote(signature)}"
 
     def _entered(self, active: OpenBlock) -> None:
         open_blocks[self._transaction.connection] = active
 
     def _note_failure(self, error: BaseException | None, stage: str) -> None:
-        """Remember what made the block fail, unless an inner block failed of the same."""
+        """Remember why the block failed, unless an inner block failed for the same reason."""
         active = self._active
         if error is None or active is None or not active.record_failure:
             return
@@ -239,7 +255,7 @@ class _Block:
             _logger.error("a failed attempt could not be described: %s", type(trouble).__name__)
 
     def _to_record(self) -> list[Attempt]:
-        """Return what is to be recorded now: nothing before the outermost block is over."""
+        """Return the attempts to record now: none before the outermost block ends."""
         if self._outer is not None or self._active is None:
             return []
         return self._active.attempts.pending
@@ -256,7 +272,7 @@ class _Block:
             return None
         return ContextError(
             f"psycopg {psycopg.__version__} is not supported: it opens transactions in a way that "
-            "this package does not know, so the context would not be set"
+            "this package does not handle, so the context would not be set"
         )
 
     def _check_end(self) -> ContextError | None:
@@ -322,6 +338,14 @@ class ContextBlock(_Block, Generic[Row]):
             self._tx.__exit__(type(error), error, None)
             raise error
         self._entered(active)
+        if active.context.attest is not None and active.token is None:
+            try:
+                cursor = conn.cursor(row_factory=tuple_row)
+                (token,) = cursor.execute(READ_TRANSACTION, prepare=False).fetchone() or ("",)
+                cursor.execute(self._attest(active, token).encode(), prepare=False)
+            except BaseException as failure:
+                self.__exit__(type(failure), failure, failure.__traceback__)
+                raise
         return cast("psycopg.Connection[Row]", conn)
 
     def __exit__(
@@ -380,6 +404,15 @@ class AsyncContextBlock(_Block, Generic[Row]):
             await self._tx.__aexit__(type(error), error, None)
             raise error
         self._entered(active)
+        if active.context.attest is not None and active.token is None:
+            try:
+                cursor = conn.cursor(row_factory=tuple_row)
+                await cursor.execute(READ_TRANSACTION, prepare=False)
+                (token,) = await cursor.fetchone() or ("",)
+                await cursor.execute(self._attest(active, token).encode(), prepare=False)
+            except BaseException as failure:
+                await self.__aexit__(type(failure), failure, failure.__traceback__)
+                raise
         return cast("psycopg.AsyncConnection[Row]", conn)
 
     async def __aexit__(
@@ -443,36 +476,36 @@ def request_context(
         with request_context(conn, actor_id="u_1", org_id="o_1") as conn:
             conn.execute("update api_key set revoked_at = now() where id = %s", [key_id])
 
-    Commits at the end, rolls back if an exception leaves the block. The context is the one bound by
-    `bind`, with `ctx` laid over it and `fields` over both, and ends with the transaction. Inside
-    another block on the same connection, this one is a savepoint: it inherits the outer context,
-    and the outer one is back when it ends. The same holds inside `conn.transaction()`, at the price
-    of one more round trip, which reads what is to be restored.
+    The block commits at the end, and rolls back if an exception leaves it. The context is the one
+    bound by `bind`, with `ctx` merged over it and `fields` over both, and ends with the
+    transaction. Inside another block on the same connection, this one is a savepoint: it inherits
+    the outer context, and the outer context applies again when it ends. The same holds inside
+    `conn.transaction()`, at the cost of one more round trip to read the context to restore.
 
-    If an exception leaves the block, or it cannot be committed, a `failed` event says so, with the
-    context, the exception's class, and the SQLSTATE, table, column and constraint that the database
-    names, never a value or a message. It is recorded when the outermost block is over, in a
-    transaction of its own (see `configure_attempts` for where that is done when the connection is
-    broken), and once, however many blocks the exception passes. A limit that was reached (PA330) is
-    a `denied` event, `<resource_type>.limit_reached`. `psycopg.Rollback`, KeyboardInterrupt and
-    SystemExit are no failures. The exception is raised as it was; recording never raises.
+    If an exception leaves the block, or it cannot be committed, a `failed` event is recorded, with
+    the context, the exception's class, and the SQLSTATE, table, column and constraint that the
+    database names, never a value or a message. It is recorded when the outermost block ends, in a
+    transaction of its own (see `configure_attempts` for what happens if the connection is broken),
+    and only once, however many blocks the exception passes. A reached limit (PA330) becomes a
+    `denied` event, `<resource_type>.limit_reached`. `psycopg.Rollback`, KeyboardInterrupt and
+    SystemExit are not failures. The exception is raised unchanged; recording never raises.
 
     Args:
         conn: A connection outside of any transaction, or inside blocks as described. With
             autocommit or without, from a pool or not. For an AsyncConnection, use `async with`.
-        ctx: The context; its fields that are None are taken from what is bound.
+        ctx: The context; fields that are None are taken from the bound context.
         action: The action of the `failed` event, for example "invoice_payment.failed". Default:
             the outer block's, else "request.failed".
-        record_failure: False for no `failed` event, as where the caller tries again. Default: the
+        record_failure: False for no `failed` event, as when the caller retries. Default: the
             outer block's, else True.
-        **fields: Fields of `RequestContext`; None clears what would be inherited.
+        **fields: Fields of `RequestContext`; None clears the inherited value.
 
     Raises:
         TypeError: A field does not exist.
         ValueError: The action is empty or has more than 255 bytes.
         InvalidContextError: A value is not valid; raised at once, before anything is sent.
         ConnectionUnusableError: On entering: the connection is closed or in pipeline mode.
-        TransactionInProgressError: On entering: somebody else's transaction is open.
+        TransactionInProgressError: On entering: a transaction is open that no block began.
         FailedTransactionError: On entering or leaving: a statement had failed, and the error was
             swallowed.
         TransactionEndedError: On leaving: the transaction was ended inside the block.

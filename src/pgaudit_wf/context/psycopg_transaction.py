@@ -11,11 +11,11 @@ from psycopg.abc import PQGen
 
 
 class CarriesContext:
-    """Mixed into psycopg's transactions: begins and ends them in the message with the context.
+    """Mixin for psycopg's transactions that begins and ends them in one message with the context.
 
-    The statements of psycopg are collected instead of sent, then sent with ours. Should a version
-    of psycopg stop asking for them here, it sends them itself and ours follow; should it stop
-    calling `_enter_gen`, `entered` stays false and the block is refused.
+    The statements of psycopg are collected instead of sent, then sent with ours. If a version of
+    psycopg stops asking for them here, it sends them itself and ours follow; if it stops calling
+    `_enter_gen`, `entered` stays false and the block is refused.
     """
 
     connection: Any

@@ -1,4 +1,4 @@
-"""Record what no table shows: events, attempts that were denied or failed."""
+"""Record events that no table shows, and attempts that were denied or failed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def record_event(
     metadata: Mapping[str, Any] | None = None,
     outcome: str = "succeeded",
 ) -> int | Awaitable[int]:
-    """Record what no table shows, such as an export made or a sign-in refused.
+    """Record an event that no table shows, such as an export or a refused sign-in.
 
     Call it inside a `request_context` block, or the event has no actor. With an AsyncConnection,
     await the result.
@@ -71,10 +71,10 @@ def record_event(
     Args:
         conn: The connection.
         action: What happened, as `resource.past_participle`.
-        resource_type: What kind of thing it happened to.
-        resource_id: Which one.
-        before: The state before, as anything that JSON can hold.
-        after: The state after; the log keeps the difference of both.
+        resource_type: The type of resource it happened to.
+        resource_id: The id of the resource.
+        before: The state before, as any value that JSON can represent.
+        after: The state after; the log keeps the difference between the two.
         metadata: Anything else worth keeping.
         outcome: "succeeded", "failed" or "denied".
 
@@ -94,7 +94,7 @@ def record_event(
         "outcome": outcome,
     }
     given = {name: value for name, value in arguments.items() if value is not None}
-    # What is not given is left out, so that the function's own defaults hold.
+    # Omitted arguments take the SQL function's own defaults.
     query = sql.SQL("select pgaudit_wf.record_event({})").format(
         sql.SQL(", ").join(
             sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name))
@@ -158,19 +158,19 @@ def record_denied(
             record_denied(conn, "report.export_denied", resource_type="report", resource_id="r_1")
             raise PermissionError
 
-    Inside a `request_context` block the event is recorded when the outermost block is over, whether
-    it commits or not, in a transaction of its own; elsewhere at once, with the context bound. It
-    raises no database error: what the connection cannot take goes where `configure_attempts` says.
+    Inside a `request_context` block the event is recorded when the outermost block ends, whether
+    it commits or not, in a transaction of its own; elsewhere at once, with the bound context. It
+    raises no database errors: if the connection cannot record it, `configure_attempts` applies.
     With an AsyncConnection, await it.
 
     Args:
         conn: The connection.
-        action: What was refused.
-        resource_type: What kind of thing it was about.
-        resource_id: Which one.
-        metadata: Anything else worth keeping; what JSON cannot hold is turned into text.
-        at_once: True: record it before this returns, over a second connection if this one is in a
-            transaction. For denials that must be known while a long block still runs.
+        action: The refused action.
+        resource_type: The type of resource it was about.
+        resource_id: The id of the resource.
+        metadata: Anything else worth keeping; values that JSON cannot represent become text.
+        at_once: Record it before returning, on a second connection if this one is in a
+            transaction; for denials that must be visible while a long block is still running.
 
     Raises:
         ValueError: The action is empty or has more than 255 bytes.
@@ -190,14 +190,14 @@ def record_denied(
 def record_failed(
     conn: AnyConnection, error: BaseException, *, action: str = REQUEST_FAILED
 ) -> Awaitable[None] | None:
-    """Record a failure outside of `request_context`, as that would have, with the context bound.
+    """Record a failure outside of `request_context` as the block would, with the bound context.
 
-    For code whose transactions somebody else makes, as SQLAlchemy; call it after the rollback.
+    For code whose transactions are managed elsewhere, as by SQLAlchemy; call it after rollback.
     With an AsyncConnection, await it.
 
     Args:
         conn: The driver's connection; one in a transaction is left alone, see `record_denied`.
-        error: What was raised.
+        error: The exception that was raised.
         action: The action of the event.
 
     Raises:
@@ -222,4 +222,4 @@ def _record_or_queue(
 
 
 async def _nothing() -> None:
-    """Be what is awaited where all is done."""
+    """Return at once; the async API awaits this when nothing is left to do."""

@@ -1,4 +1,4 @@
-"""The file that keeps attempts while no database can be reached."""
+"""The file that keeps attempts while the database cannot be reached."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def spool_path() -> Path:
     """Return the spool file that is in use, whether it exists or not.
 
     Raises:
-        RuntimeError: None is configured, and there is no home directory.
+        RuntimeError: No file is configured, and there is no home directory.
     """
     if configured.path is not None:
         return configured.path
@@ -48,9 +48,9 @@ def spool_path() -> Path:
 
 
 def append_lines(path: Path, lines: Sequence[bytes]) -> None:
-    """Append lines to a file that other processes append to and take away at the same time.
+    """Append lines to a file that other processes append to and remove at the same time.
 
-    All of them are on the disk when this returns, and none is if it raises.
+    When this returns, all lines are on disk; if it raises, none are.
 
     Raises:
         OSError: The file cannot be written.
@@ -63,7 +63,7 @@ def append_lines(path: Path, lines: Sequence[bytes]) -> None:
             size = os.fstat(fd).st_size
             data = b"".join(line + b"\n" for line in lines)
             if size and os.pread(fd, 1, size - 1) != b"\n":
-                # Somebody was cut off in the middle of a line.
+                # Another process was interrupted in the middle of a line.
                 data = b"\n" + data
             try:
                 while data:
@@ -79,7 +79,7 @@ def append_lines(path: Path, lines: Sequence[bytes]) -> None:
 
 @contextmanager
 def _locked(path: Path, flags: int, *, wait: bool = True) -> Iterator[int | None]:
-    """Open and lock a file; None if it is not the one at that path any more."""
+    """Open and lock a file; None if the path refers to another file by now."""
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -105,13 +105,13 @@ def _sync_directory(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SpoolReading:
-    """What became of the attempts in a spool file.
+    """How many attempts of a spool file were recorded.
 
     Attributes:
-        recorded: Attempts that are events now.
-        known: Attempts that had been recorded before.
-        rejected: Lines that are no attempt, or that the database will never take; they are kept in
-            a file beside the spool file, whose name ends with `.rejected`.
+        recorded: Attempts that were recorded as events.
+        known: Attempts that had already been recorded.
+        rejected: Lines that are not attempts, or that the database will never accept; they are
+            kept in a file next to the spool file, whose name ends with `.rejected`.
     """
 
     recorded: int = 0
@@ -120,7 +120,7 @@ class SpoolReading:
 
 
 def spooled(path: Path | None = None) -> list[dict[str, Any]]:
-    """Return the attempts that wait in a spool file, also those left by a reading that was cut off.
+    """Return the attempts that wait in a spool file, including any left by an interrupted reading.
 
     Args:
         path: The spool file; default: `spool_path()`.
@@ -150,9 +150,9 @@ def read_spool(
 ) -> SpoolReading:
     """Record the attempts that wait in a spool file, each exactly once, and empty it.
 
-    May be killed at any point, run again and run by several processes at once, while others append.
-    Each attempt is recorded in a transaction of its own; `occurred_at` of its event is now, and
-    `metadata.attempted_at` says when it was made.
+    It may be killed at any point, repeated, and run by several processes at once while others
+    append. Each attempt is recorded in a transaction of its own; its event's `occurred_at` is the
+    time of recording, and `metadata.attempted_at` the time of the attempt.
 
     Args:
         conn: A connection in autocommit mode of a role that may call record_attempt.
@@ -161,9 +161,9 @@ def read_spool(
 
     Raises:
         ValueError: The connection is not in autocommit mode.
-        psycopg.Error: The database cannot be reached or does not let this role record. Attempts
-            not recorded yet still wait.
-        DatabaseError: As above, where the audit schema says it.
+        psycopg.Error: The database cannot be reached, or this role may not record. Attempts that
+            were not recorded stay in the file.
+        DatabaseError: As above, if the audit schema raised the error.
         OSError: A file cannot be read, moved or removed.
     """
     if not conn.autocommit:
@@ -183,13 +183,13 @@ def read_spool(
                             on_progress()
                 file.unlink()
         except (BlockingIOError, FileNotFoundError):
-            # Another reader has it, or had it.
+            # Another reader has claimed it, or has finished it.
             continue
     return SpoolReading(**counts)
 
 
 def _claim(path: Path) -> None:
-    """Move the spool file away under its lock; who waits to append makes a new one."""
+    """Move the spool file away under its lock; processes waiting to append create a new one."""
     try:
         with _locked(path, os.O_RDONLY) as fd:
             if fd is not None:
@@ -207,7 +207,7 @@ def _read_line(conn: psycopg.Connection[Any], line: bytes, path: Path) -> str:
                     "select pgaudit_wf.record_attempt(%s::jsonb)", [json.dumps(parsed)]
                 ).fetchone()
         except Exception as error:
-            # Anything else may pass, or be mended, and must not cost an attempt.
+            # Any other error may be temporary or be fixed, and must not lose the attempt.
             if not (getattr(error, "sqlstate", None) or "").startswith(("22", "PA008")):
                 raise
         else:

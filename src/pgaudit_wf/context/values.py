@@ -1,4 +1,4 @@
-"""Who is asking: the values that audit rows are attributed to, and the SQL that hands them over.
+"""Who is acting: the values that audit rows are attributed to, and the SQL that sets them.
 
 Nothing here talks to a database. `pgaudit_wf.context.block` and the adapters in
 `pgaudit_wf.integrations` send what this module writes.
@@ -23,7 +23,7 @@ IDENTIFIER_LENGTH = 255
 """Longest actor_id, org_id, api_key_id or correlation_id, in characters; they are indexed."""
 
 USER_AGENT_LENGTH = 1024
-"""Characters of a user agent that are kept; clients choose its length, so the rest is cut off."""
+"""Longest user agent, in characters; clients choose its length, so the rest is cut off."""
 
 _IDENTIFIERS = ("actor_id", "org_id", "api_key_id", "correlation_id")
 
@@ -32,7 +32,7 @@ IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class AttestationKey:
-    """A secret with which the application proves that it, and no injected SQL, set a context.
+    """A secret with which the application proves that it set a context, not injected SQL.
 
     The database needs it too: `select pgaudit_wf.add_attestation_key(key_id, secret)`.
 
@@ -50,19 +50,32 @@ class AttestationKey:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", self.key_id):
             raise InvalidContextError(
-                'an attestation key\'s key_id is 1 to 32 letters, digits, "_" or "-"'
+                'an attestation key\'s key_id must be 1 to 32 letters, digits, "_" or "-"'
             )
         if not isinstance(self.secret, bytes) or len(self.secret) < 32:
-            raise InvalidContextError("an attestation key's secret is at least 32 bytes")
+            raise InvalidContextError("an attestation key's secret must have at least 32 bytes")
 
-    def sign(self, actor_id: str | None, org_id: str | None, correlation_id: str | None) -> str:
+    def sign(
+        self,
+        actor_id: str | None,
+        org_id: str | None,
+        correlation_id: str | None,
+        bound_to: str,
+    ) -> str:
         """Return `app.attestation` for a context: the key's name and an HMAC-SHA256 (RFC 2104).
 
-        What is signed is the text "pgaudit_wf.attest.v1" and then, for each of the three, its
-        length in bytes, a colon and itself, or "-" for none, in UTF-8.
+        The signed message is "pgaudit_wf.attest.v2", followed for each of the four by its length
+        in bytes, a colon and the value, or "-" if there is none, in UTF-8.
+
+        Args:
+            actor_id: As in the context.
+            org_id: As in the context.
+            correlation_id: As in the context.
+            bound_to: What the signature is good for: the transaction, as READ_TRANSACTION reads
+                it, so that another session of the same login cannot use it too.
         """
-        message = b"pgaudit_wf.attest.v1"
-        for value in (actor_id, org_id, correlation_id):
+        message = b"pgaudit_wf.attest.v2"
+        for value in (actor_id, org_id, correlation_id, bound_to):
             data = value.encode() if value else b""
             message += b"%d:%b" % (len(data), data) if data else b"-"
         return f"{self.key_id}:{hmac.new(self.secret, message, hashlib.sha256).hexdigest()}"
@@ -94,27 +107,28 @@ def _check_key(key: object) -> None:
 class RequestContext:
     """Who acts, for which organization, and from where. Every field is optional.
 
-    An empty string means the same as None: the database cannot tell them apart. Text is refused
-    where PostgreSQL cannot hold it (NUL, lone surrogates).
+    An empty string means the same as None: the database cannot distinguish them. Text that
+    PostgreSQL cannot store (NUL, lone surrogates) is refused.
 
     Args:
         actor_id: Identifier of the user or integration that acts; at most 255 characters.
-        actor_label: Its name at this moment, kept in the log for readers of later years.
+        actor_label: Its name at this moment, kept in the log for later readers.
         org_id: Identifier of the organization acted for; at most 255 characters.
         org_label: Its name at this moment.
-        auth_method: How the actor proved itself, for example "session" or "api_key".
+        auth_method: How the actor authenticated, for example "session" or "api_key".
         api_key_id: Identifier of the API key used, never the key; at most 255 characters.
         ip: The client's address, as text or from `ipaddress`. Kept in canonical form: without an
-            IPv6 zone, which has a meaning on one machine only, and with an IPv4-mapped address as
-            the IPv4 address it stands for.
-        country: Where the address is, for example as a two-letter code.
-        user_agent: What the client says it is; cut off after 1,024 characters.
+            IPv6 zone, which is meaningful on one machine only, and an IPv4-mapped address as the
+            IPv4 address.
+        country: The country of the address, for example as a two-letter code.
+        user_agent: The client's own description; cut off after 1,024 characters.
         correlation_id: Ties everything that one request did together; at most 255 characters.
-        reason: Why the change is made; rules may read it to tell actions apart.
+        reason: Why the change is made; rules may use it to choose an action.
         attest: Signs actor, organization and correlation id, so that events say `attested`.
 
     Raises:
-        InvalidContextError: A value is of the wrong type, too long, no address, or no valid text.
+        InvalidContextError: A value has the wrong type, is too long, or is not a valid address or
+            text.
     """
 
     actor_id: str | None = None
@@ -135,7 +149,7 @@ class RequestContext:
         for name in FIELDS:
             value = getattr(self, name)
             if value is not None:
-                # A frozen dataclass leaves no other way to keep the canonical form of a value.
+                # The only way to set an attribute of a frozen dataclass.
                 object.__setattr__(self, name, _canonical(name, value))
 
     def merge(
@@ -145,10 +159,10 @@ class RequestContext:
 
         Args:
             other: Its fields that are None leave this context's values as they are.
-            **changes: Fields of `RequestContext`. Here None counts: it clears the field.
+            **changes: Fields of `RequestContext`; here None clears the field.
 
         Raises:
-            TypeError: A name is no field, or `other` is no context.
+            TypeError: A name is not a field, or `other` is not a context.
             InvalidContextError: As for the class.
         """
         check_names(changes)
@@ -161,7 +175,7 @@ class RequestContext:
             return other or self
         if other is None and self is EMPTY:
             return RequestContext(**changes)
-        # Every request comes by here, so what has been checked already is not checked again.
+        # Every request passes here, so values that were checked before are not checked again.
         merged = object.__new__(RequestContext)
         for name in FIELDS:
             value: Any
@@ -178,14 +192,19 @@ class RequestContext:
         object.__setattr__(merged, "attest", key if "attest" in changes else key or self.attest)
         return merged
 
-    def setting(self, name: str) -> str | None:
-        """Return what the setting `app.<name>` is in this context; None for nothing."""
+    def setting(self, name: str, token: str | None = None) -> str | None:
+        """Return the value of the setting `app.<name>` in this context; None if there is none.
+
+        Args:
+            name: The setting.
+            token: Names the transaction; without it, there is no attestation.
+        """
         if name != "attestation":
             value: str | None = getattr(self, name)
             return value
-        if self.attest is None:
+        if self.attest is None or token is None:
             return None
-        return self.attest.sign(self.actor_id, self.org_id, self.correlation_id)
+        return self.attest.sign(self.actor_id, self.org_id, self.correlation_id, token)
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields that have a value."""
@@ -201,13 +220,16 @@ FIELDS: tuple[str, ...] = tuple(
 SETTINGS: tuple[str, ...] = (*FIELDS, "attestation")
 """The settings of a transaction, each `app.<name>`."""
 
+READ_TRANSACTION = "select pg_backend_pid() || '.' || (extract(epoch from now()) * 1000000)::bigint"
+"""Reads what an attestation is bound to: the backend, and when its transaction began (µs)."""
+
 _NAMES = frozenset((*FIELDS, "attest"))
 
 EMPTY = RequestContext()
 
 
 def check_names(names: Mapping[str, Any]) -> None:
-    """Refuse names that are no field of a context.
+    """Refuse names that are not fields of a context.
 
     Raises:
         TypeError: Says which names are wrong and which are valid.
@@ -215,7 +237,8 @@ def check_names(names: Mapping[str, Any]) -> None:
     if not names.keys() <= _NAMES:
         unknown = sorted(names.keys() - _NAMES)
         raise TypeError(
-            f"no such context field: {', '.join(unknown)}; valid are {', '.join(FIELDS)}, attest"
+            f"unknown context field: {', '.join(unknown)};"
+            f" valid fields are {', '.join(FIELDS)}, attest"
         )
 
 
@@ -230,13 +253,13 @@ def _canonical(name: str, value: object) -> str | None:
     if value == "":
         return None
     if "\0" in value:
-        raise InvalidContextError(f"{name} contains a NUL character, which PostgreSQL cannot hold")
+        raise InvalidContextError(f"{name} contains a NUL character, which PostgreSQL cannot store")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise InvalidContextError(
-                f"{name} contains a lone surrogate at position {error.start}; it is no valid text"
+                f"{name} contains a lone surrogate at position {error.start}; it is not valid text"
             ) from None
     if name == "ip":
         return _canonical_ip(value)
@@ -255,44 +278,55 @@ def _canonical_ip(value: str | IpAddress) -> str:
         address = ipaddress.ip_address(value)
     except ValueError:
         raise InvalidContextError(
-            f"ip {value!r} is no IPv4 or IPv6 address; pass the address alone, "
+            f"ip {value!r} is not an IPv4 or IPv6 address; pass the address alone, "
             f"without a port, network length or host name"
         ) from None
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return str(address.ipv4_mapped)
-        # PostgreSQL's inet knows no zones.
+        # PostgreSQL's inet type has no zones.
         return str(ipaddress.IPv6Address(address.packed))
     return str(address)
 
 
-def set_local(context: RequestContext, quote: Callable[[str], str]) -> list[str]:
+def set_local(
+    context: RequestContext, quote: Callable[[str], str], token: str | None = None
+) -> list[str]:
     """Write the statements that make a context the transaction's own.
 
-    All fields are set, those without a value to the empty string: what an earlier user of the
-    session may have left behind must not be taken for this request's.
+    All fields are set, those without a value to the empty string, so that nothing an earlier user
+    of the session left behind can be taken for this request's.
 
     Args:
-        context: What to set.
-        quote: Makes a SQL literal of a text, in the way that the connection needs it.
+        context: The context to set.
+        quote: Turns a text into a SQL literal for the connection at hand.
+        token: The transaction, as READ_TRANSACTION reads it, where the context is to be attested.
     """
-    return _set_local(SETTINGS, context, quote)
+    return _set_local(SETTINGS, context, quote, token)
 
 
 def set_local_changes(
-    before: RequestContext, after: RequestContext, quote: Callable[[str], str]
+    before: RequestContext,
+    after: RequestContext,
+    quote: Callable[[str], str],
+    token: str | None = None,
 ) -> list[str]:
     """Write the statements that lead from one context of a transaction to another."""
-    changed = [name for name in SETTINGS if before.setting(name) != after.setting(name)]
-    return _set_local(changed, after, quote)
+    changed = [
+        name for name in SETTINGS if before.setting(name, token) != after.setting(name, token)
+    ]
+    return _set_local(changed, after, quote, token)
 
 
 def _set_local(
-    names: tuple[str, ...] | list[str], context: RequestContext, quote: Callable[[str], str]
+    names: tuple[str, ...] | list[str],
+    context: RequestContext,
+    quote: Callable[[str], str],
+    token: str | None,
 ) -> list[str]:
     # set_config() takes parameters, but on Citus only SET LOCAL reaches the workers, and it is
     # cheaper too.
-    values = ((name, context.setting(name)) for name in names)
+    values = ((name, context.setting(name, token)) for name in names)
     return [
         f"set local app.{name} = {quote(value)}" if value else f"set local app.{name} = ''"
         for name, value in values
@@ -314,20 +348,20 @@ def current_context() -> RequestContext:
 def bind(ctx: _Source | None = None, /, **changes: Unpack[ContextFields]) -> Iterator[None]:
     """Bind a context to this thread or asyncio task, for `request_context` and the adapters.
 
-    What is bound inside another `bind` is laid over it, see `RequestContext.merge`. Tasks started
-    inside inherit it; other tasks and threads see nothing of it.
+    A context bound inside another `bind` is merged over it, see `RequestContext.merge`. Tasks
+    started inside inherit it; other tasks and threads do not see it.
 
     Args:
-        ctx: A context, or a function that returns one whenever the context is asked for: for
-            what is not known yet when the block begins.
-        **changes: Fields of `RequestContext`; None clears what an outer block has bound.
+        ctx: A context, or a function that returns one whenever the context is needed, for values
+            that are not known yet when the block begins.
+        **changes: Fields of `RequestContext`; None clears the value that an outer block bound.
 
     Raises:
-        TypeError: A name is no field, or `ctx` is neither a context nor a function.
+        TypeError: A name is not a field, or `ctx` is neither a context nor a function.
         InvalidContextError: As for `RequestContext`.
     """
     outer = _bound.get()
-    # What a function returns can only be checked later; the rest is checked here.
+    # A function's result can only be checked later; the rest is checked here.
     EMPTY.merge(None if callable(ctx) else ctx, **changes)
     source: _Source
     if isinstance(outer, RequestContext) and (ctx is None or isinstance(ctx, RequestContext)):

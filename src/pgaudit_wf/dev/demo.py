@@ -54,13 +54,13 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Day:
-    """What is left of the day.
+    """The results of the day.
 
     `trail` is oldest first. `workflow_before` is how the workflow `workflow_id` was at
     `before`, rebuilt from the log, and `workflow_now` how it is. `versions` are the workflow's,
-    newest first; `run` is one of its runs, and `restored` what the restore in between put back.
-    `seen_by_owner` counts the entries that Ana may read; `refusal` is what Bo is told before he is
-    an admin.
+    newest first; `run` is one of its runs, and `restored` what the restore in between restored.
+    `seen_by_owner` counts the entries that Ana may read; `refusal` is the message Bo gets before
+    becoming an admin.
     """
 
     dsn: str
@@ -344,7 +344,7 @@ class _Application:
                 )
 
     def _use_key(self, workflow: str) -> None:
-        # Each call of the API touches the key, which is no event; what the call does is one.
+        # Each call of the API touches the key, which is not an event; what the call does is one.
         for _ in range(5):
             with self._request(CI) as conn:
                 conn.execute("update api_key set last_used_at = now() where id = 'k_ci'")

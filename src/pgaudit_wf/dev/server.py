@@ -1,4 +1,4 @@
-"""Name of the server's superuser, whatever operating system user it runs as."""
+"""A PostgreSQL server for development and tests, in a directory of its own."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from pgaudit_wf.dev.binaries import (
 )
 
 SUPERUSER = "postgres"
+"""Name of the server's superuser, independent of the operating system user."""
 
 _PORT = 5432  # only part of the socket's file name, as the directory is the server's own
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 
-# Runs beside the server with our end of a pipe as its input. A line means that we have cleaned up
-# by ourselves; end of file means that we died, however that came about.
+# Runs next to the server with our end of a pipe as its input. A line means that we have cleaned up
+# ourselves; end of file means that our process ended in any other way.
 _WATCHER = """
 if read -r _; then exit 0; fi
 pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)

@@ -1,4 +1,4 @@
-"""The trail as files for others."""
+"""The trail as files for other programs."""
 
 from pgaudit_wf.export.trail import (
     CSV_COLUMNS,

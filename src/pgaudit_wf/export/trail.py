@@ -3,9 +3,9 @@
     with open("trail.csv", "w", newline="") as file:
         export_trail(conn, "csv", file, filters={"org_id": "o_1"})
 
-Events go out as they come in, newest first, so memory does not grow with their number; and the
-export itself is in the trail: `audit.export_started` before the first of them, `audit.exported`
-with their number after the last.
+Events are streamed, newest first, so memory does not grow with their number. The export itself is
+recorded in the trail: `audit.export_started` before the first event, `audit.exported` with their
+number after the last.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ Context: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 _PAGE = 250
 OCSF_VERSION = "1.6.0"
-# The cursor is of use only to whoever reads on.
+# The cursor is only useful for reading on.
 CSV_COLUMNS = tuple(f.name for f in dataclasses.fields(TrailEntry) if f.name != "cursor")
-# A spreadsheet takes what begins so for a formula; full-width signs are the same to some.
+# Spreadsheets take text that starts like this for a formula; some treat full-width signs alike.
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
@@ -61,19 +61,19 @@ def export_trail(
     reading: Context = nullcontext,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Write the trail to a file; return how many events.
+    """Write the trail to a file; return the number of events.
 
-    It holds what was there when it began. That it is made, and how it ended, is recorded with the
-    context of the transactions that `reading` opens.
+    It contains the events that existed when it began. Its start and its outcome are recorded with
+    the context of the transactions that `reading` opens.
 
     Args:
         conn: A connection in autocommit mode.
         format: csv, ndjson, or ocsf (one OCSF event a line).
-        file: Where to; for csv opened with `newline=""`.
+        file: The file to write to; for csv opened with `newline=""`.
         filters: See `TrailFilter`.
-        archives: Archives to read besides the log, as from `list_archives`.
-        reading: Makes the context of each transaction, such as a `request_context`.
-        progress: Called with the number of events written so far, now and then.
+        archives: Archives to read in addition to the log, as from `list_archives`.
+        reading: Provides the context of each transaction, such as a `request_context`.
+        progress: Called from time to time with the number of events written so far.
 
     Raises:
         AccessDeniedError: The actor may not read the organization's trail.
@@ -82,14 +82,14 @@ def export_trail(
         psycopg.Error: The database could not answer.
     """
     wanted: TrailFilter = {**(filters or {})}
-    told = {name: plain(value) for name, value in wanted.items() if value is not None}
+    recorded = {name: plain(value) for name, value in wanted.items() if value is not None}
     began: datetime
     with translated(), reading():
         _, began = one(
-            conn, "select pgaudit_wf.record_export(%s, %s), now()", [format, dumps(told)]
+            conn, "select pgaudit_wf.record_export(%s, %s), now()", [format, dumps(recorded)]
         )
     until = wanted.get("until")
-    # Its own record, and what is written meanwhile, would make the number of events a moving one.
+    # Without this bound, its own record and new events would keep adding to the export.
     wanted["until"] = began if until is None else min(until, began)
     written = 0
     ended = "failed"
@@ -103,26 +103,26 @@ def export_trail(
         file.flush()
         ended = "succeeded"
     finally:
-        # Also of what was broken off: it is out.
+        # Record partial exports too: that data has left the database.
         if not conn.closed:
-            _record_end(conn, format, told, written, ended, reading)
+            _record_end(conn, format, recorded, written, ended, reading)
     if progress:
         progress(written)
     return written
 
 
 def _record_end(
-    conn: Connection, format_: str, told: Mapping[str, Json], written: int, ended: str,
+    conn: Connection, format_: str, recorded: Mapping[str, Json], written: int, ended: str,
     reading: Context,
 ) -> None:  # fmt: skip
     try:
         with translated(), reading():
             conn.execute(
                 "select pgaudit_wf.record_export(%s, %s, %s, %s)",
-                [format_, dumps(told), written, ended],
+                [format_, dumps(recorded), written, ended],
             )
     except psycopg.Error:
-        # What broke off the export is the better error.
+        # If the export failed, its own error is more useful.
         if ended == "succeeded":
             raise
 
@@ -136,7 +136,7 @@ def _pages(
         return
     after = None
     while True:
-        # A transaction a page: one for all would keep vacuum from its work.
+        # One transaction per page: a single long one would hold back vacuum.
         with reading():
             page = audit_trail(conn, after=after, page_size=_PAGE, **filters)
         yield from page.entries
@@ -146,14 +146,14 @@ def _pages(
 
 
 def event_writer(format_: Format, file: IO[str]) -> Callable[[TrailEntry], object]:
-    """Return a function that writes an entry to a file; for csv the header is written at once.
+    """Return a function that writes an entry to a file; a csv header is written at once.
 
     Args:
         format_: csv, ndjson, or ocsf.
-        file: Where to; for csv opened with `newline=""`.
+        file: The file to write to; for csv opened with `newline=""`.
 
     Raises:
-        ValueError: There is no such format.
+        ValueError: The format is unknown.
     """
     if format_ == "csv":
         rows = csv.writer(file, lineterminator="\r\n")
@@ -165,11 +165,11 @@ def event_writer(format_: Format, file: IO[str]) -> Callable[[TrailEntry], objec
         return lambda entry: file.write(dumps(_as_object(entry)) + "\n")
     if format_ == "ocsf":
         return lambda entry: file.write(dumps(to_ocsf(entry)) + "\n")
-    raise ValueError(f"no such format: {format_!r}; valid are csv, ndjson, ocsf")
+    raise ValueError(f"unknown format: {format_!r}; valid formats are csv, ndjson, ocsf")
 
 
 def csv_cell(value: object) -> str:
-    """Return a value as the text of a CSV cell that no spreadsheet takes for a formula."""
+    """Return a value as the text of a CSV cell that spreadsheets do not take for a formula."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -177,18 +177,18 @@ def csv_cell(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat()
     text = dumps(value) if isinstance(value, dict | list) else str(value)
-    # Numbers of ours are ids; a text that begins as a formula does gets an apostrophe in front.
+    # Our numbers are ids; text that starts like a formula gets a leading apostrophe.
     return f"'{text}" if isinstance(value, str) and _FORMULA.match(text) else text
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401
-    """Return a moment as text in UTC, and any other value as it is."""
+    """Return a datetime as text in UTC, and any other value unchanged."""
     if not isinstance(value, datetime):
         return value
     try:
         return value.astimezone(UTC).isoformat()
     except OverflowError:
-        # At either end of time, UTC may lie beyond it.
+        # Near the limits of datetime, UTC may be out of range.
         return value.isoformat()
 
 
@@ -247,8 +247,8 @@ def to_ocsf(entry: TrailEntry) -> dict[str, Json]:
     """Return an entry as an OCSF event, version `OCSF_VERSION`.
 
     Accounts become Account Change (3001), sessions Authentication (3002), members of an
-    organization Group Management (3006), the rest API Activity (6003). What OCSF has no place for
-    is under `unmapped`: the diff, the metadata, the database session.
+    organization Group Management (3006), the rest API Activity (6003). Values without an OCSF
+    attribute are under `unmapped`: the diff, the metadata, the database session.
     """
     class_uid, activity, activity_name = _classify(entry)
     class_name, category, category_name = _CLASSES[class_uid]
@@ -308,7 +308,7 @@ def to_ocsf(entry: TrailEntry) -> dict[str, Json]:
         if named := _resource(entry):
             event["resources"] = [named]
     elif class_uid == _GROUP_MANAGEMENT:
-        # It has no place for these, and an event with others than its own is not valid.
+        # This class lacks these attributes, and unknown attributes make an event invalid.
         for name in ("src_endpoint", "http_request"):
             if (value := event.pop(name, None)) is not None:
                 event["unmapped"][name] = value
@@ -356,7 +356,7 @@ def _actor(entry: TrailEntry) -> dict[str, Json]:
     if entry.actor_id or entry.actor_name:
         user = _user(entry.actor_id, entry.actor_name, entry.actor_email)
     else:
-        # Nobody said who: then the login of the database session did it.
+        # No actor given: attribute it to the login of the database session.
         user = _user(None, entry.db_user)
     if entry.api_key_id:
         user["credential_uid"] = entry.api_key_id
@@ -366,7 +366,7 @@ def _actor(entry: TrailEntry) -> dict[str, Json]:
 
 
 def _target(entry: TrailEntry) -> dict[str, Json]:
-    """Return whose account, session or membership it is, as far as the event tells."""
+    """Return the owner of the account, session or membership, if the event identifies one."""
     row = _row(entry)
     for name in ("user_id", "account_id", "actor_id"):
         if isinstance(row.get(name), str | int):
@@ -389,7 +389,7 @@ def _row(entry: TrailEntry) -> Mapping[str, Json]:
 def _endpoint(entry: TrailEntry) -> dict[str, Json]:
     endpoint: dict[str, Json] = {}
     if entry.ip:
-        # The schema has no place for a network.
+        # The schema cannot represent a network.
         endpoint["ip"] = str(ipaddress.ip_interface(entry.ip).ip)
     elif entry.application_name:
         endpoint["svc_name"] = entry.application_name

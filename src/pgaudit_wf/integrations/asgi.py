@@ -1,4 +1,4 @@
-"""ASGI middleware for Starlette, FastAPI, Litestar, Quart and whatever else speaks ASGI."""
+"""ASGI middleware for Starlette, FastAPI, Litestar, Quart and other ASGI frameworks."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class AuditContextMiddleware:
         app: The application; add the middleware inside of what authenticates the request.
         principal: Called with the scope at the beginning of each request; returns who is asking, as
             a RequestContext or as a mapping of its fields, or nothing; or an awaitable of that.
-            What it returns goes before what the middleware found out.
+            Its result takes precedence over what the middleware determined.
         trusted_proxies: Networks in CIDR notation whose X-Forwarded-For is believed; "unix" stands
             for a server that is reached through a Unix socket.
         country_header: A header in which a trusted proxy says what country the client is in.
 
     Raises:
-        ValueError: A trusted proxy is no network.
+        ValueError: A trusted proxy is not an address or network.
     """
 
     def __init__(

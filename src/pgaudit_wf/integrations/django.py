@@ -11,7 +11,7 @@ PGAUDIT_WF_TRUSTED_PROXIES
 PGAUDIT_WF_COUNTRY_HEADER
     A header in which a trusted proxy says what country the client is in, as "CF-IPCountry".
 PGAUDIT_WF_PRINCIPAL
-    Dotted path of a function that takes the request and returns who is asking, as a RequestContext,
+    Dotted path of a function that takes the request and returns who is acting, as a RequestContext,
     a mapping of its fields, or None. Default: `principal`, which looks at `request.user`.
 PGAUDIT_WF_ATTRIBUTE_SELECTS
     True if queries outside of `atomic` call functions that write, see `install`. Default: False.
@@ -39,13 +39,20 @@ from psycopg.pq import TransactionStatus
 from psycopg.sql import Composable
 
 from pgaudit_wf.context.block import active_context, quoter, request_context
-from pgaudit_wf.context.values import EMPTY, RequestContext, bind, current_context, set_local
+from pgaudit_wf.context.values import (
+    EMPTY,
+    READ_TRANSACTION,
+    RequestContext,
+    bind,
+    current_context,
+    set_local,
+)
 from pgaudit_wf.integrations.http import TrustedProxies, correlation_id, header_text
 
 _Answer: TypeAlias = HttpResponseBase | Awaitable[HttpResponseBase]
 _Execute: TypeAlias = Callable[..., object]
 
-# What can change a row outside of a transaction block, after blanks, comments and parentheses.
+# Statements that can change rows outside of a transaction, after blanks, comments, parentheses.
 _WRITES = re.compile(
     r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*"
     r"(?:insert|update|delete|merge|truncate|with|copy|call|do|execute|explain)\b",
@@ -79,7 +86,7 @@ class AuditContextMiddleware:
     The context has the client's ip and user agent, a correlation id (the request's X-Request-ID,
     or else the trace id of its traceparent, or else a new one; the response carries it), and what
     the principal function says. That one is asked when the database is about to be written to,
-    each time anew: a request that signs somebody in is attributed to that user from there on, and
+    each time again: a request that signs a user in is attributed to that user from then on, and
     one that never writes does not load its user for us.
 
     Raises:
@@ -194,7 +201,7 @@ def _attribute(
     driver: psycopg.Connection[Any] = connection.connection
     sql = statement if isinstance(statement, str) else statement.as_string(driver)
     if _ROLLBACK.match(sql):
-        # Back at a savepoint, the settings are what they were there, whatever that was.
+        # Back at a savepoint, the settings have the values that they had there.
         _applied.pop(driver, None)
         return execute(statement, parameters, many, context)
     if active_context(driver) is not None or _status(driver) == TransactionStatus.INERROR:
@@ -227,5 +234,9 @@ def _carry(driver: psycopg.Connection[Any], wanted: RequestContext) -> None:
     if _status(driver) == TransactionStatus.IDLE:
         _applied[driver] = EMPTY
     if _applied.get(driver) != wanted:
-        driver.cursor().execute("; ".join(set_local(wanted, quoter(driver))).encode())
+        cursor = driver.cursor()
+        token = None
+        if wanted.attest is not None:
+            (token,) = cursor.execute(READ_TRANSACTION).fetchone() or (None,)
+        cursor.execute("; ".join(set_local(wanted, quoter(driver), token)).encode())
         _applied[driver] = wanted

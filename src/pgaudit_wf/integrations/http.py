@@ -1,4 +1,4 @@
-"""What the web adapters share: which header values can be believed, and how far."""
+"""Shared by the web adapters: which header values can be trusted, and how far."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pgaudit_wf.context.values import IpAddress
 UNIX = "unix"
 """Stands for a peer without an address, as on a Unix socket, among trusted proxies."""
 
-# What goes back into a response header and into logs is kept to harmless characters.
+# Goes back into a response header and into logs, so only harmless characters are allowed.
 _CORRELATION_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
 class TrustedProxies:
-    """The proxies whose word about the client's address is taken.
+    """The proxies whose statements about the client's address are trusted.
 
     Args:
-        networks: Addresses and networks in CIDR notation, and "unix" for whoever connects through
+        networks: Addresses and networks in CIDR notation, and "unix" for peers that connect through
             a Unix socket.
 
     Raises:
@@ -36,7 +36,7 @@ class TrustedProxies:
         self._networks = [ipaddress.ip_network(entry) for entry in entries if entry != UNIX]
 
     def trusts(self, address: IpAddress | None) -> bool:
-        """Tell whether a peer is one of the proxies; None is a peer without an address."""
+        """Return whether a peer is one of the proxies; None is a peer without an address."""
         if address is None:
             return self._unix
         return any(
@@ -44,7 +44,7 @@ class TrustedProxies:
         )
 
     def trusts_peer(self, peer: str | None) -> bool:
-        """Tell whether a connection comes from one of the proxies."""
+        """Return whether a connection comes from one of the proxies."""
         return self.trusts(parse_address(peer))
 
     def client_ip(self, peer: str | None, forwarded_for: Sequence[str]) -> str | None:
@@ -59,7 +59,7 @@ class TrustedProxies:
             return str(address) if address else None
         for entry in reversed(",".join(forwarded_for).split(",")):
             hop = parse_address(entry)
-            # Whatever stands left of an unreadable entry has nobody to vouch for it.
+            # No trusted proxy vouches for entries to the left of an unreadable one.
             if hop is None:
                 break
             address = hop

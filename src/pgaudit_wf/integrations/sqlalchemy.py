@@ -13,7 +13,14 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.orm import sessionmaker
 
 from pgaudit_wf.context.block import AnyConnection, quoter
-from pgaudit_wf.context.values import EMPTY, SETTINGS, RequestContext, current_context, set_local
+from pgaudit_wf.context.values import (
+    EMPTY,
+    READ_TRANSACTION,
+    SETTINGS,
+    RequestContext,
+    current_context,
+    set_local,
+)
 from pgaudit_wf.errors import AutocommitError
 
 if TYPE_CHECKING:
@@ -39,7 +46,7 @@ def install(target: Target) -> None:
         target: An engine or a session factory bound to one, sync or async.
 
     Raises:
-        TypeError: The target is none of these, or a factory that is bound to no engine.
+        TypeError: The target is none of these, or a factory without an engine.
         ValueError: The engine is not for PostgreSQL.
     """
     engine = _engine_of(target)
@@ -67,7 +74,7 @@ def _on_begin(conn: Connection, *_: object) -> None:
 
 
 def _on_rollback_savepoint(conn: Connection, *_: object) -> None:
-    # The settings go back to what they were at the savepoint, whatever that was.
+    # The settings return to the values that they had at the savepoint.
     conn.info[_KEY] = None
 
 
@@ -95,13 +102,16 @@ def _on_execute(
 
 
 def _set(conn: Connection, context: RequestContext) -> None:
+    token = None
+    if context.attest is not None:
+        token = conn.exec_driver_sql(READ_TRANSACTION).scalar_one()
     if conn.dialect.driver in ("psycopg", "psycopg_async"):
         quote = quoter(cast("AnyConnection", conn.connection.driver_connection))
         conn.exec_driver_sql(
-            "; ".join(set_local(context, quote)), execution_options={"no_parameters": True}
+            "; ".join(set_local(context, quote, token)), execution_options={"no_parameters": True}
         )
     else:
-        conn.execute(_SET_CONFIG, {name: context.setting(name) or "" for name in SETTINGS})
+        conn.execute(_SET_CONFIG, {name: context.setting(name, token) or "" for name in SETTINGS})
 
 
 _LISTENERS: dict[str, Callable[..., None]] = {

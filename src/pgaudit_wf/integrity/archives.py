@@ -1,4 +1,4 @@
-"""Archived events against the tree, which outlives them."""
+"""Archived events checked against the tree, which outlives them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _time(at: datetime) -> str:
 def _address(conn: Connection, ip: str | None) -> str | None:
     if ip is None or ":" not in ip:
         return ip
-    # Libraries differ in how they shorten an IPv6 address.
+    # Libraries abbreviate IPv6 addresses differently.
     return str(one(conn, "select json_build_array(%s::inet) ->> 0", [ip])[0])
 
 
@@ -53,8 +53,8 @@ def archived_row(conn: Connection, url: str, event_id: int) -> leaves.EventText:
     """Return an event's row from the archives under a path or URL.
 
     Raises:
-        ProofError: It is in none of them.
-        ArchiveError: They cannot be read.
+        ProofError: None of them contains the event.
+        ArchiveError: An archive cannot be read.
     """
     for archive in list_archives(url):
         if archive.manifest["first_id"] <= event_id <= archive.manifest["last_id"]:
@@ -62,20 +62,20 @@ def archived_row(conn: Connection, url: str, event_id: int) -> leaves.EventText:
                 for archived in batch:
                     if archived.id == event_id:
                         return _row(conn, archived)
-    raise ProofError(f"event {event_id} is in no archive there")
+    raise ProofError(f"event {event_id} is not in any archive there")
 
 
 def verify_archives(conn: Connection, url: str, report: Report) -> None:
-    """Check archived events against their leaves; adds to a report what `verify` made before.
+    """Check archived events against their leaves, adding to a report of `verify`.
 
     Args:
         conn: The owner's connection, in autocommit mode.
         url: Path or URL of the archives.
-        report: Gets the number of events that hold, and the problems.
+        report: Receives the number of valid events, and the problems.
 
     Raises:
         ArchiveError: An archive cannot be read.
-        psycopg.Error: What the database says.
+        psycopg.Error: The database could not answer.
     """
     gone = 0
     with translated():
@@ -89,8 +89,8 @@ def verify_archives(conn: Connection, url: str, report: Report) -> None:
                 for row, known in _with_leaves(conn, batch):
                     if known is None:
                         if first < row.id < last:
-                            _add(report, "inserted", f"event {row.id} in {archive.url} was put in:"
-                                 " it is not among those sealed", None, row.id)  # fmt: skip
+                            _add(report, "inserted", f"event {row.id} in {archive.url} was"
+                                 " inserted: it was never sealed", None, row.id)  # fmt: skip
                         continue
                     index, salt, stored, is_live = known
                     item = Item(index, (str(row.id), str(row.tx_id), ""), salt, None, None)
@@ -102,8 +102,8 @@ def verify_archives(conn: Connection, url: str, report: Report) -> None:
                     report.archived += 1
                     gone += not is_live
     if gone < report.pruned:
-        _add(report, "removed", f"{report.pruned - gone} events that retention let go of are in no"
-             f" archive in {url}", None, None)  # fmt: skip
+        _add(report, "removed", f"{report.pruned - gone} events that retention pruned are not"
+             f" in any archive in {url}", None, None)  # fmt: skip
 
 
 def _add(report: Report, kind: Any, message: str, index: int | None, event: int | None) -> None:  # noqa: ANN401

@@ -1,11 +1,11 @@
-"""Leaves of the tree: what of an event or a version is sealed, and how it is written.
+"""Leaves of the tree: the content of an event or a version that is sealed, and its encoding.
 
-docs/integrity.md describes the same for whoever writes a checker; change both, and the format's
-number with them.
+docs/integrity.md specifies the same for authors of checkers; change both together, and the
+format's number with them.
 
-A leaf is the RFC 8785 form of an object of strings, booleans, nulls and lists of strings. What may
-tell who somebody is (name, address, browser, each value of a diff, metadata) is in it as a
-commitment only: SHA-256(key || text), with key = SHA-256(salt || name of the part), and a salt of
+A leaf is the RFC 8785 form of an object of strings, booleans, nulls and lists of strings. Values
+that may identify a person (name, address, browser, each value of a diff, metadata) are included as
+commitments only: SHA-256(key || text), with key = SHA-256(salt || name of the part), and a salt of
 16 random bytes for each leaf. Erasing a value keeps its commitment and destroys salt and key.
 """
 
@@ -30,7 +30,7 @@ VERSION_FORMAT = "pgaudit_wf.workflow_version/1"
 
 
 class VersionRow(NamedTuple):
-    """A row of the history, all as PostgreSQL prints it, in the order in which it is read."""
+    """A row of the history as PostgreSQL prints it, in the order in which it is read."""
 
     workflow_id: str
     version: str
@@ -53,10 +53,10 @@ class VersionRow(NamedTuple):
 EventText: TypeAlias = EventRow[str, str]
 Row: TypeAlias = EventText | VersionRow
 Leaf = dict[str, object]
-# The parts of a leaf that are in it as commitments: name of the part, its text.
+# The parts of a leaf that are included as commitments: name of the part, its text.
 Parts = list[tuple[str, str]]
 
-# Numbers are skipped over as text: jsonb's may have more digits than Python reads.
+# Numbers are skipped as text: those of jsonb may have more digits than Python converts.
 _scan = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
@@ -66,7 +66,7 @@ _ROW_ENDS = {_ADD: "}}", _REMOVE: '}, "path": ""}'}
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is left of a part after an erasure: its key, or where it was erased its commitment."""
+    """The remains of a part after an erasure: its key or, if it was erased, its commitment."""
 
     key: bytes | None
     commitment: bytes | None
@@ -76,11 +76,11 @@ def canonical(leaf: object) -> bytes:
     """Return a leaf in its RFC 8785 form.
 
     Raises:
-        DefinitionError: It holds what has no such form.
+        DefinitionError: It contains a value without such a form.
     """
     text = _encode(leaf)
     if text.isascii():
-        # Nothing is left to do for texts and truth values in ASCII.
+        # ASCII texts and booleans need no further encoding.
         return text.encode()
     try:
         return rfc8785.dumps(leaf)  # type: ignore[arg-type]
@@ -124,10 +124,10 @@ def _members(text: str, at: int) -> tuple[list[str], int]:
 
 
 def diff_parts(diff: str) -> list[str] | str:
-    """Cut a diff, as jsonb is printed, into the texts that are committed to one by one.
+    """Split a diff, as jsonb is printed, into the texts that get a commitment each.
 
-    An operation is a part. Of one that adds or removes a whole row, the operation's name is a part
-    and each of the row's columns. A diff that is no list is one part: it is returned as it is.
+    An operation is a part. If it adds or removes a whole row, its parts are the operation's name
+    and each of the row's columns. A diff that is not a list is one part, returned as it is.
     """
     if diff[0] != "[":
         return diff
@@ -151,7 +151,7 @@ def diff_parts(diff: str) -> list[str] | str:
 
 
 def metadata_parts(metadata: str) -> list[str] | str:
-    """Cut metadata, as jsonb is printed, into its members; what is no object is one part."""
+    """Split metadata, as jsonb is printed, into its members; anything but an object is one part."""
     return _members(metadata, 1)[0] if metadata[0] == "{" else metadata
 
 
@@ -176,7 +176,7 @@ def event_parts(row: EventText) -> Parts:
 
 
 def version_parts(row: VersionRow) -> Parts:
-    """Return the parts of a version's leaf; a snapshot that was let go is none."""
+    """Return the parts of a version's leaf; a pruned snapshot is not among them."""
     parts = [("change", row.change), ("who", who_text(row.actor_label))]
     if row.snapshot is not None:
         parts.append(("snapshot", row.snapshot))

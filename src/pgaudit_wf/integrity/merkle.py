@@ -23,7 +23,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def subtree_root(hashes: Sequence[bytes]) -> bytes:
-    """Return the root over some hashes; of none, the empty tree's."""
+    """Return the root over some hashes; without any, the root of the empty tree."""
     level = list(hashes)
     if not level:
         return EMPTY_ROOT
@@ -43,7 +43,7 @@ def _split(size: int) -> int:
 
 
 def range_root(start: int, end: int, node: Node) -> bytes:
-    """Return the root over leaves start to end (exclusive), where start is where a subtree begins.
+    """Return the root over leaves start to end (exclusive); a subtree must begin at start.
 
     Raises:
         ValueError: The range is empty.
@@ -67,7 +67,7 @@ def inclusion_proof(index: int, size: int, node: Node) -> list[bytes]:
     """Return the hashes that lead from leaf index to the root of the tree of size leaves.
 
     Raises:
-        ValueError: There is no such leaf in that tree.
+        ValueError: The tree has no such leaf.
     """
     if not 0 <= index < size:
         raise ValueError(f"there is no leaf {index} in a tree of {size}")
@@ -91,7 +91,7 @@ def consistency_proof(old_size: int, size: int, node: Node) -> list[bytes]:
         ValueError: The old tree is empty, or larger than the new one.
     """
     if not 0 < old_size <= size:
-        raise ValueError(f"no proof leads from a tree of {old_size} to one of {size}")
+        raise ValueError(f"a tree of {size} leaves cannot continue one of {old_size}")
     proof: list[bytes] = []
     start, end = 0, size
     while end != old_size:
@@ -103,7 +103,7 @@ def consistency_proof(old_size: int, size: int, node: Node) -> list[bytes]:
             proof.append(range_root(start, middle, node))
             start = middle
     if start:
-        # The old tree is not a complete subtree of the new one, so its last part has to be told.
+        # The old tree is not a complete subtree of the new one, so its last part must be included.
         proof.append(range_root(start, end, node))
     return proof[::-1]
 
@@ -112,7 +112,7 @@ def root_from_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[byte
     """Return the root that an inclusion proof leads to (RFC 9162, section 2.1.3.2).
 
     Raises:
-        ValueError: The proof is too long or too short, or there is no such leaf.
+        ValueError: The proof is too long or too short, or the tree has no such leaf.
     """
     if not 0 <= index < size:
         raise ValueError(f"there is no leaf {index} in a tree of {size}")

@@ -45,14 +45,14 @@ def _private() -> type[ed25519.Ed25519PrivateKey]:
 
 
 def key_id(name: str, kind: int, public_key: bytes) -> bytes:
-    """Return the four bytes by which a signature tells its key."""
+    """Return the four bytes by which a signature identifies its key."""
     return sha256(name.encode() + b"\n" + bytes([kind]) + public_key).digest()[:4]
 
 
 def _check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise SigningKeyError(
-            f"{name!r} cannot name a key: it may hold neither spaces nor +; write it as a host and"
+            f"{name!r} cannot name a key: it must not contain spaces or +; write it as a host and"
             " path that are yours, such as example.com/audit"
         )
     return name
@@ -87,20 +87,22 @@ class VerifierKey:
         """Read a key from its line of text.
 
         Raises:
-            SigningKeyError: It is no such key; a private one is refused, so that none is spread.
+            SigningKeyError: It is not a public key; private keys are refused, lest they spread.
         """
         text = text.strip()
         if text.startswith(_PRIVATE):
-            raise SigningKeyError("this is a private key: give the public one to whoever checks")
+            raise SigningKeyError("this is a private key; checking needs the public key only")
         parts = text.split("+", 2)
         try:
             name, told_id, material = parts[0], parts[1], _decode(parts[2])
         except (IndexError, NoteError) as error:
             raise SigningKeyError(
-                f"{text[:60]!r} is no public key; one is written <name>+<key id>+<base64>"
+                f"{text[:60]!r} is not a public key; expected <name>+<key id>+<base64>"
             ) from error
         if len(material) != 1 + HASH_SIZE or material[0] not in (ED25519, WITNESS):
-            raise SigningKeyError(f"the key of {name!r} is of no kind known here, only Ed25519 is")
+            raise SigningKeyError(
+                f"the key of {name!r} has an unknown type; only Ed25519 is supported"
+            )
         key = cls(_check_name(name), material[0], material[1:])
         if key.id.hex() != told_id:
             raise SigningKeyError(f"the key of {name!r} is damaged: its key id is not {told_id}")
@@ -127,7 +129,7 @@ class VerifierKey:
 
 
 class Signer(Protocol):
-    """What signs checkpoints: a key at hand, or a command."""
+    """A signer of checkpoints: a key, or a command."""
 
     @property
     def verifier(self) -> VerifierKey:
@@ -163,7 +165,7 @@ class SigningKey:
         """Read a key from its line of text.
 
         Raises:
-            SigningKeyError: It is no such key. Nothing of the text is in the message.
+            SigningKeyError: It is not a private key. The message contains nothing of the text.
         """
         parts = text.strip().removeprefix(_PRIVATE).split("+", 2)
         try:
@@ -171,9 +173,9 @@ class SigningKey:
                 raise NoteError("no private key")
             name, told_id, material = parts[0], parts[1], _decode(parts[2])
         except (IndexError, NoteError):
-            raise SigningKeyError("this is no private key; pgaudit-wf keygen makes one") from None
+            raise SigningKeyError("not a private key; pgaudit-wf keygen makes one") from None
         if len(material) != 1 + HASH_SIZE or material[0] != ED25519:
-            raise SigningKeyError("the private key is of no kind known here, only Ed25519 is")
+            raise SigningKeyError("the private key has an unknown type; only Ed25519 is supported")
         key = cls(_check_name(name), material[1:])
         if key.verifier.id.hex() != told_id:
             raise SigningKeyError(f"the private key of {name!r} is damaged: its key id is wrong")
@@ -212,7 +214,7 @@ class CommandSigner:
         """Return the Ed25519 signature, 64 bytes.
 
         Raises:
-            SigningKeyError: The command failed, or what it printed is no signature of that key.
+            SigningKeyError: The command failed, or its output is not a signature of that key.
         """
         try:
             done = subprocess.run(
@@ -222,22 +224,24 @@ class CommandSigner:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SigningKeyError(f"the signing command cannot be run: {error}") from error
         if done.returncode:
-            told = done.stderr.decode(errors="replace").strip()[-500:]
-            raise SigningKeyError(f"the signing command ended with {done.returncode}: {told}")
+            output = done.stderr.decode(errors="replace").strip()[-500:]
+            raise SigningKeyError(f"the signing command exited with {done.returncode}: {output}")
         try:
             signature = _decode(done.stdout.decode("ascii", "replace").strip())
         except NoteError as error:
-            raise SigningKeyError("the signing command must print base64, nothing else") from error
+            raise SigningKeyError(
+                "the signing command must print base64 and nothing else"
+            ) from error
         if not self.verifier.holds(message, signature):
             raise SigningKeyError(
-                f"what the signing command printed is no signature of {self.verifier}"
+                f"the signing command's output is not a signature of {self.verifier}"
             )
         return signature
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A line of a note: who signed, by which key, and the signature."""
+    """A line of a note: the signer, the key, and the signature."""
 
     name: str
     key_id: bytes
@@ -262,27 +266,29 @@ class Note:
         """Read a note; its signatures are not checked yet.
 
         Raises:
-            NoteError: It is none.
+            NoteError: It is malformed.
         """
         text, separator, lines = note.rpartition("\n\n")
         if not separator or not lines.endswith("\n") or re.search(r"[\x00-\x09\x0b-\x1f]", note):
-            raise NoteError("this is no signed note: a text, a blank line, lines of signatures")
+            raise NoteError(
+                "not a signed note: expected a text, a blank line, and lines of signatures"
+            )
         signatures = []
         for line in lines[:-1].split("\n"):
             match = re.fullmatch(r"— ([^\s+]+) (\S+)", line)
             value = _decode(match[2]) if match else b""
             if match is None or len(value) < 5:
-                raise NoteError(f"{line[:80]!r} is no line of a signature")
+                raise NoteError(f"{line[:80]!r} is not a signature line")
             signatures.append(Signature(match[1], value[:4], value[4:]))
         if len(signatures) > _MAX_SIGNATURES:
-            raise NoteError(f"a note with more than {_MAX_SIGNATURES} signatures is not read")
+            raise NoteError(f"a note must not have more than {_MAX_SIGNATURES} signatures")
         return cls(f"{text}\n", tuple(signatures))
 
     def signers(self, keys: Iterable[VerifierKey]) -> list[VerifierKey]:
-        """Return those of the keys that signed the note; other signatures are ignored.
+        """Return the keys that signed the note; other signatures are ignored.
 
         Raises:
-            NoteError: A signature that says it is by one of the keys does not hold.
+            NoteError: A signature attributed to one of the keys is not valid.
         """
         known = {(key.name, key.id): key for key in keys}
         found = []
@@ -291,14 +297,14 @@ class Note:
             if key is None:
                 continue
             if not key.holds(self.text.encode(), signature.value):
-                raise NoteError(f"the signature of {key.name} does not hold: the text was altered")
+                raise NoteError(f"the signature of {key.name} is not valid: the text was altered")
             found.append(key)
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a log commits to: its origin (a name), the number of its leaves and the root's hash."""
+    """A log's commitment: its origin (a name), the number of its leaves and the root's hash."""
 
     origin: str
     size: int
@@ -314,16 +320,18 @@ class Checkpoint:
         """Read a checkpoint from a note's text; extension lines are skipped.
 
         Raises:
-            NoteError: It is none.
+            NoteError: It is malformed.
         """
         lines = text.split("\n")
         if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
-            raise NoteError("this is no checkpoint: origin, number of leaves, hash of the root")
+            raise NoteError(
+                "not a checkpoint: expected origin, number of leaves, and hash of the root"
+            )
         if not re.fullmatch(r"0|[1-9][0-9]{0,18}", lines[1]):
-            raise NoteError(f"{lines[1]!r} is no number of leaves")
+            raise NoteError(f"{lines[1]!r} is not a number of leaves")
         root = _decode(lines[2])
         if len(root) != HASH_SIZE:
-            raise NoteError("the root of a checkpoint is a SHA-256 hash, in base64")
+            raise NoteError("the root of a checkpoint must be a SHA-256 hash in base64")
         return cls(lines[0], int(lines[1]), root)
 
 
@@ -339,13 +347,13 @@ def sign_checkpoint(checkpoint: Checkpoint, signer: Signer) -> Note:
 
 
 def open_checkpoint(note: str, keys: Sequence[VerifierKey]) -> Checkpoint:
-    """Read a signed checkpoint, and see that one of the keys signed it as the log.
+    """Read a signed checkpoint, and check that one of the log's keys signed it.
 
     Raises:
-        NoteError: It is none, or no log's key among `keys` signed it.
+        NoteError: It is malformed, or no log key among `keys` signed it.
     """
     parsed = Note.parse(note)
     if not any(key.kind == ED25519 for key in parsed.signers(keys)):
-        told = ", ".join(f"{s.name}+{s.key_id.hex()}" for s in parsed.signatures)
-        raise NoteError(f"the checkpoint is signed by {told}, and by none of the keys given")
+        signers = ", ".join(f"{s.name}+{s.key_id.hex()}" for s in parsed.signatures)
+        raise NoteError(f"the checkpoint is signed by {signers}, not by any of the given keys")
     return Checkpoint.parse(parsed.text)

@@ -1,6 +1,6 @@
-"""Proofs that travel: one event, or one step of the log, checked without the database.
+"""Proofs of an event, or of a log's growth, that are checked without the database.
 
-A proof is JSON; docs/integrity.md describes it for whoever writes a checker in another language.
+A proof is JSON; docs/integrity.md specifies it for checkers in other languages.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ _VERSION = sql.SQL(
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a proof that holds has shown.
+    """The content of a valid proof.
 
     Attributes:
-        checkpoint: What the log had committed to.
+        checkpoint: The checkpoint that the log had committed to.
         leaf: The leaf; None for a proof of consistency.
-        opened: The texts behind the leaf's commitments, by the name of the part; what was erased,
-            or is not shown, is not among them.
-        witnesses: The witnesses whose signatures hold.
+        opened: The texts behind the leaf's commitments, by the name of the part; erased or
+            withheld texts are missing.
+        witnesses: The witnesses whose signatures are valid.
         old: The older checkpoint of a proof of consistency.
     """
 
@@ -75,12 +75,12 @@ class Checked:
 
     @property
     def event(self) -> dict[str, Json]:
-        """The event or version as its row has it, as far as the proof shows it."""
+        """The event or version as in its row, as far as the proof shows it."""
         return read_event(self.leaf or {}, self.opened)
 
 
 def read_event(leaf: Mapping[str, Json], opened: Mapping[str, str]) -> dict[str, Json]:
-    """Put a leaf and the texts behind its commitments together to what they are of."""
+    """Reassemble the event or version from a leaf and the texts behind its commitments."""
     event = dict(leaf)
     for name in ("change", "diff", "metadata", "snapshot"):
         if name in leaf and leaf[name] is not None:
@@ -110,16 +110,16 @@ def _reassemble(name: str, listed: Json, opened: Mapping[str, str]) -> Json:
             try:
                 whole.append(loads(text))
             except ValueError:
-                # A member of the row before, which alone is no JSON.
+                # A member of the preceding row, which is not JSON by itself.
                 row.update(loads("{" + text + "}"))
     return whole
 
 
 def newest_checkpoint(conn: Connection, size: int | None = None) -> str:
-    """Return the newest signed checkpoint (or the one of a size), its witnesses' lines included.
+    """Return the newest signed checkpoint (or that of a given size) with its witnesses' lines.
 
     Raises:
-        ProofError: There is none.
+        ProofError: There is no such checkpoint.
     """
     with translated():
         row = conn.execute(
@@ -151,12 +151,12 @@ def prove_event(
     Args:
         conn: The owner's connection, in autocommit mode.
         event_id: The event.
-        archived: The event's row from an archive, as `archived_row` returns it, for one that is
-            not in the database any more.
+        archived: The event's row from an archive, as from `archived_row`, if it is no longer in the
+            database.
 
     Raises:
-        ProofError: It is not sealed yet, not there, or not as it was sealed.
-        psycopg.Error: What the database says.
+        ProofError: It is not sealed yet, is missing, or differs from what was sealed.
+        psycopg.Error: The database could not answer.
     """
     return _prove(
         conn,
@@ -171,8 +171,8 @@ def prove_version(conn: Connection, workflow_id: str, version: int) -> dict[str,
     """Return a proof that a version of a workflow is in the log.
 
     Raises:
-        ProofError: It is not sealed yet, not there, or not as it was sealed.
-        psycopg.Error: What the database says.
+        ProofError: It is not sealed yet, is missing, or differs from what was sealed.
+        psycopg.Error: The database could not answer.
     """
     return _prove(
         conn,
@@ -195,7 +195,7 @@ def _prove(
         pin_format(conn)
         found = conn.execute(_LEAF + condition, subject).fetchone()
         if found is None:
-            raise ProofError(f"{name} is not sealed; run pgaudit-wf seal, or look for its id")
+            raise ProofError(f"{name} is not sealed; run pgaudit-wf seal, or check its id")
         index, salt, snapshot = found[:3]
         keyed = dict(
             zip(
@@ -211,7 +211,7 @@ def _prove(
             row = kept and (EventRow._make(kept) if is_event else leaves.VersionRow._make(kept))
         if row is None:
             raise ProofError(
-                f"{name} was sealed, and is not there; if it was archived, name the archive:"
+                f"{name} was sealed but is missing; if it was archived, name the archive:"
                 " --archive URL"
             )
         rest = conn.execute(
@@ -234,7 +234,7 @@ def _prove(
         leaf = leaves.leaf_of(row, found_commitments)
         try:
             if index >= checkpoint.size:
-                raise ProofError(f"{name} is sealed, and not signed yet; run pgaudit-wf seal")
+                raise ProofError(f"{name} is sealed but not signed yet; run pgaudit-wf seal")
             if node(0, index) != leaf_hash(leaves.canonical(leaf)):
                 raise ProofError(f"{name} is not what was sealed; run pgaudit-wf verify")
             path = inclusion_proof(index, checkpoint.size, node)
@@ -253,7 +253,7 @@ def _prove(
 
 
 def prove_consistency(conn: Connection, old: str, new: str | None = None) -> dict[str, Json]:
-    """Return a proof that the log of one checkpoint continues that of an older one.
+    """Return a proof that the log of a checkpoint continues that of an older one.
 
     Args:
         conn: The owner's connection, in autocommit mode.
@@ -261,9 +261,9 @@ def prove_consistency(conn: Connection, old: str, new: str | None = None) -> dic
         new: The newer one; None for the newest.
 
     Raises:
-        ProofError: They are not of one log.
+        ProofError: They do not belong to the same log.
         NoteError: A checkpoint is malformed.
-        psycopg.Error: What the database says.
+        psycopg.Error: The database could not answer.
     """
     with translated(), conn.transaction():
         conn.execute("set transaction isolation level repeatable read, read only")
@@ -271,16 +271,16 @@ def prove_consistency(conn: Connection, old: str, new: str | None = None) -> dic
         older, newer = (Checkpoint.parse(Note.parse(note).text) for note in (old, new))
         if older.size > newer.size:
             raise ProofError(
-                f"the older checkpoint is of {older.size} leaves, and the newer of {newer.size}:"
-                " the log was cut back, or they are in the wrong order"
+                f"the older checkpoint has {older.size} leaves, and the newer {newer.size}:"
+                " the log was truncated, or they are in the wrong order"
             )
         node = nodes_from_tiles(tile_reader(conn))
         try:
             for checkpoint in (older, newer):
                 if tree_root(checkpoint.size, node) != checkpoint.root:
                     raise ProofError(
-                        f"the tree of {checkpoint.size} leaves has another root than the"
-                        " checkpoint: it is of another log, or this one was rewritten"
+                        f"the root of the tree of {checkpoint.size} leaves differs from the"
+                        " checkpoint: it belongs to another log, or this log was rewritten"
                     )
             path = consistency_proof(older.size, newer.size, node)
         except (MissingTileError, ValueError) as error:
@@ -305,21 +305,21 @@ def check(proof: Mapping[str, Json], keys: Sequence[VerifierKey]) -> Checked:
 
     Args:
         proof: The proof, as `prove_event` or `prove_consistency` made it.
-        keys: The log's key, and those of witnesses; the log's has to have signed.
+        keys: The keys of the log and of witnesses; the log must have signed.
 
     Raises:
-        ProofError: It does not hold, or is none.
-        NoteError: A checkpoint in it does not hold.
+        ProofError: It is malformed or not valid.
+        NoteError: A checkpoint in it is not valid.
     """
     try:
         if proof["format"] == CONSISTENCY_FORMAT:
             return _check_consistency(proof, keys)
         if proof["format"] != PROOF_FORMAT:
-            raise ProofError(f"the proof's format is not known here: {proof['format']!r}")
+            raise ProofError(f"unknown format of the proof: {proof['format']!r}")
         checkpoint = open_checkpoint(proof["checkpoint"], keys)
         leaf = proof["leaf"]
         if leaf["format"] not in (leaves.EVENT_FORMAT, leaves.VERSION_FORMAT):
-            raise ProofError(f"the leaf's format is not known here: {leaf['format']!r}")
+            raise ProofError(f"unknown format of the leaf: {leaf['format']!r}")
         root = root_from_inclusion(
             proof["index"],
             checkpoint.size,
@@ -336,11 +336,11 @@ def check(proof: Mapping[str, Json], keys: Sequence[VerifierKey]) -> Checked:
                 raise ProofError(f"{name} is not what was sealed")
             opened[name] = part["text"]
     except (KeyError, TypeError, IndexError, AttributeError, binascii.Error) as error:
-        raise ProofError(f"this is no proof: {type(error).__name__}: {error}") from error
+        raise ProofError(f"not a proof: {type(error).__name__}: {error}") from error
     except (DefinitionError, NoteError, ProofError):
         raise
     except ValueError as error:
-        raise ProofError(f"the proof does not hold: {error}") from error
+        raise ProofError(f"the proof is not valid: {error}") from error
     return Checked(checkpoint, leaf, opened, _witnesses(proof["checkpoint"], keys))
 
 
@@ -348,7 +348,7 @@ def _check_consistency(proof: Mapping[str, Json], keys: Sequence[VerifierKey]) -
     old = open_checkpoint(proof["old"], keys)
     new = open_checkpoint(proof["new"], keys)
     if old.origin != new.origin:
-        raise ProofError(f"the checkpoints are of two logs, {old.origin} and {new.origin}")
+        raise ProofError(f"the checkpoints belong to two logs, {old.origin} and {new.origin}")
     path = _decode(proof["consistency"])
     if not is_consistent(old.size, new.size, path, old.root, new.root):
         raise ProofError("the newer checkpoint does not continue the older one")
@@ -360,22 +360,22 @@ def _witnesses(note: str, keys: Sequence[VerifierKey]) -> tuple[str, ...]:
 
 
 def add_cosignatures(conn: Connection, note: str, witnesses: Sequence[VerifierKey]) -> int:
-    """Keep the signatures of witnesses under a checkpoint of this log; return how many were new.
+    """Store the signatures of witnesses on a checkpoint of this log; return how many were new.
 
     Args:
         conn: The owner's connection.
         note: The checkpoint with the witnesses' lines.
-        witnesses: Their keys; lines of others are left out.
+        witnesses: Their keys; lines of others are ignored.
 
     Raises:
-        ProofError: It is no checkpoint of this log.
-        NoteError: It is malformed, or a witness's signature does not hold.
-        psycopg.Error: What the database says.
+        ProofError: It is not a checkpoint of this log.
+        NoteError: It is malformed, or a witness's signature is not valid.
+        psycopg.Error: The database could not answer.
     """
     parsed = Note.parse(note)
     size = Checkpoint.parse(parsed.text).size
     if Note.parse(newest_checkpoint(conn, size)).text != parsed.text:
-        raise ProofError(f"the log's checkpoint of {size} leaves says something else")
+        raise ProofError(f"the log's own checkpoint of {size} leaves differs")
     known = {(key.name, key.id) for key in parsed.signers(witnesses) if key.kind == WITNESS}
     added = 0
     with translated():

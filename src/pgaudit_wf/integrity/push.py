@@ -1,6 +1,6 @@
-"""Putting checkpoints where the database's owner does not reach: files, git, HTTP, standard output.
+"""Copying checkpoints out of the database owner's reach: files, git, HTTP, standard output.
 
-A copy that lies elsewhere is what makes rewriting or cutting back the log show.
+A copy kept elsewhere is what exposes a log that was rewritten or truncated.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _MAX_ANSWER = 1 << 20
 
 
 def write_file(path: Path, text: str | bytes) -> None:
-    """Write a file as a whole or not at all.
+    """Write a file atomically.
 
     Raises:
-        PushError: It cannot be written.
+        PushError: The file cannot be written.
     """
     data = text.encode() if isinstance(text, str) else text
     try:
@@ -57,7 +57,7 @@ def _check_continues(conn: Connection, path: Path, note: str) -> None:
             if older != newer:
                 prove_consistency(conn, old, note)
         except (NoteError, ProofError, UnicodeDecodeError) as error:
-            # What is there may be the only evidence left.
+            # The existing file may be the only evidence left.
             raise PushError(f"{path} is not overwritten: {error}") from error
 
 
@@ -81,7 +81,7 @@ def _git(repository: Path, *arguments: str) -> str:
 
 def _push_git(conn: Connection, repository: Path, note: str) -> None:
     if not repository.is_dir():
-        raise PushError(f"there is no repository {repository}")
+        raise PushError(f"no such repository: {repository}")
     top = Path(_git(repository, "rev-parse", "--show-toplevel").strip())
     _continue_file(conn, repository / "checkpoint", note)
     _git(repository, "add", "--", "checkpoint")
@@ -108,18 +108,18 @@ def _push_http(url: str, note: str) -> str:
 
 
 def push(conn: Connection, note: str, target: str) -> str:
-    """Put a signed checkpoint somewhere; return the lines that a witness answered with, or "".
+    """Copy a signed checkpoint to a target; return the lines that a witness answered with, or "".
 
     Args:
         conn: The owner's connection.
         note: The checkpoint.
         target: `-` for standard output; `http://…` or `https://…` for a POST of the note, whose
-            answer may be signature lines of a witness; `git+PATH` for a commit of the file
-            `checkpoint` in a clone, pushed if it has a remote; anything else is a file's path, or a
-            directory's in which the file is called `checkpoint`.
+            response may contain a witness's signature lines; `git+PATH` for a commit of the file
+            `checkpoint` in a clone, pushed if it has a remote; otherwise the path of a file, or of
+            a directory for a file called `checkpoint`.
 
     Raises:
-        PushError: It could not be put there, or another log, or a newer checkpoint, lies there.
+        PushError: It could not be stored, or the target has a newer checkpoint or another log's.
     """
     if target == "-":
         sys.stdout.write(note)
@@ -139,15 +139,15 @@ def push(conn: Connection, note: str, target: str) -> str:
 def export_tiles(conn: Connection, directory: Path, note: str) -> int:
     """Write the tree as static files, as C2SP tlog-tiles serves it; return how many were written.
 
-    Tiles that are there already are not written again.
+    Existing tiles are not written again.
 
     Args:
         conn: The owner's connection, in autocommit mode.
-        directory: Where to write; the checkpoint goes there last.
+        directory: The directory to write to; the checkpoint is written last.
         note: The signed checkpoint up to which tiles are written.
 
     Raises:
-        PushError: A file cannot be written, or another log lies there.
+        PushError: A file cannot be written, or the directory belongs to another log.
     """
     size = Checkpoint.parse(Note.parse(note).text).size
     written = 0
@@ -171,6 +171,6 @@ def export_tiles(conn: Connection, directory: Path, note: str) -> int:
                         write_file(path, hashes_there)
                         written += 1
                     elif path.read_bytes() != hashes_there:
-                        raise PushError(f"{path} is not overwritten: it is another log's")
+                        raise PushError(f"{path} is not overwritten: it belongs to another log")
     _continue_file(conn, checkpoint, note)
     return written

@@ -1,4 +1,4 @@
-"""What a verification found."""
+"""The result of a verification."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Kind = Literal["altered", "removed", "inserted", "reordered", "tree", "checkpoin
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it was sealed.
+    """Something that differs from what was sealed.
 
     `kind` is altered, removed, inserted or reordered for events and versions, tree for tiles and
     leaves, checkpoint for signatures and roots. `leaf_index`, `event_id`, `workflow_id` and
-    `version` say which, where it is one; `intact_at` is when it was sealed, so it happened later.
+    `version` identify it, if applicable; `intact_at` is when it was sealed, so it changed later.
     """
 
     kind: Kind
@@ -29,21 +29,21 @@ class Problem:
 
 @dataclass
 class Report:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
         leaves: Leaves in the tree.
-        events: Events that are as they were sealed.
-        versions: Versions of workflows that are as they were sealed.
-        erased: Leaves of which something was erased by a recorded erasure; the rest of each holds.
-        pruned: Events that retention let go of; their leaves are still proved by the tree.
-        archived: Of these, how many were checked in archives.
+        events: Events that match what was sealed.
+        versions: Versions of workflows that match what was sealed.
+        erased: Leaves with parts removed by a recorded erasure; their other parts match.
+        pruned: Events that retention pruned; the tree still proves their leaves.
+        archived: How many of these were checked in archives.
         unsealed: Events that no leaf covers yet.
         unsealed_versions: Versions that no leaf covers yet.
-        checkpoints: Checkpoints whose signature and root hold, those given by file included.
-        unsigned: Checkpoints that wait for their signature.
-        problems: What is wrong, in the order of the tree; only the first are kept.
-        found: How many problems there are.
+        checkpoints: Checkpoints with a valid signature and root, including those given by file.
+        unsigned: Checkpoints that are not signed yet.
+        problems: The problems, in the order of the tree; only the first ones are kept.
+        found: The total number of problems.
     """
 
     leaves: int = 0
@@ -61,5 +61,5 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return self.found == 0

@@ -1,8 +1,8 @@
 """Sealing: events and versions become leaves of the tree, and the tree's root is signed.
 
-A sealer follows the log as any reader does, in batches. Leaves, tiles, the checkpoint and the
-reader's place are one transaction; the checkpoint is signed after its commit. So a crash loses
-nothing, and no two trees of one size are ever signed. Sealers at once wait for each other.
+A sealer follows the log in batches, like any reader. Leaves, tiles, the checkpoint and the reader's
+position are written in one transaction; the checkpoint is signed after its commit. So a crash loses
+nothing, and no two trees of one size are ever signed. Concurrent sealers wait for each other.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from pgaudit_wf.trail.event import EVENT_COLUMNS, EventRow
 from pgaudit_wf.trail.statement import Connection, one
 
 READER = "seal"
-# Snapshots may be large, and a step's are in memory at once.
+# Snapshots may be large, and a step holds all of its own in memory.
 _VERSION_BATCH = 500
 _FETCH = 100
-_ALTERED = "run pgaudit-wf verify to see what was altered, and do not sign until it is known why"
+_ALTERED = "run pgaudit-wf verify to see what was altered, and do not sign until you know why"
 
 
 # Id, tx_id and occurred_at, salt, and the hash of the leaf.
@@ -44,7 +44,7 @@ _SealedEvent: TypeAlias = tuple[str, str, str, bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """What one step of sealing did.
+    """The result of one step of sealing.
 
     `size` is the number of leaves in the tree now, `more` whether events may be left to seal.
     """
@@ -56,7 +56,7 @@ class Sealed:
 
 
 def text_cursor(conn: Connection) -> psycopg.Cursor[Any]:
-    """Return a cursor that reads every value as PostgreSQL prints it, but booleans."""
+    """Return a cursor that reads every value except booleans as PostgreSQL prints it."""
     cursor: psycopg.Cursor[Any] = conn.cursor(row_factory=tuple_row)
     _as_text(cursor)
     return cursor
@@ -68,13 +68,13 @@ def _as_text(cursor: psycopg.Cursor[Any] | psycopg.ServerCursor[Any]) -> None:
 
 
 def pin_format(conn: Connection) -> None:
-    """Have the transaction print values as leaves have them."""
+    """Make the transaction print values in the format of leaves."""
     conn.execute("set local timezone = 'UTC'")
     conn.execute("set local datestyle = 'ISO, YMD'")
 
 
 def column_list(names: tuple[str, ...], source: sql.Composable) -> sql.Composed:
-    """Return columns of a row as SQL; what PostgreSQL cannot print, as readable_json() has it."""
+    """Return columns of a row as SQL; JSON that PostgreSQL cannot print is made readable."""
     return sql.SQL(", ").join(
         sql.SQL(
             "pgaudit_wf._readable_json({}.{})" if name in ("diff", "metadata") else "{}.{}"
@@ -111,12 +111,12 @@ class Sealer:
     """Seals the log, step by step.
 
     Args:
-        signer: Holds the key. Its name is the log's origin, and has to stay the same.
-        state: A file that keeps the last checkpoint signed, where the database's owner cannot
-            reach it: with it, a tree that was cut back or rewritten is not signed.
-        rotate: Go on under a new key of the same name.
-        batch: Leaves in a step, each step being a transaction.
-        signed: Called with every signed note, once it is kept.
+        signer: Holds the key. Its name is the log's origin, and must stay the same.
+        state: A file for the last signed checkpoint, out of the database owner's reach; with it, a
+            tree that was truncated or rewritten is not signed.
+        rotate: Continue with a new key of the same name.
+        batch: Leaves per step; each step is a transaction.
+        signed: Called with every signed note once it is stored.
     """
 
     def __init__(
@@ -145,8 +145,8 @@ class Sealer:
             if self._rotate:
                 return Checkpoint.parse(note.rpartition("\n\n")[0] + "\n")
             raise SealError(
-                f"the last checkpoint is not of this key: {error}; to go on with a new key of the"
-                " same name, rotate (--rotate)"
+                f"the last checkpoint was not signed by this key: {error}; to continue with a new"
+                " key of the same name, rotate (--rotate)"
             ) from error
 
     def step(self, conn: Connection) -> Sealed:
@@ -158,7 +158,7 @@ class Sealer:
         Raises:
             SealError: The tree in the database is not the one that was signed before.
             SigningKeyError: The signing command failed; the next step signs what this one sealed.
-            psycopg.Error: What the database says; nothing was sealed then.
+            psycopg.Error: The database refused; nothing was sealed.
         """
         with translated():
             self._sign_pending(conn)
@@ -168,18 +168,18 @@ class Sealer:
                     done = self._append(conn)
             except psycopg.errors.UniqueViolation as error:
                 raise SealError(
-                    'an event was to be sealed a second time: the place of reader "seal" was set'
-                    f" back, or its events were; {_ALTERED}"
+                    'an event would be sealed a second time: reader "seal" or its events were set'
+                    f" back; {_ALTERED}"
                 ) from error
             self._sign_pending(conn)
         return done
 
     def run(self, conn: Connection, stopping: Callable[[], bool] = lambda: False) -> Sealed:
-        """Seal all that there is; return what that was in all.
+        """Seal everything; return the totals.
 
         Args:
             conn: The owner's connection, in autocommit mode.
-            stopping: Asked between steps whether to end.
+            stopping: Called between steps; returns whether to stop.
 
         Raises:
             SealError: As `step` does.
@@ -199,20 +199,20 @@ class Sealer:
             "select set_config('synchronous_commit', 'on', true)"
             " where current_setting('synchronous_commit') in ('off', 'local')"
         )
-        # Takes the turn: from here on this is the only sealer.
+        # Takes the reader's lock: from here on this is the only sealer.
         events, last = self._events(conn)
-        place = one(
+        position = one(
             conn,
             "select g.system_identifier, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,"
             " coalesce(p.below_tx, 0) from pgaudit_wf.log_generations() as g"
             " left join pgaudit_wf.version_place as p using (system_identifier)"
             " where g.last_id is null",
         )
-        found = text_cursor(conn).execute(_VERSIONS, [place[2], _VERSION_BATCH])
+        found = text_cursor(conn).execute(_VERSIONS, [position[2], _VERSION_BATCH])
         versions = list(map(leaves.VersionRow._make, found))
         size = self._tree_size(conn)
         if not events and not versions:
-            self._note_place(conn, place)
+            self._note_position(conn, position)
             return Sealed(0, 0, size, False)
         tree = self._tree(conn, size)
         self._write(conn, tree, events, versions)
@@ -221,22 +221,22 @@ class Sealer:
                 "select pgaudit_wf.advance_reader(%s, %s, %s)", [READER, last, len(events)]
             )
         if len(versions) < _VERSION_BATCH:
-            self._note_place(conn, place)
+            self._note_position(conn, position)
         more = len(events) == self._batch or len(versions) == _VERSION_BATCH
         return Sealed(len(events), len(versions), tree.size, more)
 
     def _events(self, conn: Connection) -> tuple[list[_SealedEvent], str | None]:
-        """Return the next events as they are sealed, and the cursor that stands behind them.
+        """Return the next events as they are sealed, and the cursor after them.
 
-        What they say may be more than memory holds, so it is read in small parts.
+        Their content may exceed memory, so it is read in small parts.
         """
         events = []
         last = None
         with psycopg.ServerCursor(conn, "pgaudit_wf_seal", row_factory=tuple_row) as cursor:
             _as_text(cursor)
             cursor.itersize = _FETCH
-            for place, *values in cursor.execute(_EVENTS, [self._batch]):
-                last = place
+            for cursor_after, *values in cursor.execute(_EVENTS, [self._batch]):
+                last = cursor_after
                 row: leaves.EventText = EventRow._make(values)
                 salt = os.urandom(leaves.SALT_SIZE)
                 found = leaves.commitments(leaves.event_parts(row), salt)
@@ -244,13 +244,13 @@ class Sealer:
                 events.append((row.id, row.tx_id, row.occurred_at, salt, leaf))
         return events, last
 
-    def _note_place(self, conn: Connection, place: tuple[int, int, int]) -> None:
-        if place[1] != place[2]:
+    def _note_position(self, conn: Connection, position: tuple[int, int, int]) -> None:
+        if position[1] != position[2]:
             conn.execute(
                 "insert into pgaudit_wf.version_place as p (system_identifier, below_tx)"
                 " values (%s, %s) on conflict (system_identifier)"
                 " do update set below_tx = excluded.below_tx, noted_at = now()",
-                place[:2],
+                position[:2],
             )
 
     def _tree_size(self, conn: Connection) -> int:
@@ -261,7 +261,7 @@ class Sealer:
         )
         if size != sealed:
             raise SealError(
-                f"the log has {size} leaves, but its last checkpoint is of {sealed}; {_ALTERED}"
+                f"the log has {size} leaves, but its last checkpoint has {sealed}; {_ALTERED}"
             )
         return int(size)
 
@@ -277,11 +277,13 @@ class Sealer:
             return tree
         if last[0] != self._key.name:
             raise SealError(
-                f"this log is sealed under the name {last[0]}, and the key's is {self._key.name};"
-                " use a key of that name"
+                f"this log is sealed under the name {last[0]}, but the key is named"
+                f" {self._key.name}; use a key of that name"
             )
         if bytes(last[1]) != tree.root():
-            raise SealError(f"the tree of {size} leaves has another root than signed; {_ALTERED}")
+            raise SealError(
+                f"the root of the tree of {size} leaves differs from the signed one; {_ALTERED}"
+            )
         return tree
 
     def _write(
@@ -334,13 +336,15 @@ class Sealer:
             for checkpoint in known:
                 if tree_root(checkpoint.size, node) != checkpoint.root:
                     raise SealError(
-                        f"the tree of {checkpoint.size} leaves has another root than signed;"
-                        f" {_ALTERED}"
+                        f"the root of the tree of {checkpoint.size} leaves differs from the signed"
+                        f" one; {_ALTERED}"
                     )
             for size, origin, root in pending:
                 checkpoint = Checkpoint(origin, size, bytes(root))
                 if tree_root(size, node) != checkpoint.root:
-                    raise SealError(f"a checkpoint of {size} leaves has no such tree; {_ALTERED}")
+                    raise SealError(
+                        f"the checkpoint of {size} leaves does not match the tree; {_ALTERED}"
+                    )
                 self._sign(conn, checkpoint)
         except MissingTileError as error:
             raise SealError(f"{error}; {_ALTERED}") from error
@@ -353,8 +357,8 @@ class Sealer:
         )
         self._last = checkpoint
         if self._state is not None:
-            beside = self._state.with_name(f"{self._state.name}.new")
-            beside.write_text(note)
-            beside.replace(self._state)
+            temporary = self._state.with_name(f"{self._state.name}.new")
+            temporary.write_text(note)
+            temporary.replace(self._state)
         if kept.rowcount and self._signed is not None:
             self._signed(note)

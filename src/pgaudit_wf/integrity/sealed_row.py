@@ -1,4 +1,4 @@
-"""The rows that leaves are of, as a verification reads them."""
+"""The rows behind leaves, as a verification reads them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgaudit_wf.trail.statement import Connection
 
 @dataclass(slots=True)
 class Item:
-    """A leaf as log_leaf has it, and the row that it is of.
+    """A leaf as in log_leaf, and its row.
 
     `subject` is an event's id, tx_id and occurred_at, or a version's workflow_id and number.
     """
@@ -34,7 +34,7 @@ class Item:
 
     @property
     def name(self) -> str:
-        """What it is of, for people."""
+        """Its row's name, for people."""
         if self.is_event:
             return f"event {self.subject[0]}"
         return f"version {self.subject[1]} of workflow {self.subject[0]}"
@@ -55,7 +55,7 @@ VERSIONS = sql.SQL(
 BY_ID = sql.SQL("select {} from pgaudit_wf.security_audit_log as e where e.id = %s").format(
     column_list(EVENT_COLUMNS, sql.SQL("e"))
 )
-# Which leaves an erasure may have touched, and the pseudonyms that stand there now.
+# Leaves that an erasure may have changed, and the pseudonyms that it left.
 ERASED = """
     select r.actor_id, r.pseudonym
     from pgaudit_wf.erased_event as x
@@ -69,7 +69,7 @@ ERASED = """
     join pgaudit_wf.erasure as r on r.actor_id = h.actor_id
     where l.leaf_index = %(index)s
 """
-# An event without a leaf is new if it comes after the last one sealed, and was put in otherwise.
+# An event without a leaf is new if it comes after the last sealed one; otherwise it was inserted.
 WITHOUT_LEAF = """
     with generation as (
         select g.first_id, coalesce(g.last_id, 9223372036854775807) as last_id
@@ -95,7 +95,7 @@ PRUNED = (
 
 
 def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> bytes:
-    """Return the hash of the leaf that a row makes with the secrets of a leaf."""
+    """Return the hash of the leaf made from a row and a leaf's secrets."""
     parts = leaves.parts_of(row)
     if kept is not None:
         found = leaves.kept_commitments(parts, kept)
@@ -107,7 +107,7 @@ def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | Non
 
 
 def read_kept(conn: Connection, index: int) -> dict[str, leaves.Kept]:
-    """Return what is left of a leaf's secrets after an erasure."""
+    """Return the remaining secrets of a leaf after an erasure."""
     rows = conn.execute(
         "select part, key, commitment from pgaudit_wf.log_kept where leaf_index = %s", [index]
     ).fetchall()

@@ -1,4 +1,4 @@
-"""Tiles as C2SP tlog-tiles has them: a tree cut into pieces of 256 hashes, for storing it.
+"""Tiles as in C2SP tlog-tiles: a tree split into pieces of 256 hashes for storage.
 
 A tile of level l holds up to 256 consecutive hashes of subtrees of 256**l leaves. One that is not
 full is the beginning of the full one, so a tile is kept once and serves each of its widths.
@@ -14,14 +14,14 @@ from pgaudit_wf.integrity.merkle import HASH_SIZE, Node, subtree_root
 TILE_HEIGHT = 8
 TILE_WIDTH = 1 << TILE_HEIGHT
 
-# Reads a tile's hashes, one after the other, by level and number; b"" for one that is not there.
+# Returns a tile's concatenated hashes by level and number; b"" if it does not exist.
 ReadTile = Callable[[int, int], bytes]
-# Takes a tile that was begun or has grown: level, number, hashes.
+# Receives a new or grown tile: level, number, hashes.
 WriteTile = Callable[[int, int, bytes], None]
 
 
 class MissingTileError(LookupError):
-    """A tile that a proof or root needs is not there, or is too short."""
+    """A tile that a proof or root needs is missing or too short."""
 
 
 def tile_path(level: int, number: int, width: int = TILE_WIDTH) -> str:
@@ -55,14 +55,14 @@ def nodes_from_tiles(read_tile: ReadTile) -> Node:
     """Return a function that finds the tree's nodes in tiles.
 
     Raises:
-        MissingTileError: (the function) A tile is not there, or too short.
+        MissingTileError: (the function) A tile is missing or too short.
     """
 
     @lru_cache(maxsize=256)
     def cached(level: int, number: int) -> bytes:
         return read_tile(level, number)
 
-    # Proofs go over the same few nodes near the root again and again.
+    # Proofs use the same few nodes near the root again and again.
     @lru_cache(maxsize=4096)
     def node(height: int, index: int) -> bytes:
         level, rest = divmod(height, TILE_HEIGHT)
@@ -71,24 +71,26 @@ def nodes_from_tiles(read_tile: ReadTile) -> Node:
         start = first % TILE_WIDTH * HASH_SIZE
         part = tile[start : start + (HASH_SIZE << rest)]
         if len(part) != HASH_SIZE << rest:
-            raise MissingTileError(f"{tile_path(level, first >> TILE_HEIGHT)} is missing or cut")
+            raise MissingTileError(
+                f"{tile_path(level, first >> TILE_HEIGHT)} is missing or too short"
+            )
         return subtree_root(split_hashes(part))
 
     return node
 
 
 class TreeBuilder:
-    """Appends leaf hashes to a tree, holding only its right edge: one tile a level.
+    """Appends leaf hashes to a tree, keeping only its right edge: one tile per level.
 
     Args:
-        size: Leaves that the tree has already.
+        size: Number of leaves that the tree already has.
         read_tile: Reads the tiles of the right edge; not needed for an empty tree.
 
     Attributes:
         size: Leaves so far.
 
     Raises:
-        MissingTileError: The right edge is not there.
+        MissingTileError: The right edge is missing.
     """
 
     def __init__(self, size: int = 0, read_tile: ReadTile | None = None) -> None:
@@ -102,7 +104,7 @@ class TreeBuilder:
             number, width = divmod(size, TILE_WIDTH)
             tile = read_tile(level, number)[: width * HASH_SIZE] if width else b""
             if len(tile) != width * HASH_SIZE:
-                raise MissingTileError(f"{tile_path(level, number)} is missing or cut")
+                raise MissingTileError(f"{tile_path(level, number)} is missing or too short")
             self._edge.append(split_hashes(tile))
             self._numbers.append(number)
             level, size = level + 1, number
@@ -146,7 +148,7 @@ class TreeBuilder:
         """Return the root of the tree so far."""
         right: list[bytes] = []
         for hashes in self._edge:
-            # What is to the right of complete subtrees is the last, incomplete one.
+            # To the right of the complete subtrees is the last, incomplete one.
             if part := [*hashes, *right]:
                 right = [subtree_root(part)]
         return subtree_root(right)

@@ -1,8 +1,8 @@
 """Verification: every sealed event and version against the tree, the tree against its checkpoints.
 
-Everything is read once, in the order of the leaves, in one snapshot and with constant memory. What
-the database says about itself is believed only as far as it fits the checkpoints, and a checkpoint
-only as far as a key that the caller gives signed it.
+Everything is read once, in the order of the leaves, in one snapshot and with constant memory. The
+database's own data is trusted only if it matches the checkpoints, and a checkpoint only if one of
+the caller's keys signed it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pgaudit_wf.integrity import leaf as leaves
 from pgaudit_wf.integrity.merkle import HASH_SIZE
 from pgaudit_wf.integrity.note import Checkpoint, Note, VerifierKey, open_checkpoint
 from pgaudit_wf.integrity.report import Kind, Problem, Report
-from pgaudit_wf.integrity.seal import pin_format
+from pgaudit_wf.integrity.seal import pin_format, tile_reader
 from pgaudit_wf.integrity.sealed_row import (
     BY_ID,
     ERASED,
@@ -47,7 +47,7 @@ _ITEM_SIZE = 100
 
 @dataclass(slots=True)
 class _Mark:
-    """A checkpoint to be reached: what it says, and when it was sealed if the database knows."""
+    """A checkpoint to reach, and when it was sealed, if the database knows."""
 
     checkpoint: Checkpoint
     sealed_at: datetime | None
@@ -136,27 +136,29 @@ class _Verification:
                 " from pgaudit_wf.log_checkpoint order by size"
             )
             for size, origin, root, sealed_at, note in cursor:
-                told = Checkpoint(origin, size, bytes(root))
+                stored = Checkpoint(origin, size, bytes(root))
                 if note is None:
                     self.report.unsigned += 1
                     waiting = True
                 elif waiting:
                     self.add(
-                        Problem("checkpoint", f"a checkpoint before that of {size} is not signed")
+                        Problem(
+                            "checkpoint", f"a checkpoint before that of {size} leaves is not signed"
+                        )
                     )
                     waiting = False
-                if note is None or self.signed(note, told, f"the checkpoint of {size} leaves"):
-                    yield _Mark(told, sealed_at, "")
+                if note is None or self.signed(note, stored, f"the checkpoint of {size} leaves"):
+                    yield _Mark(stored, sealed_at, "")
 
-    def signed(self, note: str, told: Checkpoint | None, name: str) -> Checkpoint | None:
+    def signed(self, note: str, stored: Checkpoint | None, name: str) -> Checkpoint | None:
         try:
             checkpoint = open_checkpoint(note, self.keys)
-            if told is not None and told.text != Note.parse(note).text:
-                raise NoteError("the signed text is another than the table says")
+            if stored is not None and stored.text != Note.parse(note).text:
+                raise NoteError("the signed text differs from the table")
             if checkpoint.origin not in {key.name for key in self.keys}:
-                raise NoteError(f"it is of another log, {checkpoint.origin}")
+                raise NoteError(f"it belongs to another log, {checkpoint.origin}")
         except NoteError as error:
-            self.add(Problem("checkpoint", f"{name} does not hold: {error}"))
+            self.add(Problem("checkpoint", f"{name} is not valid: {error}"))
             return None
         return checkpoint
 
@@ -181,7 +183,7 @@ class _Verification:
         for stored in hashes:
             found: bytes | None = None
             if item is None or item.index > size:
-                self.add(Problem("tree", f"leaf {size} is not in log_leaf any more", size))
+                self.add(Problem("tree", f"leaf {size} is missing from log_leaf", size))
             else:
                 found = self.check(item, stored)
                 item = self.following(items, size)
@@ -202,16 +204,16 @@ class _Verification:
         self.check_tile_count(size)
         while item is not None:
             self.add(
-                Problem("tree", f"the tree ends at {size}, and {item.name} is said to be leaf"
-                        f" {item.index}", item.index)
+                Problem("tree", f"{item.name} claims leaf {item.index}, but the tree has only"
+                        f" {size} leaves", item.index)
             )  # fmt: skip
             item = next(items, None)
         while mark is not None:
             self.add(
                 Problem(
                     "checkpoint",
-                    f"the log was cut back: it has {size} leaves, and the checkpoint"
-                    f"{f' in {mark.source}' if mark.source else ''} is of {mark.checkpoint.size}",
+                    f"the log was truncated: it has {size} leaves, but the checkpoint"
+                    f"{f' in {mark.source}' if mark.source else ''} has {mark.checkpoint.size}",
                     size,
                     intact_at=mark.sealed_at,
                 )
@@ -222,7 +224,7 @@ class _Verification:
                 self.add(
                     Problem(
                         "tree",
-                        f"leaves {self.intact_size} to {size - 1} are under no signed checkpoint",
+                        f"no signed checkpoint covers leaves {self.intact_size} to {size - 1}",
                         self.intact_size,
                     )
                 )
@@ -233,7 +235,7 @@ class _Verification:
         for item in items:
             if item.index > size:
                 return item
-            self.add(Problem("tree", f"log_leaf has leaf {item.index} twice", item.index))
+            self.add(Problem("tree", f"log_leaf contains leaf {item.index} twice", item.index))
         return None
 
     def check(self, item: Item, stored: bytes) -> bytes | None:
@@ -268,7 +270,7 @@ class _Verification:
         rows = self.conn.execute(ERASED, {"index": item.index}).fetchall()
         pseudonyms = dict(rows)
         if not pseudonyms:
-            return "is marked as erased in part, and no erasure is recorded"
+            return "is marked as partly erased, but no erasure is recorded"
         parts = leaves.parts_of(row)
         own = pseudonyms.get(row.actor_id)
         for name, text in parts:
@@ -280,13 +282,13 @@ class _Verification:
             else:
                 masked = any(pseudonym in text for pseudonym in pseudonyms.values())
             if not masked:
-                return f"was altered since an erasure: {name} is not what an erasure leaves"
+                return f"was altered after an erasure: an erasure does not leave this {name}"
         self.report.erased += 1
         return None
 
     def missing(self, item: Item, stored: bytes) -> None:
         if not item.is_event:
-            self.suspects.append((item, "removed", "is gone", None, stored))
+            self.suspects.append((item, "removed", "is missing", None, stored))
             return
         with self.conn.cursor(row_factory=tuple_row) as cursor:
             for kind in ("int4", "int8", "timestamptz", "jsonb", "inet"):
@@ -301,7 +303,7 @@ class _Verification:
         if any(start <= at < end for start, end in self.pruned_times):
             self.report.pruned += 1
             return
-        self.suspects.append((item, "removed", "is gone", None, stored))
+        self.suspects.append((item, "removed", "is missing", None, stored))
 
     # Checkpoints
 
@@ -312,7 +314,7 @@ class _Verification:
         if mark.source:
             name += f" in {mark.source}"
         if mark.checkpoint.size < self.tree.size:
-            # Only one that was given can be of a size at which the log was not sealed again.
+            # Only a given checkpoint can have a size at which the log was not sealed again.
             return
         if self.tree.root() == mark.checkpoint.root:
             self.blame(mark.sealed_at)
@@ -327,8 +329,8 @@ class _Verification:
                     self.add(
                         Problem(
                             "tree",
-                            f"{tile_path(0, index // TILE_WIDTH)} was altered: the hash of leaf"
-                            f" {index} is not the one sealed, and what it is of is intact",
+                            f"{tile_path(0, index // TILE_WIDTH)}: the stored hash of leaf {index}"
+                            " was altered; the row itself is intact",
                             index,
                             intact_at=mark.sealed_at,
                         )
@@ -342,7 +344,7 @@ class _Verification:
         self.add(
             Problem(
                 "checkpoint",
-                f"the log was rewritten: {name} has another root than the tree; what differs is"
+                f"the log was rewritten: the tree's root differs from {name}; the difference is"
                 f" between leaves {self.intact_size} and {mark.checkpoint.size - 1}",
                 self.intact_size,
                 intact_at=mark.sealed_at,
@@ -366,7 +368,7 @@ class _Verification:
         return tree
 
     def blame(self, intact_at: datetime | None) -> None:
-        """Report the leaves that do not fit, now that it is known that their tile is right."""
+        """Report the leaves that do not match, now that their tile is known to be right."""
         for item, kind, message, row, stored in self.suspects:
             if row is not None and len(self.swappable) < self.limit:
                 self.swappable.append((item, row, stored, len(self.report.problems)))
@@ -382,35 +384,33 @@ class _Verification:
         )
 
     def name_swaps(self) -> None:
-        """Tell a row that stands in another's place from one that was altered."""
-        for item, _, stored, place in self.swappable:
-            if not item.is_event or item.salt is None or place >= len(self.report.problems):
+        """Distinguish rows that were swapped from rows that were altered."""
+        for item, _, stored, number in self.swappable:
+            if not item.is_event or item.salt is None or number >= len(self.report.problems):
                 continue
             for other, row, _, _ in self.swappable:
                 if isinstance(row, EventRow) and other is not item:
-                    number, tx_id, at = item.subject
-                    moved = row._replace(id=number, tx_id=tx_id, occurred_at=at)
+                    event_id, tx_id, at = item.subject
+                    moved = row._replace(id=event_id, tx_id=tx_id, occurred_at=at)
                     if item_hash(item, moved, None) == stored:
-                        intact_at = self.report.problems[place].intact_at
-                        message = f"was re-ordered: its content stands at {other.name}"
-                        self.report.problems[place] = self.problem(
+                        intact_at = self.report.problems[number].intact_at
+                        message = f"was reordered: its content is that of {other.name}"
+                        self.report.problems[number] = self.problem(
                             item, "reordered", message, intact_at
                         )
                         break
 
-    # Tiles above, and what no leaf is of
+    # Upper-level tiles and unsealed rows
 
     def check_upper_tiles(self, tiles: Sequence[tuple[int, int, bytes]]) -> None:
+        read_tile = tile_reader(self.conn)
         for level, number, hashes in tiles:
             if level == 0:
                 continue
-            row = self.conn.execute(
-                "select hashes from pgaudit_wf.log_tile where level = %s and tile_number = %s",
-                [level, number],
-            ).fetchone()
-            if row is None or bytes(row[0]) != hashes:
+            stored = read_tile(level, number)
+            if stored != hashes:
                 path = tile_path(level, number, len(hashes) // HASH_SIZE)
-                state = "is missing" if row is None else "was altered"
+                state = "was altered" if stored else "is missing"
                 self.add(Problem("tree", f"{path} {state}"))
 
     def check_tile_count(self, size: int) -> None:
@@ -434,8 +434,8 @@ class _Verification:
                     self.add(
                         Problem(
                             "inserted",
-                            f"event {event_id} ({action}, {occurred_at}) was put in: it was not"
-                            " there when the events around it were sealed",
+                            f"event {event_id} ({action}, {occurred_at}) was inserted: it did not"
+                            " exist when the events around it were sealed",
                             event_id=event_id,
                         )
                     )
@@ -455,8 +455,8 @@ class _Verification:
                 self.add(
                     Problem(
                         "inserted",
-                        f"version {version} of workflow {workflow_id} was put in: it was not there"
-                        " when later ones were sealed",
+                        f"version {version} of workflow {workflow_id} was inserted: it did not"
+                        " exist when later ones were sealed",
                         workflow_id=workflow_id,
                         version=version,
                     )
@@ -477,19 +477,19 @@ def verify(
 
     Args:
         conn: The owner's connection, in autocommit mode.
-        keys: The keys under which checkpoints have to be signed; several after a rotation.
-        notes: Signed checkpoints kept elsewhere, by the name of where they are from: the log has to
-            be a continuation of each.
-        progress: Called now and then with the leaves done and the leaves there are.
+        keys: The keys that checkpoints must be signed by; several after a rotation.
+        notes: Signed checkpoints kept elsewhere, by the name of their source; the log must continue
+            each of them.
+        progress: Called from time to time with the number of leaves done and in all.
         limit: How many problems to keep.
 
     Raises:
-        psycopg.Error: What the database says.
+        psycopg.Error: The database could not answer.
     """
     with translated(), conn.transaction():
         conn.execute("set transaction isolation level repeatable read, read only")
         pin_format(conn)
-        # The order of leaves is an index's: nothing is to be sorted or gathered in memory.
+        # An index provides the order of the leaves, so that nothing is sorted or kept in memory.
         for setting in ("hashjoin", "mergejoin", "sort", "seqscan", "bitmapscan", "material"):
             conn.execute(sql.SQL("set local {} = off").format(sql.Identifier(f"enable_{setting}")))
         conn.execute("set local jit = off")

@@ -1,1 +1,1 @@
-"""What runs beside the database: maintenance, watching, health."""
+"""Jobs that run next to the database: maintenance, monitoring, health."""

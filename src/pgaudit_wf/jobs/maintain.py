@@ -1,8 +1,8 @@
-"""What has to happen to the log from time to time, as a plan that can be read before it is run.
+"""Periodic maintenance of the log, as a plan that can be reviewed before it is run.
 
 `plan` looks and changes nothing; `maintain` does what it says, a step at a time. Each step is a
 transaction of its own and can be repeated, so a run may be interrupted anywhere and started again.
-One run at a time works on a database; a second one says so and ends.
+Only one run at a time works on a database; a second one reports this and ends.
 """
 
 from __future__ import annotations
@@ -38,23 +38,25 @@ Kind: TypeAlias = Literal[
 Progress: TypeAlias = Callable[["Step", int, int], None]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-# Whoever waits for a lock on the log holds up everybody who comes after him: better to try again.
-_LOCK_TIMEOUT = "2s"
-_ATTEMPTS = 4
+# Waiting for a lock on the log blocks everyone who asks for one later: better to retry.
+_LOCK_TIMEOUT = "200ms"
+_ATTEMPTS = 6
+_NO_ARCHIVE = "no location for archives is given (--archive)"
+_NOT_ARCHIVED = "it is not archived"
 _VERSIONS_AT_A_TIME = 500
-# Texts that spare a workflow's next save some work, for as long as one is to be expected.
+# Cached texts speed up a workflow's next save; they are kept while one is likely.
 _CACHE_KEPT = "30 days"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something to do, or done.
+    """A step of maintenance, to do or done.
 
-    `kind` is add (a partition to come), move (events out of the default partition into that
-    month), archive, prune (a month's expired events), prune_versions, prune_cache (canonical texts
-    of workflows that nobody works on), or hook. `subject` is the table, or the hook's name.
-    `events` is how many events, versions or workflows it is about. `problem` says why it cannot
-    be done now, None if it can.
+    `kind` is add (a future partition), move (events from the default partition to that month),
+    archive, prune (a month's expired events), prune_versions, prune_cache (canonical texts of idle
+    workflows), or hook. `subject` is the table, or the hook's name. `events` is the number of
+    events, versions or workflows concerned. `problem` says why it cannot be done now; None if it
+    can.
     """
 
     kind: Kind
@@ -63,25 +65,25 @@ class Step:
     problem: str | None = None
 
     def __str__(self) -> str:
-        """Describe it to people, as something to do."""
+        """Describe it to people, as a step to do."""
         of = f"{self.events:,} event{'' if self.events == 1 else 's'}"
         return {
-            "add": f"make partition {self.subject}",
+            "add": f"create partition {self.subject}",
             "move": f"move {of} from the default partition to {self.subject}",
             "archive": f"archive {of} of {self.subject}",
             "prune": f"remove {of} of {self.subject}",
-            "prune_versions": f"let go of {self.events:,} snapshots of workflow versions",
-            "prune_cache": f"let go of canonical texts of {self.events:,} idle workflows",
+            "prune_versions": f"prune {self.events:,} snapshots of workflow versions",
+            "prune_cache": f"prune canonical texts of {self.events:,} idle workflows",
             "hook": f"{self.subject}: {of}",
         }[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A job of another part that goes along with maintenance, before anything is archived.
+    """A job of another module that runs as part of maintenance, before anything is archived.
 
-    `run` takes the connection and whether to look only, and returns how many events it dealt with,
-    or would have.
+    `run` takes the connection and whether this is a dry run, and returns how many events it
+    processed, or would process.
     """
 
     name: str
@@ -95,63 +97,31 @@ def plan(
     months_ahead: int = 3,
     hooks: Sequence[Hook] = (),
 ) -> tuple[Step, ...]:
-    """Return what `maintain` would do now, in its order; changes nothing.
+    """Return the steps that `maintain` would take now, in order; changes nothing.
 
     Args:
         conn: A connection of the schema's owner, in autocommit mode.
-        archive_url: Where archives go; without one, what is not archived yet cannot leave.
-        months_ahead: For how many months after this one partitions are to be there.
+        archive_url: Where archives go; without one, months that are not archived cannot be pruned.
+        months_ahead: How many months after the current one get partitions.
         hooks: As for `maintain`.
 
     Raises:
         psycopg.Error: The database could not answer.
     """
     with translated():
-        besides = [Step("hook", hook.name, hook.run(conn, True)) for hook in hooks]
-        return (*besides, *_plan(conn, archive_url, months_ahead))
+        hooked = [Step("hook", hook.name, hook.run(conn, True)) for hook in hooks]
+        return (*hooked, *_plan(conn, archive_url, months_ahead))
 
 
 def _plan(conn: Connection, archive_url: str | None, months_ahead: int) -> Iterator[Step]:
-    cursor = conn.cursor(row_factory=tuple_row)
-    missing = cursor.execute(
-        "select p.name from (select to_char(date_trunc('month', now() at time zone 'UTC')"
-        ' + make_interval(months => m), \'"security_audit_log_y"YYYY"m"MM\') as name'
-        " from generate_series(0, %s) as m) as p"
-        " where to_regclass('pgaudit_wf.' || p.name) is null order by 1",
-        [months_ahead],
-    ).fetchall()
-    waiting = cursor.execute(
-        "select to_char(date_trunc('month', occurred_at at time zone 'UTC'),"
-        ' \'"security_audit_log_y"YYYY"m"MM\') as name, count(*)'
-        " from only pgaudit_wf.security_audit_log_default where isfinite(occurred_at)"
-        " group by 1 order by 1"
-    ).fetchall()
-    moved = {name for name, _ in waiting}
-    yield from (Step("add", name) for (name,) in missing if name not in moved)
-    yield from (Step("move", name, events) for name, events in waiting)
-    months = cursor.execute(
-        "select r.partition_name, r.events, r.expired_events,"
-        " coalesce(pgaudit_wf._archived_events(r.partition_name), 0) = r.events"
-        " from pgaudit_wf.log_retention() as r"
-        " where r.expired_events > 0 or (r.events = 0 and r.keep_until <= now())"
-        " order by r.from_time"
-    ).fetchall()
-    for name, events, expired, archived in months:
-        problem = None
-        if not archived:
-            problem = None if archive_url else "no place for archives is given (--archive)"
-            yield Step("archive", name, events, problem)
-        yield Step("prune", name, expired, problem and "it is not archived")
-    versions, cached = one(
-        conn,
-        "select pgaudit_wf._prunable_versions(), (select count(*)"
-        " from pgaudit_wf.canonical_cache as c where c.written_at < now() - %s::interval)",
-        [_CACHE_KEPT],
+    steps = conn.cursor(row_factory=tuple_row).execute(
+        "select * from pgaudit_wf._maintenance_plan(%s, %s::interval)", [months_ahead, _CACHE_KEPT]
     )
-    if versions:
-        yield Step("prune_versions", "workflow_history", versions)
-    if cached:
-        yield Step("prune_cache", "canonical_cache", cached)
+    for kind, subject, events, is_archived in steps.fetchall():
+        problem = None
+        if is_archived is False and not archive_url:
+            problem = _NO_ARCHIVE if kind == "archive" else _NOT_ARCHIVED
+        yield Step(kind, subject, events, problem)
 
 
 def maintain(
@@ -163,24 +133,24 @@ def maintain(
     progress: Progress | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
-    """Do what is due, and yield each step once it is done, or could not be.
+    """Take the steps that are due, and yield each one when it is done or has failed.
 
-    Nothing is done that `plan` would not have said at the start. A step with a `problem` was left
-    for the next run. No month is pruned before its archive was read back in this run and compared
-    with the log; what lies there and is not this database's own, or is missing, ends the run.
+    It only takes steps that `plan` would have returned at the start. A step with a `problem` is
+    left for the next run. No month is pruned before its archive was read back in this run and
+    compared with the log; an archive that is missing or belongs to another database ends the run.
 
     Args:
         conn: A connection of the schema's owner, in autocommit mode. Not through a pooler that
             shares sessions, as it holds a lock of its session.
         archive_url: Where archives go: a directory, or a URL as fsspec takes it.
-        months_ahead: For how many months after this one partitions are to be there.
-        hooks: What to do besides, before anything is archived.
-        progress: Called with the step at hand, what is done of it and in all.
-        stopping: Asked between steps whether to end.
+        months_ahead: How many months after the current one get partitions.
+        hooks: Additional jobs, run before anything is archived.
+        progress: Called with the current step, the amount done and the total.
+        stopping: Called between steps; returns whether to stop.
 
     Raises:
-        MaintenanceRunningError: Another run is at work.
-        psycopg.Error: The database refused something that another run cannot mend by itself.
+        MaintenanceRunningError: Another run is in progress.
+        psycopg.Error: The database refused a step in a way that another run cannot fix.
     """
     with _alone(conn):
         steps = plan(conn, archive_url=archive_url, months_ahead=months_ahead)
@@ -194,12 +164,12 @@ def maintain(
             if stopping():
                 return
             if step.problem is None and step.kind == "prune" and step.subject in unarchived:
-                step = replace(step, problem="it is not archived")
+                step = replace(step, problem=_NOT_ARCHIVED)
             try:
                 if step.problem is None:
                     step = _do(conn, step, archive_url, archived, progress)
             except ArchiveConflictError as error:
-                # Whose files those are, somebody has to find out before anything is removed.
+                # A person must find out whose files those are before anything is removed.
                 yield replace(step, problem=str(error))
                 return
             if step.kind == "archive":
@@ -211,7 +181,7 @@ def maintain(
 def _alone(conn: Connection) -> Iterator[None]:
     (is_ours,) = one(conn, "select pgaudit_wf._begin_maintenance()")
     if not is_ours:
-        raise MaintenanceRunningError("another maintenance run is at work on this database")
+        raise MaintenanceRunningError("another maintenance run is in progress on this database")
     try:
         yield
     finally:
@@ -244,7 +214,7 @@ def _do(
             if step.subject not in archived:
                 confirm_archive(conn, step.subject, report)
             return replace(step, events=_locking(conn, "select pgaudit_wf.prune(%s)", step.subject))
-        # The same for a month that is missing and for one whose events wait in the default one.
+        # The same for a missing month and for one whose events wait in the default partition.
         month = step.subject.removeprefix("security_audit_log_y").replace("m", "-") + "-01"
         _locking(conn, "select pgaudit_wf.add_log_partition(%s)", month)
         return step
@@ -283,10 +253,10 @@ def _prune_versions(conn: Connection, expected: int, report: Callable[[int, int]
 
 
 class Maintenance:
-    """`maintain` as a job of a `Service`: with metrics and logs, once or again and again.
+    """`maintain` as a job of a `Service`, with metrics and logs.
 
     Args:
-        service: The service whose registry gets the metrics.
+        service: The service whose registry receives the metrics.
         connect: Opens a connection; a new one for each run.
         archive_url: As for `maintain`.
         months_ahead: As for `maintain`.
@@ -295,7 +265,7 @@ class Maintenance:
 
     Attributes:
         steps: The steps of the last run.
-        busy: Whether the last run found another one at work.
+        busy: Whether the last run found another one in progress.
     """
 
     def __init__(
@@ -325,13 +295,13 @@ class Maintenance:
         )
         self._events = Counter(
             "pgaudit_wf_maintain_events",
-            "Events (or versions) that steps of maintenance dealt with.",
+            "Events (or versions) processed by steps of maintenance.",
             ["kind"],
             registry=registry,
         )
         self._left = Gauge(
             "pgaudit_wf_maintain_problems",
-            "Steps that the last run could not do.",
+            "Steps that failed in the last run.",
             registry=registry,
         )
         for kind in _KINDS:
@@ -340,7 +310,7 @@ class Maintenance:
                 self._done.labels(kind, result)
 
     def job(self, service: Service) -> bool:
-        """Do a run; there is never more waiting that a second one could do at once."""
+        """Do a run; there is never more work left for an immediate second one."""
 
         def moved(step: Step, done: int, total: int) -> None:
             service.alive()

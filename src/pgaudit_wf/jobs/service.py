@@ -1,14 +1,14 @@
-"""What the jobs beside the database share: a loop or one run, signals, JSON logs, health, metrics.
+"""Shared by all jobs: a loop or a single run, signals, JSON logs, health, metrics.
 
-A job is a function that does a piece of work and says whether more is waiting. `Service` runs it
+A job is a function that does a piece of work and returns whether more is waiting. `Service` runs it
 under cron (once), systemd or Kubernetes (in a loop, until SIGTERM):
 
     service = Service("maintain")
     with json_logs():
         service.run(job, once=once, interval=60, health_port=port)
 
-where `job(service)` looks at `service.stopping` between steps that may take long, and tells
-`service.alive()` that it still moves.
+where `job(service)` checks `service.stopping` between long steps, and calls `service.alive()` to
+show that it is making progress.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class _JsonLines(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        # In ASCII: a name with control characters in it stays a value on this one line.
+        # In ASCII, so that a name with control characters stays on this one line.
         return json.dumps(entry, default=str)
 
 
 @contextmanager
 def json_logs(stream: IO[str] | None = None, level: int = logging.INFO) -> Iterator[None]:
-    """Write this package's log as JSON, an object a line, to a stream (default: standard error)."""
+    """Write this package's log as JSON, one object per line, to a stream (default: stderr)."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_JsonLines())
     before = LOGGER.level, LOGGER.propagate
@@ -65,14 +65,14 @@ def json_logs(stream: IO[str] | None = None, level: int = logging.INFO) -> Itera
 
 
 class Service:
-    """A job, run once or in a loop, that can be asked how it is.
+    """A job that runs once or in a loop and reports its health.
 
     Args:
         name: The job's name in logs and in the label `job` of metrics.
-        stall_seconds: After how long without a sign of life `/healthz` says that it hangs.
+        stall_seconds: `/healthz` fails after this long without progress.
 
     Attributes:
-        registry: Where the job registers metrics of its own.
+        registry: The registry for the job's own metrics.
     """
 
     def __init__(self, name: str, *, stall_seconds: float = 300.0) -> None:
@@ -81,7 +81,7 @@ class Service:
         self._stall_seconds = stall_seconds
         self._stop = threading.Event()
         self._alive_at = time.monotonic()
-        self._problem: str | None = "has not finished its first run"
+        self._problem: str | None = "the first run has not finished"
         self._runs = Counter(
             "pgaudit_wf_job_runs", "Runs of the job.", ["job", "result"], registry=self.registry
         )
@@ -103,23 +103,23 @@ class Service:
 
     @property
     def stopping(self) -> bool:
-        """Whether the job was asked to end: finish the step at hand, begin no other."""
+        """Whether the job was asked to stop, which it does after the current step."""
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """Ask the job to end after the step at hand."""
+        """Ask the job to stop after the current step."""
         self._stop.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait, at most until the job is asked to end; return whether it was."""
+        """Wait, at most until the job is asked to stop; return whether it was."""
         return self._stop.wait(seconds)
 
     def alive(self) -> None:
-        """Tell the health check that the job still moves."""
+        """Tell the health check that the job is making progress."""
         self._alive_at = time.monotonic()
 
     def log(self, message: str, *, level: int = logging.INFO, **fields: object) -> None:
-        """Write a line to the log; fields are never to hold values of rows or secrets."""
+        """Write a line to the log; fields must never contain values of rows or secrets."""
         LOGGER.log(level, message, extra={"job": self.name, "fields": fields})
 
     def run(
@@ -134,20 +134,20 @@ class Service:
         """Run a job until there is nothing more to do (`once`), or until SIGTERM or SIGINT.
 
         An error of the database or the network ends a single run; in a loop it is logged, and the
-        job tried again after a pause that grows to a minute. A second signal ends the process at
-        once.
+        job is retried after a pause of up to a minute. A second signal ends the process at once.
 
         Args:
-            job: Does a piece of work and returns whether more is waiting. It opens what it needs
-                by itself, so that a broken connection is replaced in the next run.
+            job: Does a piece of work and returns whether more is waiting. It opens its own
+                connections, so that the next run replaces a broken one.
             once: Stop when nothing more is waiting.
             interval: Seconds between runs when nothing is waiting.
-            health_port: Serve /healthz, /readyz and /metrics on this port; 0 picks one, None: no.
+            health_port: Serve /healthz, /readyz and /metrics on this port; 0 picks one, None
+                disables them.
             health_host: The address to serve them on.
 
         Raises:
-            OSError: The health check's port cannot be had.
-            psycopg.Error: What ended a single run.
+            OSError: The health check's port is not available.
+            psycopg.Error: A single run failed.
         """
         health = nullcontext() if health_port is None else self._health(health_host, health_port)
         with self._signals(), health:
@@ -230,11 +230,11 @@ class Service:
             return 200, CONTENT_TYPE_LATEST, generate_latest(self.registry)
         if path == "/healthz":
             silent = time.monotonic() - self._alive_at
-            problem = "no sign of life" if silent > self._stall_seconds else None
+            problem = "no progress" if silent > self._stall_seconds else None
         elif path == "/readyz":
-            problem = "is stopping" if self.stopping else self._problem
+            problem = "stopping" if self.stopping else self._problem
         else:
-            return 404, "text/plain", b"there are /healthz, /readyz and /metrics\n"
+            return 404, "text/plain", b"not found; try /healthz, /readyz or /metrics\n"
         return 503 if problem else 200, "text/plain", f"{problem or 'ok'}\n".encode()
 
 
@@ -257,13 +257,13 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
 
 
 def describe_error(error: BaseException) -> dict[str, str]:
-    """Return what may be logged of an error: its kind and code, and no text that holds values.
+    """Return the loggable part of an error: its type and code, without text that contains values.
 
     A driver's message quotes rows, and a connection's message may quote a password.
     """
-    told = {"error": type(error).__name__}
+    details = {"error": type(error).__name__}
     if isinstance(error, psycopg.Error) and error.sqlstate:
-        told["sqlstate"] = error.sqlstate
+        details["sqlstate"] = error.sqlstate
     elif isinstance(error, OSError) and error.errno is not None:
-        told["errno"] = str(error.errno)
-    return told
+        details["errno"] = str(error.errno)
+    return details

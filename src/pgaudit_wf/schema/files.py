@@ -1,7 +1,7 @@
-"""What there is to install: the sources in ``sql/`` and the released files in ``migrations/``.
+"""Installable files: the sources in ``sql/`` and the released files in ``migrations/``.
 
-Until something of a group (``core``, ``app``) is released, its sources are its first migration, as
-they stand. From then on its migrations are what was frozen, and ``sql/`` is what they lead to.
+Until a group (``core``, ``app``) is released, its sources are its first migration as they are.
+After that its migrations are the frozen files, and ``sql/`` is the state that they lead to.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SqlMigration(Migration):  # type: ignore[misc]
         super().__init__(id_, "", "")
         name = _ID.fullmatch(id_)
         if name is None:
-            raise ValueError(f"{id_} is no migration's id")
+            raise ValueError(f"{id_} is not the id of a migration")
         self.group = name["group"]
         self.number = int(name["number"])
         self.scripts = tuple(scripts)
@@ -104,10 +104,10 @@ def first_text(sources: Iterable[Script], depends: str | None) -> str:
 
 
 def migration_paths(root: Path, group: str) -> list[Path]:
-    """Return the files of ``migrations/<group>`` in order, without those that lead back.
+    """Return the files of ``migrations/<group>`` in order, without the rollbacks.
 
     Raises:
-        MigrationError: A file there is not called as migrations are.
+        MigrationError: A file there is not named like a migration.
     """
     found = []
     for path in sorted((root / "migrations" / group).glob("*.sql")):
@@ -116,20 +116,20 @@ def migration_paths(root: Path, group: str) -> list[Path]:
         name = _ID.fullmatch(path.stem)
         if name is None or name["group"] != group:
             raise MigrationError(
-                f"{path}: a migration is called pgaudit_wf.{group}.NNNN_some_name.sql"
+                f"{path}: a migration must be named pgaudit_wf.{group}.NNNN_some_name.sql"
             )
         found.append(path)
     return found
 
 
 def read_migrations(root: Path) -> list[SqlMigration]:
-    """Return all there is to install, each after those that it needs.
+    """Return all installable migrations, each after those that it needs.
 
     Args:
         root: The folder that holds ``sql/`` and ``migrations/``.
 
     Raises:
-        MigrationError: There is nothing, or it does not fit together.
+        MigrationError: There are none, or they are inconsistent.
     """
     found: list[SqlMigration] = []
     for group in GROUPS:

@@ -1,4 +1,4 @@
-"""Which migrations a database has: the ledger, and the lock on it."""
+"""The ledger of a database's migrations, and its lock."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class AppliedMigration:
 
 
 class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
-    """yoyo's bookkeeping on a connection and in a transaction of ours."""
+    """yoyo's bookkeeping on our own connection and in our own transaction."""
 
     _internal_schema_updated: bool
 
@@ -150,22 +150,22 @@ def locked(backend: Backend, lock_timeout: float) -> Iterator[None]:
                 [LOCK_KEY],
             )
             raise MigrationLockedError(
-                f"another migrator (server process {holder or 'just gone'}) has been at work in"
+                f"another migrator (server process {holder or 'just gone'}) has been running in"
                 f" this database for {lock_timeout:g} s: wait for it and run this again"
             )
         time.sleep(POLL_SECONDS)
 
 
 def _settle(backend: Backend) -> None:
-    """Make the transaction independent of how role and database are set up."""
-    # Every name in a migration is qualified, so nothing in the user's search_path counts.
+    """Make the transaction independent of the settings of role and database."""
+    # Every name in a migration is qualified, so the user's search_path is not needed.
     backend.execute(SEARCH_PATH)
-    # A limit meant for the application's statements must not cut a migration short.
+    # A timeout meant for the application's statements must not interrupt a migration.
     backend.execute("set local statement_timeout = 0")
     backend.execute("set local idle_in_transaction_session_timeout = 0")
-    # Else the server finishes the statement of a killed migrator first, and keeps the lock so long.
+    # Otherwise the server would first finish a killed migrator's statement, keeping the lock.
     with (
-        suppress(psycopg.errors.InvalidParameterValue),  # where the server's system cannot tell
+        suppress(psycopg.errors.InvalidParameterValue),  # not supported on the server's platform
         backend.transaction(),
     ):
         backend.execute("set local client_connection_check_interval = '1s'")
@@ -192,25 +192,25 @@ def check_server(backend: Backend) -> None:
                (select pg_has_role(nspowner, 'usage') from pg_namespace where nspname = %(ours)s),
                (select rolname from pg_namespace n join pg_roles r on r.oid = n.nspowner
                  where nspname = %(ours)s),
-               to_regnamespace(%(books)s) is not null
+               to_regnamespace(%(ledger)s) is not null
         """,
-        {"ours": SCHEMA, "books": LEDGER_SCHEMA},
+        {"ours": SCHEMA, "ledger": LEDGER_SCHEMA},
     ).fetchone()
-    database, role, standby, may_create, owns, owner, booked = row
+    database, role, standby, may_create, owns, owner, has_ledger = row
     if standby:
-        raise MigrationError("this server is a standby: migrate its primary")
+        raise MigrationError("this server is a standby; migrate its primary")
     if owns is False:
         raise MigrationError(
             f'schema {SCHEMA} in database "{database}" belongs to role "{owner}", and "{role}" is'
             f" not a member of it: migrate as the role that installed it or as a superuser, or have"
             f' one run: grant "{owner}" to "{role}"'
         )
-    if owns and not booked:
+    if owns and not has_ledger:
         raise MigrationError(
-            f'database "{database}" has a schema {SCHEMA} that no migration made: if it was made'
-            f" from sql/ by hand, drop it first"
+            f'database "{database}" has a schema {SCHEMA} that no migration created: if it was'
+            f" installed from sql/ by hand, drop it first"
         )
-    if not may_create and not booked:
+    if not may_create and not has_ledger:
         raise MigrationError(
             f'role "{role}" may not create schemas in database "{database}": migrate as the'
             f" database's owner, or have the owner run:"
@@ -219,7 +219,7 @@ def check_server(backend: Backend) -> None:
 
 
 def read_ledger(backend: Backend) -> list[AppliedMigration]:
-    """Return what is in force, oldest first; nothing if the tables do not exist yet."""
+    """Return the migrations in force, oldest first; none if the tables do not exist yet."""
     table = f"{LEDGER_SCHEMA}.{default_migration_table}"
     try:
         if _one(backend, "select to_regclass(%s)", [table]) is None:

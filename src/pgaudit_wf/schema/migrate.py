@@ -1,15 +1,15 @@
 """Install, upgrade and remove the database schema.
 
-The migrations are plain SQL files, one transaction a run; :mod:`pgaudit_wf.schema.files` knows
-where they are. yoyo keeps the books, in a schema of their own, so that neither an application's
-own yoyo tables nor a tool that compares its schemas with its models ever meets them. Three of
-yoyo's habits are replaced here, each for a reason:
+The migrations are plain SQL files, one transaction per run; :mod:`pgaudit_wf.schema.files` finds
+them. yoyo keeps the ledger in a schema of its own, so that it interferes neither with an
+application's own yoyo tables nor with tools that compare schemas with models. Three of yoyo's
+behaviors are replaced here, each for a reason:
 
 * It splits a file with a general SQL parser. Files are sent to the server whole instead, so a
   function body can hold anything, and an error carries its file and line.
-* It commits a migration first and books it afterwards, on another connection. A kill between the
+* It commits a migration first and records it afterwards, on another connection. A kill between the
   two leaves a database that can go neither forward nor back. Here both are one transaction.
-* Its lock is a table row, which stays behind when the migrator is killed. Here it is an advisory
+* Its lock is a table row, which remains when the migrator is killed. Here it is an advisory
   lock that ends with the transaction. It is polled, never waited for: a waiting statement holds a
   snapshot, and ``create index concurrently`` waits for every snapshot older than itself.
 
@@ -59,8 +59,8 @@ __all__ = [
 
 _NAMES = {"core": f"schema {SCHEMA}", "app": "the reference application"}
 
-# Objects of the user that "drop schema pgaudit_wf cascade" would take along. The triggers on
-# audited tables and our event triggers are ours, and meant to go.
+# The user's objects that "drop schema pgaudit_wf cascade" would drop too. The triggers on audited
+# tables and our event triggers are ours, and are meant to be dropped.
 _DEPENDENTS = """
 with ours as (
     select 'pg_class'::regclass as classid, oid as objid
@@ -72,7 +72,7 @@ with ours as (
 ),
 dependent as (
     select d.classid, d.objid, d.objsubid, coalesce(
-        -- What belongs to a table or view stands for it.
+        -- Parts of a table or view are reported as that relation.
         (select ev_class from pg_rewrite
          where d.classid = 'pg_rewrite'::regclass and oid = d.objid),
         (select adrelid from pg_attrdef
@@ -109,11 +109,11 @@ order by 1
 
 @dataclass(frozen=True, slots=True)
 class MigrationResult:
-    """What a run did.
+    """The result of a run.
 
-    ``applied`` and ``rolled_back`` name migrations in the order it was done. ``version`` is the
-    number of the newest core migration in force, 0 for none. ``warnings`` are those the database
-    raised, for example that it may not create event triggers.
+    ``applied`` and ``rolled_back`` name migrations in the order of execution. ``version`` is the
+    number of the newest core migration in force, 0 for none. ``warnings`` are those that the
+    database raised, for example that the role may not create event triggers.
     """
 
     applied: tuple[str, ...]
@@ -130,34 +130,34 @@ def migrate(
     lock_timeout: float = 60.0,
     directory: Path | None = None,
 ) -> MigrationResult:
-    """Bring the database to the newest migration, or to the one asked for.
+    """Bring the database to the newest migration, or to a given one.
 
     Safe to run twice, and from many processes at once: they take turns. A run is one transaction.
-    If a migration fails on the way up, those before it stay; if one fails on the way down,
-    nothing has happened.
+    If a migration fails on the way up, those before it stay applied; if one fails on the way down,
+    nothing is changed.
 
     Args:
         conninfo: A libpq connection string or ``postgresql://`` URL (SQLAlchemy's
-            ``postgresql+psycopg://`` is understood too). What it leaves out comes from the
-            ``PG*`` environment variables, as with psql.
-        to: Where to stop: a core migration's number (``3``), the name of any migration, or a
-            part of it that only one has (``app.0002``). 0 takes everything away again and leaves
-            the database as it was. None, the default, is the newest. The way down to any other
-            exists only where it was written by hand.
+            ``postgresql+psycopg://`` is accepted too). Missing parts come from the ``PG*``
+            environment variables, as with psql.
+        to: Where to stop: a core migration's number (``3``), the name of any migration, or an
+            unambiguous part of one (``app.0002``). 0 removes everything and leaves the database
+            as it was. None, the default, is the newest. Going down to any other is only possible
+            if a rollback was written by hand.
         with_app_schema: Also create the reference application's tables in schema ``public``. Once
-            they are there, later runs keep them up to date without being asked.
+            they exist, later runs keep them up to date automatically.
         lock_timeout: Seconds to wait for other migrators before giving up.
         directory: The folder with ``sql/`` and ``migrations/``; by default the one installed with
             this package, in a checkout the checkout.
 
     Raises:
         MigrationLockedError: Another migrator kept the lock for ``lock_timeout`` seconds.
-        MigrationChangedError: The database has a migration that is unknown here, or that had
-            another text when it was applied.
-        MigrationError: Anything else; the message names the migration, the file, its line and the
-            SQL error.
+        MigrationChangedError: The database has a migration that is unknown here, or whose text
+            was different when it was applied.
+        MigrationError: Any other failure; the message names the migration, the file, its line and
+            the SQL error.
         psycopg.OperationalError: The server could not be reached, refused the login, or went away;
-            nothing of the run is left then.
+            nothing of the run remains then.
     """
     root = directory or installed()
     available = read_migrations(root)
@@ -236,10 +236,10 @@ def _check_known(
     backend: Backend, available: list[SqlMigration], present: list[str], *, removing_all: bool
 ) -> None:
     known = {m.id: m for m in available}
-    strange = [name for name in present if name not in known]
-    if strange:
+    unknown = [name for name in present if name not in known]
+    if unknown:
         raise MigrationChangedError(
-            f"this database has {', '.join(strange)}, which this version of pgaudit-wf does not"
+            f"this database has {', '.join(unknown)}, which this version of pgaudit-wf does not"
             f" know: use the version that applied it, or a newer one"
         )
     if not present or removing_all:
@@ -254,8 +254,8 @@ def _check_known(
     changed = [name for name in present if checksums.get(name) != known[name].checksum]
     if changed:
         raise MigrationChangedError(
-            f"{', '.join(changed)} had another text when this database was migrated: use the"
-            f" version of pgaudit-wf that applied it; before release 0.1.0, take the schema away"
+            f"{', '.join(changed)} had a different text when this database was migrated: use"
+            f" the version of pgaudit-wf that applied it; before release 0.1.0, remove the schema"
             f" (pgaudit-wf migrate --to 0) and migrate again"
         )
 
@@ -266,7 +266,7 @@ def _target(
     to: str | int | None,
     with_app_schema: bool,
 ) -> list[SqlMigration]:
-    """Return the migrations that shall be in force afterwards, in order."""
+    """Return the migrations to be in force afterwards, in order."""
     group, number = _goal(available, to)
     app_wanted = (
         with_app_schema
@@ -305,21 +305,21 @@ def _apply(backend: Backend, migration: SqlMigration) -> None:
         [migration],
         "apply",
         failed=f"{migration.id} could not be applied",
-        left="The migrations before it stay applied; nothing of this one is left.",
+        left="The migrations before it stay applied; nothing of this one remains.",
     )
 
 
 def _take_down(backend: Backend, root: Path, down: list[SqlMigration], kept: set[str]) -> list[str]:
-    """Take migrations away, newest first; return their ids in the order in which they went.
+    """Remove migrations, newest first; return their ids in that order.
 
-    A group of which nothing is kept goes as a whole, by the package's own script. So it takes no
-    way back for each step that once was taken forward.
+    A group of which nothing is kept is removed as a whole by the package's own script, so it does
+    not need a rollback for each of its migrations.
     """
     stuck = [m.id for m in down if m.group in kept and m.rollback is None]
     if stuck:
         raise MigrationError(
-            f"{', '.join(stuck)} cannot be rolled back, since no way back was written: restore a"
-            f" backup made before the upgrade (or take the schema away with all that is in it:"
+            f"{', '.join(stuck)} cannot be rolled back, as no rollback was written: restore a"
+            f" backup made before the upgrade (or remove the schema with everything in it:"
             f" pgaudit-wf migrate --to 0). Nothing has been changed"
         )
     gone: list[str] = []
@@ -352,7 +352,7 @@ def _run(
     failed: str,
     left: str,
 ) -> None:
-    """Run scripts and book what they did, all or nothing."""
+    """Run scripts and record them in the ledger, all or nothing."""
     running: Script | None = None
     try:
         with backend.transaction():
@@ -368,22 +368,23 @@ def _run(
 
 
 def _check_dependents(backend: Backend) -> None:
-    strangers = [row[0] for row in backend.connection.execute(_DEPENDENTS).fetchall()]
-    if strangers:
+    dependents = [row[0] for row in backend.connection.execute(_DEPENDENTS).fetchall()]
+    if dependents:
         raise MigrationError(
-            f"objects of yours use schema {SCHEMA} and would go with it: {', '.join(strangers)};"
-            f" drop them or free them from it, then run this again. Nothing has been changed"
+            f"objects of yours depend on schema {SCHEMA} and would be dropped with it:"
+            f" {', '.join(dependents)}; drop them or remove the dependency, then run this again."
+            f" Nothing has been changed"
         )
 
 
 def _explain(error: psycopg.Error, script: Script | None, failed: str, left: str) -> str:
     diag = error.diag
-    place = f"{script.name}; " if script else ""
+    location = f"{script.name}; " if script else ""
     if script and diag.statement_position:
         line = script.text.count("\n", 0, int(diag.statement_position) - 1) + 1
-        place = f"{script.name}, line {line}; "
+        location = f"{script.name}, line {line}; "
     lines = [
-        f"{failed}: {diag.message_primary or error} ({place}SQLSTATE {error.sqlstate or 'none'})"
+        f"{failed}: {diag.message_primary or error} ({location}SQLSTATE {error.sqlstate or 'none'})"
     ]
     lines += [
         f"{label}: {text}"

@@ -58,7 +58,7 @@ class TrailEntry:
 
     `actor_name` and `resource_name` are the present names, or the ones kept in the event where
     there are none (any more). `captured` is True for what a trigger saw and False for what the
-    application told by `record_event`; `attested` is True where the application proved by a
+    application reported it by `record_event`; `attested` is True if the application proved by a
     signature who acted. `diff` is a JSON Patch with "old" values, `cursor` the place to go on from.
     """
 
@@ -92,7 +92,7 @@ class TrailEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """An event as the log holds it, with the cursor that stands behind it."""
+    """An event as the log holds it, with the cursor that follows it."""
 
     id: int
     occurred_at: datetime

@@ -1,14 +1,14 @@
 """Typed reads of the audit schema: the same functions for sync and async connections.
 
-What a read sends and what becomes of its rows is written once, without input or output; `run`
-hands it to the connection there is. The reading itself, with its rights and its rules, is done by
+Each read's statement and the shape of its result are written once, without I/O; `run`
+sends it on the connection given. The reading itself, with its rights and its rules, is done by
 the functions and views of schema `pgaudit_wf`.
 
 JSON keeps its digits: integers are `int` (or `Decimal`, of more than 4,300 digits), fractions
-`Decimal`, never `float`. What is nested deeper than 250 levels is a `str` that holds its JSON.
+`Decimal`, never `float`. Anything nested deeper than 250 levels is a `str` with its JSON.
 
 Each function takes a `psycopg.Connection` and returns its result, or a `psycopg.AsyncConnection`
-and returns something to await. The reads of organizations' owners and admins, as a member of role
+and returns an awaitable. The reads of organizations' owners and admins, as a member of role
 `pgaudit_wf_reader`, need the actor and organization in the transaction:
 
     with request_context(conn, actor_id="u_1", org_id="o_1") as conn:
@@ -80,7 +80,7 @@ class LogBatch:
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyActivity:
-    """An API key as the log knows it; `status` is "active", "revoked" or "deleted"."""
+    """An API key as recorded in the log; `status` is "active", "revoked" or "deleted"."""
 
     api_key_id: str
     org_id: str | None
@@ -97,7 +97,7 @@ class ApiKeyActivity:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """An audited table and its settings; `table` is written as the session has to write it."""
+    """An audited table and its settings; `table` is as the session must write its name."""
 
     table: str
     resource_type: str
@@ -117,7 +117,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong with the auditing, and the remedy."""
+    """A problem with the auditing, and its remedy."""
 
     severity: Literal["error", "warning", "notice"]
     subject: str
@@ -141,7 +141,7 @@ class Partition:
 
 
 class TrailFilter(TypedDict, total=False):
-    """What narrows a trail down; None and absent mean the same.
+    """Filters of a trail; None and absent mean the same.
 
     `action` may hold `*` for any characters (`api_key.*`); `since` is inclusive, `until` is not;
     `search` looks for text in names, labels, action, address, user agent and ids.
@@ -165,8 +165,10 @@ _FILTERS = tuple(TrailFilter.__annotations__)
 def _trail_arguments(filters: Mapping[str, object]) -> sql.Composed:
     unknown = sorted(filters.keys() - set(_FILTERS))
     if unknown:
-        raise TypeError(f"no such filter: {', '.join(unknown)}; valid are {', '.join(_FILTERS)}")
-    # What is not given is left out, so that the function's own defaults hold.
+        raise TypeError(
+            f"unknown filter: {', '.join(unknown)}; valid filters are {', '.join(_FILTERS)}"
+        )
+    # Omitted arguments take the SQL function's own defaults.
     return sql.SQL("").join(
         sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name))
         for name, value in filters.items()
@@ -177,7 +179,7 @@ def _trail_arguments(filters: Mapping[str, object]) -> sql.Composed:
 def well_formed(row: Mapping[str, Json]) -> dict[str, Json]:
     """Return a row of the log with address, diff and metadata of the types that an entry has.
 
-    What a restore or a superuser put into the log may have others; it is shown all the same.
+    Rows that a restore or a superuser wrote may have others; they are shown all the same.
     """
     ip, diff, metadata = row["ip"], row["diff"], row["metadata"]
     if diff is not None:
@@ -206,7 +208,7 @@ def audit_trail(
 ) -> Read[TrailPage]:
     """Read a page of the trail, newest first.
 
-    Pages are stable: an event that is recorded between two calls never shifts another one.
+    Pages are stable: an event recorded between two calls never shifts another.
 
     Args:
         conn: The connection.
@@ -215,10 +217,11 @@ def audit_trail(
         **filters: See `TrailFilter`.
 
     Raises:
-        AccessDeniedError: The connection is a reader's, and its actor is neither owner nor admin.
-        CursorError: `after` is no cursor of the trail.
+        AccessDeniedError: The connection is a reader's, and its actor is neither an owner nor an
+            admin.
+        CursorError: `after` is not a cursor of the trail.
         ArgumentError: `page_size` is out of range.
-        psycopg.Error: Anything else the database says.
+        psycopg.Error: Any other database error.
     """
 
     def shape(rows: Sequence[DictRow]) -> TrailPage:
@@ -238,8 +241,8 @@ def audit_trail(
 def latest_trail(limit: int = 10, **filters: Unpack[TrailFilter]) -> Read[TrailBatch]:
     """Read the newest entries, and the cursor from which `follow_trail` goes on.
 
-    Nothing is lost between the two. An entry whose transaction overlapped with one that still runs
-    comes again from `follow_trail`: drop there what has an id that was in this batch.
+    Nothing is lost between the two. An entry whose transaction overlapped with one still running is
+    returned again by `follow_trail`: drop entries there whose id was in this batch.
 
     Args:
         conn: The connection.
@@ -249,18 +252,18 @@ def latest_trail(limit: int = 10, **filters: Unpack[TrailFilter]) -> Read[TrailB
     Raises:
         AccessDeniedError: As for `audit_trail`.
         ArgumentError: `limit` is out of range.
-        psycopg.Error: Anything else the database says.
+        psycopg.Error: Any other database error.
     """
 
     def shape(rows: Sequence[DictRow]) -> TrailBatch:
-        end = rows[0]["log_end"]
-        found = [{k: v for k, v in row.items() if k != "log_end"} for row in rows if row["id"]]
+        end = rows[0]["_log_end"]
+        found = [{k: v for k, v in row.items() if k != "_log_end"} for row in rows if row["id"]]
         return TrailBatch(tuple(_entry(row) for row in reversed(found[:limit])), end)
 
     return Read(
         # One statement, thus one snapshot: what it does not show comes after the cursor.
         sql.SQL(
-            "select log_end, t.* from pgaudit_wf.log_end()"
+            "select _log_end, t.* from pgaudit_wf._log_end()"
             " left join pgaudit_wf.audit_trail(page_size => %(page_size)s{}) as t on true"
             " order by t.occurred_at desc, t.id desc"
         ).format(_trail_arguments(filters)),
@@ -273,22 +276,22 @@ def latest_trail(limit: int = 10, **filters: Unpack[TrailFilter]) -> Read[TrailB
 def follow_trail(
     after: str, max_events: int = 200, **filters: Unpack[TrailFilter]
 ) -> Read[TrailBatch]:
-    """Read what came after a cursor, in an order in which no event is skipped or repeated.
+    """Read the entries after a cursor, in an order in which no event is skipped or repeated.
 
-    An event appears once no older transaction runs any more, so a long one holds back what is
-    committed after it began. Outside of a transaction, or in a new one for each call: in one with a
-    single snapshot nothing new would ever show.
+    An event appears once no older transaction is running, so a long transaction holds back events
+    committed after it began. Call it outside of a transaction, or in a new one each time: within a
+    single snapshot nothing new would ever appear.
 
     Args:
         conn: The connection.
         after: The cursor of `latest_trail`, of the batch before, or of any entry of one.
-        max_events: How many events to look at; those that the filters leave out count too.
+        max_events: How many events to examine, including those that the filters exclude.
         **filters: See `TrailFilter`.
 
     Raises:
-        CursorError: `after` is no cursor of this database's log.
+        CursorError: `after` is not a cursor of this database's log.
         ArgumentError: `max_events` is below 1.
-        psycopg.Error: Anything else the database says.
+        psycopg.Error: Any other database error.
     """
 
     def shape(rows: Sequence[DictRow]) -> TrailBatch:
@@ -307,18 +310,18 @@ def follow_trail(
 
 @Statement
 def read_log(after: str | None = None, max_events: int = 1000) -> Read[LogBatch]:
-    """Read the log from a cursor on: what a job that must see every event exactly once calls.
+    """Read the log from a cursor on, for jobs that must see every event exactly once.
 
     Args:
         conn: The connection.
-        after: The cursor of the batch before, kept wherever the job keeps its state; None for the
+        after: The cursor of the batch before, which the job stores with its state; None for the
             beginning of the log. It survives a dump and restore of the database.
         max_events: How many events at most.
 
     Raises:
-        CursorError: `after` is no cursor of this database's log.
+        CursorError: `after` is not a cursor of this database's log.
         ArgumentError: `max_events` is below 1.
-        psycopg.Error: Anything else the database says.
+        psycopg.Error: Any other database error.
     """
 
     def shape(rows: Sequence[DictRow]) -> LogBatch:
@@ -342,7 +345,7 @@ def row_as_of(
     id: str,  # noqa: A002 - as the function in SQL has it
     at: datetime | None = None,
 ) -> Read[dict[str, Json] | None]:
-    """Rebuild a row from the log as it was at a moment; None if there was none then.
+    """Rebuild a row from the log as of a moment; None if it did not exist then.
 
     Args:
         conn: The connection.
@@ -352,7 +355,7 @@ def row_as_of(
 
     Raises:
         NotAttachedError: The table was never attached.
-        psycopg.Error: Anything else, for instance that there is no such table.
+        psycopg.Error: Any other error, for instance that the table does not exist.
     """
     return Read(
         sql.SQL("select pgaudit_wf.row_as_of(%(table)s::regclass, %(id)s{}) as was").format(
@@ -365,7 +368,7 @@ def row_as_of(
 
 @Statement
 def api_key_activity(*, org_id: str | None = None) -> Read[tuple[ApiKeyActivity, ...]]:
-    """Read what became of each API key that the log knows, the last to change first.
+    """Read the history of each API key in the log, the last to change first.
 
     Args:
         conn: The connection.
@@ -411,7 +414,7 @@ def attached() -> Read[tuple[Attachment, ...]]:
 
 @Statement
 def doctor() -> Read[tuple[Finding, ...]]:
-    """Read what is wrong with the auditing or has drifted, the worst first; empty if all is well.
+    """Read the problems with auditing, the worst first; empty if there are none.
 
     Raises:
         psycopg.Error: The database could not answer.
@@ -435,12 +438,8 @@ def partitions() -> Read[tuple[Partition, ...]]:
     """
     return Read(
         sql.SQL(
-            "select c.relname as name, m.from_time, m.to_time,"
-            " nullif(c.reltuples, -1)::bigint as events, pg_total_relation_size(c.oid) as size"
-            " from pg_inherits as i join pg_class as c on c.oid = i.inhrelid"
-            " left join pgaudit_wf.log_months() as m on m.relation = c.oid"
-            " where i.inhparent = 'pgaudit_wf.security_audit_log'::regclass"
-            " order by m.from_time nulls last, c.relname"
+            "select name, from_time, to_time, events, size from pgaudit_wf.log_partition"
+            " order by from_time nulls last, name"
         ),
         {},
         lambda rows: tuple(Partition(**row) for row in rows),

@@ -1,4 +1,4 @@
-"""One statement for sync and async connections: how typed reads are written down and sent."""
+"""One statement for sync and async connections: how typed reads are written and sent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Read(Generic[T_co]):
-    """A statement, its parameters, and what becomes of its rows; does no input or output itself."""
+    """A statement, its parameters, and how to shape its rows; does no I/O itself."""
 
     statement: sql.SQL | sql.Composed
     parameters: Mapping[str, object]
@@ -43,7 +43,7 @@ def run(conn: Connection | AsyncConnection, read: Read[T]) -> T | Awaitable[T]: 
 
 
 def run(conn: Connection | AsyncConnection, read: Read[T]) -> T | Awaitable[T]:
-    """Send a statement; return its result, or for an AsyncConnection something to await."""
+    """Send a statement; return its result, or an awaitable for an AsyncConnection."""
     if isinstance(conn, psycopg.AsyncConnection):
         return _run_async(conn, read)
     with translated():
@@ -65,7 +65,7 @@ def one(
     statement: LiteralString | sql.SQL | sql.Composed,
     parameters: Params | None = None,
 ) -> tuple[Any, ...]:
-    """Return the row of a statement that always has one, whatever rows the connection makes.
+    """Return the row of a statement that always has one, whatever the row factory.
 
     Raises:
         psycopg.ProgrammingError: It has none.
@@ -77,7 +77,7 @@ def one(
 
 
 class Statement(Generic[P, T]):
-    """A function of a connection, made of one that says what to read.
+    """A function of a connection, made from one that returns a `Read`.
 
     `audit_trail(conn, action="x")` sends it: it returns the result, or for an AsyncConnection
     something to await. `audit_trail.read(action="x")` only says what would be sent.
@@ -102,7 +102,7 @@ class Statement(Generic[P, T]):
 
     @property
     def __signature__(self) -> Signature:
-        """What `inspect.signature()` shows: the connection, and what the statement takes."""
+        """The signature that `inspect` shows: the connection and the statement's parameters."""
         taken = signature(self.read).parameters.values()
         return Signature([Parameter("conn", Parameter.POSITIONAL_ONLY), *taken])
 

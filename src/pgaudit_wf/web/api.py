@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Annotated, Any, TypeAlias
@@ -11,10 +13,11 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from pgaudit_wf.errors import ProofError
 from pgaudit_wf.exact_json import dumps
+from pgaudit_wf.trail.event import TrailEntry
 from pgaudit_wf.trail.reads import TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import models, queries
 from pgaudit_wf.web.csrf import from_elsewhere
-from pgaudit_wf.web.database import Database
+from pgaudit_wf.web.database import Database, Session
 from pgaudit_wf.web.exporting import export_response
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.web.problems import MEDIA_TYPE, ProblemError
@@ -32,15 +35,15 @@ Json: TypeAlias = dict[str, Any]
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meaning = {
-        400: "A cursor or value that the database does not take.",
-        401: "Nobody is signed in.",
-        403: "Neither owner nor admin of the organization.",
-        404: "Not there, or another organization's.",
-        409: "The workflow's own rules refuse it.",
+        400: "A cursor or value that the database does not accept.",
+        401: "Not signed in.",
+        403: "Neither an owner nor an admin of the organization.",
+        404: "Does not exist, or belongs to another organization.",
+        409: "Refused by the workflow's own rules.",
         410: "The version's snapshot was pruned.",
-        415: "The body is not sent as application/json.",
-        422: "A value that is not valid.",
-        501: "The pages were set up without a connection that may write.",
+        415: "The body is not application/json.",
+        422: "A value is not valid.",
+        501: "The pages are configured without a connection that may write.",
         503: "The database is not available, or took too long.",
     }
     schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
@@ -55,7 +58,7 @@ router = APIRouter()
 
 
 def principal_of(request: Request) -> Principal:
-    """Return who was let in."""
+    """Return the principal."""
     principal: Principal = request.scope["pgaudit_wf.principal"]
     return principal
 
@@ -83,7 +86,7 @@ NewOrGiven: TypeAlias = Annotated[
 
 
 def answer(value: object) -> Response:
-    """Return a value as JSON; pydantic and `json` would round its numbers or make them texts."""
+    """Return a value as JSON; pydantic and `json` would round its numbers or make them strings."""
     return Response(dumps(value, moment=_moment), media_type="application/json")
 
 
@@ -106,7 +109,7 @@ def filters_of(query: models.Filters, principal: Principal) -> TrailFilter:
 
 
 def no_version(workflow_id: str, version: int | None = None) -> ProblemError:
-    """Return the problem that there is no such workflow or version to be seen."""
+    """Return the problem that a workflow or version does not exist or is not visible."""
     if version is None:
         return ProblemError(404, f"There is no workflow {workflow_id}.", "PA302")
     return ProblemError(404, f"There is no version {version} of workflow {workflow_id}.", "PA302")
@@ -122,7 +125,7 @@ def no_version(workflow_id: str, version: int | None = None) -> ProblemError:
 async def trail(
     request: Request, who: Who, database: Data, query: Annotated[models.TrailQuery, Query()]
 ) -> Response:
-    """Pages hold still: an event that comes in between two requests moves no other one."""
+    """Pages are stable: an event recorded between two requests does not shift others."""
     filters = filters_of(query, who)
     async with database.reading(request, who) as session:
         return answer(
@@ -151,7 +154,7 @@ async def trail(
 async def export(
     request: Request, who: Who, database: Data, query: Annotated[models.ExportQuery, Query()]
 ) -> Response:
-    """The trail records that it was exported, by whom, with which filters, and how it ended."""
+    """The export is recorded in the trail, with its actor, filters and outcome."""
     return await export_response(request, database, who, query.format, filters_of(query, who))
 
 
@@ -159,13 +162,13 @@ async def export(
     "/api/security/audit/follow",
     response_model=models.EventBatch,
     responses=_problems(*_ALWAYS, 404),
-    summary="What came after a cursor, oldest first",
+    summary="Events after a cursor, oldest first",
     tags=["trail"],
 )
 async def follow(
     request: Request, who: Who, database: Data, query: Annotated[models.FollowQuery, Query()]
 ) -> Response:
-    """Nothing is skipped and nothing comes twice, whatever transactions run at once."""
+    """No event is skipped or repeated, even with concurrent transactions."""
     filters = filters_of(query, who)
     async with database.reading(request, who) as session:
         if query.after is None:
@@ -183,27 +186,44 @@ async def follow(
     tags=["trail"],
 )
 async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> Response:
-    """The cursor is the one that the event has in the trail."""
+    """By the event's cursor in the trail."""
     async with database.reading(request, who) as session:
-        found = await queries.find_event(session, cursor)
+        return answer(await event_at(session, cursor))
+
+
+async def event_at(session: Session, cursor: str) -> TrailEntry:
+    """Return the event with a cursor.
+
+    Raises:
+        ProblemError: The organization has no such event.
+    """
+    found = await queries.find_event(session, cursor)
     if found is None:
         raise ProblemError(404, "There is no such event.")
-    return answer(found)
+    return found
 
 
 def sealed_log_of(request: Request) -> Integrity:
     """Return the sealed log.
 
     Raises:
-        ProblemError: The app was set up without it.
+        ProblemError: The app is configured without it.
     """
     sealed: Integrity | None = request.scope["pgaudit_wf.integrity"]
     if sealed is None:
-        raise ProblemError(501, "These pages were set up without the sealed log.", "no_log")
+        raise ProblemError(501, "These pages are configured without the sealed log.", "no_log")
     return sealed
 
 
 Sealed: TypeAlias = Annotated[Integrity, Depends(sealed_log_of)]
+
+
+@contextmanager
+def _only_sealed() -> Iterator[None]:
+    try:
+        yield
+    except ProofError as error:
+        raise ProblemError(404, str(error), "not_sealed") from error
 
 
 @router.get(
@@ -216,15 +236,11 @@ Sealed: TypeAlias = Annotated[Integrity, Depends(sealed_log_of)]
 async def proof(
     request: Request, who: Who, database: Data, sealed: Sealed, cursor: models.Cursor
 ) -> Response:
-    """Whoever has the log's public key can check it, without this database."""
+    """Anyone with the log's public key can check it, without this database."""
     async with database.reading(request, who) as session:
-        found = await queries.find_event(session, cursor)
-    if found is None:
-        raise ProblemError(404, "There is no such event.")
-    try:
+        found = await event_at(session, cursor)
+    with _only_sealed():
         return answer(await sealed.proof(found.id))
-    except ProofError as error:
-        raise ProblemError(404, str(error), "not_sealed") from error
 
 
 @router.get(
@@ -241,11 +257,9 @@ async def proof(
     tags=["integrity"],
 )
 async def checkpoint(sealed: Sealed) -> Response:
-    """As C2SP tlog-tiles has it."""
-    try:
+    """As in C2SP tlog-tiles."""
+    with _only_sealed():
         return Response(await sealed.checkpoint(), media_type="text/plain; charset=utf-8")
-    except ProofError as error:
-        raise ProblemError(404, str(error), "not_sealed") from error
 
 
 @router.get(
@@ -253,7 +267,7 @@ async def checkpoint(sealed: Sealed) -> Response:
     response_class=Response,
     responses={
         200: {
-            "description": "Up to 256 hashes, one after the other.",
+            "description": "Up to 256 concatenated hashes.",
             "content": {"application/octet-stream": {"schema": {"type": "string"}}},
         },
         **_problems(401, 403, 404, 422, 501, 503),
@@ -264,7 +278,7 @@ async def checkpoint(sealed: Sealed) -> Response:
 async def tile(
     sealed: Sealed, path: Annotated[str, Path(max_length=100, examples=["0/000.p/5"])]
 ) -> Response:
-    """As C2SP tlog-tiles has it: LEVEL/NUMBER, and .p/WIDTH for one that is not full."""
+    """As in C2SP tlog-tiles: LEVEL/NUMBER, and .p/WIDTH for a partial tile."""
     hashes = await sealed.tile(path)
     if hashes is None:
         raise ProblemError(404, "There is no such tile.")
@@ -289,7 +303,7 @@ async def history(
     workflow_id: WorkflowId,
     query: Annotated[models.HistoryQuery, Query()],
 ) -> Response:
-    """The workflow may be deleted by now."""
+    """The workflow may be deleted."""
     async with database.reading(request, who) as session:
         page = await session.run(
             workflow_versions.read(
@@ -308,7 +322,7 @@ async def history(
     "/api/workflows/{workflow_id:path}/diff",
     response_model=models.Diff,
     responses=_problems(*_ALWAYS, 404, 410),
-    summary="What changed between any two versions",
+    summary="The changes between any two versions",
     tags=["workflows"],
 )
 async def diff(
@@ -326,10 +340,10 @@ async def diff(
 
 
 def sent_by_program_or_us(request: Request) -> None:
-    """Refuse what a page of another site can have a browser send.
+    """Refuse requests that another site's page can make a browser send.
 
     Raises:
-        ProblemError: The browser says so, or the body is of a type that any page may send.
+        ProblemError: The browser says so, or the body has a type that any page may send.
     """
     if from_elsewhere(request):
         raise ProblemError(403, "The request was made by another site's page.", "cross_site")
@@ -342,7 +356,7 @@ def sent_by_program_or_us(request: Request) -> None:
     dependencies=[Depends(sent_by_program_or_us)],
     response_model=models.Restored,
     responses=_problems(*_ALWAYS, 404, 409, 410, 415, 501),
-    summary="Put a version back",
+    summary="Restore a version",
     tags=["workflows"],
 )
 async def restore(
@@ -352,14 +366,14 @@ async def restore(
     workflow_id: WorkflowId,
     body: models.RestoreRequest,
 ) -> Response:
-    """An ordinary update by the caller: validated, versioned and audited as any other.
+    """An ordinary update by the caller: validated, versioned and audited like any other.
 
-    Nodes, edges, name and description are put back; visibility, the switch and the listing stay.
+    Nodes, edges, name and description are restored; visibility, enabled and the listing stay.
     """
-    return answer(await put_back(request, database, who, workflow_id, body.version))
+    return answer(await restore_version(request, database, who, workflow_id, body.version))
 
 
-async def put_back(
+async def restore_version(
     request: Request, database: Database, who: Principal, workflow_id: str, version: int
 ) -> RestoredVersion:
     """Restore a version that the principal may see.
@@ -374,7 +388,7 @@ async def put_back(
             raise no_version(workflow_id, version)
     if not database.may_write:
         raise ProblemError(
-            501, "These pages were set up to show only; nothing can be put back here.", "read_only"
+            501, "These pages are read-only; versions cannot be restored here.", "read_only"
         )
     try:
         async with database.writing(request, who, "workflow.restore_failed") as session:
@@ -383,7 +397,7 @@ async def put_back(
         raise ProblemError(403, "The application's login may not change this workflow.") from None
     except (psycopg.errors.IntegrityError, psycopg.errors.RaiseException) as error:
         said = error.diag.message_primary or "a rule of its table"
-        raise ProblemError(409, f"The version cannot be put back: {said}") from error
+        raise ProblemError(409, f"The version cannot be restored: {said}") from error
 
 
 @router.get(
@@ -400,7 +414,7 @@ async def workflow(
     workflow_id: WorkflowId,
     version: NewOrGiven = None,
 ) -> Response:
-    """The workflow may be deleted by now."""
+    """The workflow may be deleted."""
     async with database.reading(request, who) as session:
         found = await queries.find_version(session, workflow_id, version)
         if found is None:
@@ -422,11 +436,11 @@ async def workflow(
     "/api/api-keys/activity",
     response_model=models.ApiKeys,
     responses=_problems(*_ALWAYS),
-    summary="What became of each API key, revoked and deleted ones included",
+    summary="The history of each API key, including revoked and deleted ones",
     tags=["trail"],
 )
 async def api_keys(request: Request, who: Who, database: Data) -> Response:
-    """As the log tells it, whether or not the keys are still there."""
+    """As recorded in the log, whether or not the keys still exist."""
     async with database.reading(request, who) as session:
         return answer({"keys": await queries.api_keys(session, who)})
 
@@ -444,7 +458,7 @@ async def attribution(
     database: Data,
     execution_id: Annotated[str, Path(min_length=1, max_length=1000, pattern=models.NO_NUL)],
 ) -> Response:
-    """Also after key, user and workflow are gone."""
+    """Even after the key, the user and the workflow are deleted."""
     async with database.reading(request, who) as session:
         tables = await queries.run_tables(session)
     for table in tables:
@@ -452,7 +466,7 @@ async def attribution(
             async with database.reading(request, who) as session:
                 found = await queries.find_run(session, who, table, execution_id)
         except psycopg.DataError:
-            # The ids of this table are of another type.
+            # The ids of this table have another type.
             continue
         if found is not None:
             return answer(found)

@@ -37,12 +37,12 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _STATIC = Path(__file__).parent / "static"
-# Nothing of an organization is behind these, so that whoever is signed in may have them.
-_OF_NOBODY = re.compile(r"/(static/.*|healthz|openapi\.json)")
+# These contain no organization's data, so every signed-in user may have them.
+PUBLIC_PATHS = re.compile(r"/(static/.*|healthz|openapi\.json)")
 
 
 class _Guard:
-    """Lets nobody in whom the host does not know, and sends the same headers with every answer."""
+    """Admits only users known to the host, and sends the same headers with every response."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class _Guard:
         if not isinstance(who, Principal):
             raise TypeError(f"principal() must return a Principal or None, not {type(who)!r}")
         request.scope["pgaudit_wf.principal"] = who
-        if not who.may_read and not _OF_NOBODY.fullmatch(path):
+        if not who.may_read and not PUBLIC_PATHS.fullmatch(path):
             return problems.problem(
                 request, 403, "Only owners and admins of the organization may see this."
             )
@@ -103,7 +103,7 @@ class _Guard:
 
 
 class _Static(StaticFiles):
-    """Files that a browser keeps for an hour."""
+    """Files that browsers cache for an hour."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - starlette's
         response = super().file_response(*args, **kwargs)
@@ -126,33 +126,32 @@ def create_app(
 ) -> FastAPI:
     """Return the pages and the API as an ASGI app, to be served alone or mounted in another.
 
-        app.mount("/audit", create_app(pool, principal=whoever_is_signed_in))
+        app.mount("/audit", create_app(pool, principal=signed_in_user))
 
-    Everything is read as the reader role, in a transaction that names the principal and his
-    organization, so row-level security holds whatever the app does. The app opens and closes no
-    pool, and needs no lifespan.
+    Everything is read as the reader role, in a transaction with the principal and the organization,
+    so row-level security applies whatever the app does. The app neither opens nor closes pools, and
+    needs no lifespan.
 
     Args:
-        pool: Where reads come from: a `psycopg_pool.AsyncConnectionPool` or `ConnectionPool` whose
-            login is a member of the reader role. Runs show as far as that role may read their
-            table.
-        principal: Called with each request; returns who is signed in, or None, or an awaitable of
-            that. None is answered with 401 everywhere; a role that is neither "owner" nor "admin"
-            with 403.
-        write_pool: Where versions are put back: a pool whose login may update workflows and is a
-            member of `pgaudit_wf_app`. None: there is no Restore, and its route answers 501.
-        integrity_pool: Where the sealed log is read from: a `ConnectionPool` of the schema's owner.
-            None: the page Integrity says that there is none, and proofs answer 501.
-        verify_keys: The public keys of the log, and of witnesses; none: no "verify now".
-        title: The name at the head of each page.
-        sign_in_url: Where the page for 401 sends people to.
-        reader_role: Another name of the role that reads are made as.
-        timeout: Seconds after which a read is given up and answered with 503.
+        pool: For reads: a `psycopg_pool.AsyncConnectionPool` or `ConnectionPool` whose login is a
+            member of the reader role. Runs are shown if that role may read their table.
+        principal: Called with each request; returns the signed-in user, None, or an awaitable of
+            either. None results in 401 everywhere; a role other than "owner" and "admin" in 403.
+        write_pool: For restoring versions: a pool whose login may update workflows and is a member
+            of `pgaudit_wf_app`. None: restoring is not offered, and its route returns 501.
+        integrity_pool: For the sealed log: a `ConnectionPool` of the schema's owner. None: the
+            Integrity page says that it is not available, and proofs return 501.
+        verify_keys: The public keys of the log and of witnesses; without any, "Verify now" is not
+            offered.
+        title: The title of each page.
+        sign_in_url: The sign-in page that the 401 page links to.
+        reader_role: The role for reads.
+        timeout: Seconds after which a read is canceled and results in 503.
         open_health: Let `/healthz` answer without a principal.
     """
     app = FastAPI(
         title="pgaudit_wf",
-        summary="Who did what, what changed, and putting it back.",
+        summary="Who did what, what changed, and restoring it.",
         version=metadata.version("pgaudit-wf"),
         docs_url=None,
         redoc_url=None,
@@ -175,7 +174,7 @@ def create_app(
 
 
 def _describe(app: FastAPI) -> None:
-    """Have the OpenAPI document name our errors, and not FastAPI's."""
+    """Make the OpenAPI document describe our errors instead of FastAPI's."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

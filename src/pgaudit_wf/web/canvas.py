@@ -20,7 +20,7 @@ _WORDS = {"add": "added", "change": "changed", "remove": "removed"}
 
 @dataclass(frozen=True, slots=True)
 class DrawnNode:
-    """A node: `tone` is what became of it since the version before, "" for nothing."""
+    """A node: `tone` is its change since the version before, "" for none."""
 
     id: str
     label: str
@@ -43,7 +43,7 @@ class DrawnEdge:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """The drawing, and the part of the plane that it takes up."""
+    """The drawing, and the area that it covers."""
 
     nodes: tuple[DrawnNode, ...]
     edges: tuple[DrawnEdge, ...]
@@ -56,7 +56,7 @@ class Canvas:
 
 
 def draw(now: Snapshot, before: Snapshot | None, change: VersionDiff) -> Canvas:
-    """Draw a version; what it removed is taken from the version before, if that is known."""
+    """Draw a version; removed nodes are taken from the version before, if it is known."""
     present = _by_id(now.nodes)
     tones = {node.id: "add" for node in change.nodes_added}
     tones |= {node.id: "change" for node in change.nodes_changed}
@@ -120,7 +120,7 @@ def _node(id_: str, node: Mapping[str, Any], place: tuple[int, int], tone: str) 
 
 
 def _edge(source: DrawnNode, target: DrawnNode, tone: str) -> DrawnEdge:
-    # From below the one to above the other, or from side to side where they stand in a row.
+    # From the bottom of one to the top of the other, or from side to side within a row.
     if target.y >= source.y + NODE_HEIGHT or target.y + NODE_HEIGHT <= source.y:
         down = target.y > source.y
         x1, x2 = source.x + NODE_WIDTH // 2, target.x + NODE_WIDTH // 2
@@ -145,7 +145,7 @@ def _places(
     known = {id_: place for id_, place in kept.items() if place is not None}
     if len(known) == len(nodes) and not _overlap(known.values()):
         return known
-    # Some stand nowhere, or on top of each other: then rows by distance from the start do.
+    # Missing or overlapping positions: fall back to a layered layout.
     rows: dict[int, list[str]] = {}
     for id_, row in _rows(list(nodes), edges).items():
         rows.setdefault(row, []).append(id_)
@@ -163,7 +163,7 @@ def _position(node: Mapping[str, Any]) -> tuple[int, int] | None:
     x, y = position.get("x"), position.get("y")
     if not isinstance(x, int | float) or not isinstance(y, int | float):
         return None
-    # Beyond, browsers stop to draw exactly.
+    # Beyond this, browsers do not draw exactly.
     if abs(x) > 100_000 or abs(y) > 100_000:
         return None
     return round(x), round(y)
@@ -179,7 +179,7 @@ def _overlap(places: Iterable[tuple[int, int]]) -> bool:
 
 def _rows(ids: Sequence[str], edges: Sequence[tuple[str, str]]) -> dict[str, int]:
     rows = dict.fromkeys(ids, 0)
-    # As often as the longest way is long; a circle ends all the same.
+    # At most one pass per node, so cycles terminate.
     for _ in ids:
         moved = False
         for source, target in edges:

@@ -1,4 +1,4 @@
-"""Requests that change something come from our own pages, or from programs."""
+"""Protection against requests forged by other sites' pages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ FIELD = "csrf_token"
 
 
 def from_elsewhere(request: Request) -> bool:
-    """Whether a browser says that the request was made by another site's page."""
-    # Browsers tell by themselves, and no page can make them lie; programs send neither header.
+    """Return whether the browser says that another site's page made the request."""
+    # Browsers set these headers, and pages cannot override them; programs send neither.
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site not in ("same-origin", "none")
@@ -32,7 +32,7 @@ def token_of(request: Request) -> str:
 
 
 def keep_token(request: Request, response: Response, token: str) -> None:
-    """Have the browser send the token along, from our own pages only."""
+    """Make the browser send the token along, from our own pages only."""
     response.set_cookie(
         COOKIE,
         token,
@@ -44,6 +44,6 @@ def keep_token(request: Request, response: Response, token: str) -> None:
 
 
 def is_ours(request: Request, token: str) -> bool:
-    """Whether a form was sent by a page of ours: its token is the cookie's."""
+    """Return whether a form was sent by one of our pages: its token is the cookie's."""
     kept = request.cookies.get(COOKIE, "")
     return bool(kept) and not from_elsewhere(request) and hmac.compare_digest(kept, token)

@@ -1,4 +1,4 @@
-"""The database as the pages and the API see it: through the reader role, for one organization."""
+"""Database access of the pages and the API: through the reader role, for one organization."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pool: TypeAlias = AsyncConnectionPool[Any] | ConnectionPool[Any]
 
 
 class Session:
-    """A transaction in which reads are made; the same for sync and async pools."""
+    """A read transaction; the same for sync and async pools."""
 
     def __init__(self, conn: Connection | AsyncConnection) -> None:
         self._conn = conn
@@ -46,10 +46,10 @@ class Database:
 
     Args:
         pool: For reading; its login is a member of the reader role.
-        write_pool: For putting versions back, with a login that may update workflows; None: the
-            pages only show.
-        reader_role: The role that reads are made as; row-level security binds it.
-        timeout: Seconds after which a read is given up.
+        write_pool: For restoring versions, with a login that may update workflows; None: the pages
+            are read-only.
+        reader_role: The role for reads, subject to row-level security.
+        timeout: Seconds after which a read is canceled.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Database:
     ) -> None:
         self._pool = pool
         self._write_pool = write_pool
-        # One message: neither the login's other rights nor a write are needed to read.
+        # One message: reads use neither the login's other rights nor writes.
         self._as_reader = sql.SQL(
             "set local role {}; set local transaction_read_only = {};"
             " set local statement_timeout = {}"
@@ -67,14 +67,14 @@ class Database:
 
     @property
     def may_write(self) -> bool:
-        """Whether there is a pool to put versions back with."""
+        """Whether there is a pool to restore versions with."""
         return self._write_pool is not None
 
     @asynccontextmanager
     async def reading(
         self, request: Request, principal: Principal, *, read_only: bool = True
     ) -> AsyncIterator[Session]:
-        """Open a transaction of the reader role; not read-only only to record an export."""
+        """Open a transaction of the reader role; read-only, except to record an export."""
         setup = self._as_reader.format(
             self._role, sql.SQL("on" if read_only else "off"), self._timeout
         )
@@ -106,10 +106,10 @@ class Database:
                 yield Session(conn)
 
     async def ping(self) -> None:
-        """Ask the database whether it is there.
+        """Check that the database answers.
 
         Raises:
-            psycopg.Error: It is not.
+            psycopg.Error: It does not.
         """
         async with _connection(self._pool) as conn:
             await Session(conn).rows(sql.SQL("select 1"))
@@ -133,7 +133,7 @@ async def _in_thread(block: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - any co
     try:
         yield entered
     except BaseException as error:
-        # Shielded, or a request that is canceled would leave its transaction open.
+        # Shielded, or a canceled request would leave its transaction open.
         with CancelScope(shield=True):
             await to_thread.run_sync(block.__exit__, type(error), error, error.__traceback__)
         raise
@@ -141,12 +141,12 @@ async def _in_thread(block: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - any co
 
 
 def context_of(request: Request, principal: Principal) -> RequestContext:
-    """Return the context of a request: what the host has bound, else what the request shows."""
+    """Return the context of a request: the host's bound context, else values from the request."""
     found = current_context()
     if found.ip is None and found.correlation_id is None:
         headers = request.headers
         found = RequestContext(
-            # Who is behind a proxy, only the host can tell: by binding a context.
+            # Only the host knows the client behind a proxy, and can bind it in a context.
             ip=parse_address(request.client.host) if request.client else None,
             user_agent=header_text(headers.get("user-agent")),
             correlation_id=correlation_id(headers.get("x-request-id"), headers.get("traceparent")),

@@ -1,4 +1,4 @@
-"""The trail as a file, streamed page by page; that it is made, and how it ends, is in the trail."""
+"""Exporting the trail as a file, streamed page by page; the export is recorded in the trail."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ async def export_response(
     format_: Format,
     filters: TrailFilter,
 ) -> StreamingResponse:
-    """Return the answer that streams the organization's trail.
+    """Return the response that streams the organization's trail.
 
     Raises:
-        AccessDeniedError: The database does not have the actor as owner or admin.
-        psycopg.Error: The database could not answer; later errors break the stream off.
+        AccessDeniedError: In the database, the actor is neither an owner nor an admin.
+        psycopg.Error: The database could not answer; later errors end the stream early.
     """
-    told = dumps({name: plain(value) for name, value in filters.items() if value is not None})
-    record: dict[str, Any] = {"format": format_, "filters": told}
+    recorded = dumps({name: plain(value) for name, value in filters.items() if value is not None})
+    record: dict[str, Any] = {"format": format_, "filters": recorded}
     async with database.reading(request, principal, read_only=False) as session:
         [row] = await session.rows(_RECORD, **record, events=None, outcome="succeeded")
         until = filters.get("until")
-        # Its own record, and what comes in meanwhile, stay out.
+        # Excludes its own record and events added meanwhile.
         began: datetime = row["began"]
         wanted: TrailFilter = {**filters, "until": began if until is None else min(until, began)}
         first = await session.run(audit_trail.read(page_size=_PAGE, **wanted))
@@ -72,7 +72,7 @@ async def export_response(
                     )
             outcome = "succeeded"
         finally:
-            # Also of what was broken off: it is out.
+            # Record partial exports too: that data has left the database.
             async with database.reading(request, principal, read_only=False) as session:
                 await session.rows(_RECORD, **record, events=written, outcome=outcome)
 

@@ -1,4 +1,4 @@
-"""What the API takes and gives, with examples; the names are those of the typed reads."""
+"""The API's parameters and results, with examples; named like the typed reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pgaudit_wf.trail.event import Outcome, TrailEntry
 
 _CURSOR = "MTc3MjQ0Mjg0NzEyMDAwMCA0NzEx"
-# What a text of PostgreSQL cannot hold.
+# Characters that a text in PostgreSQL cannot contain.
 NO_NUL = r"^[^\x00]*$"
 Identifier: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000, pattern=NO_NUL)]
 VersionNumber: TypeAlias = Annotated[int, Field(ge=1, le=2_147_483_647)]
@@ -23,9 +23,9 @@ _MOMENT = "2026-03-02T09:14:07.120000Z"
 
 
 def _no_number(value: object) -> object:
-    # Which pydantic would take for seconds since 1970; the schema says a date and a time.
+    # Pydantic would accept numbers as seconds since 1970; the schema requires a date and time.
     if isinstance(value, str) and re.fullmatch(r"\s*[-+]?[\d.]+\s*", value):
-        raise ValueError("a moment is a date and a time with its zone")
+        raise ValueError("must be a date and a time with a time zone")
     return value
 
 
@@ -33,20 +33,20 @@ Moment: TypeAlias = Annotated[AwareDatetime, BeforeValidator(_no_number)]
 
 
 class Filters(BaseModel):
-    """What narrows the trail down."""
+    """The filters of the trail."""
 
     model_config = ConfigDict(extra="forbid")
 
     org_id: Identifier | None = Field(
-        None, description="Your organization; any other is answered with 404."
+        None, description="Your organization; any other results in 404."
     )
     action: Identifier | None = Field(
-        None, description="What happened; * stands for any characters.", examples=["api_key.*"]
+        None, description="The action; * matches any characters.", examples=["api_key.*"]
     )
     resource_type: Identifier | None = Field(None, examples=["workflow"])
     resource_id: Identifier | None = None
     actor_id: Identifier | None = None
-    correlation_id: Identifier | None = Field(None, description="All of one request.")
+    correlation_id: Identifier | None = Field(None, description="All events of one request.")
     outcome: Outcome | None = None
     since: Moment | None = Field(None, description="Inclusive.", examples=[_MOMENT])
     until: Moment | None = Field(None, description="Exclusive.")
@@ -56,33 +56,33 @@ class Filters(BaseModel):
 
 
 class TrailQuery(Filters):
-    """Filters, and which page."""
+    """Filters, and the page."""
 
     after: Cursor | None = Field(None, description="next_cursor of the page before.")
     page_size: int = Field(50, ge=1, le=1000)
 
 
 class FollowQuery(Filters):
-    """Filters, and from where on."""
+    """Filters, and where to start."""
 
     after: Cursor | None = Field(
-        None, description="cursor of the answer before; without it, the newest entries come."
+        None, description="cursor of the previous response; default: the newest entries."
     )
     max_events: int = Field(200, ge=1, le=1000)
 
 
 class ExportQuery(Filters):
-    """Filters, and how it is written."""
+    """Filters, and the format."""
 
     format: Literal["csv", "ndjson", "ocsf"] = "csv"
 
 
 class HistoryQuery(BaseModel):
-    """Which versions."""
+    """The filters of versions."""
 
     model_config = ConfigDict(extra="forbid")
 
-    node_id: Identifier | None = Field(None, description="Only those that touched this node.")
+    node_id: Identifier | None = Field(None, description="Only versions that changed this node.")
     before_version: VersionNumber | None = Field(
         None, description="next_before of the page before."
     )
@@ -90,7 +90,7 @@ class HistoryQuery(BaseModel):
 
 
 class RunsQuery(BaseModel):
-    """Which runs."""
+    """The filters of runs."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -133,7 +133,7 @@ class _Event(_Answer):
 if TYPE_CHECKING:
     Event: TypeAlias = TrailEntry
 else:
-    # With the columns that the typed read returns, so that none is left out of an answer.
+    # With the columns of the typed read, so that none is missing from a response.
     Event = create_model(
         "Event",
         __base__=_Event,
@@ -157,7 +157,7 @@ class EventBatch(_Answer):
 
 
 class Diff(_Answer):
-    """What changed between two versions, as people read it."""
+    """The changes between two versions, for people."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -221,7 +221,7 @@ class History(_Answer):
 
 
 class Workflow(_Answer):
-    """A workflow as its table's row has it, in one of its versions."""
+    """A workflow as in its table's row, in one of its versions."""
 
     id: str = Field(examples=["6b1f0e52-5a3c-4f5b-9f0e-2f7d5a3c4f5b"])
     org_id: str | None = Field(examples=["o_acme"])
@@ -237,14 +237,14 @@ class Workflow(_Answer):
 
 
 def _only_number(value: object) -> object:
-    # Of JSON's types this one; 3.0 is the same number as 3 there.
+    # Must be a JSON number; 3.0 is the same as 3 there.
     if isinstance(value, bool | str):
-        raise ValueError("a version is a number")
+        raise ValueError("a version must be a number")
     return value
 
 
 class RestoreRequest(BaseModel):
-    """Which version is put back."""
+    """The version to restore."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 3}]})
 
@@ -259,7 +259,7 @@ class Restored(_Answer):
 
 
 class ApiKey(_Answer):
-    """An API key as the log knows it, revoked and deleted ones included."""
+    """An API key as recorded in the log, including revoked and deleted ones."""
 
     api_key_id: str = Field(examples=["k_ci"])
     org_id: str | None
@@ -292,7 +292,7 @@ class Attribution(_Answer):
     executed_workflow_hash: str | None
     occurred_at: datetime | None
     org_id: str | None
-    version: int | None = Field(description="Null if the history has none with that hash.")
+    version: int | None = Field(description="Null if the history has no version with that hash.")
     snapshot: dict[str, Any] | None
 
 

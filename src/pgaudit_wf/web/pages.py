@@ -1,4 +1,4 @@
-"""The pages: what the API gives, for people."""
+"""The pages: the API's data for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from pgaudit_wf.errors import VersionPrunedError
 from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import csrf, models, queries
-from pgaudit_wf.web.api import Data, Who, WorkflowId, filters_of, no_version, put_back
+from pgaudit_wf.web.api import (
+    Data,
+    Who,
+    WorkflowId,
+    event_at,
+    filters_of,
+    no_version,
+    restore_version,
+)
 from pgaudit_wf.web.canvas import draw
 from pgaudit_wf.web.database import Session
 from pgaudit_wf.web.paths import link, segment
@@ -52,7 +60,7 @@ _NARROWED = {
 
 @dataclass(frozen=True, slots=True)
 class ChangedField:
-    """A row of the table that shows an event's diff."""
+    """A row of the table with an event's diff."""
 
     name: str
     before: str | None
@@ -67,7 +75,7 @@ async def start(request: Request) -> Response:
 
 
 def _shown(request: Request) -> dict[str, str]:
-    """Return the filters that are set in the address; an empty field of a form is none."""
+    """Return the filters in the query; an empty form field is no filter."""
     pairs = parse_qsl(request.url.query)
     shown = {name: value for name, value in pairs if name in models.Filters.model_fields}
     for name in ("since", "until"):
@@ -131,7 +139,7 @@ def _chips(request: Request, shown: Mapping[str, str]) -> list[dict[str, object]
 
 @router.get("/activity/live")
 async def live(request: Request, who: Who, database: Data) -> Response:
-    """What came since a cursor, newest first, as lines for the list; and where to go on."""
+    """Events since a cursor, newest first, as rows for the list, and where to continue."""
     shown = _shown(request)
     filters = _filters(shown, who)
     since = _cursor(request, "since_cursor")
@@ -148,11 +156,9 @@ async def live(request: Request, who: Who, database: Data) -> Response:
 
 @router.get("/activity/{cursor}")
 async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> Response:
-    """One event in full, and what else its request did."""
+    """One event in full, and the other events of its request."""
     async with database.reading(request, who) as session:
-        entry = await queries.find_event(session, cursor)
-        if entry is None:
-            raise ProblemError(404, "There is no such event.")
+        entry = await event_at(session, cursor)
         related: tuple[TrailEntry, ...] = ()
         if entry.correlation_id:
             page = await session.run(
@@ -284,9 +290,9 @@ async def compare(
 async def confirm(
     request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
 ) -> Response:
-    """Ask before a version is put back."""
+    """Ask for confirmation before a version is restored."""
     if not database.may_write:
-        raise ProblemError(501, "These pages were set up to show only.", "read_only")
+        raise ProblemError(501, "These pages are read-only.", "read_only")
     async with database.reading(request, who) as session:
         newest = await queries.find_version(session, workflow_id)
         if newest is None:
@@ -306,16 +312,16 @@ async def _check_form(request: Request) -> None:
     body = await request.body()
     sent = dict(parse_qsl(body.decode("latin-1"))).get(csrf.FIELD, "")
     if not csrf.is_ours(request, sent):
-        raise ProblemError(403, "The form was not sent by these pages, or is too old; try again.")
+        raise ProblemError(403, "The form was not sent by these pages, or has expired; try again.")
 
 
 @router.post("/workflows/{workflow_id:path}/restore/{version}")
 async def restore(
     request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
 ) -> Response:
-    """Put a version back, if the form is ours, and show the history."""
+    """Restore a version, if the form is ours, and show the history."""
     await _check_form(request)
-    restored = await put_back(request, database, who, workflow_id, version)
+    restored = await restore_version(request, database, who, workflow_id, version)
     return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
 
 
@@ -361,7 +367,7 @@ async def history(
 
 @router.get("/api-keys")
 async def api_keys(request: Request, who: Who, database: Data) -> Response:
-    """What became of each API key."""
+    """The history of each API key."""
     async with database.reading(request, who) as session:
         keys = await queries.api_keys(session, who)
     return render(request, "api_keys.html", keys=keys)
@@ -369,7 +375,7 @@ async def api_keys(request: Request, who: Who, database: Data) -> Response:
 
 @router.get("/runs")
 async def runs(request: Request, who: Who, database: Data, after: str | None = None) -> Response:
-    """The runs, and what is behind each."""
+    """The runs, with credential and definition."""
     async with database.reading(request, who) as session:
         tables = await queries.run_tables(session)
         page = queries.RunPage((), None)
@@ -396,7 +402,7 @@ async def verify(request: Request, who: Who) -> Response:
     await _check_form(request)
     sealed = _sealed_log(request)
     if sealed is None or not sealed.may_verify:
-        raise ProblemError(501, "These pages were set up without a key to verify with.")
+        raise ProblemError(501, "These pages are configured without a key to verify with.")
     report = await sealed.verify()
     return await _integrity(request, who, report, busy=report is None)
 
@@ -417,7 +423,7 @@ async def _integrity(
         sealing=await sealed.sealing(who.org_id) if sealed else None,
         may_verify=sealed is not None and sealed.may_verify,
         report=report,
-        # Which rows they are may be another organization's business.
+        # The rows may belong to another organization.
         kinds=sorted(Counter(problem.kind for problem in report.problems).items())
         if report
         else [],

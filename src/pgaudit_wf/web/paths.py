@@ -1,4 +1,4 @@
-"""Where things are, relative to wherever the host has mounted the app."""
+"""Paths and links, relative to where the host has mounted the app."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _FOR_PROGRAMS = ("/api/", "/healthz", "/openapi.json", "/checkpoint", "/tile/")
 
 
 def base(request: HTTPConnection) -> str:
-    """Return the prefix that the app is mounted under, without a slash at its end."""
+    """Return the prefix that the app is mounted under, without a trailing slash."""
     return str(request.scope.get("root_path", "")).rstrip("/")
 
 
@@ -22,12 +22,12 @@ def local_path(request: HTTPConnection) -> str:
 
 
 def is_for_programs(request: HTTPConnection) -> bool:
-    """Whether an address is of the API, and not a page."""
+    """Return whether a path belongs to the API rather than to the pages."""
     return local_path(request).startswith(_FOR_PROGRAMS)
 
 
 def link(request: HTTPConnection, path: str, **query: object) -> str:
-    """Return a link to a path of the app; parts of the query that are None or "" are left out."""
+    """Return a link to a path of the app; query parameters that are None or "" are omitted."""
     given = {name: value for name, value in query.items() if value not in (None, "")}
     return f"{base(request)}{path}{'?' + urlencode(given) if given else ''}"
 

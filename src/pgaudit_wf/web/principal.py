@@ -1,4 +1,4 @@
-"""Who asks: what the host application's own authentication tells the pages and the API."""
+"""The signed-in user, as the host application's own authentication reports it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ READERS = frozenset({"owner", "admin"})
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody who is signed in, and the organization for which.
+    """A signed-in user, and the organization to act for.
 
     Args:
         actor_id: Id of the user, as in `app.actor_id`.
         org_id: Id of the organization whose pages are shown, as in `app.org_id`.
-        role: What the user is in it; "owner" and "admin" may read, nobody else. The database
-            asks `pgaudit_wf.org_member` again, and believes that.
-        actor_label: The user's name, for the head of each page and for what a restore records.
+        role: The user's role in it; only "owner" and "admin" may read. The database checks
+            `pgaudit_wf.org_member` itself, and that decides.
+        actor_label: The user's name, shown on each page and recorded with a restore.
         org_label: The organization's name, likewise.
         auth_method: How the user signed in; recorded with a restore.
         api_key_id: Id of the API key used, never the key.
@@ -37,7 +37,7 @@ class Principal:
 
     @property
     def may_read(self) -> bool:
-        """Whether the role is one that may read the organization's trail."""
+        """Whether the role may read the organization's trail."""
         return self.role in READERS
 
 

@@ -1,4 +1,4 @@
-"""Errors as people and programs get them: a page, or problem+json (RFC 9457)."""
+"""Error responses: a page for people, problem+json (RFC 9457) for programs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _STATUS: Sequence[tuple[type[DatabaseError], int]] = (
 
 
 class ProblemError(HTTPException):
-    """Ends a request with a problem; `code` is for programs, where a status does not say enough."""
+    """Ends a request with a problem; `code` tells programs more than the status."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ def problem(
     errors: Sequence[Mapping[str, Any]] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Answer with a problem: JSON to programs, a page to people."""
+    """Return the response for a problem: JSON to programs, a page to people."""
     title = HTTPStatus(status).phrase
     if not is_for_programs(request):
         return rendering.error_page(request, status, title, detail, headers)
@@ -84,7 +84,7 @@ def _from_http(request: Request, error: Exception) -> Response:
     code = getattr(error, "code", None)
     detail = error.detail
     if error.status_code == 404 and detail == "Not Found":
-        detail = "There is nothing at this address."
+        detail = "There is no page at this address."
     return problem(request, error.status_code, detail, code=code, headers=error.headers)
 
 
@@ -112,7 +112,7 @@ def _from_driver(request: Request, error: Exception) -> Response:
         return _from_refusal(request, ours)
     if isinstance(error, psycopg.errors.QueryCanceled):
         return problem(
-            request, 503, "The question took too long; ask for a shorter time or fewer filters.",
+            request, 503, "The query took too long; narrow the time range or change the filters.",
             code="timeout", headers={"Retry-After": "30"},
         )  # fmt: skip
     if isinstance(error, PoolTimeout | psycopg.OperationalError):
@@ -122,8 +122,8 @@ def _from_driver(request: Request, error: Exception) -> Response:
             code="unavailable", headers={"Retry-After": "5"},
         )  # fmt: skip
     if isinstance(error, psycopg.DataError):
-        # Such as a NUL in a text; what it was is not told back.
-        return problem(request, 400, "The request has a value that the database cannot take.")
+        # Such as a NUL in a text; the value is not repeated.
+        return problem(request, 400, "The request has a value that the database does not accept.")
     return _unexpected(request, error)
 
 
@@ -133,7 +133,7 @@ def _unexpected(request: Request, error: Exception) -> Response:
 
 
 def handle(app: FastAPI) -> None:
-    """Have an app answer its errors so."""
+    """Install these error handlers in an app."""
     app.add_exception_handler(HTTPException, _from_http)
     app.add_exception_handler(RequestValidationError, _from_validation)
     app.add_exception_handler(DatabaseError, _from_refusal)

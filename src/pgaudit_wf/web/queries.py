@@ -1,4 +1,4 @@
-"""What pages and API both ask, in the words of the organization that asks."""
+"""Queries shared by the pages and the API, for one organization."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class WorkflowRow:
 
 
 async def find_event(session: Session, cursor: str) -> TrailEntry | None:
-    """Return the event whose cursor it is, None if the organization has none.
+    """Return the event with a cursor; None if the organization has no such event.
 
     Raises:
-        CursorError: It is no cursor of the trail.
+        CursorError: The cursor is not one of the trail.
     """
     [before] = await session.rows(
-        # The place just above the event, so that the page after it begins with the event.
+        # The position just above the event, so that the page after it begins with the event.
         sql.SQL(
             "select pgaudit_wf._trail_cursor(p.occurred_at, p.id + 1) as cursor"
             " from pgaudit_wf._trail_position(%(cursor)s) as p"
@@ -72,7 +72,7 @@ async def find_event(session: Session, cursor: str) -> TrailEntry | None:
 async def names_of(
     session: Session, principal: Principal, actor_ids: Iterable[str | None]
 ) -> dict[str, str]:
-    """Return the present names of actors of the organization."""
+    """Return the current names of actors of the organization."""
     wanted = sorted({actor for actor in actor_ids if actor})
     if not wanted:
         return {}
@@ -88,7 +88,7 @@ async def names_of(
 
 
 async def api_keys(session: Session, principal: Principal) -> list[dict[str, Any]]:
-    """Return the organization's API keys with the names of who made and revoked them."""
+    """Return the organization's API keys with the names of who created and revoked them."""
     keys = await session.run(api_key_activity.read(org_id=principal.org_id))
     actors = [actor for key in keys for actor in (key.created_by, key.revoked_by)]
     names = await names_of(session, principal, actors)
@@ -119,14 +119,8 @@ async def workflows(session: Session, principal: Principal) -> list[WorkflowRow]
     """Return the organization's workflows, the last changed first, 200 at most."""
     rows = await session.rows(
         sql.SQL(
-            "select newest.workflow_id, h.snapshot ->> 'name' as name, newest.version,"
-            " h.created_at as changed_at"
-            " from (select w.workflow_id, max(w.version) as version"
-            "   from pgaudit_wf.workflow_history as w where w.org_id = %(org)s"
-            "   group by w.workflow_id) as newest"
-            " join pgaudit_wf.workflow_history as h"
-            "   on h.workflow_id = newest.workflow_id and h.version = newest.version"
-            " order by h.created_at desc, newest.workflow_id limit 200"
+            "select workflow_id, name, version, changed_at from pgaudit_wf.workflow_list"
+            " where org_id = %(org)s order by changed_at desc, workflow_id limit 200"
         ),
         org=principal.org_id,
     )
@@ -137,16 +131,8 @@ async def run_tables(session: Session) -> list[dict[str, Any]]:
     """Return the tables of runs that the reader role may read, with their columns."""
     return await session.rows(
         sql.SQL(
-            "select e.target::text as target, n.nspname as schema, c.relname as name,"
-            " e.id_column, e.org_column, e.time_column, e.workflow_column,"
-            " coalesce(w.id_prefix, '') as id_prefix"
-            " from pgaudit_wf.execution_attachment as e"
-            " join pg_class as c on c.oid = e.target join pg_namespace as n"
-            " on n.oid = c.relnamespace"
-            " left join pgaudit_wf.workflow_attachment as w on w.target = e.workflow_target"
-            " where has_table_privilege(e.target, 'select')"
-            " and has_schema_privilege(n.oid, 'usage') and e.org_column is not null"
-            " order by w.id_prefix, 1"
+            "select target::text as target, schema, name, id_column, org_column, time_column,"
+            " workflow_column, id_prefix from pgaudit_wf._readable_run_tables()"
         )
     )
 
@@ -154,10 +140,10 @@ async def run_tables(session: Session) -> list[dict[str, Any]]:
 async def find_run(
     session: Session, principal: Principal, table: Mapping[str, Any], execution_id: str
 ) -> RunAttribution | None:
-    """Return what is behind a run of the organization in one table, None if it has none.
+    """Return the attribution of a run of the organization; None if it has no such run.
 
     Raises:
-        psycopg.DataError: The id is of another type than the table's.
+        psycopg.DataError: The id has another type than the table's.
     """
     found = await session.run(execution_attribution.read(table["target"], execution_id))
     return found if found is not None and found.org_id == principal.org_id else None
@@ -175,7 +161,7 @@ async def runs(
     """Return a page of the organization's runs in one table, newest first.
 
     Raises:
-        CursorError: `after` is none of this function's.
+        CursorError: `after` was not returned by this function.
     """
     column = {
         name: sql.SQL("r.{}").format(sql.Identifier(table[f"{name}_column"]))
@@ -187,7 +173,7 @@ async def runs(
         else sql.SQL("timestamptz 'epoch'")
     )
     where = [sql.SQL("{}::text = %(org)s").format(column["org"])]
-    place: dict[str, Any] = {}
+    position: dict[str, Any] = {}
     if workflow_id is not None:
         where.append(
             sql.SQL("pgaudit_wf._workflow_id(%(prefix)s, {}::text) = %(workflow)s").format(
@@ -195,16 +181,16 @@ async def runs(
             )
         )
     if after is not None:
-        place = dict(zip(("time", "id"), _run_place(after), strict=True))
+        position = dict(zip(("time", "id"), _run_position(after), strict=True))
         where.append(
             sql.SQL("({}, {}::text) < (%(time)s::timestamptz, %(id)s)").format(time, column["id"])
         )
     statement = sql.SQL(
         "select a.execution_id, a.workflow_id, a.occurred_at, a.credential_type,"
         " a.credential_label, a.version, a.snapshot ->> 'name' as workflow_name,"
-        " run.place"
+        " run.position"
         " from (select {id}::text as id, {time} as started,"
-        "   ({time})::text as place from {table} as r"
+        "   ({time})::text as position from {table} as r"
         "   where {where} order by 2 desc, 1 desc limit %(page_size)s) as run,"
         " lateral pgaudit_wf.execution_attribution(%(target)s::regclass, run.id) as a"
         " order by run.started desc, run.id desc"
@@ -221,20 +207,20 @@ async def runs(
         workflow=workflow_id,
         target=table["target"],
         page_size=page_size,
-        **place,
+        **position,
     )
-    places = [row.pop("place") for row in rows]
+    positions = [row.pop("position") for row in rows]
     found = tuple(Run(**row) for row in rows)
     full = len(found) == page_size
-    return RunPage(found, _run_cursor(places[-1], found[-1].execution_id) if full else None)
+    return RunPage(found, _run_cursor(positions[-1], found[-1].execution_id) if full else None)
 
 
 def _run_cursor(started: str, execution_id: str) -> str:
-    place = json.dumps([started, execution_id]).encode()
-    return base64.urlsafe_b64encode(place).decode().rstrip("=")
+    position = json.dumps([started, execution_id]).encode()
+    return base64.urlsafe_b64encode(position).decode().rstrip("=")
 
 
-def _run_place(cursor: str) -> tuple[datetime, str]:
+def _run_position(cursor: str) -> tuple[datetime, str]:
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), "-_", validate=True)
         started, execution_id = json.loads(text)

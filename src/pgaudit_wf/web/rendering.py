@@ -1,4 +1,4 @@
-"""Templates, and the words and marks that all pages share."""
+"""Templates, and the filters that all pages share."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pgaudit_wf.web.sentences import actor, sentence, subject, tone
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the host says about the pages."""
+    """The host's settings for the pages."""
 
     title: str
     sign_in_url: str | None
 
 
 def relative(moment: datetime, now: datetime | None = None) -> str:
-    """Return how long ago a moment was, as people say it."""
+    """Return how long ago a moment was, in words."""
     seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
     if seconds < 45:
         return "just now"
@@ -47,12 +47,12 @@ def moment(value: datetime) -> str:
 
 
 def machine_time(value: datetime) -> str:
-    """Return a moment as the datetime attribute has it."""
+    """Return a moment in the format of the datetime attribute."""
     return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def pretty(value: object) -> str:
-    """Return a value of the log as people read it."""
+    """Return a value of the log in a readable form."""
     if value is None:
         return "empty"
     if isinstance(value, str):
@@ -78,7 +78,7 @@ def render(
     template: str,
     status_code: int = 200,
     headers: Mapping[str, str] | None = None,
-    **values: Any,  # noqa: ANN401 - whatever the template names
+    **values: Any,  # noqa: ANN401 - any value for the template
 ) -> HTMLResponse:
     """Render a page."""
     text = _ENVIRONMENT.get_template(template).render(
@@ -94,5 +94,5 @@ def render(
 def error_page(
     request: Request, status: int, title: str, detail: str, headers: Mapping[str, str] | None
 ) -> Response:
-    """Answer a person with what went wrong."""
+    """Return the error page."""
     return render(request, "error.html", status, headers, title=title, detail=detail, status=status)

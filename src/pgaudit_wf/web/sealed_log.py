@@ -1,4 +1,4 @@
-"""What the sealed log has to show: its last checkpoint, its tiles, verification and proofs."""
+"""The sealed log: its last checkpoint, its tiles, verification and proofs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pgaudit_wf.integrity.merkle import HASH_SIZE
 from pgaudit_wf.integrity.note import VerifierKey
 from pgaudit_wf.integrity.proof import newest_checkpoint, prove_event
 from pgaudit_wf.integrity.report import Report
+from pgaudit_wf.integrity.seal import tile_reader
 from pgaudit_wf.integrity.tiles import TILE_WIDTH
 from pgaudit_wf.integrity.verify import verify
 from pgaudit_wf.trail.statement import one
@@ -27,7 +28,7 @@ _TILE = re.compile(r"(\d{1,2})/((?:x\d{3}/)*\d{3})(?:\.p/(\d{1,3}))?")
 
 @dataclass(frozen=True, slots=True)
 class Sealing:
-    """How far the log is sealed, and what of an organization is not; counted up to `limit`."""
+    """How far the log is sealed, and how many events of an organization are not, up to `limit`."""
 
     size: int
     sealed_at: datetime | None
@@ -37,11 +38,11 @@ class Sealing:
 
 
 class Integrity:
-    """Reads the tree as the schema's owner does; what it returns are hashes and counts.
+    """Reads the tree as the schema's owner; returns hashes and counts.
 
     Args:
         pool: Connections of the schema's owner.
-        keys: The public keys under which checkpoints have to be signed.
+        keys: The public keys that checkpoints must be signed by.
     """
 
     def __init__(self, pool: ConnectionPool[Any], keys: Sequence[VerifierKey]) -> None:
@@ -70,21 +71,13 @@ class Integrity:
         """Return how far the log is sealed."""
 
         def work(conn: psycopg.Connection[Any]) -> Sealing:
-            last = conn.execute(
-                "select size, sealed_at, note from pgaudit_wf.log_checkpoint"
-                " order by size desc limit 1"
-            ).fetchone() or (0, None, None)
-            (unsealed,) = one(
-                conn,
-                "select count(*) from (select from pgaudit_wf.security_audit_log as l"
-                " where l.org_id = %(org)s"
-                # What is older was sealed then, but for transactions that ran an hour long.
-                " and (%(at)s::timestamptz is null or l.occurred_at > %(at)s - interval '1 hour')"
-                " and not exists (select from pgaudit_wf.log_leaf as s"
-                "   where s.event_id = l.id and s.tx_id = l.tx_id) limit 1000) as unsealed",
-                {"org": org_id, "at": last[1]},
+            return Sealing(
+                *one(
+                    conn,
+                    "select size, sealed_at, note, unsealed from pgaudit_wf._sealing(%s)",
+                    [org_id],
+                )
             )
-            return Sealing(last[0], last[1], last[2], unsealed)
 
         return await self._call(work)
 
@@ -92,12 +85,12 @@ class Integrity:
         """Return the newest signed checkpoint.
 
         Raises:
-            ProofError: There is none.
+            ProofError: There is no such checkpoint.
         """
         return await self._call(newest_checkpoint)
 
     async def tile(self, path: str) -> bytes | None:
-        """Return a tile of the tree by its path after `tile/`; None if there is none."""
+        """Return a tile of the tree by its path after `tile/`; None if it does not exist."""
         found = _TILE.fullmatch(path)
         if found is None:
             return None
@@ -107,17 +100,13 @@ class Integrity:
             return None
 
         def work(conn: psycopg.Connection[Any]) -> bytes | None:
-            row = conn.execute(
-                "select hashes from pgaudit_wf.log_tile where level = %s and tile_number = %s",
-                [level, number],
-            ).fetchone()
-            hashes = bytes(row[0])[: width * HASH_SIZE] if row else b""
+            hashes = tile_reader(conn)(level, number)[: width * HASH_SIZE]
             return hashes if len(hashes) == width * HASH_SIZE else None
 
         return await self._call(work)
 
     async def verify(self) -> Report | None:
-        """Check the whole log; None if somebody is at it already."""
+        """Verify the whole log; None if another verification is running."""
         if not self._verifying.acquire(blocking=False):
             return None
         try:
@@ -126,9 +115,9 @@ class Integrity:
             self._verifying.release()
 
     async def proof(self, event_id: int) -> dict[str, Any]:
-        """Return the proof of an event; whether the asker may see it is to be asked before.
+        """Return the proof of an event; the caller must check that the user may see it.
 
         Raises:
-            ProofError: It is not sealed yet.
+            ProofError: The event is not sealed yet.
         """
         return await self._call(lambda conn: prove_event(conn, event_id))

@@ -1,4 +1,4 @@
-"""Events in words: who did what to which thing."""
+"""Events as sentences: who did what to which resource."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ _PHRASES = {
     "password.reset": "reset a password",
     "request.failed": "made a request",
     "session.created": "signed in",
-    "session.deleted": "cleared away a session",
+    "session.deleted": "deleted a session",
     "session.expired": "was signed out, as the session had expired",
     "session.revoked": "signed out",
     "subscription.cancel_scheduled": "scheduled the end of the subscription",
-    "subscription.cancel_withdrawn": "kept the subscription after all",
+    "subscription.cancel_withdrawn": "withdrew the cancellation of the subscription",
     "subscription.canceled": "canceled the subscription",
     "subscription.checkout_started": "began a checkout",
     "subscription.created": "began a subscription",
@@ -71,13 +71,13 @@ _PHRASES = {
     "subscription.updated": "changed the subscription",
     "totp.disabled": "turned off two-factor sign-in",
     "totp.enrolled": "turned on two-factor sign-in",
-    "totp.enrollment_canceled": "broke off setting up two-factor sign-in",
+    "totp.enrollment_canceled": "canceled setting up two-factor sign-in",
     "totp.enrollment_started": "began to set up two-factor sign-in",
     "totp.updated": "changed two-factor sign-in",
     "workflow.created": "created a workflow",
     "workflow.deleted": "deleted a workflow",
-    "workflow.disabled": "switched a workflow off",
-    "workflow.enabled": "switched a workflow on",
+    "workflow.disabled": "disabled a workflow",
+    "workflow.enabled": "enabled a workflow",
     "workflow.listed": "listed a workflow on the marketplace",
     "workflow.listing_updated": "changed the listing of a workflow",
     "workflow.restored": "restored an earlier version of a workflow",
@@ -92,7 +92,7 @@ _REMOVED = {
     "canceled", "deactivated", "deleted", "disabled", "expired", "pruned", "removed", "revoked",
     "truncated", "unlisted",
 }  # fmt: skip
-# What happens to oneself needs no name after it.
+# Events about the actor's own account or organization need no resource name.
 _NAMELESS = ("session.", "subscription.", "totp.", "backup_codes.", "audit.", "org.", "request.")
 
 
@@ -103,7 +103,7 @@ _NOT_DONE = {
 
 
 def sentence(entry: TrailEntry) -> str:
-    """Return what was done, as it follows the actor's name."""
+    """Return the action as it follows the actor's name."""
     if entry.outcome != "succeeded" and entry.action in _NOT_DONE:
         return _NOT_DONE[entry.action]
     known = _PHRASES.get(entry.action)
@@ -129,7 +129,7 @@ def member_of(entry: TrailEntry) -> str | None:
 
 
 def subject(entry: TrailEntry, names: Mapping[str, str]) -> str | None:
-    """Return the name of what it was done to; None where that says nothing.
+    """Return the name of the resource; None if it adds nothing.
 
     Args:
         entry: The event.
@@ -145,7 +145,7 @@ def subject(entry: TrailEntry, names: Mapping[str, str]) -> str | None:
 
 
 def actor(entry: TrailEntry) -> str:
-    """Return who did it; where nobody said, the login of the database session."""
+    """Return the actor; if none is given, the login of the database session."""
     return entry.actor_name or entry.actor_id or entry.db_user
 
 

@@ -1,4 +1,4 @@
-"""What a workflow's content hash is computed from: the reference for `pgaudit_wf.hash_definition`.
+"""How a workflow's content hash is computed: the reference for `pgaudit_wf.hash_definition`.
 
 Nothing here talks to a database, so it also serves to prove a hash that the database recorded.
 """
@@ -20,7 +20,7 @@ DEFAULT_ALIASES: Mapping[str, str | None] = MappingProxyType(
 """The rows that `pgaudit_wf.config_alias` comes with: alias, canonical name or None (ignored)."""
 
 MAX_DEPTH = 200
-"""How many arrays and objects may stand inside each other."""
+"""How deep arrays and objects may be nested."""
 
 _NODE_KEYS = ("id", "type", "data")
 _EDGE_KEYS = ("id", "source", "target", "sourceHandle", "targetHandle", "data")
@@ -57,11 +57,11 @@ def canonical_json(value: object) -> str:
 
     Args:
         value: What `json.loads` gives, or a read of this package: with `Decimal` for fractions.
-            What no double holds exactly is rounded to the nearest one.
+            Numbers without an exact double are rounded to the nearest one.
 
     Raises:
-        DefinitionError: The value is no JSON, is nested more than `MAX_DEPTH` levels deep, or holds
-            a number that no double can hold.
+        DefinitionError: The value is not JSON, is nested more than `MAX_DEPTH` levels deep, or
+            contains a number out of a double's range.
     """
     try:
         return rfc8785.dumps(cast("Any", _doubles(value, 1))).decode()
@@ -101,7 +101,7 @@ def _array(value: object, column: str) -> Sequence[object]:
         return ()
     if not isinstance(value, list | tuple):
         raise DefinitionError(
-            f"{column} is no array; store the {column} of a workflow as a JSON array"
+            f"{column} is not an array; store the {column} of a workflow as a JSON array"
         )
     return value
 
@@ -117,7 +117,7 @@ def normalize_definition(
         aliases: The database's `pgaudit_wf.config_alias`, if it differs from what it comes with.
 
     Raises:
-        DefinitionError: `nodes` or `edges` is no array.
+        DefinitionError: `nodes` or `edges` is not an array.
     """
     return {
         "edges": [_keep(edge, _EDGE_KEYS) for edge in _array(edges, "edges")],
@@ -136,7 +136,7 @@ def content_hash(
         aliases: The database's `pgaudit_wf.config_alias`, if it differs from what it comes with.
 
     Raises:
-        DefinitionError: `nodes` or `edges` is no array, or has no canonical form.
+        DefinitionError: `nodes` or `edges` is not an array, or has no canonical form.
     """
     definition = canonical_json(normalize_definition(nodes, edges, aliases))
     return hashlib.sha256(definition.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the reads of workflows return: versions, differences, problems, runs."""
+"""The results of the reads of workflows: versions, differences, problems, runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ConfigurationChange:
 
 @dataclass(frozen=True, slots=True)
 class NodeRef:
-    """A node by its id, as people call it, and of which type it is; `id` is None if it has none."""
+    """A node by its id, its label for people, and its type; `id` is None if it has none."""
 
     id: str | None
     label: str
@@ -83,7 +83,7 @@ class NodeChange(NodeRef):
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A connection by its nodes' labels and ids, and the handles where it has some."""
+    """A connection by its nodes' labels and ids, and its handles if it has any."""
 
     source: str
     target: str
@@ -106,9 +106,9 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class VersionDiff:
-    """What changed between two versions.
+    """The changes between two versions.
 
-    `has_changes` is also True where only the order or a detail that is not listed differs.
+    `has_changes` is also True if only the order or an unlisted detail differs.
     """
 
     settings: tuple[FieldChange, ...]
@@ -149,9 +149,9 @@ class VersionDiff:
 class Version:
     """A version of a workflow as people read it.
 
-    `actor_name` is the present name, or the one kept in the version where there is none (any more).
-    `summary` says in a line what changed, `change` in full, both since the version before.
-    `api_key_id` is the API key used, if any; `restored_from` the version put back, for a restore.
+    `actor_name` is the current name, or the one stored with the version. `summary` describes the
+    changes since the version before in one line, `change` in full. `api_key_id` is the API key
+    used, if any; `restored_from` the restored version, for a restore.
     """
 
     workflow_id: str
@@ -184,7 +184,7 @@ class VersionPage:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A version in full. What the workflow's table has no column for is None."""
+    """A version in full. Fields without a column in the workflow's table are None."""
 
     name: str | None
     description: str | None
@@ -210,8 +210,8 @@ class Snapshot:
 class Usage:
     """A version that had a definition, or a run of it.
 
-    A version has `version` and who saved it; `credential_type` is then how he had signed in and
-    `credential_label` the id of the API key. A run has `execution_id` and what it is stamped with.
+    A version has `version` and who saved it; `credential_type` is then how the author authenticated
+    and `credential_label` the id of the API key. A run has `execution_id` and its stamp.
     """
 
     kind: Literal["version", "run"]
@@ -231,8 +231,8 @@ class RunAttribution:
     """The credential and the definition behind a run.
 
     `credential_type` is "webhook_key", "org_api_key", "oauth", "session" or "internal";
-    `credential_label` a handle that is no secret. `version` and `snapshot` are None if the history
-    has no version with that hash.
+    `credential_label` is a handle that is not a secret. `version` and `snapshot` are None if the
+    history has no version with that hash.
     """
 
     execution_id: str
@@ -248,7 +248,7 @@ class RunAttribution:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What keeps a definition from being enabled, listed or run."""
+    """A problem that keeps a definition from being enabled, listed or run."""
 
     node_id: str | None
     field: str | None
@@ -268,7 +268,7 @@ class RestoredVersion:
 class WorkflowTable:
     """An attached table of workflows, written as in SQL, and about how many rows it has.
 
-    `rows` is the planner's estimate, None where it has none yet.
+    `rows` is the planner's estimate; None if there is none yet.
     """
 
     table: str
@@ -288,7 +288,7 @@ class RefusedWorkflow:
 
 @dataclass(frozen=True, slots=True)
 class BackfillBatch:
-    """What a batch did. `last_id` is where the next one begins; the last one `examined` nothing."""
+    """The result of a batch. The next one begins at `last_id`; the last one `examined` nothing."""
 
     examined: int
     written: int

@@ -1,7 +1,7 @@
 """Versions of workflows, typed: read, compare and restore them, and ask what a run executed.
 
 Each function takes a `psycopg.Connection` and returns its result, or a `psycopg.AsyncConnection`
-and returns something to await. The database does the work, with the connection's rights: as a
+and returns an awaitable. The database does the work, with the connection's rights: as a
 member of role `pgaudit_wf_reader`, read inside a block that says who asks, and restore inside one
 that says who acts:
 
@@ -62,8 +62,8 @@ def workflow_versions(
 ) -> Read[VersionPage]:
     """Read a page of a workflow's versions, newest first; empty if it has none to show.
 
-    To a reader (role `pgaudit_wf_reader`) whose actor is neither owner nor admin of the workflow's
-    organization, nothing shows.
+    A reader (role `pgaudit_wf_reader`) whose actor is neither an owner nor an admin of the
+    workflow's organization sees no versions.
 
     Args:
         conn: The connection.
@@ -76,7 +76,7 @@ def workflow_versions(
 
     Raises:
         ArgumentError: `page_size` is out of range.
-        psycopg.Error: Anything else the database says.
+        psycopg.Error: Any other database error.
     """
     source_id, target_id = connection or (None, None)
 
@@ -117,8 +117,8 @@ def version_snapshot(workflow_id: str, version: int) -> Read[Snapshot]:
         version: The number of the version.
 
     Raises:
-        VersionNotFoundError: There is none, or none that the connection may see.
-        psycopg.Error: Anything else the database says.
+        VersionNotFoundError: It does not exist, or the connection may not see it.
+        psycopg.Error: Any other database error.
     """
     return Read(
         sql.SQL(
@@ -141,7 +141,7 @@ def compare_versions(workflow_id: str, before: int | None, after: int) -> Read[V
 
     Raises:
         VersionNotFoundError: One of them does not exist, or the connection may not see it.
-        psycopg.Error: Anything else the database says.
+        psycopg.Error: Any other database error.
     """
     compare = (
         sql.SQL(
@@ -184,7 +184,7 @@ def definition_usage(content_hash: str) -> Read[tuple[Usage, ...]]:
 
 @Statement
 def execution_attribution(table: str, execution_id: str) -> Read[RunAttribution | None]:
-    """Read which credential and which definition are behind a run; None if there is no such run.
+    """Read the credential and definition of a run; None if there is no such run.
 
     Args:
         conn: The connection; it needs the right to read the table.
@@ -193,7 +193,7 @@ def execution_attribution(table: str, execution_id: str) -> Read[RunAttribution 
 
     Raises:
         NotAttachedError: `attach_execution()` does not know the table.
-        psycopg.Error: Anything else the database says, for instance that the id is of another type.
+        psycopg.Error: Any other database error, for instance that the id has another type.
     """
 
     def shape(rows: Sequence[DictRow]) -> RunAttribution | None:
@@ -220,7 +220,7 @@ def _problems(rows: Sequence[DictRow]) -> tuple[Problem, ...]:
 
 @Statement
 def validate_definition(nodes: Json, edges: Json) -> Read[tuple[Problem, ...]]:
-    """Say what keeps a definition from being enabled, listed or run; empty if nothing does.
+    """Return the problems that keep a definition from being enabled, listed or run.
 
     Args:
         conn: The connection.
@@ -249,8 +249,8 @@ def validate_version(workflow_id: str, version: int) -> Read[tuple[Problem, ...]
         version: The number of the version.
 
     Raises:
-        VersionNotFoundError: There is none, or none that the connection may see.
-        psycopg.Error: Anything else the database says.
+        VersionNotFoundError: It does not exist, or the connection may not see it.
+        psycopg.Error: Any other database error.
     """
     return Read(
         sql.SQL(
@@ -276,8 +276,8 @@ def restore_workflow(
         conn: The connection; the update is made with its rights, and attributed to the context of
             its transaction.
         workflow_id: The workflow.
-        version: The version to put back.
-        table: The workflow's table, as in SQL; None: told from the id.
+        version: The version to restore.
+        table: The workflow's table, as in SQL; None: derived from the id.
 
     Raises:
         VersionNotFoundError: There is no such version or the workflow is gone, or the connection
@@ -305,10 +305,8 @@ def workflow_tables() -> Read[tuple[WorkflowTable, ...]]:
     """
     return Read(
         sql.SQL(
-            'select w.target::text as "table", w.nodes_column, w.edges_column, w.id_prefix,'
-            " nullif(c.reltuples, -1)::bigint as rows"
-            " from pgaudit_wf.workflow_attachment as w join pg_class as c on c.oid = w.target"
-            " order by 1"
+            'select target::text as "table", nodes_column, edges_column, id_prefix,'
+            " workflows as rows from pgaudit_wf.workflow_table order by 1"
         ),
         {},
         lambda rows: tuple(WorkflowTable(**row) for row in rows),
@@ -335,7 +333,7 @@ def backfill_batch(
     Raises:
         NotAttachedError: `attach_workflow()` does not know the table.
         ArgumentError: `batch_size` is below 1.
-        psycopg.Error: Anything else the database says.
+        psycopg.Error: Any other database error.
     """
 
     def shape(rows: Sequence[DictRow]) -> BackfillBatch:

@@ -16,6 +16,10 @@ declare
     event_diff jsonb;
     event_metadata jsonb;
 begin
+    if current_setting('session_replication_role') = 'replica' and pgaudit_wf._is_applied() then
+        -- A subscription that brings the log along brings this event, too.
+        return null;
+    end if;
     if tg_op = 'UPDATE' then
         if old.id is distinct from new.id then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',

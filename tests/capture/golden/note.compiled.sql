@@ -17,6 +17,10 @@ declare
     event_diff jsonb;
     event_metadata jsonb;
 begin
+    if current_setting('session_replication_role') = 'replica' and pgaudit_wf._is_applied() then
+        -- A subscription that brings the log along brings this event, too.
+        return null;
+    end if;
     begin
     if tg_op = 'UPDATE' then
         if old.id is distinct from new.id then
@@ -136,6 +140,10 @@ begin
     values (event_org, event_action, 'note', event_id, true, event_diff, coalesce(event_metadata, '{}'));
     exception
         when others then
+            -- What goes away when it is tried again, the application is to try again.
+            if sqlstate ~ '^(40|53|55P03|57)' then
+                raise;
+            end if;
             perform pgaudit_wf._count_failure('public.note', tg_op, sqlstate);
             raise warning '% of % went through unrecorded (SQLSTATE %)', tg_op, 'public.note', sqlstate;
     end;

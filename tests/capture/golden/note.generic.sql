@@ -31,6 +31,10 @@ declare
     shown_before jsonb;
     shown_after jsonb;
 begin
+    if current_setting('session_replication_role') = 'replica' and pgaudit_wf._is_applied() then
+        -- A subscription that brings the log along brings this event, too.
+        return null;
+    end if;
     begin
     as_attached := pgaudit_wf._columns_of(tg_relid) = 'access_code:25,id:20,org_id:2950,published_at:1184,reading_time:1186,seen_at:1184,state:<note_state>,tags:1009,title:25';
     if tg_op in ('UPDATE', 'DELETE') then
@@ -137,6 +141,10 @@ old.title is distinct from new.title');
     values (event_org, event_action, 'note', event_id, true, event_diff, coalesce(event_metadata, '{}'));
     exception
         when others then
+            -- What goes away when it is tried again, the application is to try again.
+            if sqlstate ~ '^(40|53|55P03|57)' then
+                raise;
+            end if;
             perform pgaudit_wf._count_failure('public.note', tg_op, sqlstate);
             raise warning '% of % went through unrecorded (SQLSTATE %)', tg_op, 'public.note', sqlstate;
     end;

@@ -1,4 +1,4 @@
-"""`alerts`: the worker that tells people of events, and what became of its messages."""
+"""`alerts`: the worker that notifies people of events, and its deliveries."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from psycopg.rows import dict_row
 
 from pgaudit_wf import manual
-from pgaudit_wf.cli.base import USAGE, Failure, add, connect, help_text, opener
+from pgaudit_wf.cli.base import USAGE, Failure, add, connect, dict_rows, help_text, opener
 from pgaudit_wf.cli.options import (
     DatabaseOption,
     HealthHostOption,
@@ -34,13 +33,17 @@ TemplatesOption = Annotated[
         envvar="PGAUDIT_WF_ALERT_TEMPLATES",
         metavar="DIR",
         show_default=False,
-        help="Your own texts of e-mails; what is not there is taken from the package.",
+        help="Your own e-mail templates; missing ones are taken from the package.",
     ),
 ]
 TimeoutOption = Annotated[
     float,
     typer.Option(
-        "--send-timeout", min=1, max=600, metavar="SECONDS", help="The longest for one message."
+        "--send-timeout",
+        min=1,
+        max=600,
+        metavar="SECONDS",
+        help="The longest time to send one message.",
     ),
 ]
 
@@ -55,15 +58,15 @@ def register(app: typer.Typer) -> None:
 
 
 def alerts(ctx: typer.Context) -> None:
-    """Tell people and programs of events: the worker, its rules, and what became of each message.
+    """Notify people and programs of events: the worker, its rules, and its deliveries.
 
         pgaudit-wf alerts rules
         pgaudit-wf alerts test smtp you@example.com
         pgaudit-wf alerts run
         pgaudit-wf alerts list --state dead
 
-    Where mails and webhooks go out is set by PGAUDIT_WF_SMTP_* and PGAUDIT_WF_WEBHOOK_* in the
-    environment. The manual: docs/alerts.md
+    The mail server and webhooks are configured by PGAUDIT_WF_SMTP_* and PGAUDIT_WF_WEBHOOK_* in
+    the environment. The manual: docs/alerts.md
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
@@ -80,7 +83,7 @@ def _channels(templates: Path | None, timeout: float) -> dict[str, Channel]:
         from pgaudit_wf.alerts import Templates, channels_from
     except ImportError as error:
         raise Failure(
-            f"alerts need a package that is missing: {error.name}",
+            f"alerts need a package that is not installed: {error.name}",
             "pip install 'pgaudit-wf[alerts]'",
         ) from error
     return channels_from(os.environ, Templates(templates), timeout)
@@ -88,11 +91,11 @@ def _channels(templates: Path | None, timeout: float) -> dict[str, Channel]:
 
 def run(
     once: Annotated[
-        bool, typer.Option("--once", help="Deliver what is due, then end; for cron.")
+        bool, typer.Option("--once", help="Deliver the messages that are due, then exit; for cron.")
     ] = False,
     interval: Annotated[
         float,
-        typer.Option(min=0.05, max=3600, metavar="SECONDS", help="How often to look when idle."),
+        typer.Option(min=0.05, max=3600, metavar="SECONDS", help="How often to check when idle."),
     ] = 5.0,
     health_port: HealthPortOption = None,
     health_host: HealthHostOption = "127.0.0.1",
@@ -110,9 +113,8 @@ def run(
 ) -> None:
     """Follow the log and deliver alerts, until SIGTERM or Ctrl-C; logs JSON to standard error.
 
-    Run as many as you like at once. A signal lets the message at hand go out, a second one does
-    not. What is not delivered is tried again, at longer and longer intervals, by whichever worker
-    runs then.
+    Any number of workers may run at once. After a signal, the current message is still sent; after
+    a second one it is not. Failed messages are retried at increasing intervals, by any worker.
 
         pgaudit-wf alerts run -d service=shop --health-port 9187
         pgaudit-wf alerts run --once
@@ -158,23 +160,20 @@ def list_(
 ) -> None:
     """Show deliveries, the newest first: pending, sending, sent, dead (given up) or unaddressed.
 
-    Unaddressed: the rule found nobody with an e-mail address, so nobody was told.
+    Unaddressed: the rule found no recipient with an e-mail address, so nobody was notified.
 
         pgaudit-wf alerts list
         pgaudit-wf alerts list --state dead --json
     """
     with connect(database) as conn:
-        rows = (
-            conn.cursor(row_factory=dict_row)
-            .execute(
-                "select id, state, channel, recipient, action, event_id, attempts, created_at,"
-                " due_at, settled_at, message, last_error from pgaudit_wf.alert_delivery"
-                " where (%(state)s::text is null or state = %(state)s)"
-                " and (%(recipient)s::text is null or recipient = %(recipient)s)"
-                " order by id desc limit %(limit)s",
-                {"state": state, "recipient": recipient, "limit": limit},
-            )
-            .fetchall()
+        rows = dict_rows(
+            conn,
+            "select id, state, channel, recipient, action, event_id, attempts, created_at,"
+            " due_at, settled_at, message, last_error from pgaudit_wf.alert_delivery_list"
+            " where (%(state)s::text is null or state = %(state)s)"
+            " and (%(recipient)s::text is null or recipient = %(recipient)s)"
+            " order by id desc limit %(limit)s",
+            {"state": state, "recipient": recipient, "limit": limit},
         )
     if as_json:
         print_json(rows)
@@ -190,7 +189,7 @@ def list_(
                 str(row["id"]),
                 row["state"],
                 row["channel"],
-                row["recipient"] or "(nobody found)",
+                row["recipient"] or "(no recipient)",
                 row["action"],
                 str(row["event_id"]),
                 str(row["attempts"]),
@@ -204,21 +203,22 @@ def list_(
 
 def requeue(
     delivery: Annotated[
-        int | None, typer.Argument(metavar="[ID]", show_default=False, help="As alerts list says.")
+        int | None,
+        typer.Argument(metavar="[ID]", show_default=False, help="The id, as in alerts list."),
     ] = None,
     all_dead: Annotated[
-        bool, typer.Option("--all-dead", help="All that were given up or found nobody.")
+        bool, typer.Option("--all-dead", help="All that are dead or unaddressed.")
     ] = False,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Deliver again what was given up, or found nobody before; several come as a digest.
+    """Deliver dead or unaddressed messages again; several are sent as a digest.
 
     pgaudit-wf alerts requeue 42
     pgaudit-wf alerts requeue --all-dead
     """
     if (delivery is None) != all_dead:
-        raise Failure("name either one delivery or --all-dead", "see alerts list", USAGE)
+        raise Failure("give either one delivery id or --all-dead", "see alerts list", USAGE)
     with connect(database) as conn:
         (requeued,) = one(conn, "select pgaudit_wf.requeue_alert(%s)", [delivery])
     if as_json:
@@ -228,18 +228,15 @@ def requeue(
 
 
 def rules(database: DatabaseOption = "", as_json: JsonOption = False) -> None:
-    """Show who is told of what. Rules are rows of pgaudit_wf.alert_rule: add and change them there.
+    """Show the rules: who is notified of what. Change them as rows of pgaudit_wf.alert_rule.
 
     pgaudit-wf alerts rules
     """
     with connect(database) as conn:
-        rows = (
-            conn.cursor(row_factory=dict_row)
-            .execute(
-                "select id, action_pattern, outcome, org_id, channel, audience, address, enabled,"
-                " created_at from pgaudit_wf.alert_rule order by id"
-            )
-            .fetchall()
+        rows = dict_rows(
+            conn,
+            "select id, action_pattern, outcome, org_id, channel, audience, address, enabled,"
+            " created_at from pgaudit_wf.alert_rule_list order by id",
         )
     if as_json:
         print_json(rows)
@@ -271,7 +268,7 @@ def send_test(
     templates: TemplatesOption = None,
     send_timeout: TimeoutOption = 30.0,
 ) -> None:
-    """Send a sample alert now, to see that the settings work; the database is not needed.
+    """Send a sample alert now, to test the settings; the database is not needed.
 
     pgaudit-wf alerts test smtp you@example.com
     pgaudit-wf alerts test webhook https://hooks.example.com/audit
@@ -292,5 +289,5 @@ def send_test(
     typer.echo(f"Sent to {recipient}.")
 
 
-# Names that a function cannot well have: a type's, and what pytest and linters take for a test's.
+# Names that would shadow a type, or that pytest would take for a test's.
 list_.__name__, send_test.__name__ = "list", "test"

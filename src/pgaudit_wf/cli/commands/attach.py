@@ -1,4 +1,4 @@
-"""`attach`, `detach`, `status` and `doctor`: what is recorded, and whether it still is."""
+"""`attach`, `detach`, `status` and `doctor`: which tables are recorded, and whether it works."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ TableArgument = Annotated[
 
 ResourceTypeOption = Annotated[
     str | None,
-    typer.Option(show_default=False, help="What a row is called in the log: the table's name."),
+    typer.Option(
+        show_default=False, help="The name of a row's type in the log; default: the table's name."
+    ),
 ]
 IdColumnOption = Annotated[
     list[str] | None,
     typer.Option(
-        show_default=False, help="Column that identifies a row, repeatable: the primary key."
+        show_default=False,
+        help="Column that identifies a row, repeatable; default: the primary key.",
     ),
 ]
 OrgColumnOption = Annotated[
     str | None,
     typer.Option(
         show_default=False,
-        help="Column with the organization: org_id or organization_id, if there.",
+        help="Column with the organization; default: org_id or organization_id, if it exists.",
     ),
 ]
 LabelColumnOption = Annotated[
@@ -47,21 +50,21 @@ LabelColumnOption = Annotated[
 IgnoreOption = Annotated[
     list[str] | None,
     typer.Option(
-        show_default=False, help="Column to leave out of the log, repeatable: updated_at."
+        show_default=False, help="Column to leave out of the log, repeatable; default: updated_at."
     ),
 ]
 RedactOption = Annotated[
     list[str] | None,
     typer.Option(
         show_default=False,
-        help="Column with a secret, repeatable: the log tells when it changes, not its value.",
+        help="Column with a secret, repeatable: the log shows that it changed, never its value.",
     ),
 ]
 OnFailureOption = Annotated[
     Literal["abort", "warn"] | None,
     typer.Option(
         show_default=False,
-        help="abort: no change without its record. warn: let it through and count it.",
+        help="abort: refuse changes that cannot be recorded. warn: allow and count them.",
     ),
 ]
 
@@ -84,10 +87,10 @@ def attach(
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Record every change of a table from now on; on one that is attached, change its settings.
+    """Record every change of a table from now on; for an attached table, change its settings.
 
-    What is not given takes the default named below or, on an attached table, stays as it is; ''
-    clears it. It takes the table's owner.
+    Options that are not given take the default named below or, on an attached table, keep their
+    value; '' clears them. Only the table's owner may do this.
 
         pgaudit-wf attach public.invoice --label-column number
         pgaudit-wf attach app.user --resource-type account --redact password_hash
@@ -117,7 +120,7 @@ def call_attach(conn: Connection, function: str, table: str, settings: Mapping[s
     """Call one of the database's attach functions with the settings that are not None.
 
     Returns:
-        The table's name as the session has to write it.
+        The table's name as the session must write it.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     arguments = [
@@ -134,7 +137,7 @@ def call_attach(conn: Connection, function: str, table: str, settings: Mapping[s
 
 
 def detach(table: TableArgument, database: DatabaseOption = "") -> None:
-    """Stop recording a table. What was recorded stays.
+    """Stop recording a table. Its events stay in the log.
 
     pgaudit-wf detach public.invoice
     """
@@ -150,35 +153,27 @@ def status(
         bool,
         typer.Option(
             "--counts/--no-counts",
-            help="Count each resource type's events; reads the whole log.",
+            help="Count the events of each resource type, which reads the whole log.",
         ),
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is attached, how many events there are, the log's partitions and its readers.
+    """Show the attached tables, the number of events, the log's partitions and its readers.
 
     pgaudit-wf status
-    pgaudit-wf status --no-counts          # at once, on a log of many millions
+    pgaudit-wf status --no-counts          # fast, on a log of many millions
     pgaudit-wf status --json | jq '.attached[].table'
     """
     with connect(choose_database(conninfo, database)) as conn:
         tables = attached(conn)
         parts = partitions(conn)
-        readers = [
-            name
-            for (name,) in conn.execute(
-                "select r.rolname from pg_roles as r where not r.rolsuper"
-                " and r.rolname <> 'pgaudit_wf_reader' and r.rolcanlogin"
-                " and pg_has_role(r.oid, to_regrole('pgaudit_wf_reader'), 'member') order by 1"
-            )
-        ]
+        readers = [name for (name,) in conn.execute("select pgaudit_wf._reader_logins()")]
         events: dict[str, int] | None = None
         if counts:
             events = {
                 kind or "": count
                 for kind, count in conn.execute(
-                    "select resource_type, count(*) from pgaudit_wf.security_audit_log"
-                    " group by resource_type"
+                    "select resource_type, events from pgaudit_wf.event_count"
                 )
             }
     if as_json:
@@ -188,7 +183,7 @@ def status(
     if tables:
         print_attachments(tables, events)
     else:
-        out.print("No table is attached: pgaudit-wf attach public.some_table\n")
+        out.print("No table is attached; attach one: pgaudit-wf attach public.some_table\n")
     if events is not None:
         other = set(events) - {a.resource_type for a in tables}
         named = "".join(
@@ -201,7 +196,7 @@ def status(
             [
                 p.name,
                 moment(p.from_time, UTC)[:10],
-                moment(p.to_time, UTC)[:10] or "what fits nowhere else",
+                moment(p.to_time, UTC)[:10] or "anything else",
                 "" if p.events is None else f"{p.events:,}",
                 f"{p.size / 1024 / 1024:,.1f} MiB",
             ]
@@ -209,7 +204,7 @@ def status(
         ],
     )
     out.print(
-        "Logins that read as owners and admins of organizations do (pgaudit_wf_reader): "
+        "Logins with the reader role (pgaudit_wf_reader): "
         + (", ".join(map(printable, readers)) or "none")
         + "."
     )
@@ -218,10 +213,10 @@ def status(
 def doctor(
     conninfo: DatabaseArgument = "", database: DatabaseOption = "", as_json: JsonOption = False
 ) -> None:
-    """Check that what should be recorded still is; exit code 1 if there is an error.
+    """Check that everything is still recorded; exit code 1 if there is an error.
 
-    Finds triggers that are missing or switched off, columns that came or went unseen, roles with
-    more rights than they should have, missing partitions, and says what to do.
+    It finds missing or disabled triggers, columns that were added or dropped unnoticed, roles with
+    too many rights and missing partitions, and says what to do about them.
 
         pgaudit-wf doctor || echo 'the audit trail needs attention'
     """
@@ -239,6 +234,6 @@ def doctor(
             out.print(line, soft_wrap=True)
             out.print(Text(f"         {printable(finding.remedy)}", style="dim"), soft_wrap=True)
         if not findings:
-            out.print(f"All is well: {len(tables)} tables are recorded.")
+            out.print(f"No problems found: {len(tables)} tables are recorded.")
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(FAILED)

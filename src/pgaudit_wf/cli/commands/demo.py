@@ -91,8 +91,8 @@ def _show(day: Day, major: int) -> None:
     print_trail(day.trail, UTC, with_date=False)
     out.print(
         f"{len(day.trail)} events. Nobody wrote them: the application made its changes as the"
-        f" plain role {APP_ROLE}, and said by\nrequest_context() who was asking. What no table"
-        " shows (a checkout started, a sign-in refused) it told by record_event().\n"
+        f" plain role {APP_ROLE}, and used\nrequest_context() to say who was acting. Events that no"
+        " table shows (a checkout started, a sign-in refused) it reported by record_event().\n"
         "Not among them: seven uses of an API key (last_used_at is ignored), a node that was"
         " dragged, and a request of Bo's\nthat failed half-way. The line in italics is an"
         " administrator's, by hand in psql.\n"
@@ -117,7 +117,7 @@ def _show(day: Day, major: int) -> None:
     )
     out.print(
         f"Who may read it: Ana, owner of Acme, sees {day.seen_by_owner} of the"
-        f" {len(day.trail)} events. Bo, still a plain member in the morning, was told:\n"
+        f" {len(day.trail)} events. Bo, still a plain member in the morning, was refused:\n"
         f"“{day.refusal}”. Row-level security sees to it.\n"
     )
 
@@ -127,11 +127,11 @@ def _show_versions(day: Day) -> None:
     print_versions(day.versions, UTC)
     restore = next(version for version in day.versions if version.source == "restore")
     heading(
-        f"What the restore changed: pgaudit-wf diff {day.workflow_id[:8]}…"
+        f"Changes of the restore: pgaudit-wf diff {day.workflow_id[:8]}…"
         f" {restore.version - 1} {restore.version}"
     )
     print_diff(day.restored)
-    heading(f"What ran before it: pgaudit-wf run workflow_execution {day.run.execution_id[:8]}…")
+    heading(f"A run before it: pgaudit-wf run workflow_execution {day.run.execution_id[:8]}…")
     put(
         f"version {day.run.version}, started with {day.run.credential_type}"
         f" {day.run.credential_label}, which is revoked since\n",

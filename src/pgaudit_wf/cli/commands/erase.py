@@ -1,4 +1,4 @@
-"""`erase`: who an actor is, taken out of log, history and archives."""
+"""`erase`: remove an actor's personal data from log, history and archives."""
 
 from __future__ import annotations
 
@@ -34,41 +34,46 @@ def erase(
         typer.Option(
             metavar="TEXT",
             show_default=False,
-            help="Another name or e-mail of the actor, repeatable; those recorded are known.",
+            help="Another name or e-mail of the actor, besides the recorded ones; repeatable.",
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     skip_archives: Annotated[
         bool,
         typer.Option(
-            "--skip-archives", help="Leave archives as they are; reading them masks the actor."
+            "--skip-archives",
+            help="Do not rewrite archives; the actor is masked when they are read.",
         ),
     ] = False,
     as_actor: Annotated[
         str | None,
-        typer.Option("--as", metavar="ACTOR", show_default=False, help="Who does it."),
+        typer.Option(
+            "--as", metavar="ACTOR", show_default=False, help="The actor who performs the erasure."
+        ),
     ] = None,
     reason: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", show_default=False, help="Why: the request's number."),
+        typer.Option(
+            metavar="TEXT", show_default=False, help="The reason, such as the request's number."
+        ),
     ] = None,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Replace an actor's name, e-mail, address and user agent by a pseudonym, for good.
+    """Permanently replace an actor's name, e-mail, address and user agent by a pseudonym.
 
-    In the log, the history of workflows, and the archives, whose files are rewritten. What he did,
-    when, and his id stay. It cannot be undone. Delete his account first: that is recorded too. Run
-    it again for what came since, or if it was interrupted.
+    This covers the log, the history of workflows, and the archives, whose files are rewritten. The
+    actor's id and actions remain, with their times. It cannot be undone. Delete the account first,
+    as that is recorded too. Run it again for later events, or if it was interrupted.
 
         pgaudit-wf erase u_42 --as u_dpo --reason 'request 2026-117'
         pgaudit-wf erase u_42 --value 'Ada King' --yes
     """
     if not yes:
         if not sys.stdin.isatty():
-            raise Failure("this cannot be undone and needs --yes where nobody can be asked",
+            raise Failure("this cannot be undone; confirm it with --yes when there is no terminal",
                           code=USAGE)  # fmt: skip
-        typer.confirm(f"Erase who {actor} is, for good?", abort=True, err=True)
+        typer.confirm(f"Permanently erase the personal data of {actor}?", abort=True, err=True)
     with connect(database) as conn:
         values, archives, pseudonym = _prepare(conn, actor, value or [], skip_archives)
         rewritten = 0
@@ -85,7 +90,7 @@ def erase(
         print_json(result)
         return
     console().print(
-        f"{actor} is {changed['pseudonym']} now: {changed['events']:,} events,"
+        f"{actor} is now {changed['pseudonym']}: {changed['events']:,} events,"
         f" {changed['versions']:,} versions and {rewritten:,} archived events changed."
     )
     if changed["archives"]:
@@ -98,7 +103,7 @@ def erase(
 def _prepare(
     conn: Connection, actor: str, more: list[str], skip_archives: bool
 ) -> tuple[set[PersonalValue], list[tuple[int, Archive]], str]:
-    """Collect all that tells who the actor is, while it is all still there."""
+    """Collect the values that identify the actor before they are erased."""
     with translated():
         values = {
             PersonalValue(kind, found)
@@ -109,7 +114,7 @@ def _prepare(
         for text in filter(None, more):
             values.add(PersonalValue("email" if "@" in text else "name", text))
         before = conn.execute(
-            "select pseudonym from pgaudit_wf.erasure where actor_id = %s", [actor]
+            "select pseudonym from pgaudit_wf.pseudonyms(array[%s])", [actor]
         ).fetchone()
         archives = [] if skip_archives else archives_with(conn, before[0] if before else "")
         archived, found = find_archived_values(conn, [archive for _, archive in archives], actor)

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 def export(
     filters: TrailFilter,
     format_: Annotated[
-        Format, typer.Option("--format", "-F", help="csv, ndjson, or ocsf: a SIEM's events.")
+        Format, typer.Option("--format", "-F", help="csv, ndjson, or ocsf (events for a SIEM).")
     ] = "csv",
     output: Annotated[
         Path | None,
@@ -40,14 +40,15 @@ def export(
     archive: ArchivesOption = None,
     as_actor: AsOption = None,
     reason: Annotated[
-        str | None, typer.Option(metavar="TEXT", show_default=False, help="Why, for the record.")
+        str | None,
+        typer.Option(metavar="TEXT", show_default=False, help="The reason, which is recorded."),
     ] = None,
     database: DatabaseOption = "",
 ) -> None:
     """Write the trail to a file for a spreadsheet, a program or a SIEM, newest first.
 
-    Constant memory, whatever there is. What was exported, in which format and by whom (--as), is
-    itself recorded: audit.export_started, then audit.exported with the number of events.
+    Memory use is constant. The export itself is recorded with its filters, format and actor (--as):
+    audit.export_started, then audit.exported with the number of events.
 
         pgaudit-wf export --org o_acme --since 30d -o trail.csv
         pgaudit-wf export --format ndjson --action 'api_key.*' | gzip > keys.ndjson.gz
@@ -85,7 +86,7 @@ def _destination(output: Path | None) -> Iterator[IO[str]]:
     if output is None:
         yield sys.stdout
         return
-    # Under its name only when it is whole.
+    # It gets its name only when it is complete.
     temporary = output.with_name(f".{output.name}.part")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:

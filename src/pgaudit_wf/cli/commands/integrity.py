@@ -42,7 +42,7 @@ PushOption = Annotated[
         "--push",
         metavar="TARGET",
         show_default=False,
-        help="Put the checkpoint there: a file or directory, git+PATH, an HTTP URL, or -.",
+        help="Copy the checkpoint there: a file or directory, git+PATH, an HTTP URL, or -.",
     ),
 ]
 
@@ -65,16 +65,16 @@ def register(app: typer.Typer) -> None:
 
 
 def seal_hook(key: Path | None, state: Path | None) -> Hook:
-    """Return sealing as a part of maintenance; the key is read as `seal` reads it.
+    """Return sealing as a part of maintenance; the key is read as for `seal`.
 
     Raises:
-        Failure: There is no key.
-        SigningKeyError: It is no key.
+        Failure: No key is given.
+        SigningKeyError: It is not a private key.
     """
     sealer = Sealer(signer_of(key, None, None), state=state)
 
-    def run(conn: Connection, look_only: bool) -> int:
-        if look_only:
+    def run(conn: Connection, dry_run: bool) -> int:
+        if dry_run:
             return int(one(conn, "select pgaudit_wf.reader_lag('seal')")[0])
         done = sealer.run(conn)
         return done.events + done.versions
@@ -87,13 +87,14 @@ def keygen(
         str, typer.Argument(metavar="NAME", help="Name of the log, such as example.com/audit.")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="Where the private key goes.")
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", help="The file to write the private key to."),
     ] = Path("seal.key"),
 ) -> None:
-    """Make the key that signs checkpoints, and print the public one.
+    """Create the key that signs checkpoints, and print the public key.
 
-    The private key is written to a file that only you can read. Keep it where the owner of the
-    database does not reach, and give the public one to whoever is to check.
+    The private key is written to a file that only you can read. Keep it out of the database
+    owner's reach, and give the public key to everyone who checks.
 
         pgaudit-wf keygen example.com/audit --out /etc/pgaudit-wf/seal.key > seal.pub
     """
@@ -101,7 +102,7 @@ def keygen(
     try:
         descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise Failure(f"{out} is there already", "a key is never overwritten") from None
+        raise Failure(f"{out} already exists", "a key is never overwritten") from None
     except OSError as error:
         raise Failure(f"{out} cannot be written: {error.strerror}") from error
     with os.fdopen(descriptor, "w") as file:
@@ -114,7 +115,9 @@ def _deliver(conn: Connection, targets: list[str]) -> None:
     for target in targets:
         lines = push_checkpoint(conn, note, target)
         if lines:
-            typer.echo(f"{target} answered with a signature; checkpoint cosign keeps it", err=True)
+            typer.echo(
+                f"{target} answered with a signature; store it with checkpoint cosign", err=True
+            )
 
 
 def seal(
@@ -125,7 +128,7 @@ def seal(
             "-k",
             metavar="FILE",
             show_default=False,
-            help="Private key; without it, from PGAUDIT_WF_SEAL_KEY.",
+            help="Private key; default: PGAUDIT_WF_SEAL_KEY.",
         ),
     ] = None,
     sign_command: Annotated[
@@ -145,11 +148,11 @@ def seal(
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="Keeps the last checkpoint here: a log that does not continue it is not signed.",
+            help="File for the last checkpoint; a log that does not continue it is not signed.",
         ),
     ] = None,
     rotate: Annotated[
-        bool, typer.Option("--rotate", help="Go on under a new key of the same name.")
+        bool, typer.Option("--rotate", help="Continue with a new key of the same name.")
     ] = False,
     push: PushOption = None,
     watch: Annotated[float | None, watch_option(0.1)] = None,
@@ -160,9 +163,9 @@ def seal(
 ) -> None:
     """Append new events and versions to the tree, and sign a checkpoint.
 
-    Writers do not notice it. It can be interrupted at any point and run again, and several at once
-    take turns. What is recorded is safe from silent change once it is sealed and a copy of the
-    checkpoint lies where the database's owner does not reach.
+    Writers are not affected. It can be interrupted at any point and run again, and concurrent runs
+    take turns. Events are safe from silent change once they are sealed and a copy of the
+    checkpoint is kept out of the database owner's reach.
 
         pgaudit-wf seal --key seal.key --push /mnt/auditor/
         pgaudit-wf seal --key seal.key --watch 5 --state /var/lib/pgaudit-wf/checkpoint
@@ -207,7 +210,7 @@ def verify(
             "-c",
             metavar="FILE",
             show_default=False,
-            help="A checkpoint kept elsewhere, which the log has to continue; repeatable.",
+            help="A checkpoint kept elsewhere, which the log must continue; repeatable.",
         ),
     ] = None,
     archive: Annotated[
@@ -219,14 +222,15 @@ def verify(
             help="Also check the archived events of this directory or URL; repeatable.",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Problems to show.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of problems to show.")] = 20,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Check that nothing that was sealed was altered, removed, inserted or re-ordered.
+    """Check that nothing sealed was altered, removed, inserted or reordered.
 
     Every event and version is hashed again and compared with the tree, the tree with each
-    checkpoint, and each checkpoint with the key you name. Exit code 0: all holds; 1: it does not.
+    checkpoint, and each checkpoint with the given key. Exit code 0: the log is intact; 1: it is
+    not.
 
         pgaudit-wf verify --key seal.pub
         pgaudit-wf verify --key seal.pub --checkpoint /mnt/auditor/checkpoint
@@ -279,33 +283,33 @@ def _print_report(report: Report, limit: int) -> None:
     if report.found > limit:
         out.print(f"… and {report.found - limit} more.", style="red")
     out.print(
-        f"{report.events} events and {report.versions} versions are as they were sealed, under"
-        f" {report.checkpoints} checkpoints that hold."
+        f"{report.events} events and {report.versions} versions match what was sealed, under"
+        f" {report.checkpoints} valid checkpoints."
     )
     for count, text in (
-        (report.erased, "had something erased by a recorded erasure; the rest of each holds."),
-        (report.pruned, f"were let go of by retention; {report.archived} checked in archives."),
+        (report.erased, "were partly erased by a recorded erasure; their other parts match."),
+        (report.pruned, f"were pruned by retention; {report.archived} checked in archives."),
         (report.unsealed, "events are not sealed yet."),
         (report.unsealed_versions, "versions are not sealed yet."),
-        (report.unsigned, "checkpoints wait for their signature: run pgaudit-wf seal."),
+        (report.unsigned, "checkpoints are not signed yet: run pgaudit-wf seal."),
     ):
         if count:
             out.print(f"{count} {text}")
     if report.holds:
-        out.print("Nothing was altered, removed, inserted or re-ordered.", style="green")
+        out.print("Nothing was altered, removed, inserted or reordered.", style="green")
     else:
-        out.print("The log does NOT hold.", style="bold red")
+        out.print("The log is NOT intact.", style="bold red")
 
 
 def checkpoint_show(
     size: Annotated[
-        int | None, typer.Argument(metavar="SIZE", show_default=False, help="Of how many leaves.")
+        int | None, typer.Argument(metavar="SIZE", show_default=False, help="Number of leaves.")
     ] = None,
     database: DatabaseOption = "",
 ) -> None:
-    """Print the newest signed checkpoint, or the one of a size, with its witnesses' signatures.
+    """Print the newest signed checkpoint, or that of a size, with its witnesses' signatures.
 
-    It is what an auditor keeps: the log can never again be anything but a continuation of it.
+    An auditor keeps it: from then on, the log can only be a continuation of it.
 
         pgaudit-wf checkpoint show > checkpoint
     """
@@ -314,7 +318,7 @@ def checkpoint_show(
 
 
 def checkpoint_push(
-    targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="Where it is to lie.")],
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="Where to copy it.")],
     tiles: Annotated[
         bool,
         typer.Option("--tiles", help="Write the whole tree too, as static files for a web server."),
@@ -324,12 +328,12 @@ def checkpoint_push(
         typer.Option(
             metavar="KEY",
             show_default=False,
-            help="Key of a witness (kind 4) whose answer to a POST is kept as its co-signature.",
+            help="Key of a witness (kind 4); its response to a POST is stored as its co-signature.",
         ),
     ] = None,
     database: DatabaseOption = "",
 ) -> None:
-    """Put the newest checkpoint where the database's owner does not reach.
+    """Copy the newest checkpoint out of the database owner's reach.
 
     A target is a file or directory, git+PATH of a clone (committed, and pushed if it has a remote),
     an HTTP URL (POST), or - for standard output. A file with a checkpoint that this log does not
@@ -358,9 +362,9 @@ def checkpoint_cosign(
     ],
     database: DatabaseOption = "",
 ) -> None:
-    """Keep a witness's signature under a checkpoint of this log.
+    """Store a witness's signature on a checkpoint of this log.
 
-    The witness says that it saw this checkpoint, and none that contradicts it.
+    The witness attests that it saw this checkpoint, and none that contradicts it.
 
         pgaudit-wf checkpoint cosign cosigned.txt --witness witness.pub
     """
@@ -368,4 +372,4 @@ def checkpoint_cosign(
     text = read_text(note, "checkpoint")
     with connect(database) as conn:
         added = add_cosignatures(conn, text, keys)
-    typer.echo(f"{added} new signatures of witnesses.")
+    typer.echo(f"{added} new witness signatures.")

@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
-from pgaudit_wf.cli.base import Commands, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli.base import Commands, Connection, Failure, add, connect, dict_rows, help_text
 from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable
 from pgaudit_wf.trail.statement import one
 
 TypeArgument = Annotated[
     str,
-    typer.Argument(metavar="RESOURCE_TYPE", help="Resource type of attached tables: api_key."),
+    typer.Argument(
+        metavar="RESOURCE_TYPE", help="Resource type of attached tables, such as api_key."
+    ),
 ]
 OrgOption = Annotated[
     str | None,
@@ -21,10 +23,10 @@ OrgOption = Annotated[
         "--org",
         metavar="ID",
         show_default=False,
-        help="The organization; all that have no limit of their own.",
+        help="The organization; default: all that have no limit of their own.",
     ),
 ]
-_NUMBER_OR_NONE = "a number, or 'none'"
+_NUMBER_OR_NONE = "a number or 'none'"
 
 
 def register(app: typer.Typer) -> None:
@@ -60,22 +62,16 @@ def show(
     pgaudit-wf limits list --org o_7
     """
     with connect(database) as conn:
-        found = [
-            {"org_id": org_id, "resource_type": kind, "used": used, "max_count": most,
-             "is_default": is_default}
-            for org_id, kind, used, most, is_default in conn.execute(
-                "select org_id, resource_type, used, max_count, is_default"
-                " from pgaudit_wf.limit_usage where %(org)s::text is null or org_id = %(org)s"
-                " union all select null, resource_type, null, max_count, true"
-                " from pgaudit_wf.org_limit where org_id is null order by 2, 1 nulls first",
-                {"org": org},
-            )
-        ]  # fmt: skip
-        conditions = dict(
-            conn.execute("select resource_type, condition from pgaudit_wf.limit_condition")
+        found = dict_rows(
+            conn,
+            "select org_id, resource_type, used, max_count, is_default, condition"
+            " from pgaudit_wf.limit_list"
+            " where %(org)s::text is null or org_id is null or org_id = %(org)s"
+            " order by resource_type, org_id nulls first",
+            {"org": org},
         )
     if as_json:
-        print_json([{**row, "condition": conditions.get(row["resource_type"])} for row in found])
+        print_json(found)
         return
     if not found:
         console().print("There are no limits: pgaudit-wf limits set RESOURCE_TYPE MAX_COUNT")
@@ -85,12 +81,12 @@ def show(
         [
             [
                 row["resource_type"],
-                "every other" if row["org_id"] is None else row["org_id"],
+                "all others" if row["org_id"] is None else row["org_id"],
                 "" if row["used"] is None else f"{row['used']:,}",
                 "none" if row["max_count"] is None
                 else f"{row['max_count']:,}"
                 + (" (default)" if row["is_default"] and row["org_id"] else ""),
-                conditions.get(row["resource_type"], ""),
+                row["condition"] or "",
             ]
             for row in found
         ],
@@ -101,15 +97,17 @@ def put(
     resource_type: TypeArgument,
     max_count: Annotated[
         str,
-        typer.Argument(metavar="MAX_COUNT", help="How many; 'none': any number, with --org only."),
+        typer.Argument(
+            metavar="MAX_COUNT", help="The maximum; 'none' for any number, only with --org."
+        ),
     ],
     org: OrgOption = None,
     database: DatabaseOption = "",
 ) -> None:
     """Set the limit of an organization, or of all that have none of their own.
 
-    The first limit of a resource type counts the rows of its tables while they are locked against
-    writing. A limit below what is there refuses new rows only.
+    The first limit of a resource type counts the rows of its tables, which are locked against
+    writing meanwhile. A limit below the current number only refuses new rows.
 
         pgaudit-wf limits set api_key 20
         pgaudit-wf limits set api_key none --org o_7
@@ -119,8 +117,8 @@ def put(
     most = None if max_count == "none" else int(max_count)
     if most is None and org is None:
         raise typer.BadParameter(
-            "without a limit for all there is nothing to except; name an organization (--org), or"
-            " take the limit away: pgaudit-wf limits remove"
+            "'none' exempts one organization from the limit for all: name it (--org), or remove"
+            " the limit: pgaudit-wf limits remove"
         )
     with connect(database) as conn:
         conn.execute("select pgaudit_wf.set_org_limit(%s, %s, %s)", [org, resource_type, most])
@@ -134,7 +132,7 @@ def put(
 def _warn_if_unused(conn: Connection, resource_type: str) -> None:
     (is_used,) = one(
         conn,
-        "select exists (select from pgaudit_wf.attachment where resource_type = %s)",
+        "select exists (select from pgaudit_wf.attached where resource_type = %s)",
         [resource_type],
     )
     if not is_used:
@@ -148,19 +146,15 @@ def _warn_if_unused(conn: Connection, resource_type: str) -> None:
 def remove(
     resource_type: TypeArgument, org: OrgOption = None, database: DatabaseOption = ""
 ) -> None:
-    """Take a limit away. Without any, the tables of the type are no longer counted.
+    """Remove a limit. Without any limit, the tables of the type are no longer counted.
 
     pgaudit-wf limits remove api_key --org o_7
     """
     with connect(database) as conn:
-        removed = conn.execute(
-            "delete from pgaudit_wf.org_limit"
-            " where resource_type = %s and org_id is not distinct from %s",
-            [resource_type, org],
-        ).rowcount
+        (removed,) = one(conn, "select pgaudit_wf._remove_org_limit(%s, %s)", [org, resource_type])
     if not removed:
-        raise Failure("there is no such limit", "pgaudit-wf limits list shows those there are")
-    console().print("The limit is gone.")
+        raise Failure("there is no such limit", "pgaudit-wf limits list shows the existing ones")
+    console().print("The limit is removed.")
 
 
 def condition(
@@ -174,32 +168,27 @@ def condition(
     ],
     database: DatabaseOption = "",
 ) -> None:
-    """Say which rows of a type take a place. What no longer does, frees it.
+    """Set which rows of a type count towards the limit. A row that no longer does frees its share.
 
     pgaudit-wf limits condition api_key 'revoked_at is null'
     """
     with connect(database) as conn:
-        if expression.strip():
-            conn.execute(
-                "insert into pgaudit_wf.limit_condition values (%s, %s)"
-                " on conflict (resource_type) do update set condition = excluded.condition",
-                [resource_type, expression.strip()],
-            )
-        else:
-            conn.execute(
-                "delete from pgaudit_wf.limit_condition where resource_type = %s", [resource_type]
-            )
+        conn.execute(
+            "select pgaudit_wf._set_limit_condition(%s, %s)", [resource_type, expression.strip()]
+        )
     rows = f"Rows where {printable(expression.strip())}" if expression.strip() else "All rows"
-    console().print(f"{rows} of {printable(resource_type)} take a place.", soft_wrap=True)
+    console().print(
+        f"{rows} of {printable(resource_type)} count towards the limit.", soft_wrap=True
+    )
 
 
 def recount(resource_type: TypeArgument, database: DatabaseOption = "") -> None:
-    """Count the rows of a type anew, while its tables are locked against writing.
+    """Recount the rows of a type, while its tables are locked against writing.
 
-    For when triggers were switched off, or rows restored behind their back.
+    Use it after triggers were disabled, or rows were restored without them.
 
         pgaudit-wf limits recount api_key
     """
     with connect(database) as conn:
         conn.execute("select pgaudit_wf.recount_usage(%s)", [resource_type])
-    console().print(f"Counted {printable(resource_type)} anew.", soft_wrap=True)
+    console().print(f"Recounted {printable(resource_type)}.", soft_wrap=True)

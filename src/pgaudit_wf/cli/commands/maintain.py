@@ -40,14 +40,14 @@ def maintain(
             envvar="PGAUDIT_WF_ARCHIVE",
             metavar="PATH",
             show_default=False,
-            help="Directory or fsspec URL (s3://…) to archive months in before they go.",
+            help="Directory or fsspec URL (s3://…) to archive months to before they are pruned.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")
     ] = False,
     months_ahead: Annotated[
-        int, typer.Option(min=1, max=120, help="Months to come that get their partitions now.")
+        int, typer.Option(min=1, max=120, help="How many future months get partitions.")
     ] = 3,
     watch: Annotated[float | None, watch_option(1)] = None,
     health_port: HealthPortOption = None,
@@ -69,13 +69,13 @@ def maintain(
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Make coming partitions, archive and remove what is past its retention, prune versions.
+    """Create future partitions, archive and prune events past their retention, prune versions.
 
-    Run it daily: from cron, a systemd timer or a CronJob; or let it run with --watch. It can be
-    interrupted at any point and run again, and two at once do no harm: the second ends with 0 at
-    once. It needs a session of its own, not a pooler's. Exit code 1: something could not be done,
-    and the next run tries again. An archive that is missing, changed or another database's ends the
-    run, with 1 too, and nothing of the month is removed.
+    Run it daily: from cron, a systemd timer or a CronJob; or keep it running with --watch. It can
+    be interrupted at any point and run again, and concurrent runs do no harm: the second one exits
+    with 0 at once. It needs a session of its own, not one shared by a pooler. Exit code 1: a step
+    failed, and the next run tries it again. An archive that is missing, was changed or belongs to
+    another database ends the run, with 1 too, and nothing of that month is removed.
 
         pgaudit-wf maintain --dry-run
         pgaudit-wf maintain --archive /srv/audit-archive
@@ -110,7 +110,7 @@ def maintain(
     if watch is not None:
         return
     if job.busy:
-        console(stderr=True).print("Another maintenance run is at work; nothing was done.")
+        console(stderr=True).print("Another maintenance run is in progress; nothing was done.")
         return
     _print(job.steps, as_json, to_do=False)
     if service.stopping:

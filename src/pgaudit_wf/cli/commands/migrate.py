@@ -39,7 +39,7 @@ def migrate(
 ) -> None:
     """Install the audit schema in a database, or bring it to the newest version.
 
-    Safe to run twice, from many processes at once, and beside the application's own migrations.
+    Safe to run twice, from many processes at once, and along with the application's own migrations.
 
         pgaudit-wf migrate postgresql://owner@host/shop
         pgaudit-wf migrate -d service=shop --with-app-schema

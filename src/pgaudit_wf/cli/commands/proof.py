@@ -1,4 +1,4 @@
-"""The commands that prove an event to somebody, and check such a proof."""
+"""Commands that prove an event to others, and check such a proof."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ def prove(
     archive: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", show_default=False, help="Where the event was archived, if it was."
+            metavar="URL",
+            show_default=False,
+            help="Location of the archive, if the event was archived.",
         ),
     ] = None,
     database: DatabaseOption = "",
 ) -> None:
-    """Print a proof that an event is in the log; `check` needs no database to check it.
+    """Print a proof that an event is in the log; `check` verifies it without a database.
 
     The proof shows the event in full, names and addresses included.
 
@@ -53,7 +55,7 @@ def prove(
         pgaudit-wf prove --workflow 3f0c… --version 7 > proof.json
     """
     if (event_id is None) == (workflow is None) or (workflow is None) != (version is None):
-        raise Failure("name an event, or --workflow with --version", code=USAGE)
+        raise Failure("give an event id, or --workflow with --version", code=USAGE)
     with connect(database) as conn:
         if workflow is not None and version is not None:
             proof = prove_version(conn, workflow, version)
@@ -71,7 +73,7 @@ def check(
 ) -> None:
     """Check a proof, of an event or of consistency, without a database.
 
-    Exit code 0: it holds, and what it proves is printed; 1: it does not.
+    Exit code 0: it is valid, and its content is printed; 1: it is not.
 
         pgaudit-wf check proof.json --key seal.pub
     """
@@ -79,9 +81,9 @@ def check(
     try:
         loaded = loads(read_text(proof, "proof"))
     except ValueError as error:
-        raise Failure(f"{proof} is no JSON: {error}") from error
+        raise Failure(f"{proof} is not JSON: {error}") from error
     if not isinstance(loaded, dict):
-        raise Failure(f"{proof} is no proof")
+        raise Failure(f"{proof} is not a proof")
     checked = check_proof(loaded, keys)
     if as_json:
         print_json(
@@ -119,14 +121,14 @@ def consistency(
     new: Annotated[
         str,
         typer.Argument(
-            metavar="[NEW]", show_default=False, help="The newer one; without it, the newest."
+            metavar="[NEW]", show_default=False, help="The newer one; default: the newest."
         ),
     ] = "",
     database: DatabaseOption = "",
 ) -> None:
     """Print a proof that the log of one checkpoint continues that of an older one.
 
-    Both checkpoints are in the proof; `check` needs no database to check it.
+    The proof contains both checkpoints; `check` verifies it without a database.
 
         pgaudit-wf consistency /mnt/auditor/checkpoint > grown.json
         pgaudit-wf check grown.json --key seal.pub

@@ -1,4 +1,4 @@
-"""`serve`: the pages by themselves, on this machine, for one person."""
+"""`serve`: the pages on this machine, for one person."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     org: Annotated[str, typer.Option("--org", help="Id of the organization to show.")],
-    actor: Annotated[str, typer.Option("--as", help="Id of its owner or admin who looks.")],
+    actor: Annotated[str, typer.Option("--as", help="Id of the owner or admin to show them as.")],
     database: DatabaseOption = "",
     write: Annotated[
         str,
@@ -43,7 +43,7 @@ def serve(
             metavar="CONNINFO",
             envvar="PGAUDIT_WF_WRITE",
             show_default=False,
-            help="A login that may update workflows; without it nothing can be restored.",
+            help="A login that may update workflows; without it, versions cannot be restored.",
         ),
     ] = "",
     owner: Annotated[
@@ -53,17 +53,17 @@ def serve(
             metavar="CONNINFO",
             envvar="PGAUDIT_WF_OWNER",
             show_default=False,
-            help="The schema's owner, for the page Integrity and for proofs.",
+            help="The schema's owner, for the Integrity page and for proofs.",
         ),
     ] = "",
     key: KeysOption = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 picks a free one.")] = 8765,
 ) -> None:
-    """Serve the pages on this machine to whoever opens the address that is printed.
+    """Serve the pages on this machine, at the address that is printed.
 
-    The address has a secret in it, which the first visit turns into a cookie; the database still
+    The address contains a secret, which the first visit turns into a cookie; the database still
     decides what the actor may see. In your own application, mount pgaudit_wf.web.create_app()
-    behind your own sign-in instead. Needs the package's extra "web"; the login of -d has to be a
+    behind your own sign-in instead. Needs the package's extra "web"; the login of -d must be a
     member of pgaudit_wf_reader, or a superuser.
 
         pgaudit-wf serve --org o_acme --as u_ana
@@ -80,7 +80,7 @@ def serve(
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who looks, at what; `reader` names the database, as a member of the reader role."""
+    """The visitor; `reader` is the database, as a member of the reader role."""
 
     org: str
     actor: str
@@ -95,7 +95,7 @@ def running(visitor: Visitor, port: int = 0) -> Iterator[tuple[str, Any]]:
     """Serve the pages; yield the address with the secret, and a function that waits for Ctrl-C.
 
     Args:
-        visitor: Who looks.
+        visitor: The visitor.
         port: On 127.0.0.1; 0 for any that is free.
 
     Raises:
@@ -120,13 +120,13 @@ def running(visitor: Visitor, port: int = 0) -> Iterator[tuple[str, Any]]:
 
         secret = secrets.token_urlsafe(24)
 
-        def whoever(request: Any) -> Principal | None:  # noqa: ANN401 - a Request
+        def visiting(request: Any) -> Principal | None:  # noqa: ANN401 - a Request
             given = request.cookies.get(COOKIE, "")
             return principal if hmac.compare_digest(given.encode(), secret.encode()) else None
 
         app = create_app(
             pool(visitor.reader),
-            whoever,
+            visiting,
             write_pool=pool(visitor.write) if visitor.write else None,
             integrity_pool=pool(visitor.owner) if visitor.owner else None,
             verify_keys=visitor.keys,
@@ -136,14 +136,14 @@ def running(visitor: Visitor, port: int = 0) -> Iterator[tuple[str, Any]]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
-            # At once, so that whoever opens the address early waits instead of being refused.
+            # Listen at once, so that an early visitor waits instead of being refused.
             listener.listen()
         except OSError as error:
             raise Failure(
                 f"port {port} cannot be had: {error.strerror}", "--port 0 takes a free one", USAGE
             ) from error
         config = uvicorn.Config(
-            _Door(app, secret), log_level="warning", ws="none", lifespan="off",
+            _SecretLinkGate(app, secret), log_level="warning", ws="none", lifespan="off",
             server_header=False, timeout_graceful_shutdown=2,
         )  # fmt: skip
         server = uvicorn.Server(config)
@@ -171,14 +171,14 @@ def _role(visitor: Visitor) -> tuple[str, str | None]:
         ).fetchone()
     if row is None or row[0] not in ("owner", "admin"):
         raise Failure(
-            f"{visitor.actor} is neither owner nor admin of {visitor.org}",
+            f"{visitor.actor} is neither an owner nor an admin of {visitor.org}",
             "pgaudit_wf.org_member says who is",
         )
     return row[0], row[1]
 
 
-class _Door:
-    """Lets in whoever brings the secret: turns it into a cookie and takes it out of the address."""
+class _SecretLinkGate:
+    """Admits requests with the secret: turns it into a cookie and removes it from the address."""
 
     def __init__(self, app: ASGIApp, secret: str) -> None:
         self._app = app

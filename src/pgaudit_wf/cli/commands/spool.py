@@ -1,4 +1,4 @@
-"""`spool`: attempts that reached no database when they were made."""
+"""`spool`: attempts that could not reach the database when they were made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FileOption = Annotated[
         "--file",
         metavar="PATH",
         show_default=False,
-        help="The spool file: PGAUDIT_WF_SPOOL, else pgaudit_wf/attempts.jsonl in ~/.local/state.",
+        help="The spool file; else PGAUDIT_WF_SPOOL or ~/.local/state/pgaudit_wf/attempts.jsonl.",
     ),
 ]
 
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def spool() -> None:
-    """Read in failed and denied attempts that reached no database when they were made.
+    """Record failed and denied attempts that could not reach the database when they were made.
 
     An application that cannot reach the database keeps them in a spool file on its machine.
 
@@ -45,7 +45,7 @@ def _path(given: Path | None) -> Path:
     try:
         return given or spool_path()
     except RuntimeError as error:
-        raise Failure(str(error), "name the spool file: --file PATH") from None
+        raise Failure(str(error), "give the spool file: --file PATH") from None
 
 
 def read(
@@ -56,8 +56,8 @@ def read(
 ) -> None:
     """Record the spooled attempts, each exactly once, and empty the file.
 
-    Safe to kill, to run again, from cron, and while the application goes on spooling. Exit code 1
-    if a line was no attempt; such lines are kept beside the file, in PATH.rejected.
+    It is safe to kill and to repeat, from cron, and while the application keeps spooling. Exit code
+    1 if a line was not an attempt; such lines are kept in PATH.rejected.
 
         pgaudit-wf spool read -d service=shop
         pgaudit-wf spool read --file /var/spool/shop/attempts.jsonl
@@ -73,11 +73,11 @@ def read(
     else:
         out = console()
         out.print(
-            f"{done.recorded:,} attempts recorded, {done.known:,} had been before.", soft_wrap=True
+            f"{done.recorded:,} attempts recorded, {done.known:,} already known.", soft_wrap=True
         )
         if done.rejected:
             out.print(
-                f"{done.rejected:,} lines are no attempts the database takes: "
+                f"{done.rejected:,} lines rejected by the database or malformed: "
                 f"{printable(str(path))}.rejected",
                 soft_wrap=True,
             )

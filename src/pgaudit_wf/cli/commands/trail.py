@@ -1,4 +1,4 @@
-"""`log`, `row` and `api-keys`: reading what was recorded."""
+"""`log`, `row` and `api-keys`: reading the trail."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def log(
     filters: TrailFilter,
     follow: Annotated[
         bool,
-        typer.Option("--follow", "-f", help="Go on printing new events, oldest first, to Ctrl-C."),
+        typer.Option(
+            "--follow", "-f", help="Keep printing new events, oldest first, until Ctrl-C."
+        ),
     ] = False,
     limit: Annotated[
         int | None,
@@ -78,7 +80,7 @@ def log(
             "-n",
             min=0,
             show_default=False,
-            help="How many: 50; with -f how many older ones first: 10, or 0 with --json.",
+            help="Number of events (50); with -f, of older ones first (10, with --json 0).",
         ),
     ] = None,
     after: Annotated[
@@ -86,7 +88,7 @@ def log(
         typer.Option(
             metavar="CURSOR",
             show_default=False,
-            help="Go on after this cursor, of a list or, with -f, of what -f --json printed.",
+            help="Continue after this cursor, from a list or, with -f, from -f --json.",
         ),
     ] = None,
     diff: Annotated[
@@ -94,7 +96,7 @@ def log(
     ] = False,
     interval: Annotated[
         float,
-        typer.Option(min=0.05, max=3600, metavar="SECONDS", help="With -f, how often to look."),
+        typer.Option(min=0.05, max=3600, metavar="SECONDS", help="With -f, how often to check."),
     ] = 1.0,
     archive: ArchivesOption = None,
     as_actor: AsOption = None,
@@ -102,11 +104,11 @@ def log(
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show who did what, newest first; all filters must hold.
+    """Show who did what, newest first; all filters must match.
 
-    --json prints an array, with -f an object a line. The cursor of each line that -f --json prints
-    is where --after can go on: no event is then skipped or repeated. An event is shown by -f once
-    no older transaction is running.
+    --json prints an array, with -f one object per line. With the cursor of any line of -f --json,
+    --after continues without skipping or repeating an event. -f shows an event once no older
+    transaction is running.
 
         pgaudit-wf log
         pgaudit-wf log -f
@@ -118,7 +120,7 @@ def log(
     org = filters["org_id"]
     zone = UTC if utc else None
     if follow and archive:
-        raise Failure("-f shows what is new, and archives hold what is old", code=USAGE)
+        raise Failure("-f shows new events and --archive old ones: use one of them", code=USAGE)
     archives = list_archives(archive) if archive else []
     with connect(database) as conn:
         if follow:
@@ -185,7 +187,7 @@ def _follow(
         after = batch.cursor
         seen = {entry.id for entry in batch.entries}
         for entry in batch.entries:
-            # It stands for no place in the order of the log.
+            # Its cursor is not a position in the order of the log.
             yield replace(entry, cursor="")
     while True:
         try:
@@ -196,7 +198,7 @@ def _follow(
                 raise
             raise Failure(
                 f"the connection to the database was lost: {error}",
-                f"go on with pgaudit-wf log -f --after {after}",
+                f"continue with pgaudit-wf log -f --after {after}",
                 UNREACHABLE,
             ) from error
         for entry in batch.entries:
@@ -208,7 +210,7 @@ def _follow(
 
 
 def _wait(seconds: float) -> None:
-    """Wait, and notice meanwhile that whoever read a pipe has gone."""
+    """Wait, and notice if the reader of a pipe closes it."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if poll.poll(seconds * 1000):
@@ -237,9 +239,9 @@ def row(
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show a row as it was at a moment, rebuilt from the log; exit code 1 if there was none.
+    """Show a row as of a moment, rebuilt from the log; exit code 1 if it did not exist.
 
-    Also a row that is deleted since. Redacted columns read "[redacted]", ignored ones are absent.
+    This includes deleted rows. Redacted columns show "[redacted]", ignored ones are absent.
 
         pgaudit-wf row public.invoice 4711 --at '2026-03-01 09:00'
         pgaudit-wf row member '["o_1", "u_1"]' --at 2d --json
@@ -268,7 +270,7 @@ def api_keys(
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show what became of each API key, revoked and deleted ones included.
+    """Show the history of each API key, including revoked and deleted ones.
 
     pgaudit-wf api-keys --org o_acme
     """

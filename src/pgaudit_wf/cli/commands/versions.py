@@ -67,7 +67,7 @@ def _as_json(version: Version) -> dict[str, object]:
 def _no_version(workflow: str) -> Failure:
     return Failure(
         f"workflow {workflow} has no version that this login may see",
-        "check the id; workflows older than their table's attachment get one by"
+        "check the id; workflows older than their table's attachment get a version by"
         " pgaudit-wf backfill, and readers need --org and --as",
     )
 
@@ -89,14 +89,16 @@ def history(
     workflow: WorkflowArgument,
     node: Annotated[
         str | None,
-        typer.Option(metavar="ID", show_default=False, help="Only what touched this node."),
+        typer.Option(
+            metavar="ID", show_default=False, help="Only versions that changed this node."
+        ),
     ] = None,
     connection: Annotated[
         str | None,
         typer.Option(
             metavar="SRC:DST",
             show_default=False,
-            help="Only what added or removed a connection between these two nodes, by their ids.",
+            help="Only versions that added or removed a connection between these two nodes (ids).",
         ),
     ] = None,
     before: Annotated[
@@ -152,12 +154,12 @@ def history(
 def _connection(text: str | None) -> tuple[str, str] | None:
     if text is None:
         return None
-    # An id may hold a colon itself; then it is written twice as '::'.
+    # A colon inside an id is written as '::'.
     ends = [part.replace("\0", ":") for part in text.replace("::", "\0").split(":")]
     if len(ends) != 2 or not all(ends):
         raise Failure(
-            f"--connection {text} names no two nodes",
-            "write SOURCE:TARGET, and a colon inside an id as ::",
+            f"--connection {text} does not name two nodes",
+            "write SOURCE:TARGET, with :: for a colon inside an id",
             USAGE,
         )
     return ends[0], ends[1]
@@ -201,7 +203,7 @@ def show(
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show a version in full, also of a workflow that is deleted.
+    """Show a version in full, even of a deleted workflow.
 
     pgaudit-wf show 7d0c… --version 3
     pgaudit-wf show 7d0c… --json | jq '.snapshot.nodes'
@@ -253,14 +255,14 @@ def validate(
 def restore(
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="The workflow's id.")],
     version: Annotated[
-        int, typer.Option("--version", min=1, metavar="N", help="The version to put back.")
+        int, typer.Option("--version", min=1, metavar="N", help="The version to restore.")
     ],
     table: Annotated[
         str | None,
         typer.Option(
             metavar="TABLE",
             show_default=False,
-            help="The workflow's table, if there are several: told from the id.",
+            help="The workflow's table, if there are several; default: derived from the id.",
         ),
     ] = None,
     actor_id: Annotated[
@@ -280,7 +282,7 @@ def restore(
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Put a version back: nodes, connections, name and description; all else stays as it is.
+    """Restore a version: nodes, connections, name and description; everything else stays.
 
     An ordinary update with this login's rights: it makes a new version and an event, and can be
     undone by another restore. Restoring what is there changes nothing.
@@ -313,14 +315,14 @@ def usage(
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show which versions ever had a definition, which runs executed it, and who was behind them.
+    """Show which versions had a definition, which runs executed it, and who was responsible.
 
     pgaudit-wf usage "$(pgaudit-wf history 7d0c… --json | jq -r '.[0].content_hash')"
     """
     wanted = content_hash.strip().lower()
     if not re.fullmatch("[0-9a-f]{64}", wanted):
         raise Failure(
-            f"{content_hash} is no hash of a definition",
+            f"{content_hash} is not the hash of a definition",
             "give all 64 hex digits, as pgaudit-wf history prints them",
             USAGE,
         )
@@ -353,7 +355,7 @@ def usage(
         f"{counted(len(versions), 'version')} of"
         f" {counted(len({use.workflow_id for use in versions}), 'workflow')},"
         f" {counted(len(found) - len(versions), 'run')}; saved by "
-        + (", ".join(printable(name or "") for name in people.values()) or "nobody named")
+        + (", ".join(printable(name or "") for name in people.values()) or "unknown actors")
         + "."
     )
 
@@ -371,7 +373,8 @@ def run(
 ) -> None:
     """Show which credential started a run and which definition it executed.
 
-    Also after the key, the person and the workflow are gone. --json has the definition in full.
+    This works even after the key, the person and the workflow are deleted. --json includes the
+    definition in full.
 
         pgaudit-wf run public.workflow_execution 1b4e…
         pgaudit-wf run public.workflow_execution 1b4e… --json | jq '.snapshot.nodes'
@@ -391,7 +394,7 @@ def run(
     for what, value in (
         ("when", moment(found.occurred_at, UTC if utc else None)),
         ("org", found.org_id),
-        ("started with", credential or "unknown: older than the stamp"),
+        ("started with", credential or "unknown: the run is older than the stamp"),
         ("workflow", " ".join(part for part in (name, found.workflow_id) if part)),
         ("definition", f"{found.executed_workflow_hash or 'none'}, {number}"),
     ):

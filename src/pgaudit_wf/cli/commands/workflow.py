@@ -45,7 +45,7 @@ from pgaudit_wf.trail.statement import one
 from pgaudit_wf.workflow.model import BackfillBatch, RefusedWorkflow
 from pgaudit_wf.workflow.reads import backfill_batch, workflow_tables
 
-# The application may take its rows in another order than we do.
+# The application may lock its rows in a different order than we do.
 _ATTEMPTS = 5
 
 
@@ -94,14 +94,14 @@ def attach_workflow(
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Record a table that holds workflows, and keep a version of each save that means something.
+    """Record a table that holds workflows, and keep a version of each meaningful save.
 
-    As attach, for a table with a graph in two JSON columns. What is not given takes the default
-    named below or, on a table that is attached so already, stays as it is; '' clears it.
+    Like attach, for a table with a graph in two JSON columns. Options that are not given take the
+    default named below or, on an attached workflow table, keep their value; '' clears them.
 
         pgaudit-wf attach-workflow public.workflow
         pgaudit-wf attach-workflow app.flow --nodes-column graph --edges-column links
-        pgaudit-wf backfill public.workflow    # a first version for those there are
+        pgaudit-wf backfill public.workflow    # a first version for existing workflows
     """
     settings = {
         "nodes_column": nodes_column,
@@ -141,7 +141,9 @@ def attach_execution(
     workflow: Annotated[
         str | None,
         typer.Option(
-            metavar="TABLE", show_default=False, help="The table of workflows: the first attached."
+            metavar="TABLE",
+            show_default=False,
+            help="The table of workflows; default: the first attached.",
         ),
     ] = None,
     workflow_column: Annotated[
@@ -166,10 +168,10 @@ def attach_execution(
     ] = None,
     database: DatabaseOption = "",
 ) -> None:
-    """Stamp every run that is inserted into a table with credential and definition, for good.
+    """Stamp every run inserted into a table with its credential and definition, permanently.
 
-    Whatever the application writes into these columns, the database knows better. What is not
-    given takes the default named below.
+    The stamp overrides whatever the application writes into these columns. Options that are not
+    given take the default named below.
 
         pgaudit-wf attach-execution public.workflow_execution
         pgaudit-wf attach-execution app.job --workflow app.flow --workflow-column flow_id
@@ -190,7 +192,7 @@ def attach_execution(
 
 @dataclass
 class _Work:
-    """What was done with one table, in batches that are committed."""
+    """The progress on one table, in committed batches."""
 
     table: str
     examined: int = 0
@@ -217,12 +219,12 @@ def backfill(
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Give workflows that are older than their table's attachment a first version.
+    """Create a first version of workflows that existed before their table was attached.
 
-    Each gets version 1 (source backfill) and a creation event marked as backfilled, as it is now.
-    Those that have a version are left alone, so it can be run again, and interrupted at any time:
-    what is committed stays, the batch at hand is undone. The application may go on writing; it
-    waits at most for one batch. Exit code 1 if some are too malformed to be kept.
+    Each gets version 1 (source backfill) with its current state, and a creation event marked as
+    backfilled. Workflows that have a version are skipped, so it can be repeated, and interrupted at
+    any time: committed batches stay, the current one is rolled back. The application may keep
+    writing; it waits for one batch at most. Exit code 1 if some workflows are too malformed.
 
         pgaudit-wf backfill
         pgaudit-wf backfill public.workflow --batch-size 20
@@ -255,7 +257,7 @@ def backfill(
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Take SIGTERM, which a supervisor sends, for Ctrl-C."""
+    """Treat SIGTERM, which a supervisor sends, as Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -310,7 +312,7 @@ def _summarize(done: list[_Work], interrupted: bool) -> None:
     out = console()
     if done:
         print_table(
-            ["Table", "Looked at", "First versions written", "Had one already", "Refused"],
+            ["Table", "Examined", "First versions written", "Already had one", "Refused"],
             [
                 [
                     work.table,
@@ -327,4 +329,4 @@ def _summarize(done: list[_Work], interrupted: bool) -> None:
             line = f"refused {workflow.workflow_id}: {workflow.message}"
             out.print(Text(printable(line), style="red"), soft_wrap=True)
     if interrupted:
-        out.print("Interrupted; what is counted here is kept. Run it again for the rest.")
+        out.print("Interrupted; the versions counted here are kept. Run it again for the rest.")

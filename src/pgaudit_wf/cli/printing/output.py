@@ -1,4 +1,4 @@
-"""How commands print: tables for people, JSON for programs, and nothing that moves the cursor."""
+"""Output of commands: tables for people, JSON for programs, without control characters."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class _Console(Console):
 
 
 def console(stderr: bool = False) -> Console:
-    """Return a console for the present standard output (or error)."""
+    """Return a console for the current standard output (or error)."""
     stream = sys.stderr if stderr else sys.stdout
-    # Whoever reads a pipe can cut lines by himself, but cannot put together broken ones.
+    # Don't wrap piped output: a reader can truncate lines but not rejoin them.
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
     return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def printable(text: str) -> str:
-    """Return a text whose control characters are written out, as Python would escape them."""
+    """Return a text with its control characters escaped as in Python."""
 
     def escape(match: re.Match[str]) -> str:
         char = match[0]
@@ -46,7 +46,7 @@ def printable(text: str) -> str:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON; a sequence as an array with an item a line."""
+    """Print a value as JSON; a sequence as an array with one item per line."""
     if isinstance(value, list | tuple) and value:
         print("[\n  " + ",\n  ".join(map(dumps, value)) + "\n]")
     else:
@@ -56,7 +56,7 @@ def print_json(value: object) -> None:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str | Text]], title: str | None = None
 ) -> None:
-    """Print a table; texts may come from data, and are made safe."""
+    """Print a table; control characters in its texts are escaped."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -73,16 +73,16 @@ def moment(at: datetime | None, zone: tzinfo | None, with_date: bool = True) -> 
 
 
 def shorten(text: str, length: int) -> str:
-    """Return a text cut to a length."""
+    """Return a text truncated to a length."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def short(value: object) -> str:
-    """Return a value as a line has room for it."""
+    """Return a value in a form short enough for a line."""
     if value is None:
         return "empty"
     text = value if isinstance(value, str) else dumps(value)
-    # A time is read at a glance without its fractions.
+    # Times are easier to read without fractions.
     text = re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(\+00:00)?$", r"\1 \2", text)
     if re.fullmatch("[0-9a-f]{64}", text):
         return shorten(text, 9)
@@ -90,7 +90,7 @@ def short(value: object) -> str:
 
 
 def progress_bar(hidden: bool) -> Progress:
-    """Return bars on standard error, to be entered; nothing shows there but at a terminal."""
+    """Return a context manager with progress bars on standard error; only shown at a terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

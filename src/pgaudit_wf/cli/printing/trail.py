@@ -16,7 +16,7 @@ from pgaudit_wf.trail.reads import TrailEntry
 
 # Below it, a column for each thing would be all line breaks.
 _WIDE = 150
-# An event may have a hundred thousand of them, which --diff and --json show.
+# An event may have a hundred thousand changes; --diff and --json show all of them.
 _MOST_CHANGES = 50
 _GOOD = {"created", "enrolled", "joined", "enabled", "listed", "reactivated", "reinstated"}
 _BAD = {
@@ -26,7 +26,7 @@ _BAD = {
 
 
 def who(entry: TrailEntry) -> Text:
-    """Return the actor; where nobody said who acts, the database session that did."""
+    """Return the actor; if none is given, the database session."""
     if entry.actor_id or entry.actor_name:
         return Text(printable(entry.actor_name or entry.actor_id or ""))
     program = f" in {entry.application_name}" if entry.application_name else ""
@@ -34,7 +34,7 @@ def who(entry: TrailEntry) -> Text:
 
 
 def what(entry: TrailEntry) -> Text:
-    """Return the action, colored by whether it adds, takes away or fails."""
+    """Return the action, colored by whether it adds, removes or fails."""
     verb = entry.action.rpartition(".")[2]
     style = "green" if verb in _GOOD else "red" if verb in _BAD else "cyan"
     text = Text(printable(entry.action), style=style)
@@ -44,7 +44,7 @@ def what(entry: TrailEntry) -> Text:
 
 
 def resource(entry: TrailEntry) -> Text:
-    """Return the resource's kind, and its name or else its id."""
+    """Return the resource's type, and its name or id."""
     text = Text(printable(entry.resource_type or ""), style="dim")
     key = key_parts(entry.resource_id)
     name = entry.resource_name or (", ".join(key) if key else entry.resource_id)
@@ -55,7 +55,7 @@ def resource(entry: TrailEntry) -> Text:
 
 
 def origin(entry: TrailEntry) -> Text:
-    """Return where it came from: address, country, kind of sign-in, and whether that is proved."""
+    """Return the origin: address, country, authentication, and whether it is attested."""
     parts = [entry.ip, entry.country, entry.auth_method, "attested" if entry.attested else None]
     return Text(printable(" ".join(part for part in parts if part)), style="dim")
 
@@ -65,7 +65,7 @@ def _field(path: str) -> str:
 
 
 def changes(entry: TrailEntry) -> Text:
-    """Return what changed, in short: the fields of an update, else what the event says itself."""
+    """Return the changes in short: the fields of an update, else the event's metadata."""
     found = []
     for operation in entry.diff or []:
         if not operation["path"]:
@@ -87,13 +87,13 @@ def changes(entry: TrailEntry) -> Text:
     if len(found) > _MOST_CHANGES:
         text.append(f" and {len(found) - _MOST_CHANGES:,} more", style="dim")
     if reason := entry.metadata.get("reason"):
-        told = reason if isinstance(reason, str) else dumps(reason)
-        text.append(f"{' ' if text else ''}({printable(shorten(told, 60))})", style="dim")
+        given = reason if isinstance(reason, str) else dumps(reason)
+        text.append(f"{' ' if text else ''}({printable(shorten(given, 60))})", style="dim")
     return text
 
 
 def change_lines(entry: TrailEntry) -> Iterable[Text]:
-    """Return every changed value in full, a line each: + added, - removed, ~ replaced."""
+    """Return every changed value in full, one per line: + added, - removed, ~ replaced."""
     for operation in entry.diff or []:
         values = _members(operation)
         for sign, style, path, value in values:
@@ -127,7 +127,7 @@ def print_trail(
     diff: bool = False,
     with_date: bool = True,
 ) -> None:
-    """Print entries of the trail as a table, or one by one with all that changed."""
+    """Print entries of the trail as a table, or one by one with all changes."""
     if diff:
         for entry in entries:
             print_line(entry, zone, diff=True)
@@ -167,7 +167,7 @@ def _lines(first: Text, second: Text) -> Text:
 
 
 def print_line(entry: TrailEntry, zone: tzinfo | None, *, diff: bool = False) -> None:
-    """Print an entry on a line of its own, as it comes."""
+    """Print an entry on a line of its own."""
     out = console()
     line = Text(moment(entry.occurred_at, zone), style="dim")
     for text, width in ((who(entry), 20), (what(entry), 28), (resource(entry), 30)):

@@ -1,4 +1,4 @@
-"""How versions of workflows are printed: timelines, differences, definitions."""
+"""Output of versions of workflows: timelines, differences, definitions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SOURCES = {"create": "green", "update": "cyan", "listing": "cyan", "restore": "
 
 
 def put(line: str | Text, indent: int = 0, style: str = "") -> None:
-    """Print a line; on a terminal, what is too long goes on below its own beginning."""
+    """Print a line; on a terminal, long lines wrap with a hanging indent."""
     text = line if isinstance(line, Text) else Text(line, style=style)
     out = console()
     if sys.stdout.isatty():
@@ -39,7 +39,7 @@ def heading(text: str) -> None:
 def saved_by(version: Version) -> Text:
     """Return who saved a version, and with which credential."""
     name = version.actor_name or version.actor_id
-    text = Text(printable(name)) if name else Text("nobody named", style="dim italic")
+    text = Text(printable(name)) if name else Text("unknown actor", style="dim italic")
     credential = " ".join(part for part in (version.auth_method, version.api_key_id) if part)
     if credential:
         text.append(f"  {printable(credential)}", style="dim")
@@ -100,7 +100,7 @@ def print_snapshot(snapshot: Snapshot, contents: VersionDiff) -> None:
 
     Args:
         snapshot: The version.
-        contents: The same compared with nothing, from which the names that people know are taken.
+        contents: The version compared with nothing, for the names that people know.
     """
     for name in ("description", "visibility", "enabled"):
         value = getattr(snapshot, name)
@@ -126,7 +126,7 @@ def print_snapshot(snapshot: Snapshot, contents: VersionDiff) -> None:
 
 
 def print_problems(problems: Sequence[Problem]) -> None:
-    """Print what is wrong with a definition, a line each."""
+    """Print the problems of a definition, one per line."""
     for problem in problems:
         line = Text(problem.code, style="red")
         line.append(f"  {printable(problem.message)}", style="default")
@@ -170,7 +170,7 @@ def _put_change(name: str, before: str, after: str, indent: int) -> None:
         return
     put(line, indent)
     old, new = before.split("\n"), after.split("\n")
-    # Of a long text, the lines that stay need not be read twice.
+    # Show the unchanged lines of a long text once only.
     for _, i1, i2, j1, j2 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if old[i1:i2] == new[j1:j2]:
             for text in old[i1:i2]:

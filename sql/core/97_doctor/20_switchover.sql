@@ -1,0 +1,118 @@
+-- From one cluster to another by logical replication: what replication does not carry.
+
+create function pgaudit_wf.finish_switchover() returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    subscription text := (
+        select s.subname from pg_subscription as s join pg_subscription_rel as r on r.srsubid = s.oid
+        where r.srrelid in (select relid from pg_partition_tree('pgaudit_wf.security_audit_log')) limit 1);
+    numbered record;
+    newest bigint;
+    renumbered bigint := 0;
+begin
+    if subscription is not null then
+        raise exception 'subscription "%" still brings the log here', subscription
+            using errcode = 'PA011',
+                hint = 'Stop writes at its publisher, let it catch up, and drop it: drop subscription …; '
+                    'then call finish_switchover() again.';
+    end if;
+    if not pgaudit_wf._is_moved() then
+        return 0;
+    end if;
+    -- Nobody writes to the log meanwhile.
+    lock table pgaudit_wf.security_audit_log in share row exclusive mode;
+    newest := (select coalesce(max(id), 0) from pgaudit_wf.security_audit_log);
+    renumbered := pgaudit_wf._renumber_events(newest);
+    for numbered in
+        select c.oid::regclass as relation, a.attname as name,
+            pg_get_serial_sequence(c.oid::regclass::text, a.attname)::regclass as sequence
+        from pg_class as c
+        join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+        where c.relkind in ('r', 'p') and not c.relispartition
+            and (c.relnamespace = 'pgaudit_wf'::regnamespace or c.oid in (select t.target from pgaudit_wf.attachment as t))
+            and pg_get_serial_sequence(c.oid::regclass::text, a.attname) is not null
+    loop
+        -- Only forwards, for it may be called late.
+        execute format('select setval(%1$L, greatest(max(%2$I), (select last_value from %3$s))) from %4$s having max(%2$I) is not null',
+            numbered.sequence, numbered.name, numbered.sequence, numbered.relation);
+    end loop;
+    perform pgaudit_wf._restart_generation(newest);
+    return renumbered;
+end
+$$;
+comment on function pgaudit_wf.finish_switchover() is
+    'After logical replication brought the log from another cluster and writes come here: '
+    'moves the sequences of the audit schema and of attached tables on, and lets readers go on where they were. '
+    'Events written here before it was called get new numbers; returns how many. '
+    'May be called late and again; a login of the schema''s owner that may also use the sequences of attached tables. '
+    'Raises PA011 while a subscription brings the log.';
+
+create function pgaudit_wf._renumber_events(newest bigint) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- The last number given here.
+    given constant bigint := (select case when is_called then last_value else 0 end from pgaudit_wf.security_audit_log_id_seq);
+    applied_until bigint;
+    moved bigint;
+begin
+    if given = 0 then
+        return 0;
+    end if;
+    -- Written here, and so by the transaction that they name, after all that the subscription wrote. No reader has seen any, as they are
+    -- refused until this is done.
+    applied_until := (
+        select max(l.xmin::text::bigint) from pgaudit_wf.security_audit_log as l where l.xmin::text::bigint <> l.tx_id % 4294967296);
+    perform pgaudit_wf._open_log(true);
+    with mine as (
+        select l.tx_id, l.id, l.occurred_at, row_number() over (order by l.tx_id, l.id) as place
+        from pgaudit_wf.security_audit_log as l
+        where l.id <= given and l.xmin::text::bigint = l.tx_id % 4294967296 and l.xmin::text::bigint > coalesce(applied_until, 0)
+    )
+    update pgaudit_wf.security_audit_log as l set id = _renumber_events.newest + 1 + mine.place
+    from mine where (l.tx_id, l.id, l.occurred_at) = (mine.tx_id, mine.id, mine.occurred_at);
+    get diagnostics moved = row_count;
+    perform pgaudit_wf._open_log(false);
+    return moved;
+end
+$$;
+comment on function pgaudit_wf._renumber_events(bigint) is
+    'Gives events that were written here before the sequence was moved on, and so have numbers of events that came along, '
+    'numbers of their own.';
+
+create function pgaudit_wf._open_log(open boolean) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    part regclass;
+begin
+    execute format('alter table pgaudit_wf.security_audit_log alter column id set generated %s',
+        case when _open_log.open then 'by default' else 'always' end);
+    for part in select relid from pg_partition_tree('pgaudit_wf.security_audit_log') loop
+        execute format(case when _open_log.open then 'alter table %s disable trigger append_only, disable trigger append_only_row'
+            else 'alter table %s enable always trigger append_only, enable always trigger append_only_row' end, part);
+    end loop;
+end
+$$;
+comment on function pgaudit_wf._open_log(boolean) is 'Lifts the guards of the log, or puts them back, within one transaction of the owner.';
+
+create function pgaudit_wf._restart_generation(newest bigint) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    written constant bigint := (select last_value from pgaudit_wf.security_audit_log_id_seq);
+begin
+    -- The view takes the last number from the sequence: that of the last event which came along.
+    perform setval('pgaudit_wf.security_audit_log_id_seq', newest + 1);
+    refresh materialized view pgaudit_wf.log_origin;
+    perform setval('pgaudit_wf.security_audit_log_id_seq', greatest(written, newest + 1));
+    perform pgaudit_wf._note_generation();
+end
+$$;
+comment on function pgaudit_wf._restart_generation(bigint) is
+    'Notes that the log goes on in this cluster after the last event that came along.';
