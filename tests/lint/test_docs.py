@@ -47,7 +47,7 @@ COMMANDS = dict(commands())
 
 @pytest.mark.parametrize("command", [" ".join(words) for words in sorted(COMMANDS) if words])
 def test_command_is_in_the_manual(command: str) -> None:
-    assert re.search(rf"`{command}[ `]", (DOCS / "cli.md").read_text())
+    assert re.search(rf"`{command}[ `]", (DOCS / "reference" / "cli.md").read_text())
 
 
 @pytest.mark.parametrize("path", PAGES, ids=label)
@@ -94,9 +94,9 @@ def test_pages_named_in_sources_exist() -> None:
 
 def test_help_names_pages_by_where_they_are() -> None:
     helps = [command.help or "" for command in COMMANDS.values()]
-    assert manual.page("alerts.md") in COMMANDS["alerts",].help
-    assert Path(manual.page("alerts.md")).is_file()
-    assert [text for text in helps if re.search(r"(?<![\w/])docs/", text)] == []
+    assert manual.page("how-to/alerts.md") in COMMANDS["alerts",].help
+    assert Path(manual.page("how-to/alerts.md")).is_file()
+    assert [text for text in helps if re.search(r"(?<![\w/-])docs/", text)] == []
 
 
 def test_commits_are_checked_as_make_lint_checks() -> None:

@@ -1,6 +1,6 @@
 -- Tamper evidence: the log's events and the versions of workflows as leaves of a Merkle tree (RFC 6962), kept as C2SP tlog-tiles,
 -- with signed checkpoints. Written by `pgaudit-wf seal`, a reader of the log, so that it costs the write path nothing; the key that
--- signs is never here. docs/integrity.md describes what a leaf is, field by field.
+-- signs is never here. docs/how-to/integrity.md describes what a leaf is, field by field.
 --
 -- Nothing here is believed by a check: who owns the database can change these tables too, but not so that they fit a checkpoint
 -- of which a copy lies elsewhere.
