@@ -19,6 +19,8 @@ pytestmark = pytest.mark.lint
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+# Printed from comments in the database, which name commands in running text.
+WRITTEN = [path for path in PAGES if path.name != "sql.md"]
 SOURCES = sorted(
     path
     for folder in ("src", "sql", "tools", "contrib")
@@ -50,7 +52,7 @@ def test_command_is_in_the_manual(command: str) -> None:
     assert re.search(rf"`{command}[ `]", (DOCS / "reference" / "cli.md").read_text())
 
 
-@pytest.mark.parametrize("path", PAGES, ids=label)
+@pytest.mark.parametrize("path", WRITTEN, ids=label)
 def test_commands_in_examples_exist(path: Path) -> None:
     unknown = []
     for example in re.findall(r"pgaudit-wf ([a-z-][^`\n]*)", path.read_text()):
