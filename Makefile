@@ -50,8 +50,8 @@ coverage: $(STAMP) ## run the suite and list what it never runs: lines of Python
 golden: $(STAMP) ## rewrite tests/capture/golden/ with the trigger functions as they are generated now
 	$(BIN)/python -m pytest -q --rewrite-golden tests/capture/test_golden.py
 
-docs: $(STAMP) ## write docs/reference/sql.md from the comments in the database
-	$(BIN)/python -m pytest -q --rewrite-golden tests/dev/test_reference.py
+docs: $(STAMP) ## rewrite docs/reference/sql.md and the output in docs/tutorial.md
+	$(BIN)/python -m pytest -q --rewrite-golden tests/dev/test_reference.py tests/dev/test_tutorial.py
 
 lint: $(STAMP) ## check style and types of Python and SQL
 	$(BIN)/ruff check .

@@ -15,5 +15,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite-golden",
         action="store_true",
-        help="rewrite tests/capture/golden/ and docs/reference/sql.md from the database",
+        help="rewrite tests/capture/golden/ and what `make docs` prints from the database",
     )
