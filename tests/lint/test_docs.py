@@ -84,6 +84,23 @@ def test_files_named_are_there(path: Path) -> None:
     assert missing == set()
 
 
+def test_every_page_is_on_the_map() -> None:
+    index = DOCS / "index.md"
+    linked = {
+        (DOCS / link).resolve()
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", index.read_text())
+    }
+    assert [label(path) for path in DOCS.rglob("*.md") if path not in {index, *linked}] == []
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=label)
+def test_lines_of_text_have_one_width(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    # Rows of tables and indented examples cannot be broken.
+    lines = [line for line in text.splitlines() if not re.match(r"\s*\||    ", line)]
+    assert [line for line in lines if len(line) > 130] == []
+
+
 def test_pages_named_in_sources_exist() -> None:
     named = {
         page
