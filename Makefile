@@ -15,7 +15,7 @@ PYTHON_NAME = $(shell $(BIN)/python -c 'import sys; print("Python %d.%d" % sys.v
 CONSTRAINTS = $(if $(shell grep -x '. $(PYTHON_NAME)' $(LOCK)),--constraint $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test golden lint check coverage bench migration release lock clean
+.PHONY: help venv demo test golden docs lint check coverage bench migration release lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,8 +47,11 @@ coverage: $(STAMP) ## run the suite and list what it never runs: lines of Python
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-golden: $(STAMP) ## write tests/capture/golden/ anew: the trigger functions as they are made now
+golden: $(STAMP) ## rewrite tests/capture/golden/ with the trigger functions as they are generated now
 	$(BIN)/python -m pytest -q --rewrite-golden tests/capture/test_golden.py
+
+docs: $(STAMP) ## rewrite docs/reference/sql.md and the output in docs/tutorial.md
+	$(BIN)/python -m pytest -q --rewrite-golden tests/dev/test_reference.py tests/dev/test_tutorial.py
 
 lint: $(STAMP) ## check style and types of Python and SQL
 	$(BIN)/ruff check .

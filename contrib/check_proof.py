@@ -3,9 +3,10 @@
 
     python check_proof.py PROOF.json KEY [KEY ...]
 
-A second implementation, written from docs/integrity.md, which shares no code with the first. Needs
-Python 3.9 and the package `cryptography`. KEY is the log's public key, as a line of text or a file
-that holds it. Prints what was proved and exits with 0, or says what does not hold and exits with 1.
+A second implementation, written from docs/how-to/integrity.md, which shares no code with the first.
+Needs Python 3.9 and the package `cryptography`. KEY is the log's public key, as a line of text or
+a file that holds it. Prints what was proved and exits with 0, or says what does not hold and exits
+with 1.
 """
 
 import base64

@@ -15,5 +15,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite-golden",
         action="store_true",
-        help="write tests/capture/golden/ anew from what the database makes now",
+        help="rewrite tests/capture/golden/ and what `make docs` prints from the database",
     )

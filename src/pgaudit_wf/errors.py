@@ -104,7 +104,7 @@ class DatabaseError(PgauditError):
     """The audit schema refused something, with a SQLSTATE of class PA.
 
     Attributes:
-        sqlstate: The code, as listed in docs/errors.md.
+        sqlstate: The code, as listed in docs/reference/errors.md.
         detail: Details from the database, or None.
         hint: What to do about it, or None.
     """

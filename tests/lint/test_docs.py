@@ -19,6 +19,8 @@ pytestmark = pytest.mark.lint
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+# Printed from comments in the database, which name commands in running text.
+WRITTEN = [path for path in PAGES if path.name != "sql.md"]
 SOURCES = sorted(
     path
     for folder in ("src", "sql", "tools", "contrib")
@@ -47,10 +49,10 @@ COMMANDS = dict(commands())
 
 @pytest.mark.parametrize("command", [" ".join(words) for words in sorted(COMMANDS) if words])
 def test_command_is_in_the_manual(command: str) -> None:
-    assert re.search(rf"`{command}[ `]", (DOCS / "cli.md").read_text())
+    assert re.search(rf"`{command}[ `]", (DOCS / "reference" / "cli.md").read_text())
 
 
-@pytest.mark.parametrize("path", PAGES, ids=label)
+@pytest.mark.parametrize("path", WRITTEN, ids=label)
 def test_commands_in_examples_exist(path: Path) -> None:
     unknown = []
     for example in re.findall(r"pgaudit-wf ([a-z-][^`\n]*)", path.read_text()):
@@ -82,6 +84,23 @@ def test_files_named_are_there(path: Path) -> None:
     assert missing == set()
 
 
+def test_every_page_is_on_the_map() -> None:
+    index = DOCS / "index.md"
+    linked = {
+        (DOCS / link).resolve()
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", index.read_text())
+    }
+    assert [label(path) for path in DOCS.rglob("*.md") if path not in {index, *linked}] == []
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=label)
+def test_lines_of_text_have_one_width(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    # Rows of tables and indented examples cannot be broken.
+    lines = [line for line in text.splitlines() if not re.match(r"\s*\||    ", line)]
+    assert [line for line in lines if len(line) > 130] == []
+
+
 def test_pages_named_in_sources_exist() -> None:
     named = {
         page
@@ -94,9 +113,9 @@ def test_pages_named_in_sources_exist() -> None:
 
 def test_help_names_pages_by_where_they_are() -> None:
     helps = [command.help or "" for command in COMMANDS.values()]
-    assert manual.page("alerts.md") in COMMANDS["alerts",].help
-    assert Path(manual.page("alerts.md")).is_file()
-    assert [text for text in helps if re.search(r"(?<![\w/])docs/", text)] == []
+    assert manual.page("how-to/alerts.md") in COMMANDS["alerts",].help
+    assert Path(manual.page("how-to/alerts.md")).is_file()
+    assert [text for text in helps if re.search(r"(?<![\w/-])docs/", text)] == []
 
 
 def test_commits_are_checked_as_make_lint_checks() -> None:

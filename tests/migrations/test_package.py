@@ -66,4 +66,4 @@ def test_wheel_has_its_license_and_the_pages_that_it_names(sdist: Path, tmp_path
     ).stdout
     (page,) = re.findall(r"\S+\.md\b", help_text)
     assert Path(page).is_relative_to(target)
-    assert Path(page).read_text() == (ROOT / "docs" / "alerts.md").read_text()
+    assert Path(page).read_text() == (ROOT / "docs" / "how-to" / "alerts.md").read_text()

@@ -98,7 +98,7 @@ end
 $$;
 comment on function pgaudit_wf._check_attestation(text, text) is
     'Whether an attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, organization and correlation id, '
-    'and what it is bound to: a transaction or an attempt. Stated in docs/context.md.';
+    'and what it is bound to: a transaction or an attempt. Stated in docs/reference/context.md.';
 
 create function pgaudit_wf._context_attested() returns boolean
 language sql stable

@@ -1,6 +1,6 @@
 -- Tamper evidence: the log's events and the versions of workflows as leaves of a Merkle tree (RFC 6962), kept as C2SP tlog-tiles,
 -- with signed checkpoints. Written by `pgaudit-wf seal`, a reader of the log, so that it costs the write path nothing; the key that
--- signs is never here. docs/integrity.md describes what a leaf is, field by field.
+-- signs is never here. docs/how-to/integrity.md describes what a leaf is, field by field.
 --
 -- Verification trusts nothing here: the owner of the database can change these tables too, but not so that they match a checkpoint
 -- of which a copy is kept elsewhere.

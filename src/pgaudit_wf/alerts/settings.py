@@ -78,7 +78,7 @@ def channels_from(
     """Return the channels configured in the environment; the log is always among them.
 
     Args:
-        environment: Variables as docs/alerts.md lists them, such as `os.environ`.
+        environment: Variables as docs/how-to/alerts.md lists them, such as `os.environ`.
         templates: The texts of e-mails.
         timeout: Seconds that sending a message may take.
 

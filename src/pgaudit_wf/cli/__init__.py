@@ -69,7 +69,7 @@ def main(
     Exit codes: 0 success; 1 refused, or a problem was found; 2 wrong usage; 3 database not
     reachable; 130 interrupted; 141 the reader of the output closed it.
 
-    The manual begins with docs/cli.md
+    The manual begins with docs/index.md
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

@@ -1,6 +1,6 @@
 """Leaves of the tree: the content of an event or a version that is sealed, and its encoding.
 
-docs/integrity.md specifies the same for authors of checkers; change both together, and the
+docs/how-to/integrity.md specifies the same for authors of checkers; change both together, and the
 format's number with them.
 
 A leaf is the RFC 8785 form of an object of strings, booleans, nulls and lists of strings. Values

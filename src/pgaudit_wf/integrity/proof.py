@@ -1,6 +1,6 @@
 """Proofs of an event, or of a log's growth, that are checked without the database.
 
-A proof is JSON; docs/integrity.md specifies it for checkers in other languages.
+A proof is JSON; docs/how-to/integrity.md specifies it for checkers in other languages.
 """
 
 from __future__ import annotations

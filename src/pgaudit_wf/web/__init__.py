@@ -7,7 +7,7 @@
 
     app.mount("/audit", create_app(pool, principal))
 
-The package's extra "web" brings what it needs; docs/web.md is the manual.
+The package's extra "web" brings what it needs; docs/how-to/web.md is the manual.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def alerts(ctx: typer.Context) -> None:
         pgaudit-wf alerts list --state dead
 
     The mail server and webhooks are configured by PGAUDIT_WF_SMTP_* and PGAUDIT_WF_WEBHOOK_* in
-    the environment. The manual: docs/alerts.md
+    the environment. The manual: docs/how-to/alerts.md
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
@@ -74,7 +74,7 @@ def alerts(ctx: typer.Context) -> None:
 
 
 def _variables() -> str:
-    return f"for the variables of smtp and webhook see {manual.page('alerts.md')}"
+    return f"for the variables of smtp and webhook see {manual.page('how-to/alerts.md')}"
 
 
 def _channels(templates: Path | None, timeout: float) -> dict[str, Channel]:

@@ -1,0 +1,152 @@
+"""Print docs/reference/sql.md: the public functions, tables and views, as the database has them.
+
+    python tools/make_reference.py > docs/reference/sql.md
+
+Signatures and comments come from a database that `migrate` has just made on an embedded server, so
+the page shows what psql would show.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.schema.migrate import migrate
+
+CORE = Path(__file__).parents[1] / "sql" / "core"
+HEAD = r"""# SQL reference
+
+Everything on this page is in schema `pgaudit_wf`. `make docs` prints it from the comments in the
+database; `\df+ pgaudit_wf.*` and `\d+ pgaudit_wf.*` in psql show the same for the version that you
+have installed. Functions and tables that are missing here, and all functions whose names begin with
+an underscore, are internal and may change in any version.
+"""
+TITLES = {
+    "20_log": "The log",
+    "30_capture": "Attaching tables",
+    "40_trail": "Reading the trail",
+    "50_definition": "Workflow definitions",
+    "60_workflow": "Workflow versions and runs",
+    "70_alerts": "Alerts",
+    "75_attempts": "Failed and denied attempts",
+    "80_limits": "Limits",
+    "85_retention": "Retention, archives and exports",
+    "90_erasure": "Erasure",
+    "95_integrity": "Tamper evidence",
+    "97_doctor": "Diagnosis",
+    "99_install": "Rights",
+}
+# Tables that only functions and jobs of ours read or write.
+INTERNAL = {
+    "blueprint",
+    "canonical_cache",
+    "canonical_cache_node",
+    "key_change",
+    "limit_target",
+    "log_kept",
+    "log_leaf",
+    "log_origin",
+    "turn",
+    "version_place",
+}
+WIDTH = 130
+
+FUNCTIONS = r"""
+select proname, pg_get_function_arguments(oid), pg_get_function_result(oid), obj_description(oid)
+from pg_proc
+where pronamespace = 'pgaudit_wf'::regnamespace and proname !~ '^_'
+order by proname, oid
+"""
+RELATIONS = """
+select c.relname,
+       case c.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'c' then 'type'
+                      else 'table' end,
+       coalesce(obj_description(c.oid, 'pg_class'), obj_description(c.reltype, 'pg_type')),
+       (select array_agg(array[attname::text, format_type(atttypid, atttypmod),
+                               coalesce(col_description(c.oid, attnum), '')] order by attnum)
+          from pg_attribute
+         where attrelid = c.oid and attnum > 0 and not attisdropped)
+from pg_class as c
+where relnamespace = 'pgaudit_wf'::regnamespace and not relispartition
+  and (relkind in ('r', 'p', 'v', 'm')
+       or exists (select from pg_proc where prorettype = c.reltype and proname !~ '^_'))
+order by relname
+"""
+
+
+def _prose(comment: str | None) -> str:
+    return re.sub(r"([<*|])", r"\\\1", " ".join((comment or "").split()))
+
+
+def _signature(name: str, arguments: str, result: str) -> str:
+    arguments = re.sub(r" DEFAULT NULL::[\w .]+(\[\])?", " default null", arguments)
+    arguments = arguments.replace(" DEFAULT ", " default ")
+    result = re.sub(r"^TABLE\((.*)\)$", r"table (\1)", result).replace("SETOF ", "setof ")
+    text = f"{name}({arguments}) returns {result}"
+    if len(text) > WIDTH:
+        # Types and defaults have commas only inside of parentheses and quotes.
+        parts = re.split(r", (?=(?:OUT )?\w+ [a-z])", arguments)
+        text = f"{name}(\n    " + ",\n    ".join(parts) + f"\n) returns {result}"
+    return "\n".join(_wrapped(text))
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        while len(line) > WIDTH and ", " in line[:WIDTH]:
+            cut = line.rindex(", ", 0, WIDTH) + 1
+            yield line[:cut]
+            line = f"    {line[cut + 1 :]}"
+        yield line
+
+
+def reference(conn: psycopg.Connection[Any]) -> str:
+    """Return the page for the database of a connection.
+
+    Args:
+        conn: A connection to a database that has the core schema and no attached table.
+
+    Raises:
+        KeyError: An object's subject has no title here, or no file of `sql/core` makes it.
+    """
+    made = re.compile(
+        r"^create (?:or replace )?(?:unlogged )?(?:materialized )?(function|table|type|view)"
+        r" pgaudit_wf\.(\w+)",
+        re.MULTILINE,
+    )
+    subjects: dict[str, str] = {}
+    for path in CORE.rglob("*.sql"):
+        for kind, name in made.findall(path.read_text()):
+            subjects[f"{kind} {name}"] = path.parent.name
+    entries: dict[str, list[str]] = {subject: [] for subject in TITLES}
+    for name, kind, comment, columns in conn.execute(RELATIONS):
+        if name in INTERNAL:
+            continue
+        rows = [f"| `{column}` | {type_} | {_prose(text)} |" for column, type_, text in columns]
+        table = "\n".join(["| column | type | |", "|---|---|---|", *rows])
+        entries[subjects[f"{kind.split()[-1]} {name}"]].append(
+            f"### {kind} `{name}`\n\n{_prose(comment)}\n\n{table}\n"
+        )
+    for name, arguments, result, comment in conn.execute(FUNCTIONS):
+        code = _signature(name, arguments, result)
+        entries[subjects[f"function {name}"]].append(
+            f"### `{name}()`\n\n```sql\n{code}\n```\n\n{_prose(comment)}\n"
+        )
+    sections = [
+        "\n".join([f"## {TITLES[subject]}\n", *texts])
+        for subject, texts in entries.items()
+        if texts
+    ]
+    return "\n".join([HEAD, *sections])
+
+
+if __name__ == "__main__":
+    with DevServer() as server:
+        migrate(server.dsn())
+        with psycopg.connect(server.dsn()) as conn:
+            sys.stdout.write(reference(conn))
