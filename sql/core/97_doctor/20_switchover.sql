@@ -67,13 +67,16 @@ begin
     applied_until := (
         select max(l.xmin::text::bigint) from pgaudit_wf.security_audit_log as l where l.xmin::text::bigint <> l.tx_id % 4294967296);
     perform pgaudit_wf._open_log(true);
-    with mine as (
-        select l.tx_id, l.id, l.occurred_at, row_number() over (order by l.tx_id, l.id) as place
-        from pgaudit_wf.security_audit_log as l
-        where l.id <= given and l.xmin::text::bigint = l.tx_id % 4294967296 and l.xmin::text::bigint > coalesce(applied_until, 0)
-    )
-    update pgaudit_wf.security_audit_log as l set id = _renumber_events.newest + 1 + mine.place
-    from mine where (l.tx_id, l.id, l.occurred_at) = (mine.tx_id, mine.id, mine.occurred_at);
+    execute format(
+        'with mine as ('
+        '    delete from pgaudit_wf.security_audit_log as l'
+        '    where l.id <= $2 and l.xmin::text::bigint = l.tx_id %% 4294967296 and l.xmin::text::bigint > coalesce($3, 0)'
+        '    returning l.*'
+        ') insert into pgaudit_wf.security_audit_log (id, %1$s) overriding system value'
+        ' select $1 + 1 + row_number() over (order by tx_id, id), %1$s from mine',
+        (select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
+            where attrelid = 'pgaudit_wf.security_audit_log'::regclass and attnum > 0 and not attisdropped and attname <> 'id'))
+        using _renumber_events.newest, given, applied_until;
     get diagnostics moved = row_count;
     perform pgaudit_wf._open_log(false);
     return moved;
@@ -90,8 +93,6 @@ as $$
 declare
     part regclass;
 begin
-    execute format('alter table pgaudit_wf.security_audit_log alter column id set generated %s',
-        case when _open_log.open then 'by default' else 'always' end);
     for part in select relid from pg_partition_tree('pgaudit_wf.security_audit_log') loop
         execute format(case when _open_log.open then 'alter table %s disable trigger append_only, disable trigger append_only_row'
             else 'alter table %s enable always trigger append_only, enable always trigger append_only_row' end, part);
