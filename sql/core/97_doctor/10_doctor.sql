@@ -43,7 +43,13 @@ as $$
     where not (a.columns @> pgaudit_wf._column_names(a.target) and a.columns <@ pgaudit_wf._column_names(a.target))
     union all
     select 'error', a.target::text, 'its trigger is compiled, but DDL is not being followed: the next ALTER TABLE can make writes fail',
-        format('alter event trigger … enable always; or, for the slower form that needs none: select pgaudit_wf.attach(%L);', a.target)
+        coalesce((
+            select string_agg(b.definition, ' ' order by b.object) from pgaudit_wf.blueprint as b
+            where b.object ~ '^event trigger pgaudit_wf_(after_ddl|after_drop|follow_as_author)$'
+                and not exists (
+                    select from pg_event_trigger
+                    where format('event trigger %I', evtname) = b.object and evtenabled in ('O', 'A'))),
+            format('select pgaudit_wf.attach(%L);', a.target))
     from pgaudit_wf.attachment as a
     where a.form = 'compiled' and not pgaudit_wf._can_follow_ddl()
     union all
@@ -120,7 +126,7 @@ as $$
     union all
     select 'error', a.target::text,
         format('rule %s is not applied: its condition could run a user-defined cast from the type of a column', r.id),
-        format('Drop the cast, or let the rule name other columns: select * from pgaudit_wf.action_rule where id = %s;', r.id)
+        format('delete from pgaudit_wf.action_rule where id = %s; -- or let its condition name other columns, or drop the cast', r.id)
     from pgaudit_wf.attachment as a
     join pgaudit_wf.action_rule as r on r.resource_type = a.resource_type and pgaudit_wf._rule_could_cast(a.target, r.condition)
     union all
@@ -135,7 +141,8 @@ as $$
         and not has_column_privilege(v.relowner, d.refobjid, d.refobjsubid::smallint, 'select')
     group by v.oid, owner.rolname, d.refobjid
     union all
-    select 'error', b.target::text, b.problem, format('update pgaudit_wf.action_rule set condition = … where id = %s;', b.rule_id)
+    select 'error', b.target::text, b.problem, 
+        format('delete from pgaudit_wf.action_rule where id = %s; -- or change its condition', b.rule_id)
     from pgaudit_wf.broken_rules() as b
     union all
     select 'error', a.target::text,
@@ -147,12 +154,12 @@ as $$
     where not has_function_privilege(c.relowner, p.oid, 'execute')
     union all
     select 'warning', a.target::text, format('column "%s", named in %s, does not exist', named.name, named.role),
-        format('select pgaudit_wf.attach(%L, %s => …);', a.target, named.role)
+        format('select pgaudit_wf.attach(%L, %s => %L); -- or name the column that took its place', a.target, named.role, named.without)
     from pgaudit_wf.attachment as a,
     lateral (
-        select 'org_column' as role, a.org_column as name
-        union all select 'label_column', a.label_column
-        union all select 'ignore', unnest(a.ignore)
+        select 'org_column' as role, a.org_column as name, '' as without
+        union all select 'label_column', a.label_column, ''
+        union all select 'ignore', gone.name, array_remove(a.ignore, gone.name)::text from unnest(a.ignore) as gone (name)
     ) as named
     where named.name <> all (pgaudit_wf._column_names(a.target))
     union all
@@ -162,14 +169,18 @@ as $$
     union all
     select 'error', t.target::text,
         format('its rows are not being counted: column "%s", which its limit needs, does not exist', needed.name),
-        format('Fix pgaudit_wf.limit_condition, or name another org_column: select pgaudit_wf.attach(%L, org_column => …);', t.target)
+        case when needed.name = t.org_column
+            then format('delete from pgaudit_wf.org_limit where resource_type = %L; -- or name another org_column', t.resource_type)
+            else format('delete from pgaudit_wf.limit_condition where resource_type = %L; -- or change it', t.resource_type)
+        end
     from pgaudit_wf.limit_target as t, unnest(t.org_column || t.condition_columns) as needed (name)
     where not exists (
         select from jsonb_each_text(t.aliases) as alias
         where alias.value = needed.name and alias.key = any (pgaudit_wf._column_names(t.target)))
     union all
     select 'error', guard.relation::text, 'the log''s append-only trigger is missing or disabled',
-        'Find out who disabled it; then: alter table … enable always trigger append_only;'
+        format('create or replace trigger append_only before update or delete or truncate on %1$s for each statement '
+            'execute function pgaudit_wf._refuse_change(); alter table %1$s enable always trigger append_only;', guard.relation)
     from (
         select relid::regclass as relation from pg_partition_tree('pgaudit_wf.security_audit_log')
         union all values ('pgaudit_wf.attachment_history'::regclass)
@@ -182,17 +193,20 @@ as $$
     lateral (select date_trunc('month', now() at time zone 'UTC') + ahead.distance as month) as needed
     where to_regclass(format('pgaudit_wf.security_audit_log_%s', to_char(month, '"y"YYYY"m"MM'))) is null
     union all
-    select 'warning', 'pgaudit_wf.security_audit_log_default', 'events are waiting in the default partition',
-        'select pgaudit_wf.add_log_partition(''<their month>'');'
-    where exists (select from pgaudit_wf.security_audit_log_default)
+    select 'warning', 'pgaudit_wf.security_audit_log_default',
+        format('events of %s are waiting in the default partition', to_char(waiting.month, 'YYYY-MM')),
+        format('select pgaudit_wf.add_log_partition(%L);', waiting.month)
+    from (
+        select distinct date_trunc('month', occurred_at at time zone 'UTC')::date as month from pgaudit_wf.security_audit_log_default
+    ) as waiting
     union all
     select 'warning', f.target,
         format('%s changes went through unrecorded, last at %s (SQLSTATE %s)', count(*), max(f.occurred_at), max(f.sqlstate)),
-        'Fix the cause, then delete the rows of pgaudit_wf.capture_failure.'
+        format('delete from pgaudit_wf.capture_failure where target = %L; -- once its cause has been found', f.target)
     from pgaudit_wf.capture_failure as f group by f.target
     union all
     select 'notice', a.target::text, 'its trigger is of the generic form, which is slower',
-        'Run pgaudit-wf migrate as a role that may create event triggers, then attach again.'
+        '-- In a shell, as a role that may create event triggers: pgaudit-wf migrate'
     from pgaudit_wf.attachment as a
     where a.form = 'generic' and not pgaudit_wf._can_follow_ddl()
     union all
@@ -206,7 +220,7 @@ as $$
     where to_regrole(name) is null
     union all
     select 'error', i.inhrelid::regclass::text, format('it inherits from %s, and its rows are not recorded', i.inhparent::regclass),
-        format('select pgaudit_wf.attach(%L);', i.inhrelid::regclass)
+        format('select pgaudit_wf.attach(%L, id_columns => %L);', i.inhrelid::regclass, a.id_columns)
     from pg_inherits as i
     join pgaudit_wf.attachment as a on a.target = i.inhparent
     join pg_class as c on c.oid = i.inhrelid and not c.relispartition
@@ -248,7 +262,10 @@ as $$
             then 'notice' else 'error' end,
         'pgaudit_wf.security_audit_log', 'it was replicated from another cluster, and readers of it cannot go on here yet',
         'select pgaudit_wf.finish_switchover();'
-    where pgaudit_wf._is_moved()
+    where case
+        when (
+            select has_schema_privilege(proowner, pronamespace, 'usage') from pg_proc where oid = 'pgaudit_wf._is_moved()'::regprocedure)
+            then pgaudit_wf._is_moved() end
     union all
     select * from pgaudit_wf._holdups(interval '15 minutes')
     union all

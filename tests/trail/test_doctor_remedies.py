@@ -1,0 +1,133 @@
+"""What `doctor()` finds in an application's database ends when its remedy is pasted."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.server import Conn
+
+PREPARE = """
+create table t (id int primary key, org_id text, name text, state text, updated_at timestamptz);
+select pgaudit_wf.attach('t', label_column => 'name');
+create table part (id int primary key, org_id text) partition by range (id);
+create table part_1 partition of part for values from (0) to (10);
+select pgaudit_wf.attach('part');
+"""
+
+# What happens, and a part of what doctor() then says.
+FAULTS = {
+    "a trigger is dropped": ('drop trigger "!pgaudit_wf_update" on t', "is missing"),
+    "a trigger is disabled": ("alter table t disable trigger user", "is disabled"),
+    "a partition's trigger is disabled": (
+        'alter table part_1 disable trigger "!pgaudit_wf_insert"',
+        "is disabled",
+    ),
+    "DDL is not followed": (
+        "alter event trigger pgaudit_wf_after_ddl disable; alter table t add column more int",
+        "its columns have changed",
+    ),
+    "DDL cannot be followed": ("drop event trigger pgaudit_wf_after_drop", "is not being followed"),
+    "the application owns a table": (
+        "create role remedy_owner; alter table t owner to remedy_owner;"
+        "create role remedy_app login in role remedy_owner, pgaudit_wf_app",
+        "can alter the table",
+    ),
+    "the application writes the log": (
+        "grant insert, select on pgaudit_wf.security_audit_log to pgaudit_wf_app",
+        "the log directly",
+    ),
+    "anybody reads a secret": (
+        "grant select on pgaudit_wf.attestation_key to public",
+        "may read the table",
+    ),
+    "a superuser's rights": (
+        "alter function pgaudit_wf._is_moved() owner to {superuser}",
+        "a superuser",
+    ),
+    "the superuser's schema": (
+        "alter schema pgaudit_wf owner to {superuser}",
+        "belongs to",
+    ),
+    "a rule over a dropped column": (
+        "insert into pgaudit_wf.action_rule (resource_type, position, op, condition, action)"
+        " values ('t', 1, 'update', $$new.state = 'off'$$, 't.off');"
+        "alter table t drop column state",
+        "state",
+    ),
+    "the label's column is gone": ("alter table t drop column name", 'column "name"'),
+    "the organization's column is gone": ("alter table t drop column org_id", 'column "org_id"'),
+    "an ignored column is gone": ("alter table t drop column updated_at", 'column "updated_at"'),
+    "a limit's column is gone": (
+        "insert into pgaudit_wf.limit_condition values ('t', $$state = 'on'$$);"
+        "select pgaudit_wf.set_org_limit(null, 't', 5); alter table t drop column state",
+        "are not being counted",
+    ),
+    "a limit's organization is gone": (
+        "select pgaudit_wf.set_org_limit(null, 't', 5); alter table t drop column org_id",
+        "are not being counted",
+    ),
+    "a count is stale": (
+        "select pgaudit_wf.set_org_limit(null, 't', 5);"
+        "update pgaudit_wf.limit_target set stale_since = now()",
+        "may be wrong",
+    ),
+    "a guard of the log is dropped": (
+        "drop trigger append_only on pgaudit_wf.security_audit_log_default",
+        "append-only trigger",
+    ),
+    "a guard of the log is disabled": (
+        "alter table pgaudit_wf.security_audit_log_default disable trigger append_only",
+        "append-only trigger",
+    ),
+    "a month has no partition": (
+        "do $$ begin execute (select format('drop table pgaudit_wf.%I', partition_name)"
+        " from pgaudit_wf.log_months() order by 1 offset 1 limit 1); end $$",
+        "there is no partition",
+    ),
+    "events are in no month's partition": (
+        "insert into pgaudit_wf.security_audit_log (action, occurred_at)"
+        " values ('a.b', '2019-03-04'), ('a.b', '2019-05-06')",
+        "events of 2019-03 are waiting",
+    ),
+    "changes went unrecorded": (
+        "insert into pgaudit_wf.capture_failure (target, op, sqlstate)"
+        " values ('t', 'INSERT', '22000')",
+        "went through unrecorded",
+    ),
+    "a child inherits": ("create table child (extra int) inherits (t)", "inherits from"),
+    "a table is swapped": (
+        "create table other (like t including all); alter table t rename to old_t;"
+        "alter table other rename to t",
+        "is not recorded",
+    ),
+    "an attachment is lost": (
+        "delete from pgaudit_wf.attachment where target = 't'::regclass",
+        "were lost",
+    ),
+}
+
+
+def findings(conn: Conn) -> list[tuple[str, str]]:
+    return conn.execute("select problem, remedy from pgaudit_wf.doctor()").fetchall()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_remedy_ends_its_finding(conn: Conn, fault: str) -> None:
+    statements, problem = FAULTS[fault]
+    conn.execute(PREPARE)
+    assert findings(conn) == []
+    (superuser,) = conn.execute("select session_user").fetchone() or ("",)
+    conn.execute(statements.replace("{superuser}", superuser).encode())
+    found = findings(conn)
+    assert [said for said, _ in found if problem in said], found
+    # Once DDL is followed again, what it did meanwhile remains to be followed.
+    for _ in range(3):
+        for _, remedy in found:
+            conn.execute(remedy.encode())
+        found = findings(conn)
+    assert found == []
+    conn.execute("insert into t (id) values (1)")
+    conn.execute("drop role if exists remedy_app")
+    assert conn.execute(
+        "select count(*) from pgaudit_wf.security_audit_log where resource_type = 't'"
+    ).fetchone() == (1,)
