@@ -5,6 +5,6 @@ from pathlib import Path
 
 def page(name: str) -> str:
     """Return the path of a page of docs/ (`how-to/alerts.md`), in the wheel or the checkout."""
-    packaged = Path(__file__).with_name("_docs")
-    folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "docs"
-    return str(folder / name)
+    packaged = Path(__file__).with_name("_manual")
+    root = packaged if packaged.is_dir() else Path(__file__).parents[2]
+    return str(root / "docs" / name)

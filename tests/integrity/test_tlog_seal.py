@@ -739,6 +739,9 @@ def test_checkpoints_are_put_elsewhere(
     assert log.stdout == "Checkpoint of 4 leaves\n"
     with pytest.raises(PushError, match="no such repository"):
         push(conn, second, f"git+{tmp_path / 'nowhere'}")
+    with pytest.raises(PushError, match="no such directory"):
+        push(conn, second, f"{tmp_path}/nowhere/")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_the_tree_is_written_as_static_files(conn: Connection, tmp_path: Path) -> None:

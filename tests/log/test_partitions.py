@@ -79,9 +79,12 @@ def test_a_row_that_no_partition_fits_waits_and_moves(conn: Conn) -> None:
         record(conn, action, at)
     before = conn.execute(SEEN).fetchall()
     assert {table for table, *_ in before} == {"pgaudit_wf.security_audit_log_default"}
-    assert conn.execute(
-        "select severity from pgaudit_wf.doctor() where problem like '%default partition%'"
-    ).fetchall() == [("warning",)] * 3
+    assert (
+        conn.execute(
+            "select severity from pgaudit_wf.doctor() where problem like '%default partition%'"
+        ).fetchall()
+        == [("warning",)] * 3
+    )
     cursors = conn.execute("select cursor, (event).id from pgaudit_wf.read_log()").fetchall()
 
     assert conn.execute("select pgaudit_wf.add_log_partition('2001-02-14')").fetchone() == (

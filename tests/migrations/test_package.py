@@ -67,3 +67,11 @@ def test_wheel_has_its_license_and_the_pages_that_it_names(sdist: Path, tmp_path
     (page,) = re.findall(r"\S+\.md\b", help_text)
     assert Path(page).is_relative_to(target)
     assert Path(page).read_text() == (ROOT / "docs" / "how-to" / "alerts.md").read_text()
+    manual = target / "pgaudit_wf" / "_manual"
+    dead = [
+        (str(source.relative_to(manual)), link)
+        for source in manual.rglob("*.md")
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", source.read_text())
+        if not (source.parent / link).exists()
+    ]
+    assert dead == []

@@ -132,6 +132,8 @@ def push(conn: Connection, note: str, target: str) -> str:
         _push_git(conn, Path(target.removeprefix("git+")), note)
         return ""
     path = Path(target)
+    if target.endswith(os.sep) and not path.is_dir():
+        raise PushError(f"no such directory: {target}; create it first")
     _continue_file(conn, path / "checkpoint" if path.is_dir() else path, note)
     return ""
 
