@@ -992,7 +992,7 @@ def test_a_login_of_its_own_is_enough_and_sees_no_log(
         org.execute(f"drop owned by {role}; drop role {role}".encode())
 
 
-def test_nobody_else_may_run_the_functions(org: Conn) -> None:
+def test_a_role_without_rights_may_not_run_the_alert_functions(org: Conn) -> None:
     org.execute("create role nobody_alerts")
     try:
         may = org.execute(

@@ -164,7 +164,7 @@ def test_a_signal_lets_the_message_at_hand_go_out(
     assert left["sent"] == len(mail.taken) < 200
 
 
-def test_it_says_how_it_is_and_survives_a_lost_connection(
+def test_the_process_reports_its_state_and_survives_a_lost_connection(
     conn: Conn, app_dsn: str, mail: MailServer
 ) -> None:
     with running(app_dsn, mail, "--health-port", "0") as worker:

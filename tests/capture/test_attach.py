@@ -807,7 +807,7 @@ REFUSALS: list[tuple[str, str, LiteralString]] = [
 ]  # fmt: skip
 
 
-def test_what_is_refused_says_why(db: Conn) -> None:
+def test_attach_says_why_it_refuses(db: Conn) -> None:
     db.execute("create table thing (id int primary key, v int)")
     db.execute("create table keyless (v int)")
     db.execute("create view a_view as select 1 as id")
@@ -848,7 +848,7 @@ def test_rows_written_while_attaching_are_recorded_or_come_before(db: Conn, form
 
 
 @pytest.mark.parametrize("hidden", ["ignore", "redact"])
-def test_what_is_hidden_is_not_read(db: Conn, hidden: str) -> None:
+def test_hidden_columns_are_not_read(db: Conn, hidden: str) -> None:
     """A file of 140 MB is too long for jsonb as text, and no reason to refuse the write."""
     db.execute("create table upload (id int primary key, name text, body bytea)")
     db.execute(f"select pgaudit_wf.attach('upload', {hidden} => '{{body}}')")

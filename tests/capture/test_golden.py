@@ -86,7 +86,7 @@ def fill(conn: Conn, template: str, **pieces: str | list[str]) -> str:
     return text
 
 
-def test_what_fills_a_slot_is_searched_for_no_other(conn: Conn) -> None:
+def test_text_that_fills_a_slot_is_not_searched_for_slots(conn: Conn) -> None:
     assert (
         fill(conn, "{{a}}, {{b}}", a="{{b}} }} {{ %s", b="\\1 {{a}}") == "{{b}} }} {{ %s, \\1 {{a}}"
     )

@@ -67,7 +67,7 @@ def test_several_at_once(table: Conn) -> None:
     assert found == {"/b": ["old"], "/j": ["value"], "/d": None, "/s": None}
 
 
-def test_what_is_hidden_says_nothing(table: Conn) -> None:
+def test_hidden_columns_are_not_named_in_json_null(table: Conn) -> None:
     table.execute("insert into t (id, r) values (1, 'null')")
     assert "json_null" not in newest(table)[0]
     table.execute("update t set r = '1'")

@@ -854,7 +854,7 @@ def test_directory_names_people_and_lets_in_active_members(
         "insert into app_user (email) values ('ANA@example.com')",
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_inconsistent_rows_of_the_reference_schema_are_refused(
     world: psycopg.Connection[Any], statement: LiteralString
 ) -> None:
     world.execute("insert into workflow_execution (workflow_id) values (gen_random_uuid())")

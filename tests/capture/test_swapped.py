@@ -33,7 +33,7 @@ def test_a_table_swapped_in_by_rename_is_named(conn: Conn) -> None:
     ]
 
 
-def test_so_is_one_that_is_dropped_and_made_anew(conn: Conn) -> None:
+def test_a_table_that_is_dropped_and_created_again_is_named(conn: Conn) -> None:
     for _ in range(2):
         conn.execute("drop table if exists s")
         conn.execute("create table s (id int primary key)")
@@ -44,7 +44,7 @@ def test_so_is_one_that_is_dropped_and_made_anew(conn: Conn) -> None:
     assert [subject for subject, _ in findings(conn)] == ["public.s"]
 
 
-def test_what_was_detached_on_purpose_is_not(conn: Conn) -> None:
+def test_a_table_that_was_detached_is_not_named(conn: Conn) -> None:
     conn.execute("create table s (id int primary key)")
     conn.execute("select pgaudit_wf.attach('s')")
     conn.execute("select pgaudit_wf.detach('s')")
@@ -70,7 +70,7 @@ def test_warn_leaves_to_the_application_what_it_can_try_again(conn: Conn, code: 
 
 
 @pytest.mark.parametrize("code", ["XX000", "22003", "42P01"])
-def test_and_swallows_what_it_cannot(conn: Conn, code: str) -> None:
+def test_warn_lets_the_write_go_on_after_other_errors(conn: Conn, code: str) -> None:
     conn.execute("create table w (id int primary key)")
     conn.execute("select pgaudit_wf.attach('w', on_failure => 'warn')")
     conn.execute(

@@ -48,7 +48,7 @@ def test_a_rule_over_one_is_refused(sale: Conn, op: str, condition: str) -> None
     sale.execute(RULE.format(op, condition.replace("total", "n").replace("large", "n > 5")))
 
 
-def test_so_is_attaching_with_such_a_rule(sale: Conn) -> None:
+def test_attaching_with_a_rule_over_a_virtual_column_is_refused(sale: Conn) -> None:
     sale.execute(RULE.format("update", "new.total > old.total"))
     refused(sale, "select pgaudit_wf.attach('sale')")
 

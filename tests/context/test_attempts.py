@@ -114,7 +114,7 @@ def test_a_failure_is_recorded_with_its_context_and_no_values(db: Conn, dsn: str
     assert db.execute("select count(*) from t").fetchone() == (0,)
 
 
-def test_other_exceptions_and_an_action_of_ones_own(db: Conn, dsn: str) -> None:
+def test_other_exceptions_and_a_custom_action_are_recorded(db: Conn, dsn: str) -> None:
     with pytest.raises(ZeroDivisionError), request_context(db, WHO, action="payment.failed"):
         raise ZeroDivisionError("secret")
     event = the_event(dsn)
@@ -123,7 +123,7 @@ def test_other_exceptions_and_an_action_of_ones_own(db: Conn, dsn: str) -> None:
 
 
 @pytest.mark.parametrize("raised", [psycopg.Rollback, KeyboardInterrupt, SystemExit, None], ids=str)
-def test_what_is_no_failure_is_not_recorded(
+def test_exceptions_that_are_no_failure_are_not_recorded(
     db: Conn, dsn: str, raised: type[BaseException] | None
 ) -> None:
     with contextlib.suppress(KeyboardInterrupt, SystemExit), request_context(db, WHO):
@@ -336,7 +336,7 @@ def test_reading_again_what_was_recorded_makes_no_second_event(
     assert len(events(dsn)) == 4
 
 
-def test_what_is_no_attempt_is_kept_aside(conn: Conn, dsn: str, spool: Path) -> None:
+def test_malformed_attempts_are_set_aside(conn: Conn, dsn: str, spool: Path) -> None:
     good = Attempt("a.failed", "failed", WHO).entry(late=True)
     bad = [
         "no json",

@@ -16,7 +16,7 @@ def test_every_field_is_optional_and_none() -> None:
     assert set(dataclasses.asdict(RequestContext()).values()) == {None}
 
 
-def test_it_is_frozen_and_takes_no_other_attributes() -> None:
+def test_a_context_is_frozen_and_takes_no_other_attributes() -> None:
     context = RequestContext(actor_id="u_1")
     with pytest.raises(dataclasses.FrozenInstanceError):
         context.actor_id = "u_2"  # type: ignore[misc]

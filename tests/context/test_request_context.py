@@ -122,7 +122,7 @@ def test_commits_at_the_end_and_rolls_back_on_an_exception(db: psycopg.Connectio
     assert seen(db) == {}
 
 
-def test_what_the_session_has_left_behind_is_not_inherited(db: psycopg.Connection[Any]) -> None:
+def test_settings_left_by_the_session_are_not_inherited(db: psycopg.Connection[Any]) -> None:
     db.execute("set app.actor_id = 'u_old'")
     db.execute("set app.reason = 'old'")
     db.commit()
@@ -185,7 +185,7 @@ def test_savepoints_of_psycopg_fit_inside(db: psycopg.Connection[Any]) -> None:
     assert count(db) == 1
 
 
-def test_it_joins_an_explicit_transaction_and_restores_what_was_set(
+def test_a_context_joins_a_transaction_and_restores_what_was_set(
     db: psycopg.Connection[Any],
 ) -> None:
     with db.transaction():
@@ -202,7 +202,7 @@ def test_it_joins_an_explicit_transaction_and_restores_what_was_set(
     assert count(db) == 1
 
 
-def test_what_it_cannot_restore_it_does_not_touch(db: psycopg.Connection[Any]) -> None:
+def test_a_context_leaves_alone_what_it_could_not_restore(db: psycopg.Connection[Any]) -> None:
     with db.transaction():
         db.execute("set local app.ip = 'nowhere'")
         with (

@@ -307,7 +307,7 @@ def test_deep_nesting_is_refused_clearly(call: Call) -> None:
 
 
 @pytest.mark.parametrize("depth", [193, 194, 195, 196, 197])
-def test_both_ways_stop_at_the_same_depth(conn: psycopg.Connection, depth: int) -> None:
+def test_database_and_python_refuse_the_same_depth(conn: psycopg.Connection, depth: int) -> None:
     deep: Any = 1
     for _ in range(depth):
         deep = {"x": deep}

@@ -84,7 +84,9 @@ def config_change(diff: Diff, before: dict[str, Any], after: dict[str, Any]) -> 
     return dict(change)
 
 
-def test_nothing_changed(diff: Diff, summary: Callable[[Any, Any], str]) -> None:
+def test_equal_definitions_have_no_difference(
+    diff: Diff, summary: Callable[[Any, Any], str]
+) -> None:
     version = graph([node("a", "A")], [edge("a", "a")], description=None)
     moved = graph(
         [{**node("a", "A"), "position": {"x": 9}, "selected": True}],

@@ -99,14 +99,14 @@ def test_the_administrator_is_seen_without_a_context(trail: list[dict[str, Any]]
     assert {entry["db_user"] for entry in trail[:-1]} == {"workflow_app"}
 
 
-def test_what_failed_left_no_trace_and_secrets_none_either(trail: list[dict[str, Any]]) -> None:
+def test_the_trail_holds_neither_failed_changes_nor_secrets(trail: list[dict[str, Any]]) -> None:
     text = json.dumps(trail)
     assert "Free money" not in text
     assert "demo-secret" not in text
     assert text.count("[redacted]") > 10
 
 
-def test_it_is_told_to_people_in_seconds_and_again() -> None:
+def test_the_demo_runs_in_seconds_and_runs_again() -> None:
     for _ in range(2):
         started = time.monotonic()
         done = subprocess.run(

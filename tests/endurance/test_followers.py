@@ -137,7 +137,7 @@ def test_each_event_exactly_once_though_it_is_killed(conn: Conn, dsn: str) -> No
 
 
 @pytest.mark.slow
-def test_its_place_survives_dump_and_restore_into_a_new_cluster(
+def test_the_cursor_survives_dump_and_restore_into_a_new_cluster(
     conn: Conn, dsn: str, server: DevServer
 ) -> None:
     prepare(conn)

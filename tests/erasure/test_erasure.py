@@ -97,7 +97,7 @@ def pseudonymise(conn: Conn, actor: str = "u_ada", *more: str) -> tuple[str, int
     return row  # type: ignore[no-any-return]
 
 
-def test_nothing_tells_who_it_was(lived: Conn) -> None:
+def test_erasure_leaves_nothing_that_identifies_the_person(lived: Conn) -> None:
     conn = lived
     kept = "id, tx_id, occurred_at, actor_id, org_id, action, resource_type, resource_id, outcome"
     before = conn.execute(
@@ -171,7 +171,7 @@ def test_whoever_erases_herself_leaves_no_name(lived: Conn) -> None:
     ).fetchall() == [("u_ada", None, None, None)]
 
 
-def test_it_is_idempotent_and_takes_what_came_since(lived: Conn) -> None:
+def test_erasing_again_covers_events_written_since(lived: Conn) -> None:
     conn = lived
     first = pseudonymise(conn)
     again = pseudonymise(conn)
@@ -204,7 +204,7 @@ def test_an_unknown_actor_is_refused(lived: Conn, actor: str | None) -> None:
     assert lived.execute("select from pgaudit_wf.erasure").fetchall() == []
 
 
-def test_only_the_owner_may_and_the_log_stays_append_only(lived: Conn) -> None:
+def test_only_the_owner_may_erase_and_the_log_stays_append_only(lived: Conn) -> None:
     pseudonymise(lived)
     for role in ("pgaudit_wf_app", "pgaudit_wf_reader"):
         for call in ("pseudonymise('u_bob')", "_begin_erasure('u_bob')"):

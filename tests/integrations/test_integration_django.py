@@ -144,15 +144,13 @@ def test_reads_in_autocommit_mode_cost_nothing_and_writes_a_transaction(
         "select pgaudit_wf.record_event('report.exported')",
     ],
 )
-def test_other_ways_to_write_are_attributed_too(
-    db: psycopg.Connection[Any], statement: str
-) -> None:
+def test_bulk_and_raw_writes_are_attributed(db: psycopg.Connection[Any], statement: str) -> None:
     with bind(actor_id="u_1"), connection.cursor() as cursor:
         cursor.execute(statement)
     assert [row[0] for row in log(db)] == ["u_1"]
 
 
-def test_what_cannot_run_in_a_transaction_still_can(db: psycopg.Connection[Any]) -> None:
+def test_vacuum_and_concurrent_indexes_still_run(db: psycopg.Connection[Any]) -> None:
     with bind(actor_id="u_1"), connection.cursor() as cursor:
         cursor.execute("vacuum auth_group")
         cursor.execute("create index concurrently on auth_group (name)")

@@ -360,7 +360,7 @@ def start_over(conn: Connection) -> None:
     conn.execute("update pgaudit_wf.reader set cursor = null where name = 'seal'")
 
 
-def test_all_is_rewritten_under_another_key(sealed: Connection) -> None:
+def test_a_log_rewritten_under_another_key_is_found(sealed: Connection) -> None:
     kept = newest_checkpoint(sealed)
     forger = SigningKey.generate(KEY.name)
     sealed.execute(f"update {LOG} set actor_id = 'somebody else'")
@@ -374,7 +374,7 @@ def test_all_is_rewritten_under_another_key(sealed: Connection) -> None:
                for p in report.problems)  # fmt: skip
 
 
-def test_all_is_rewritten_under_the_stolen_key(sealed: Connection) -> None:
+def test_a_log_rewritten_under_the_stolen_key_is_found(sealed: Connection) -> None:
     kept = newest_checkpoint(sealed)
     sealed.execute(f"update {LOG} set actor_id = 'somebody else'")
     start_over(sealed)

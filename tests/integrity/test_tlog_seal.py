@@ -214,7 +214,7 @@ class Dying:
         raise SigningKeyError("the card was pulled out")
 
 
-def test_what_a_crash_left_unsigned_is_signed_next_time(conn: Connection) -> None:
+def test_a_seal_that_a_crash_left_unsigned_is_signed_next_time(conn: Connection) -> None:
     record(conn, 5)
     with pytest.raises(SigningKeyError):
         Sealer(Dying()).step(conn)

@@ -231,7 +231,7 @@ def test_an_attempt_is_attested_by_its_id(signed: psycopg.Connection[Any]) -> No
         assert events(signed)[-1] == ("u_1", wanted)
 
 
-def test_other_ways_to_the_database_sign_too(signed: psycopg.Connection[Any], dsn: str) -> None:
+def test_sqlalchemy_signs_what_it_writes(signed: psycopg.Connection[Any], dsn: str) -> None:
     engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
     install(engine)
     with pgaudit_wf.bind(actor_id="u_1", attest=KEY), engine.begin() as conn:

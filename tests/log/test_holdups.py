@@ -39,7 +39,7 @@ def test_transactions_that_hold_up_readers_are_named(conn: Conn, dsn: str) -> No
     writing.close()
 
 
-def test_so_are_prepared_ones(conn: Conn) -> None:
+def test_prepared_transactions_that_hold_up_readers_are_named(conn: Conn) -> None:
     if conn.execute("show max_prepared_transactions").fetchone() == ("0",):
         return
     conn.execute("begin")

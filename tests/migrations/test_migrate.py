@@ -293,7 +293,7 @@ def test_the_app_schema_comes_and_goes_alone(server: DevServer, empty_dsn: str) 
     assert value(empty_dsn, "select count(*) from pgaudit_wf.attached") == 0
 
 
-def test_what_was_detached_or_dropped_by_hand_does_not_stand_in_the_way(
+def test_tables_detached_or_dropped_by_hand_do_not_stop_the_uninstall(
     server: DevServer, empty_dsn: str
 ) -> None:
     before = dump(server, empty_dsn)
@@ -591,7 +591,7 @@ def test_a_plain_owner_needs_no_superuser(
         applied(theirs)
 
 
-def test_who_may_not_create_schemas_is_told_how_to(
+def test_a_role_that_may_not_create_schemas_is_told_what_to_do(
     server: DevServer, empty_dsn: str, role: Callable[[str], str]
 ) -> None:
     name = role(f"guest_{uuid.uuid4().hex}")
@@ -1046,7 +1046,7 @@ def test_after_a_release_changes_become_a_migration(
     assert [len(files) for files in released_versions(checkout).values()] == [2, 3]
 
 
-def test_what_is_used_no_longer_goes_last(
+def test_a_function_is_dropped_after_the_view_that_called_it(
     server: DevServer, empty_dsn: str, released: Path
 ) -> None:
     source = released / "sql" / "core" / "010_all.sql"

@@ -152,7 +152,9 @@ def test_a_broken_export_is_in_the_trail_too(hostile: Conn) -> None:
     assert 0 < events < len(HOSTILE)
 
 
-def test_what_comes_meanwhile_is_left_out(hostile: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_written_during_an_export_are_left_out(
+    hostile: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pgaudit_wf.export.trail._PAGE", 5)
 
     class Writing(io.StringIO):

@@ -71,7 +71,7 @@ def everything_due(events: tuple[int, int] = (28, 31)) -> list[Step]:
     ]
 
 
-def test_it_does_exactly_what_the_plan_says(due: Conn, tmp_path: Path) -> None:
+def test_maintenance_does_exactly_what_its_plan_says(due: Conn, tmp_path: Path) -> None:
     before = list(whole_trail(due))
     planned = plan(due, archive_url=str(tmp_path), months_ahead=4)
     assert list(planned) == everything_due()
@@ -213,7 +213,7 @@ def test_hooks_run_before_anything_is_archived(due: Conn, tmp_path: Path) -> Non
     assert done[0] == Step("hook", "seal", 61)
 
 
-def test_it_stops_between_steps_when_asked(due: Conn, tmp_path: Path) -> None:
+def test_maintenance_stops_between_steps_when_asked(due: Conn, tmp_path: Path) -> None:
     done: list[Step] = []
     for step in maintain(due, archive_url=str(tmp_path), stopping=lambda: len(done) >= 2):
         done.append(step)  # noqa: PERF402
@@ -348,7 +348,7 @@ def test_a_month_stays_if_its_archive_is_not_what_was_written(
     stopped(due, tmp_path, "prune", problem)
 
 
-def test_what_was_recorded_is_compared_with_the_log(due: Conn, tmp_path: Path) -> None:
+def test_an_archive_file_is_compared_with_the_log(due: Conn, tmp_path: Path) -> None:
     """A file that is what was recorded, but does not hold what the log does."""
     for change, problem in (
         (lambda rows: rows[3].update(action="x"), "has a different event"),

@@ -399,7 +399,7 @@ def test_without_event_triggers_pruning_works_too(owner_dsn: str) -> None:
         refused(conn, "PA341", "select pgaudit_wf.prune(%s)", fill(conn, 2))
 
 
-def test_others_than_the_owner_cannot_prune(conn: Conn) -> None:
+def test_only_the_owner_can_prune(conn: Conn) -> None:
     old = fill(conn, 40)
     for role in ("pgaudit_wf_app", "pgaudit_wf_reader"):
         for statement in (

@@ -258,7 +258,7 @@ def test_an_owner_reads_his_organization_only(reader: psycopg.Connection) -> Non
     ("actor", "org"),
     [("u_bo", "o_acme"), ("u_ana", "o_globex"), (None, "o_acme"), ("u_ana", None), (None, None)],
 )
-def test_nobody_else_reads_it(
+def test_only_a_member_of_the_organization_reads_the_trail(
     reader: psycopg.Connection, actor: str | None, org: str | None
 ) -> None:
     with (
@@ -427,7 +427,7 @@ def test_refusals_are_exceptions_of_ours(
     assert isinstance(caught.value.__cause__, psycopg.Error)
 
 
-def test_other_errors_stay_the_drivers(app_conn: psycopg.Connection) -> None:
+def test_errors_of_the_application_stay_those_of_the_driver(app_conn: psycopg.Connection) -> None:
     with pytest.raises(psycopg.errors.UndefinedTable):
         row_as_of(app_conn, "nowhere", "1")
 

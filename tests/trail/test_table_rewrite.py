@@ -70,7 +70,7 @@ def test_what_a_row_was_before_comes_from_the_log(conn: Conn, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["using", "another type"])
-def test_what_nobody_can_know_is_an_error(conn: Conn, name: str) -> None:
+def test_a_row_that_the_log_does_not_know_is_an_error(conn: Conn, name: str) -> None:
     make(conn, attached_first=False)
     before = now(conn)
     conn.execute(REWRITES[name].encode())

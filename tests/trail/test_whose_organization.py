@@ -72,7 +72,7 @@ def test_runs_with_a_definition(world: Conn) -> None:
             assert conn.execute(asked, [content_hash]).fetchall() == []
 
 
-def test_who_ran_what(world: Conn) -> None:
+def test_execution_attribution_answers_for_one_organization(world: Conn) -> None:
     asked = "select execution_id from pgaudit_wf.execution_attribution('workflow_execution', %s)"
     with reading(world, "a", "ana") as conn:
         assert conn.execute(asked, [RUN_A]).fetchall() == [(RUN_A,)]

@@ -138,7 +138,7 @@ def test_filters(client: TestClient) -> None:
         assert {entry["action"] for entry in answer.json()["entries"]} == actions, params
 
 
-def test_other_organizations_are_not_there(client: TestClient, world: World) -> None:
+def test_other_organizations_are_not_found(client: TestClient, world: World) -> None:
     foreign = audit_trail(world.conn, org_id="o_globex").entries[0].cursor
     for path in (
         "/api/security/audit?org_id=o_globex", "/api/security/audit/export?org_id=o_globex",

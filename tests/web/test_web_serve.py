@@ -55,7 +55,7 @@ def test_the_address_that_is_printed_lets_in_and_no_other(world: World) -> None:
 
 
 @pytest.mark.parametrize("actor", ["u_bo", "u_chidi", "u_nobody"])
-def test_only_an_owner_or_admin_is_served(world: World, actor: str) -> None:
+def test_only_an_owner_or_admin_is_served_pages(world: World, actor: str) -> None:
     done = subprocess.run(
         [PROGRAM, "serve", "--org", "o_acme", "--as", actor, "-d", world.reader_dsn, "--port", "0"],
         capture_output=True, text=True, check=False, timeout=60,

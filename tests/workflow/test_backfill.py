@@ -80,7 +80,7 @@ def test_batches_in_the_order_of_ids_and_once_only(db: Conn) -> None:
     assert history(db) == FIRST
 
 
-def test_what_the_application_saved_first_is_left_alone(db: Conn) -> None:
+def test_versions_that_the_application_saved_first_are_kept(db: Conn) -> None:
     db.execute("update flow set nodes = '[]' where id = 3")
     db.execute("insert into flow values (26, 'o_1', 'New', '[]', '[]')")
     db.execute("delete from flow where id = 4")
@@ -223,7 +223,7 @@ def test_composite_and_text_keys(db: Conn) -> None:
     ("call", "sqlstate"),
     [("'pg_class'", "PA005"), ("'flow', null, 0", "PA008"), ("'flow', null, null", "PA008")],
 )
-def test_what_it_refuses(db: Conn, call: str, sqlstate: str) -> None:
+def test_backfill_refuses_bad_arguments(db: Conn, call: str, sqlstate: str) -> None:
     with pytest.raises(psycopg.Error) as caught:
         db.execute(f"select pgaudit_wf.backfill_workflows({call})".encode())
     assert caught.value.sqlstate == sqlstate

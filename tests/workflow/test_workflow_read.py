@@ -349,7 +349,7 @@ def test_a_run_of_a_definition_that_came_back_later(world: Conn) -> None:
     assert workflow_versions(world, FLOW).versions[0].content_hash == found.executed_workflow_hash
 
 
-def test_who_and_what_ever_used_a_definition(world: Conn) -> None:
+def test_definition_usage_lists_everyone_who_used_it(world: Conn) -> None:
     run = start(world)
     digest = workflow_versions(world, FLOW).versions[0].content_hash
     found = definition_usage(world, digest)
