@@ -11,7 +11,7 @@ MAKES = "what it creates has to belong to the schema's owner, whichever administ
 GUARDED = (
     "the rows are behind append-only guards that only the owner passes, and which look for its role"
 )
-QUEUE = "the job's role gets these calls and no right to the tables, which hold addresses"
+QUEUE = "can be granted to a job that may read none of the tables, which hold addresses"
 CALLED = "called by functions that run with a user's rights, who may not write this table"
 ONE_ORG = "checks that the caller may read the organization, and reads tables that hold all of them"
 
