@@ -724,6 +724,42 @@ def test_a_digest_stays_the_same_when_it_is_repeated(
     assert states(org) == {"sent": 11}
 
 
+def test_the_window_of_a_burst_is_the_policys(org: Conn, app_dsn: str, mail: MailServer) -> None:
+    no_rules(org)
+    rule(org, "x.*", address="a@x.example")
+
+    def held_back(window: str) -> bool:
+        policy(org, f"burst_messages = 1, burst_window = '{window}'")
+        for _ in range(3):
+            event(org, "x.happened")
+            work(app_dsn, smtp=smtp(mail))
+        waiting = states(org).get("pending", 0)
+        org.execute("delete from pgaudit_wf.alert_delivery")
+        return waiting > 0
+
+    assert held_back("10 minutes")
+    assert not held_back("1 microsecond")
+
+
+def test_an_event_without_organization_goes_to_the_person_that_the_rule_says(
+    org: Conn, app_dsn: str, mail: MailServer
+) -> None:
+    no_rules(org)
+    for person in ("eve", "fay"):
+        org.execute(
+            "insert into app_user (id, email) values (%s, %s)", [person, f"{person}@x.example"]
+        )
+    org.execute("create table device (id int primary key, user_id text, holder text)")
+    org.execute("select pgaudit_wf.attach('device')")
+    rule(org, "device.created", audience="owners")
+    org.execute("insert into device values (1, 'eve', 'fay')")
+    work(app_dsn, smtp=smtp(mail))
+    org.execute("update pgaudit_wf.alert_rule set person_column = 'holder'")
+    org.execute("insert into device values (2, 'eve', 'fay')")
+    work(app_dsn, smtp=smtp(mail))
+    assert [one.recipients for one in mail.taken] == [("eve@x.example",), ("fay@x.example",)]
+
+
 # TLS and signing in
 
 
