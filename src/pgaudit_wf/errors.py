@@ -244,6 +244,12 @@ class VersionPrunedError(DatabaseError):
     sqlstate = "PA344"
 
 
+class NotSealedError(DatabaseError):
+    """Events or an archive have yet to be sealed before anything may be removed."""
+
+    sqlstate = "PA345"
+
+
 class UnknownActorError(DatabaseError):
     """Unknown actor: the actor to erase appears nowhere."""
 

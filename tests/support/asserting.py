@@ -1,13 +1,15 @@
 """What tests look at, and how they wait for it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, LiteralString
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from pgaudit_wf.archive.read import whole_trail
+from pgaudit_wf.trail.event import TrailEntry
 from support.server import Conn
 
 
@@ -18,6 +20,11 @@ def events(conn: Conn, columns: LiteralString = "action") -> list[Any]:
             sql.SQL(columns)
         )
     ).fetchall()
+
+
+def application_trail(*args: Any, **options: Any) -> Iterator[TrailEntry]:  # noqa: ANN401
+    """`whole_trail` without what says that a part of the trail was archived or pruned."""
+    return (one for one in whole_trail(*args, **options) if not one.action.startswith("audit."))
 
 
 def fails(conn: Conn, sqlstate: str, message: str, query: LiteralString, *args: object) -> str:

@@ -113,6 +113,36 @@ $$;
 comment on function pgaudit_wf._record_event(text, text, text, jsonb, jsonb, jsonb, text, boolean) is
     'Writes the event of record_event() or record_attempt(), which say whether its context is attested.';
 
+create function pgaudit_wf._record_release(
+    event_id bigint, action text, resource_type text, resource_id text, org_id text, metadata jsonb
+) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Captured, unlike what an application reports by record_event(): that could say anything.
+    insert into pgaudit_wf.security_audit_log (id, action, resource_type, resource_id, org_id, captured, metadata)
+    overriding system value
+    values (_record_release.event_id, _record_release.action, _record_release.resource_type, _record_release.resource_id,
+        _record_release.org_id, true,
+        jsonb_strip_nulls(jsonb_build_object('reason', pgaudit_wf._context_reason())) || _record_release.metadata)
+$$;
+comment on function pgaudit_wf._record_release(bigint, text, text, text, text, jsonb) is
+    'Records that a part of the trail was archived, pruned or erased, and exactly which: verify accepts that something is gone '
+    'only if such an event is sealed. event_id comes from _next_event_id().';
+
+create function pgaudit_wf._is_release(action text) returns boolean
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$ select action in ('audit.archived', 'audit.pruned', 'audit.history_pruned', 'audit.archive_rewritten', 'actor.pseudonymised') $$;
+comment on function pgaudit_wf._is_release(text) is
+    'Whether events of that action say what has left the trail: no policy ever lets them go.';
+
+create function pgaudit_wf._next_event_id() returns bigint
+language sql
+set search_path = pg_catalog, pg_temp
+as $$ select nextval(pg_get_serial_sequence('pgaudit_wf.security_audit_log', 'id')) $$;
+comment on function pgaudit_wf._next_event_id() is 'A number for an event that has to be known before the event is recorded.';
+
 create function pgaudit_wf.record_event(
     action text,
     resource_type text default null,

@@ -67,13 +67,14 @@ set search_path = pg_catalog, pg_temp
 as $$
     select p.keep_days
     from pgaudit_wf.retention_policy as p
-    where pgaudit_wf._matches_pattern(retention_days.action, p.action_pattern) and (p.org_id is null or p.org_id = retention_days.org_id)
+    where not pgaudit_wf._is_release(retention_days.action)
+        and pgaudit_wf._matches_pattern(retention_days.action, p.action_pattern) and (p.org_id is null or p.org_id = retention_days.org_id)
     order by p.org_id is null, length(replace(p.action_pattern, '*', '')) desc, strpos(p.action_pattern, '*') > 0, p.action_pattern desc
     limit 1
 $$;
 comment on function pgaudit_wf.retention_days(text, text) is
     'Days for which an event of that action and organization is kept after the end of its month; '
-    'null: forever, also when no policy matches.';
+    'null: forever, also when no policy matches, and for what says what was archived, pruned or erased.';
 
 create function pgaudit_wf._kept_until(to_time timestamptz, keep_days integer) returns timestamptz
 language sql immutable parallel safe

@@ -87,6 +87,17 @@ begin
             using errcode = 'PA342', hint = 'pgaudit-wf maintain first reads it back and compares it with the log.';
     end if;
 
+    if total > 0 and pgaudit_wf._is_sealed() and not exists (
+        select from pgaudit_wf.log_leaf as l
+        join pgaudit_wf.log_checkpoint as c on c.note is not null and c.size > l.leaf_index
+        where l.event_id = (select a.event_id from pgaudit_wf.archive as a
+            where a.partition_name = prune.partition_name order by a.id desc limit 1))
+    then
+        raise exception 'that % is archived is not sealed yet', prune.partition_name
+            using errcode = 'PA345', hint = 'Seal the log first (pgaudit-wf seal): whoever verifies it accepts as pruned only what is '
+                'signed as archived.';
+    end if;
+
     if expired < total then
         execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', fresh);
         perform pgaudit_wf._revoke_defaults(format('pgaudit_wf.%I', fresh)::regclass);
@@ -113,6 +124,9 @@ begin
             prune.partition_name, month.from_time, month.to_time);
         perform pgaudit_wf._guard_log_partition(prune.partition_name);
     end if;
+    perform pgaudit_wf._record_release(pgaudit_wf._next_event_id(), 'audit.pruned', 'archive', (
+            select max(a.id)::text from pgaudit_wf.archive as a where a.partition_name = prune.partition_name), null,
+        jsonb_build_object('month', to_char(month.from_time, 'YYYY-MM'), 'events', total - carried, 'kept', carried));
     return total - carried;
 end
 $$;
@@ -120,7 +134,8 @@ comment on function pgaudit_wf.prune(text) is
     'Removes a month of the log that is archived and out of the retention window, and returns how many events that were; '
     'those under a longer policy stay, in a new partition of that month. '
     'Raises PA340 if it is not a month of the log, PA341 inside the window or less than 30 days after its end, '
-    'PA342 if it holds an event that is not archived, or the archive has yet to be read back.';
+    'PA342 if it holds an event that is not archived, or the archive has yet to be read back, '
+    'PA345 if the log is sealed and its event audit.archived is not yet. Recorded as audit.pruned.';
 
 create function pgaudit_wf._prunable_versions_query() returns text
 language sql stable
@@ -180,6 +195,7 @@ declare
     bare pgaudit_wf.workflow_history;
     keys text[] := '{}';
     numbers integer[] := '{}';
+    event_id constant bigint := pgaudit_wf._next_event_id();
 begin
     if coalesce(prune_history.max_versions, 0) < 1 then
         raise exception 'max_versions must be at least 1' using errcode = 'PA008';
@@ -195,7 +211,7 @@ begin
         bare := version;
         bare.snapshot := null;
         bare.pruned_at := now();
-        perform pgaudit_wf._keep_commitments(version, bare);
+        perform pgaudit_wf._keep_commitments(version, bare, event_id);
         keys := keys || version.workflow_id;
         numbers := numbers || version.version;
     end loop;
@@ -204,10 +220,14 @@ begin
     where h.workflow_id = v.workflow_id and h.version = v.version;
     get diagnostics pruned = row_count;
     alter table pgaudit_wf.workflow_history enable always trigger append_only;
+    if pruned > 0 then
+        perform pgaudit_wf._record_release(event_id, 'audit.history_pruned', null, null, null,
+            jsonb_build_object('versions', pruned) || pgaudit_wf._released_parts(event_id));
+    end if;
     return pruned;
 end
 $$;
 comment on function pgaudit_wf.prune_history(integer) is
     'Removes the snapshots of up to max_versions versions that version_policy no longer keeps and no run refers to; returns how many. '
     'Numbers, hashes, changes, authors and times stay, so the chain still verifies. Call it until it returns less than max_versions. '
-    'Raises PA008 on a wrong argument.';
+    'Recorded as audit.history_pruned. Raises PA008 on a wrong argument.';

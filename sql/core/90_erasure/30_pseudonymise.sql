@@ -9,7 +9,8 @@ create table pgaudit_wf.erasure (
     erased_at timestamptz not null default now(),
     last_run_at timestamptz,
     events bigint not null default 0,
-    versions bigint not null default 0
+    versions bigint not null default 0,
+    release_id bigint
 );
 comment on table pgaudit_wf.erasure is
     'Actors whose name, e-mail, address and user agent were erased. Holds no such value. Written by pseudonymise() only.';
@@ -20,6 +21,8 @@ comment on column pgaudit_wf.erasure.erased_at is 'When it was first requested.'
 comment on column pgaudit_wf.erasure.last_run_at is 'When it was last run; null: requested, not run yet.';
 comment on column pgaudit_wf.erasure.events is 'Events of the log changed so far.';
 comment on column pgaudit_wf.erasure.versions is 'Versions of workflows changed so far.';
+comment on column pgaudit_wf.erasure.release_id is
+    'Number that the event actor.pseudonymised of the current run will have; null: none is in progress.';
 
 create table pgaudit_wf.erased_event (
     actor_id text not null references pgaudit_wf.erasure (actor_id),
@@ -88,7 +91,7 @@ $$;
 comment on function pgaudit_wf._archives_with(text) is 'Numbers of the archives whose file an erasure has not yet rewritten.';
 
 create function pgaudit_wf._erase_from_partition(
-    part regclass, actor_id text, pseudonym text, known pgaudit_wf.personal_value[]
+    part regclass, actor_id text, pseudonym text, known pgaudit_wf.personal_value[], release_id bigint
 ) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -115,9 +118,9 @@ begin
     perform pgaudit_wf._lock_seal();
     execute format(
         'select pgaudit_wf._keep_commitments('
-        '     l::pgaudit_wf.security_audit_log, pgaudit_wf._mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4))'
+        '     l::pgaudit_wf.security_audit_log, pgaudit_wf._mask_event(l::pgaudit_wf.security_audit_log, $1, $2, $3, $4), $6)'
         ' from only %s as l where l.id = any ($5)', part)
-        using _erase_from_partition.actor_id, _erase_from_partition.pseudonym, types, known, ids;
+        using _erase_from_partition.actor_id, _erase_from_partition.pseudonym, types, known, ids, _erase_from_partition.release_id;
     execute format('alter table %s disable trigger append_only_row, disable trigger append_only', part);
     execute format(
         'with masked as ('
@@ -144,7 +147,7 @@ begin
     return changed;
 end
 $$;
-comment on function pgaudit_wf._erase_from_partition(regclass, text, text, pgaudit_wf.personal_value[]) is
+comment on function pgaudit_wf._erase_from_partition(regclass, text, text, pgaudit_wf.personal_value[], bigint) is
     'Erases an actor from one partition of the log; returns how many events that changed.';
 
 create function pgaudit_wf._begin_erasure(actor_id text, known_elsewhere boolean default false) returns text
@@ -155,8 +158,9 @@ declare
     known text;
 begin
     perform pgaudit_wf._take_turn('erasure');
-    select e.pseudonym into known from pgaudit_wf.erasure as e where e.actor_id = _begin_erasure.actor_id;
-    if known is not null then
+    update pgaudit_wf.erasure as e set release_id = coalesce(e.release_id, pgaudit_wf._next_event_id())
+    where e.actor_id = _begin_erasure.actor_id returning e.pseudonym into known;
+    if found then
         return known;
     end if;
     -- A typo must not pass for an erasure.
@@ -172,8 +176,8 @@ begin
             using errcode = 'PA360',
                 hint = 'Pass the id as in app.actor_id; this one is in neither the log, the history nor pgaudit_wf.actor_directory.';
     end if;
-    insert into pgaudit_wf.erasure (actor_id, pseudonym)
-    values (_begin_erasure.actor_id, 'erased-' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16))
+    insert into pgaudit_wf.erasure (actor_id, pseudonym, release_id)
+    values (_begin_erasure.actor_id, 'erased-' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16), pgaudit_wf._next_event_id())
     returning pseudonym into known;
     return known;
 end
@@ -201,9 +205,12 @@ declare
     version pgaudit_wf.workflow_history;
     masked pgaudit_wf.workflow_history;
     first_run boolean;
+    event_id bigint;
+    released jsonb;
 begin
     pseudonym := pgaudit_wf._begin_erasure(pseudonymise.actor_id);
-    first_run := (select e.last_run_at is null from pgaudit_wf.erasure as e where e.actor_id = pseudonymise.actor_id);
+    select e.last_run_at is null, e.release_id into first_run, event_id
+    from pgaudit_wf.erasure as e where e.actor_id = pseudonymise.actor_id;
     known := array(
         select v from pgaudit_wf._actor_values(pseudonymise.actor_id) as v
         union
@@ -220,7 +227,7 @@ begin
         loop
             masked := version;
             masked.actor_label := pseudonymise.pseudonym;
-            perform pgaudit_wf._keep_commitments(version, masked);
+            perform pgaudit_wf._keep_commitments(version, masked, event_id);
         end loop;
         alter table pgaudit_wf.workflow_history disable trigger append_only;
         update pgaudit_wf.workflow_history as h set actor_label = pseudonymise.pseudonym
@@ -234,7 +241,7 @@ begin
         select m.relation from pgaudit_wf.log_months() as m
         union all select 'pgaudit_wf.security_audit_log_default'::regclass
     loop
-        events := events + pgaudit_wf._erase_from_partition(part, pseudonymise.actor_id, pseudonym, known);
+        events := events + pgaudit_wf._erase_from_partition(part, pseudonymise.actor_id, pseudonym, known, event_id);
     end loop;
     -- Pending deliveries still need their address.
     update pgaudit_wf.alert_delivery as d
@@ -244,17 +251,20 @@ begin
     archives := (select count(*) from pgaudit_wf._archives_with(pseudonym));
 
     update pgaudit_wf.erasure as e
-    set last_run_at = now(), events = e.events + pseudonymise.events, versions = e.versions + pseudonymise.versions
+    set last_run_at = now(), events = e.events + pseudonymise.events, versions = e.versions + pseudonymise.versions, release_id = null
     where e.actor_id = pseudonymise.actor_id;
-    if first_run or events > 0 or versions > 0 then
+    released := pgaudit_wf._released_parts(event_id);
+    if first_run or events > 0 or versions > 0 or released <> '{}' then
         -- Actors who erase themselves must not be recorded by name for it, nor must the reason name anybody erased.
         if own then
             perform set_config('app.actor_label', '', true), set_config('app.ip', '', true), set_config('app.user_agent', '', true);
         end if;
         perform set_config('app.reason',
             coalesce(pgaudit_wf._mask_text(reason, array(select v.value from unnest(known) as v), emails, pseudonym), ''), true);
-        perform pgaudit_wf.record_event('actor.pseudonymised', 'actor', pseudonymise.actor_id,
-            metadata => jsonb_build_object('pseudonym', pseudonym, 'events', events, 'versions', versions, 'archives', archives));
+        perform pgaudit_wf._record_release(event_id, 'actor.pseudonymised', 'actor', pseudonymise.actor_id,
+            pgaudit_wf._context_value('app.org_id'),
+            jsonb_build_object('pseudonym', pseudonym, 'events', events, 'versions', versions, 'archives', archives)
+            || released);
         perform set_config('app.reason', coalesce(reason, ''), true);
         if own then
             perform set_config('app.actor_label', coalesce(label, ''), true), set_config('app.ip', coalesce(address, ''), true),

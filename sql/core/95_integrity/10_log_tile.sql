@@ -53,8 +53,10 @@ create table pgaudit_wf.log_kept (
     part text not null,
     key bytea,
     commitment bytea,
+    release_id bigint,
     primary key (leaf_index, part),
-    constraint log_kept_rest check (num_nonnulls(key, commitment) = 1 and length(coalesce(key, commitment)) = 32)
+    constraint log_kept_rest check (num_nonnulls(key, commitment) = 1 and length(coalesce(key, commitment)) = 32),
+    constraint log_kept_release check ((commitment is null) = (release_id is null))
 );
 comment on table pgaudit_wf.log_kept is 'What is left of the secret of a leaf after an erasure. For the owner only.';
 comment on column pgaudit_wf.log_kept.leaf_index is 'The leaf.';
@@ -62,6 +64,8 @@ comment on column pgaudit_wf.log_kept.part is 'Part of the leaf that is committe
 comment on column pgaudit_wf.log_kept.key is 'Key of the part''s commitment, where its value is still there.';
 comment on column pgaudit_wf.log_kept.commitment is
     'The commitment, where the value was erased: it proves nothing about the value without the key, which is gone.';
+comment on column pgaudit_wf.log_kept.release_id is
+    'id of the event that says that the value was erased: actor.pseudonymised or audit.history_pruned.';
 
 create table pgaudit_wf.log_checkpoint (
     size bigint primary key,
@@ -122,7 +126,7 @@ begin
         when 'log_checkpoint' then was ->> 'note' is null and is_now - 'note' = was - 'note'
         when 'log_leaf' then is_now ->> 'salt' is null and is_now - 'salt' = was - 'salt'
         else is_now ->> 'key' is null and was ->> 'key' is not null
-            and is_now - '{key,commitment}'::text[] = was - '{key,commitment}'::text[]
+            and is_now - '{key,commitment,release_id}'::text[] = was - '{key,commitment,release_id}'::text[]
     end;
     if allowed then
         return new;
@@ -208,7 +212,7 @@ $$;
 comment on function pgaudit_wf._version_parts(pgaudit_wf.workflow_history) is 'The parts of a version to which its leaf holds commitments.';
 
 create function pgaudit_wf._keep_parts(
-    leaf_index bigint, before_parts text[], before_contents text[], after_parts text[], after_contents text[]
+    leaf_index bigint, before_parts text[], before_contents text[], after_parts text[], after_contents text[], release_id bigint
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -220,7 +224,7 @@ begin
     if secret is null then
         -- Not the first erasure in it.
         update pgaudit_wf.log_kept as k
-        set key = null, commitment = sha256(k.key || convert_to(was.content, 'UTF8'))
+        set key = null, commitment = sha256(k.key || convert_to(was.content, 'UTF8')), release_id = _keep_parts.release_id
         from unnest(before_parts, before_contents) as was (part, content)
         where k.leaf_index = _keep_parts.leaf_index and k.part = was.part and k.key is not null
             and not exists (
@@ -228,17 +232,18 @@ begin
                 where becomes.part = was.part and becomes.content = was.content);
         return;
     end if;
-    insert into pgaudit_wf.log_kept (leaf_index, part, key, commitment)
+    insert into pgaudit_wf.log_kept (leaf_index, part, key, commitment, release_id)
     select _keep_parts.leaf_index, was.part,
         case when becomes.content = was.content then own.key end,
-        case when becomes.content = was.content then null else sha256(own.key || convert_to(was.content, 'UTF8')) end
+        case when becomes.content = was.content then null else sha256(own.key || convert_to(was.content, 'UTF8')) end,
+        case when becomes.content = was.content then null else _keep_parts.release_id end
     from unnest(before_parts, before_contents) as was (part, content)
     left join unnest(after_parts, after_contents) as becomes (part, content) on becomes.part = was.part,
     lateral (select sha256(secret || convert_to(was.part, 'UTF8')) as key) as own;
     update pgaudit_wf.log_leaf as l set salt = null where l.leaf_index = _keep_parts.leaf_index;
 end
 $$;
-comment on function pgaudit_wf._keep_parts(bigint, text[], text[], text[], text[]) is
+comment on function pgaudit_wf._keep_parts(bigint, text[], text[], text[], text[], bigint) is
     'Keeps the commitments to those parts of a leaf that are about to change, and of the others the keys; destroys the leaf''s secret.';
 
 create function pgaudit_wf._lock_seal() returns void
@@ -251,7 +256,9 @@ end
 $$;
 comment on function pgaudit_wf._lock_seal() is 'Waits for a sealer at work and keeps others out until the end of the transaction.';
 
-create function pgaudit_wf._keep_commitments(was pgaudit_wf.security_audit_log, becomes pgaudit_wf.security_audit_log) returns void
+create function pgaudit_wf._keep_commitments(
+    was pgaudit_wf.security_audit_log, becomes pgaudit_wf.security_audit_log, release_id bigint
+) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -264,15 +271,17 @@ begin
             array(select p.part from pgaudit_wf._event_parts(was) as p order by p.part),
             array(select p.content from pgaudit_wf._event_parts(was) as p order by p.part),
             array(select p.part from pgaudit_wf._event_parts(becomes) as p order by p.part),
-            array(select p.content from pgaudit_wf._event_parts(becomes) as p order by p.part));
+            array(select p.content from pgaudit_wf._event_parts(becomes) as p order by p.part), release_id);
     end if;
 end
 $$;
-comment on function pgaudit_wf._keep_commitments(pgaudit_wf.security_audit_log, pgaudit_wf.security_audit_log) is
+comment on function pgaudit_wf._keep_commitments(pgaudit_wf.security_audit_log, pgaudit_wf.security_audit_log, bigint) is
     'Before an event is masked: keeps what its leaf needs so that the masked event still verifies, '
     'and destroys the secret with which what is masked could be guessed. Call _lock_seal() first.';
 
-create function pgaudit_wf._keep_commitments(was pgaudit_wf.workflow_history, becomes pgaudit_wf.workflow_history) returns void
+create function pgaudit_wf._keep_commitments(
+    was pgaudit_wf.workflow_history, becomes pgaudit_wf.workflow_history, release_id bigint
+) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -285,9 +294,9 @@ begin
             array(select p.part from pgaudit_wf._version_parts(was) as p order by p.part),
             array(select p.content from pgaudit_wf._version_parts(was) as p order by p.part),
             array(select p.part from pgaudit_wf._version_parts(becomes) as p order by p.part),
-            array(select p.content from pgaudit_wf._version_parts(becomes) as p order by p.part));
+            array(select p.content from pgaudit_wf._version_parts(becomes) as p order by p.part), release_id);
     end if;
 end
 $$;
-comment on function pgaudit_wf._keep_commitments(pgaudit_wf.workflow_history, pgaudit_wf.workflow_history) is
+comment on function pgaudit_wf._keep_commitments(pgaudit_wf.workflow_history, pgaudit_wf.workflow_history, bigint) is
     'The same for a version of a workflow.';

@@ -224,7 +224,13 @@ def apply_mask(
         # As for the log: sealed events must still verify without the erased values.
         with conn.transaction():
             conn.execute("select pgaudit_wf._lock_seal()")
-            conn.execute("select pgaudit_wf._keep_commitments(e, m)" + source, parameters)
+            (release,) = one(
+                conn, "select release_id from pgaudit_wf.erasure where actor_id = %s", [actor_id]
+            )
+            conn.execute(
+                "select pgaudit_wf._keep_commitments(e, m, %(release)s)" + source,
+                parameters | {"release": release},
+            )
     rows = conn.execute(
         "select (m).actor_label, (m).ip, (m).user_agent, (m).diff::text, (m).metadata::text"
         + source,

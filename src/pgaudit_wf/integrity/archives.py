@@ -77,7 +77,7 @@ def verify_archives(conn: Connection, url: str, report: Report) -> None:
         ArchiveError: An archive cannot be read.
         psycopg.Error: The database could not answer.
     """
-    gone = 0
+    seen = bytearray(report.leaves // 8 + 1)
     with translated():
         first, last = one(
             conn,
@@ -100,10 +100,13 @@ def verify_archives(conn: Connection, url: str, report: Report) -> None:
                              " is not what was sealed", index, row.id)  # fmt: skip
                         continue
                     report.archived += 1
-                    gone += not is_live
-    if gone < report.pruned:
-        _add(report, "removed", f"{report.pruned - gone} events that retention pruned are not"
-             f" in any archive in {url}", None, None)  # fmt: skip
+                    if not is_live and index < report.leaves:
+                        seen[index // 8] |= 1 << index % 8
+    pruned = (index for start, end in report.pruned_leaves for index in range(start, end))
+    lost = [index for index in pruned if not seen[index // 8] >> index % 8 & 1]
+    if lost:
+        _add(report, "removed", f"{len(lost)} events that retention pruned are not in any archive"
+             f" in {url}, such as that of leaf {lost[0]}", lost[0], None)  # fmt: skip
 
 
 def _add(report: Report, kind: Any, message: str, index: int | None, event: int | None) -> None:  # noqa: ANN401

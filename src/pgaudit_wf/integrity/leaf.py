@@ -66,10 +66,14 @@ _ROW_ENDS = {_ADD: "}}", _REMOVE: '}, "path": ""}'}
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The remains of a part after an erasure: its key or, if it was erased, its commitment."""
+    """The remains of a part after an erasure: its key or, if it was erased, its commitment.
+
+    `release_id` is the id of the event that says that it was erased.
+    """
 
     key: bytes | None
     commitment: bytes | None
+    release_id: int | None = None
 
 
 def canonical(leaf: object) -> bytes:

@@ -37,6 +37,7 @@ class Report:
         versions: Versions of workflows that match what was sealed.
         erased: Leaves with parts removed by a recorded erasure; their other parts match.
         pruned: Events that retention pruned; the tree still proves their leaves.
+        pruned_leaves: Ranges of these leaves: the first, and the one after the last.
         archived: How many of these were checked in archives.
         unsealed: Events that no leaf covers yet.
         unsealed_versions: Versions that no leaf covers yet.
@@ -51,6 +52,7 @@ class Report:
     versions: int = 0
     erased: int = 0
     pruned: int = 0
+    pruned_leaves: list[tuple[int, int]] = field(default_factory=list)
     archived: int = 0
     unsealed: int = 0
     unsealed_versions: int = 0

@@ -88,10 +88,6 @@ WITHOUT_LEAF = """
         select from pgaudit_wf.log_leaf as l
         where l.event_id = e.id and l.tx_id = e.tx_id and l.occurred_at = e.occurred_at)
 """
-PRUNED = (
-    "select a.from_time, a.to_time, a.url, a.id from pgaudit_wf.archive as a"
-    " where a.pruned_at is not null order by a.id"
-)
 
 
 def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> bytes:
@@ -109,6 +105,7 @@ def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | Non
 def read_kept(conn: Connection, index: int) -> dict[str, leaves.Kept]:
     """Return the remaining secrets of a leaf after an erasure."""
     rows = conn.execute(
-        "select part, key, commitment from pgaudit_wf.log_kept where leaf_index = %s", [index]
+        "select part, key, commitment, release_id from pgaudit_wf.log_kept where leaf_index = %s",
+        [index],
     ).fetchall()
-    return {part: leaves.Kept(key, commitment) for part, key, commitment in rows}
+    return {part: leaves.Kept(*rest) for part, *rest in rows}

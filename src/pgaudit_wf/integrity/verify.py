@@ -8,7 +8,7 @@ the caller's keys signed it.
 from __future__ import annotations
 
 import heapq
-import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,13 +24,12 @@ from pgaudit_wf.errors import NoteError, translated
 from pgaudit_wf.integrity import leaf as leaves
 from pgaudit_wf.integrity.merkle import HASH_SIZE
 from pgaudit_wf.integrity.note import Checkpoint, Note, VerifierKey, open_checkpoint
+from pgaudit_wf.integrity.release import CANDIDATES, Releases
 from pgaudit_wf.integrity.report import Kind, Problem, Report
 from pgaudit_wf.integrity.seal import pin_format, tile_reader
 from pgaudit_wf.integrity.sealed_row import (
     BY_ID,
-    ERASED,
     EVENTS,
-    PRUNED,
     VERSIONS,
     WITHOUT_LEAF,
     Item,
@@ -68,8 +67,9 @@ class _Verification:
         self.suspects: list[tuple[Item, Kind, str, leaves.Row | None, bytes]] = []
         self.swappable: list[tuple[Item, leaves.Row, bytes, int]] = []
         self.moved: set[str] = set()
-        self.pruned_times: list[tuple[datetime, datetime]] = []
-        self.pruned_leaves: int = 0
+        self.releases = Releases((), limit)
+        # Checkpoints that held: the size, and when it was sealed.
+        self.held: list[tuple[int, datetime | None]] = []
         self.broken = False
         self.intact_size = 0
         self.tree = TreeBuilder()
@@ -174,7 +174,7 @@ class _Verification:
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         (total,) = one(self.conn, "select count(*) from pgaudit_wf.log_leaf")
-        self.pruned_times = [(row[0], row[1]) for row in self.conn.execute(PRUNED).fetchall()]
+        self.releases = Releases(self.conn.execute(CANDIDATES).fetchall(), self.limit)
         marks = self.marks()
         mark = next(marks, None)
         items, hashes = self.items(), self.hashes()
@@ -186,6 +186,8 @@ class _Verification:
                 self.add(Problem("tree", f"leaf {size} is missing from log_leaf", size))
             else:
                 found = self.check(item, stored)
+                if item.is_event:
+                    self.releases.see(item, stored)
                 item = self.following(items, size)
             self.tree.append(stored)
             self.span.append((stored, found))
@@ -229,6 +231,7 @@ class _Verification:
                     )
                 )
             self.blame(None)
+        self.check_releases(size)
         self.name_swaps()
 
     def following(self, items: Iterator[Item], size: int) -> Item | None:
@@ -253,38 +256,14 @@ class _Verification:
             return None
         if found != stored:
             self.suspects.append((item, "altered", "is not what was sealed", row, stored))
-        elif kept is not None and (doubt := self.doubt_erasure(item, row, kept)):
+        elif doubt := self.releases.doubt(self.conn, item, row, kept):
             self.suspects.append((item, "altered", doubt, None, stored))
         elif item.is_event:
             self.report.events += 1
+            self.releases.hear(row)
         else:
             self.report.versions += 1
         return found
-
-    def doubt_erasure(
-        self, item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept]
-    ) -> str | None:
-        gone = {name for name, rest in kept.items() if rest.commitment is not None}
-        if not item.is_event and row[14] is None and gone == {"snapshot"}:
-            return None  # pruned: nothing else of the version may have changed
-        rows = self.conn.execute(ERASED, {"index": item.index}).fetchall()
-        pseudonyms = dict(rows)
-        if not pseudonyms:
-            return "is marked as partly erased, but no erasure is recorded"
-        parts = leaves.parts_of(row)
-        own = pseudonyms.get(row.actor_id)
-        for name, text in parts:
-            rest = kept.get(name)
-            if rest is None or rest.commitment is None:
-                continue
-            if name == "who" and own is not None:
-                masked = set(json.loads(text)) <= {None, own}
-            else:
-                masked = any(pseudonym in text for pseudonym in pseudonyms.values())
-            if not masked:
-                return f"was altered after an erasure: an erasure does not leave this {name}"
-        self.report.erased += 1
-        return None
 
     def missing(self, item: Item, stored: bytes) -> None:
         if not item.is_event:
@@ -299,11 +278,24 @@ class _Verification:
             found: leaves.EventText = EventRow._make(moved)
             self.suspects.append((item, "altered", "is not what was sealed", found, stored))
             return
-        (at,) = one(self.conn, "select %s::timestamptz", [item.subject[2]])
-        if any(start <= at < end for start, end in self.pruned_times):
-            self.report.pruned += 1
-            return
-        self.suspects.append((item, "removed", "is missing", None, stored))
+        self.releases.miss(item, read_kept(self.conn, item.index) if item.salt is None else {})
+
+    def check_releases(self, size: int) -> None:
+        """Report what is gone although no sealed event says so."""
+        accepted, doubts = self.releases.pruned(size)
+        self.report.erased = self.releases.erased_leaves
+        self.report.pruned_leaves = accepted
+        self.report.pruned = sum(end - start for start, end in accepted)
+        for doubt in (*doubts, *self.releases.erased()):
+            self.add(
+                self.problem(doubt.item, doubt.kind, doubt.message, self.sealed_at(doubt.item))
+            )
+            self.report.found += doubt.count - 1
+
+    def sealed_at(self, item: Item) -> datetime | None:
+        """Return when the first checkpoint that covers a leaf, and held, was sealed."""
+        place = bisect_right(self.held, item.index, key=lambda held: held[0])
+        return self.held[place][1] if place < len(self.held) else None
 
     # Checkpoints
 
@@ -354,6 +346,8 @@ class _Verification:
 
     def hold(self, mark: _Mark) -> None:
         self.report.checkpoints += 1
+        if not self.held or self.held[-1][0] < mark.checkpoint.size:
+            self.held.append((mark.checkpoint.size, mark.sealed_at))
         if mark.checkpoint.size != self.intact_size:
             self.intact_size = mark.checkpoint.size
             self.base = deepcopy(self.tree)

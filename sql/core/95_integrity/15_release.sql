@@ -1,0 +1,43 @@
+-- What may be gone from the log: only what a sealed event says, and exactly that.
+
+create function pgaudit_wf._is_sealed() returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$ select exists (select from pgaudit_wf.log_checkpoint) $$;
+comment on function pgaudit_wf._is_sealed() is 'Whether the log is being sealed: what leaves it must then be sealed as leaving.';
+
+create function pgaudit_wf._month_leaves(
+    from_time timestamptz, to_time timestamptz, out leaves bigint, out tree_size bigint, out digest text
+)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- By tile, as a month can have more hashes than fit into one value.
+    with tile as (
+        select l.leaf_index / 256 as number, count(*) as leaves,
+            sha256(string_agg(substr(t.hashes, (l.leaf_index % 256 * 32 + 1)::integer, 32), '' order by l.leaf_index)) as digest
+        from pgaudit_wf.log_leaf as l
+        join pgaudit_wf.log_tile as t on t.level = 0 and t.tile_number = l.leaf_index / 256
+        where l.event_id is not null
+            and l.occurred_at >= _month_leaves.from_time and l.occurred_at < _month_leaves.to_time
+        group by 1
+    )
+    select coalesce(sum(tile.leaves), 0)::bigint, (select coalesce(max(l.leaf_index) + 1, 0) from pgaudit_wf.log_leaf as l),
+        encode(sha256(coalesce(string_agg(tile.digest, '' order by tile.number), '')), 'hex')
+    from tile
+$$;
+comment on function pgaudit_wf._month_leaves(timestamptz, timestamptz) is
+    'The leaves of the events of a month in the tree as it is, whose size is tree_size: how many, and SHA-256 over the SHA-256 of the '
+    'hashes of those in each tile.';
+
+create function pgaudit_wf._released_parts(release_id bigint) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when count(*) = 0 then '{}' else jsonb_build_object('parts', count(*), 'digest', encode(sha256(convert_to(
+        string_agg(format(e'%s %s\n', k.leaf_index, k.part), '' order by k.leaf_index, k.part collate "C"), 'UTF8')), 'hex')) end
+    from pgaudit_wf.log_kept as k where k.release_id = _released_parts.release_id
+$$;
+comment on function pgaudit_wf._released_parts(bigint) is
+    'Which parts of which leaves an event lets go: how many, and SHA-256 over a line with the number of the leaf and the name of the part '
+    'for each; nothing if there are none.';
