@@ -444,10 +444,15 @@ create function pgaudit_wf._leaf_tables(target regclass) returns setof regclass
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- A statement trigger is not inherited by partitions, so TRUNCATE is watched where the rows are.
-    select relid from pg_partition_tree(_leaf_tables.target) where isleaf
-    union
-    select _leaf_tables.target where not exists (select from pg_partition_tree(_leaf_tables.target))
+    -- A statement trigger is not inherited by partitions, so TRUNCATE is watched where the rows are. Not by pg_partition_tree(), which
+    -- locks every partition: DDL calls this, too.
+    with recursive part (relid) as (
+        select _leaf_tables.target::oid
+        union
+        select i.inhrelid from pg_inherits as i join part on i.inhparent = part.relid
+        join pg_class as c on c.oid = i.inhrelid and c.relispartition
+    )
+    select part.relid::regclass from part join pg_class as c on c.oid = part.relid where c.relkind <> 'p'
 $$;
 comment on function pgaudit_wf._leaf_tables(regclass) is 'The tables that hold a table''s rows: itself, or its partitions.';
 

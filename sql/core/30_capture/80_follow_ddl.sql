@@ -228,10 +228,18 @@ declare
 begin
     -- Statement triggers are not inherited by partitions, as row triggers are. Only pg_catalog is read until the partition is known to
     -- belong to an attached table: only that one's owner may execute our trigger functions, and others need no right of ours.
+    -- pg_partition_tree() would lock every partition, and wait for whoever holds one.
     for wanted in
+        with recursive part (relid) as (
+            select command.objid from pg_event_trigger_ddl_commands() as command
+            where command.classid = 'pg_class'::regclass and command.object_type = 'table'
+            union
+            select i.inhrelid from pg_inherits as i join part on i.inhparent = part.relid
+        )
         select distinct part.relid::regclass as relation, p.proname as function_name, own.name, own.event, own.transition
-        from pg_event_trigger_ddl_commands() as command
-        join pg_partition_tree(command.objid) as part on true
+        from part
+        -- A foreign table can have none of these.
+        join pg_class as c on c.oid = part.relid and c.relispartition and c.relkind <> 'f'
         join pg_partition_ancestors(part.relid) as parent on parent.relid <> part.relid
         join pg_trigger as t on t.tgrelid = parent.relid and not t.tgisinternal
         join (values
@@ -243,10 +251,7 @@ begin
         ) as own (parent_trigger, name, event, transition) on own.parent_trigger = t.tgname
         join pg_proc as p on p.oid = t.tgfoid
         join pg_namespace as n on n.oid = p.pronamespace and n.nspname = 'pgaudit_wf'
-        where command.classid = 'pg_class'::regclass and command.object_type = 'table'
-            and (own.event <> 'truncate' or part.isleaf)
-            -- A foreign table can have none of these.
-            and (select relkind from pg_class where oid = part.relid) <> 'f'
+        where (own.event <> 'truncate' or c.relkind <> 'p')
             and not exists (
                 select from pg_trigger as present
                 where present.tgrelid = part.relid and present.tgname = own.name and present.tgfoid = t.tgfoid)
@@ -272,7 +277,7 @@ begin
         join pg_trigger as own on own.tgrelid = c.oid and own.tgname in ('!pgaudit_wf_insert', 'pgaudit_wf_limit_insert')
         join pg_trigger as stray on stray.tgfoid = own.tgfoid and stray.tgparentid = 0
         where command.classid = 'pg_class'::regclass and command.command_tag = 'ALTER TABLE' and own.tgparentid = 0
-            and not exists (select from pg_partition_tree(pg_partition_root(c.oid)) as tree where tree.relid = stray.tgrelid)
+            and not exists (select from pg_partition_ancestors(stray.tgrelid) as parent where parent.relid = pg_partition_root(c.oid))
     loop
         begin
             execute format('drop trigger %I on %s', wanted.name, wanted.relation);
