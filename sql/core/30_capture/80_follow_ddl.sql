@@ -164,6 +164,27 @@ as $$
 $$;
 comment on function pgaudit_wf._descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent also alters.';
 
+create function pgaudit_wf._before_ddl() returns event_trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgaudit_wf._write_functions(a)
+    from pgaudit_wf.attachment as a
+    join pg_class as c on c.oid = a.target and c.relkind = 'p'
+    join pg_proc as p on p.pronamespace = 'pgaudit_wf'::regnamespace and p.proname = a.function_name
+    where a.form = 'compiled' and not has_function_privilege(c.relowner, p.oid, 'execute');
+    perform pgaudit_wf._write_stamp(e)
+    from pgaudit_wf.execution_attachment as e
+    join pg_class as c on c.oid = e.target and c.relkind = 'p'
+    join pg_proc as p on p.pronamespace = 'pgaudit_wf'::regnamespace and p.proname = e.function_name
+    where not has_function_privilege(c.relowner, p.oid, 'execute');
+end
+$$;
+comment on function pgaudit_wf._before_ddl() is
+    'Event trigger before ALTER TABLE, CREATE TABLE and CREATE SCHEMA: lets a new owner of an attached table make partitions, '
+    'as REASSIGN OWNED fires no event trigger.';
+
 create function pgaudit_wf._after_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
