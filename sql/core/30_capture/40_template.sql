@@ -224,7 +224,7 @@ as $$
         select distinct pinned
         from (
             select unnest(pgaudit_wf._output_settings(atttypid, attname = any (
-                (setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
+                pgaudit_wf._key_columns(setting) || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
             from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore || (setting).redact)
             -- The generic form does not know what columns will come.

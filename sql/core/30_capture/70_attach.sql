@@ -167,11 +167,10 @@ begin
     setting.function_name := coalesce(setting.function_name, pgaudit_wf._capture_function_name(attach.target));
     setting.resource_type := coalesce(nullif(attach.resource_type, ''), setting.resource_type,
         (select relname from pg_class where oid = attach.target));
-    setting.id_columns := coalesce(nullif(attach.id_columns, '{}'), setting.id_columns, (
-        select array_agg(attname::text order by k.position)
-        from pg_index, unnest(indkey) with ordinality as k (key_number, position)
-        join pg_attribute on attrelid = attach.target and attnum = key_number
-        where indrelid = attach.target and indisprimary));
+    setting.id_columns := coalesce(
+        nullif(attach.id_columns, '{}'),
+        case when setting.id_columns <@ setting.columns then setting.id_columns end,
+        pgaudit_wf._primary_key(attach.target));
     if setting.id_columns is null then
         raise exception '% has no primary key', attach.target
             using errcode = 'PA002', hint = 'Say which columns identify a row: id_columns => array[''…''].';

@@ -67,6 +67,39 @@ comment on function pgaudit_wf._column_default(regclass, text) is
     'The constant default that an added column has in the rows that were there before; '
     'as text unless its type is one of PostgreSQL''s own.';
 
+create function pgaudit_wf._switched_off(setting pgaudit_wf.attachment) returns table (problem text, remedy text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('column %s, which identifies its rows, does not exist: %s', string_agg(format('"%s"', name), ', '), case
+            when pgaudit_wf._key_columns(setting) = '{}' then 'its events have no resource_id'
+            else format('its primary key does it now (%s)', array_to_string(pgaudit_wf._key_columns(setting), ', ')) end),
+        case when pgaudit_wf._key_columns(setting) = '{}' then format('alter table %s %s; ', (setting).target,
+            string_agg(format('add column %I bigserial', name), ', ')) else '' end
+            || format('select pgaudit_wf.attach(%L);', (setting).target)
+    from unnest((setting).id_columns) as name where name <> all (pgaudit_wf._column_names((setting).target))
+    having count(*) > 0
+    union all
+    select format('%s is "%s", which %s: %s', problem.role, problem.name, coalesce('is of type ' || problem.given, 'does not exist'), case
+            when problem.role in ('nodes_column', 'edges_column') then 'no versions are kept'
+            else 'versions are kept without it' end),
+        case
+            when problem.role in ('nodes_column', 'edges_column') and problem.given is null then
+                format('alter table %s add column %I jsonb not null default ''[]''; -- or name another: '
+                    'select pgaudit_wf.attach_workflow(%L, %s => …);', (setting).target, problem.name, (setting).target, problem.role)
+            when problem.role in ('nodes_column', 'edges_column') then
+                format('alter table %s alter column %I type jsonb using %2$I::jsonb;', (setting).target, problem.name)
+            when problem.role = 'listing_columns' then
+                format('select pgaudit_wf.attach_workflow(%L, listing_columns => %L);', (setting).target,
+                    array_remove(w.listing_columns, problem.name))
+            else format('select pgaudit_wf.attach_workflow(%L, %s => '''');', (setting).target, problem.role)
+        end
+    from pgaudit_wf.workflow_attachment as w, pgaudit_wf._workflow_problems(w) as problem
+    where w.target = (setting).target
+$$;
+comment on function pgaudit_wf._switched_off(pgaudit_wf.attachment) is
+    'What is no longer recorded of a table because of DDL, and the remedy: the key or the versions that rested on a column.';
+
 create function pgaudit_wf.recompile(target regclass, renamed_to text, in_any_case boolean default true) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -76,6 +109,7 @@ declare
     columns_now constant text[] := pgaudit_wf._column_names(recompile.target);
     renames jsonb := '{}';
     altered jsonb;
+    lost record;
 begin
     select * into strict setting from pgaudit_wf.attachment as a where a.target = recompile.target;
     if recompile.renamed_to = any (columns_now) and recompile.renamed_to <> all (setting.columns) then
@@ -108,12 +142,6 @@ begin
         setting.label_column := pgaudit_wf._renamed(setting.label_column, renames);
         setting.ignore := array(select pgaudit_wf._renamed(name, renames) from unnest(setting.ignore) as name);
         setting.redact := setting.redact || array(select renames ->> name from unnest(setting.redact) as name where renames ? name);
-        if not columns_now @> setting.id_columns then
-            raise exception '% is audited, and a column that identifies its rows (%) cannot be dropped',
-                recompile.target, array_to_string(setting.id_columns, ', ')
-                using errcode = 'PA002', hint = format(
-                    'Attach it by other columns first: select pgaudit_wf.attach(%L, id_columns => …).', recompile.target);
-        end if;
         update pgaudit_wf.attachment as a
         set (id_columns, org_column, label_column, ignore, redact, columns)
             = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.columns)
@@ -129,7 +157,6 @@ begin
             listed_column = pgaudit_wf._renamed(listed_column, renames),
             listing_columns = array(select pgaudit_wf._renamed(name, renames) from unnest(listing_columns) as name)
         where w.target = recompile.target;
-        perform pgaudit_wf._check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
         begin
             perform pgaudit_wf._rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
         exception
@@ -138,13 +165,19 @@ begin
                     using hint = 'Changes are recorded under the default action until the rule in pgaudit_wf.action_rule is fixed; '
                         'pgaudit_wf.doctor() names it.';
         end;
-        insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
-        values (setting.target, setting.resource_type, 'altered', altered);
     end if;
     perform pgaudit_wf._follow_limit(setting, renames);
     -- Most DDL changes nothing that a trigger reads, and attach() itself sets this off once for each partition.
     if in_any_case or altered <> '{}' or setting.written_for is distinct from pgaudit_wf._written_state(recompile.target) then
         perform pgaudit_wf._write_functions(setting);
+        for lost in select * from pgaudit_wf._switched_off(setting) loop
+            raise warning '%', concat(setting.target, ': ', lost.problem) using hint = lost.remedy;
+            altered := altered || jsonb_build_object('switched_off', coalesce(altered -> 'switched_off', '[]') || to_jsonb(lost.problem));
+        end loop;
+    end if;
+    if altered <> '{}' then
+        insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
+        values (setting.target, setting.resource_type, 'altered', altered);
     end if;
 end
 $$;

@@ -47,10 +47,9 @@ as $$
     select coalesce((
         select array[format('%1$s := pgaudit_wf._compiled_names(%1$s, tg_relid, %2$L, %3$L);',
             variable, jsonb_object_agg(attname, attnum), (setting).columns)]
-        from pgaudit_wf.workflow_attachment as w
+        from pgaudit_wf._usable_workflow((setting).target) as w
         join pg_attribute on attrelid = w.target and attname = any (array[w.nodes_column, w.edges_column, w.name_column,
             w.description_column, w.visibility_column, w.enabled_column, w.listed_column] || w.listing_columns)
-        where w.target = (setting).target
         having count(*) > 0), '{}')
 $$;
 comment on function pgaudit_wf._follow_names(pgaudit_wf.attachment, text) is
@@ -135,11 +134,10 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    workflow pgaudit_wf.workflow_attachment;
+    workflow constant pgaudit_wf.workflow_attachment := pgaudit_wf._usable_workflow((setting).target);
     key text;
     org text;
 begin
-    select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
     if workflow.target is null then
         return '{}';
     end if;
@@ -148,13 +146,14 @@ begin
     if workflow.id_prefix <> '' then
         key := format('%L || %s', workflow.id_prefix, key);
     elsif (setting).form = 'generic' or exists (
-        select from pg_attribute where attrelid = (setting).target and attname = any ((setting).id_columns) and attlen < 0)
+        select from pg_attribute where attrelid = (setting).target and attname = any (pgaudit_wf._key_columns(setting)) and attlen < 0)
     then
         key := format('pgaudit_wf._workflow_id('''', %s)', key);
     end if;
     org := case
-        when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'
-        else pgaudit_wf._org_expression(setting) end;
+        when (setting).org_column = any ((setting).columns) and (setting).form = 'compiled' and op = 'update'
+            then pgaudit_wf._org_expression(setting)
+        else 'event_org' end;
 
     if op = 'delete' then
         return array[format('event_hash := pgaudit_wf._latest_hash(%s);', key)];

@@ -146,6 +146,10 @@ as $$
     join pg_proc as p on p.pronamespace = 'pgaudit_wf'::regnamespace and p.proname = a.function_name
     where not has_function_privilege(c.relowner, p.oid, 'execute')
     union all
+    select 'error', a.target::text, lost.problem, lost.remedy
+    from pgaudit_wf.attachment as a, pgaudit_wf._switched_off(a) as lost
+    where exists (select from pg_class where oid = a.target)
+    union all
     select 'warning', a.target::text, format('column "%s", named in %s, does not exist', named.name, named.role),
         format('select pgaudit_wf.attach(%L, %s => …);', a.target, named.role)
     from pgaudit_wf.attachment as a,
