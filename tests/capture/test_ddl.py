@@ -575,6 +575,42 @@ def test_partitions_are_made_at_once_by_many(conn: Conn) -> None:
     ).fetchall() == [("p.created", 24), ("p.truncated", 24)]
 
 
+def test_an_attached_table_becomes_a_partition_of_another(db: Conn, form: str) -> None:
+    columns = "(id int, k int, note text, secret text, primary key (id, k))"
+    db.execute(f"create table p {columns} partition by list (k)".encode())
+    db.execute("create table p1 partition of p for values in (1)")
+    db.execute(f"create table own {columns}".encode())
+    db.execute(f"create table tree {columns} partition by list (k)".encode())
+    db.execute("create table tree3 partition of tree for values in (3)")
+    db.execute("select pgaudit_wf.attach('p')")
+    db.execute("select pgaudit_wf.attach(t::regclass, redact => '{secret}')"
+               " from unnest('{own,tree}'::text[]) as t")  # fmt: skip
+    db.execute("alter table p attach partition own for values in (2)")
+    db.execute("alter table p attach partition tree for values in (3, 4)")
+    db.execute("create table tree4 partition of tree for values in (4)")
+    db.execute("insert into p select k, k, 'n', 'IN-THE-CLEAR' from generate_series(2, 4) as k")
+    db.execute("update p set note = 'm'")
+    db.execute("delete from p")
+    db.execute("truncate own")
+    events = (
+        "select resource_type, count(*) from pgaudit_wf.security_audit_log group by 1 order by 1"
+    )
+    folded = [("p", 10)]
+    apart = [("own", 4), ("tree", 6)]
+    assert db.execute(events.encode()).fetchall() == (folded if form == "compiled" else apart)
+    assert "IN-THE-CLEAR" not in shown(db, "p") + shown(db, "own") + shown(db, "tree")
+    if form == "generic":
+        return
+    assert db.execute("select target::text from pgaudit_wf.attached").fetchall() == [("p",)]
+    assert remedies(db, "") == []
+    db.execute("alter table p detach partition own")
+    [remedy] = remedies(db, "it is not recorded")
+    db.execute(remedy.encode())
+    db.execute("insert into own values (5, 5, 'n', 'IN-THE-CLEAR')")
+    assert db.execute(events.encode()).fetchall() == [("own", 1), *folded]
+    assert "IN-THE-CLEAR" not in shown(db, "own")
+
+
 def test_a_typed_table_is_followed_through_its_type(conn: Conn) -> None:
     conn.execute("create type ct as (id int, org_id text, note text, secret text)")
     conn.execute("create table ty of ct (primary key (id))")

@@ -197,6 +197,54 @@ as $$
 $$;
 comment on function pgaudit_wf._descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent also alters.';
 
+create function pgaudit_wf._forget(setting pgaudit_wf.attachment) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from pgaudit_wf.attachment as a where a.target = (setting).target;
+    delete from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
+    perform pgaudit_wf._uninstall_limit((setting).target);
+    perform pgaudit_wf._drop_functions(array[(setting).function_name, pgaudit_wf._guard_function_name(setting)]);
+    perform pgaudit_wf._revoke_usage(setting);
+end
+$$;
+comment on function pgaudit_wf._forget(pgaudit_wf.attachment) is
+    'Removes the attachment of a table that DDL dropped or made a partition of an attached one, and what was written for it.';
+
+create function pgaudit_wf._fold_partitions() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    part pgaudit_wf.attachment;
+    parent pgaudit_wf.attachment;
+begin
+    for part in
+        select a.* from pgaudit_wf.attachment as a join pg_class as c on c.oid = a.target and c.relispartition order by a.target::oid
+    loop
+        select a.* into parent
+        from pg_partition_ancestors(part.target) with ordinality as above (relid, distance)
+        join pgaudit_wf.attachment as a on a.target = above.relid and a.target <> part.target
+        order by above.distance desc limit 1;
+        continue when not found;
+        perform pgaudit_wf._forget(part);
+        insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
+        values (part.target, part.resource_type, 'altered', jsonb_build_object('recorded_through', parent.target::text));
+        -- What was hidden stays hidden.
+        if not part.redact <@ parent.redact then
+            update pgaudit_wf.attachment as a
+            set redact = a.redact || array(select name from unnest(part.redact) as name where name <> all (a.redact))
+            where a.target = parent.target returning a.* into parent;
+            perform pgaudit_wf._write_functions(parent);
+        end if;
+        raise notice '% is now recorded through %, and its own attachment is gone', part.target, parent.target;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf._fold_partitions() is
+    'Ends the attachments of tables that became partitions of attached ones, whose triggers they then have.';
+
 create function pgaudit_wf._before_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -226,6 +274,7 @@ declare
     command record;
     concerned regclass;
 begin
+    perform pgaudit_wf._fold_partitions();
     for command in
         select done.classid, done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done
         where done.classid in ('pg_class'::regclass, 'pg_type'::regclass, 'pg_cast'::regclass)
@@ -297,12 +346,12 @@ begin
         join pg_partition_ancestors(part.relid) as parent on parent.relid <> part.relid
         join pg_trigger as t on t.tgrelid = parent.relid and not t.tgisinternal
         join (values
-            ('!pgaudit_wf_insert', 'pgaudit_wf_truncate', 'truncate', ''),
+            ('!pgaudit_wf_insert_', 'pgaudit_wf_truncate', 'truncate', ''),
             ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_insert', 'insert', 'referencing new table as new_rows'),
             ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_update', 'update', 'referencing old table as old_rows new table as new_rows'),
             ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_delete', 'delete', 'referencing old table as old_rows'),
             ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_truncate', 'truncate', '')
-        ) as own (parent_trigger, name, event, transition) on own.parent_trigger = t.tgname
+        ) as own (parent_trigger, name, event, transition) on starts_with(t.tgname, own.parent_trigger)
         join pg_proc as p on p.oid = t.tgfoid
         join pg_namespace as n on n.oid = p.pronamespace and n.nspname = 'pgaudit_wf'
         where (own.event <> 'truncate' or c.relkind <> 'p')
@@ -328,7 +377,7 @@ begin
         select distinct stray.tgname as name, stray.tgrelid::regclass as relation
         from pg_event_trigger_ddl_commands() as command
         join pg_class as c on c.oid = command.objid and c.relkind = 'p'
-        join pg_trigger as own on own.tgrelid = c.oid and own.tgname in ('!pgaudit_wf_insert', 'pgaudit_wf_limit_insert')
+        join pg_trigger as own on own.tgrelid = c.oid and own.tgname ~ '^(!pgaudit_wf_insert_|pgaudit_wf_limit_insert$)'
         join pg_trigger as stray on stray.tgfoid = own.tgfoid and stray.tgparentid = 0
         where command.classid = 'pg_class'::regclass and command.command_tag = 'ALTER TABLE' and own.tgparentid = 0
             and not exists (select from pg_partition_ancestors(stray.tgrelid) as parent where parent.relid = pg_partition_root(c.oid))
@@ -362,20 +411,16 @@ declare
     broken regclass;
 begin
     for setting in
-        delete from pgaudit_wf.attachment as a
+        select a.* from pgaudit_wf.attachment as a
         where a.target in (
             select dropped.objid from pg_event_trigger_dropped_objects() as dropped
             where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
-        returning a.*
     loop
         insert into pgaudit_wf.attachment_history (target, resource_type, change)
         select dropped.object_identity, setting.resource_type, 'dropped'
         from pg_event_trigger_dropped_objects() as dropped
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
-        delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
-        perform pgaudit_wf._uninstall_limit(setting.target);
-        perform pgaudit_wf._drop_functions(array[setting.function_name, pgaudit_wf._guard_function_name(setting)]);
-        perform pgaudit_wf._revoke_usage(setting);
+        perform pgaudit_wf._forget(setting);
     end loop;
     for stamp in
         delete from pgaudit_wf.execution_attachment as e
