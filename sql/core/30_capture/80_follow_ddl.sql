@@ -10,6 +10,17 @@ language sql immutable parallel safe
 as $$ select coalesce(renames ->> name, name) $$;
 comment on function pgaudit_wf._renamed(text, jsonb) is 'A column''s name after the renames ({old: new}).';
 
+create function pgaudit_wf._find_rename(columns_before text[], columns_now text[], renamed_to text) returns jsonb
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when renamed_to = any (columns_now) and renamed_to <> all (columns_before) and count(*) = 1
+        then jsonb_build_object(min(name), renamed_to) else '{}' end
+    from unnest(columns_before) as name where name <> all (columns_now)
+$$;
+comment on function pgaudit_wf._find_rename(text[], text[], text) is
+    'The rename ({old: new}) by which a table''s columns came to be what they are; an empty object if that is not how.';
+
 create function pgaudit_wf._quote_regexp(literal text) returns text
 language sql immutable strict parallel safe
 as $$ select regexp_replace(literal, '([][\\.^$*+?(){}|-])', '\\\1', 'g') $$;
@@ -107,15 +118,12 @@ as $$
 declare
     setting pgaudit_wf.attachment;
     columns_now constant text[] := pgaudit_wf._column_names(recompile.target);
-    renames jsonb := '{}';
+    renames jsonb;
     altered jsonb;
     lost record;
 begin
     select * into strict setting from pgaudit_wf.attachment as a where a.target = recompile.target;
-    if recompile.renamed_to = any (columns_now) and recompile.renamed_to <> all (setting.columns) then
-        select coalesce(jsonb_object_agg(name, recompile.renamed_to) filter (where count = 1), '{}') into renames
-        from (select name, count(*) over () as count from unnest(setting.columns) as name where name <> all (columns_now)) as gone;
-    end if;
+    renames := pgaudit_wf._find_rename(setting.columns, columns_now, recompile.renamed_to);
     altered := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(jsonb_build_object(
         'renamed', nullif(renames, '{}'),
         'added', (
@@ -272,6 +280,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     command record;
+    renamed_to text;
     concerned regclass;
 begin
     perform pgaudit_wf._fold_partitions();
@@ -283,6 +292,10 @@ begin
         if command.classid = 'pg_cast'::regclass then
             select 'pg_type'::regclass, castsource into command.classid, command.objid from pg_cast where oid = command.objid;
         end if;
+        -- Only RENAME COLUMN reports a column; it says the new name.
+        renamed_to := (
+            select attname from pg_attribute
+            where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0));
         for concerned in
             select a.target from pgaudit_wf.attachment as a
             where a.form = 'compiled'
@@ -301,16 +314,13 @@ begin
                                 else (select reltype from pg_class where oid = command.objid) end)))
             order by a.target::oid
         loop
-            -- Only RENAME COLUMN reports a column; it says the new name.
-            perform pgaudit_wf.recompile(concerned, (
-                select attname from pg_attribute
-                where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0)),
+            perform pgaudit_wf.recompile(concerned, renamed_to,
                 -- A type can change in ways that no column shows.
                 not exists (
                     select from pg_class
                     where oid = command.objid and relkind in ('r', 'p', 'f') and command.classid = 'pg_class'::regclass));
         end loop;
-        perform pgaudit_wf._write_stamp(e) from pgaudit_wf.execution_attachment as e
+        perform pgaudit_wf._follow_stamp(e.target, renamed_to) from pgaudit_wf.execution_attachment as e
         where command.classid = 'pg_class'::regclass
             and (e.target = command.objid
                 or e.target in (select pgaudit_wf._descendants(command.objid))

@@ -135,14 +135,16 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     workflow constant pgaudit_wf.workflow_attachment := pgaudit_wf._usable_workflow((setting).target);
+    record_name constant text := case op when 'delete' then 'old' else 'new' end;
     key text;
     org text;
+    lines text[];
 begin
     if workflow.target is null then
         return '{}';
     end if;
     key := case when (setting).form = 'generic' then 'event_id'
-        else pgaudit_wf._key_expression(setting, case op when 'delete' then 'old' else 'new' end) end;
+        else pgaudit_wf._key_expression(setting, record_name) end;
     if workflow.id_prefix <> '' then
         key := format('%L || %s', workflow.id_prefix, key);
     elsif (setting).form = 'generic' or exists (
@@ -156,9 +158,9 @@ begin
         else 'event_org' end;
 
     if op = 'delete' then
-        return array[format('event_hash := pgaudit_wf._latest_hash(%s);', key)];
+        lines := array[format('event_hash := pgaudit_wf._latest_hash(%s);', key)];
     elsif op = 'insert' then
-        return pgaudit_wf._fill(
+        lines := pgaudit_wf._fill(
 $insert${{new graph}}
 event_version := pgaudit_wf._add_version({{key}}, {{org}}, 'create', null,
     {{snapshot}}, null, null, new_nodes, new_edges);
@@ -169,8 +171,8 @@ event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version'
                 'key', key,
                 'org', org,
                 'snapshot', pgaudit_wf._snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
-    end if;
-    return pgaudit_wf._fill(
+    else
+        lines := pgaudit_wf._fill(
 $update$-- What only moves things about on the canvas makes no version.
 if {{graph may differ}} then
     {{old and new graph}}
@@ -190,18 +192,30 @@ if definition_changed or {{settings differ}} then
             'old', event_version.previous_hash, 'value', event_version.content_hash);
     end if;
 end if;$update$,
+            jsonb_build_object(
+                'graph may differ', pgaudit_wf._maybe_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
+                'old and new graph', pgaudit_wf._graph_assignments(setting, workflow, 'old')
+                    || pgaudit_wf._graph_assignments(setting, workflow, 'new'),
+                'settings differ', pgaudit_wf._any_changed(setting, array_remove(
+                    array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
+                    || workflow.listing_columns),
+                'key', key,
+                'org', org,
+                'listing differs', pgaudit_wf._any_changed(setting, workflow.listing_columns),
+                'old settings', coalesce(pgaudit_wf._snapshot_expression(setting, workflow, 'old', '', ''), '''{}''::jsonb'),
+                'new snapshot', pgaudit_wf._snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
+    end if;
+    -- Where DDL cannot be followed, the graph or the key can be gone.
+    return case when (setting).form = 'compiled' then lines else pgaudit_wf._fill(
+$generic$if as_attached or (event_id is not null
+    and jsonb_typeof({{nodes}}) is not distinct from 'array' and jsonb_typeof({{edges}}) is not distinct from 'array')
+then
+    {{lines}}
+end if;$generic$,
         jsonb_build_object(
-            'graph may differ', pgaudit_wf._maybe_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
-            'old and new graph', pgaudit_wf._graph_assignments(setting, workflow, 'old')
-                || pgaudit_wf._graph_assignments(setting, workflow, 'new'),
-            'settings differ', pgaudit_wf._any_changed(setting, array_remove(
-                array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
-                || workflow.listing_columns),
-            'key', key,
-            'org', org,
-            'listing differs', pgaudit_wf._any_changed(setting, workflow.listing_columns),
-            'old settings', coalesce(pgaudit_wf._snapshot_expression(setting, workflow, 'old', '', ''), '''{}''::jsonb'),
-            'new snapshot', pgaudit_wf._snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
+            'lines', lines,
+            'nodes', pgaudit_wf._record_value(setting, record_name, workflow.nodes_column),
+            'edges', pgaudit_wf._record_value(setting, record_name, workflow.edges_column))) end;
 end
 $$;
 comment on function pgaudit_wf._version_statements(pgaudit_wf.attachment, text) is

@@ -185,7 +185,7 @@ $check$if {{goes live}} and not pgaudit_wf._is_restored(tg_relid, false) then
     perform pgaudit_wf._check_definition({{nodes}}, {{edges}}, {{doing}});
 end if;$check$,
             case when generic then jsonb_build_object(
-                'goes live', format('(after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true', switch.name),
+                'goes live', format('after -> %1$L = ''true'' and (before -> %1$L = ''true'') is not true', switch.name),
                 'nodes', format('after -> %L', workflow.nodes_column),
                 'edges', format('after -> %L', workflow.edges_column))
             else jsonb_build_object(

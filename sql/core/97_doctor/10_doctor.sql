@@ -168,6 +168,10 @@ as $$
     from pgaudit_wf.attachment as a, pgaudit_wf._switched_off(a) as lost
     where exists (select from pg_class where oid = a.target)
     union all
+    select 'error', e.target::text, lost.problem, lost.remedy
+    from pgaudit_wf.execution_attachment as e, pgaudit_wf._lost_stamps(e) as lost
+    where exists (select from pg_class where oid = e.target)
+    union all
     select 'warning', a.target::text, format('column "%s", named in %s, does not exist', named.name, named.role),
         format('select pgaudit_wf.attach(%L, %s => …);', a.target, named.role)
     from pgaudit_wf.attachment as a,
