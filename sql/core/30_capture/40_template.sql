@@ -208,7 +208,7 @@ begin
         select md5(string_agg(concat_ws(',', attnum, attname, atttypid, attcollation, attgenerated, (
             select pgaudit_wf._shape_of(c.oid) from pg_class as c
             join pg_type as t on t.typrelid = c.oid
-            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf._contains_type(atttypid, t.oid)
+            where atttypid >= 16384 and t.typtype = 'c' and t.oid >= 16384 and pgaudit_wf._contains_type(atttypid, t.oid)
                 and t.oid <> (select reltype from pg_class where oid = _shape_of.relation)
             order by c.oid limit 1)), ';' order by attnum))
         from pg_attribute where attrelid = _shape_of.relation and attnum > 0 and not attisdropped);

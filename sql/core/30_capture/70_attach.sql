@@ -438,6 +438,11 @@ declare
     op text;
     leaf regclass;
 begin
+    -- First, or the event trigger would put them there when it sees the others. A foreign partition can have no such trigger.
+    for leaf in select l from pgaudit_wf._leaf_tables((setting).target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
+        perform pgaudit_wf._install_trigger(
+            leaf, 'pgaudit_wf_truncate', 'after truncate', 'for each statement', (setting).function_name, always => true);
+    end loop;
     -- Triggers fire in the order of their names, and one that changes the row again must come after the first change was recorded:
     -- "!" sorts before whatever else a name begins with, including PostgreSQL's own for foreign keys (RI_…).
     -- No WHEN clause: PostgreSQL parses and plans it again for each statement, which costs more than entering and leaving the
@@ -446,11 +451,6 @@ begin
         perform pgaudit_wf._install_trigger(
             (setting).target, pgaudit_wf._trigger_name((setting).target, '!pgaudit_wf_' || op, (setting).function_name),
             'after ' || op, 'for each row', (setting).function_name, always => true);
-    end loop;
-    -- A foreign partition can have no such trigger.
-    for leaf in select l from pgaudit_wf._leaf_tables((setting).target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
-        perform pgaudit_wf._install_trigger(
-            leaf, 'pgaudit_wf_truncate', 'after truncate', 'for each statement', (setting).function_name, always => true);
     end loop;
     -- A detached partition is no longer audited.
     for leaf in

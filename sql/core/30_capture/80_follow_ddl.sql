@@ -335,6 +335,8 @@ comment on function pgaudit_wf._after_ddl() is
 create function pgaudit_wf._follow_as_author() returns event_trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
+-- While a table of many partitions is attached, pg_trigger grows in one transaction, and the planner goes by its size of before.
+set enable_seqscan = off
 as $$
 declare
     wanted record;
@@ -354,7 +356,11 @@ begin
         -- A foreign table can have none of these.
         join pg_class as c on c.oid = part.relid and c.relispartition and c.relkind <> 'f'
         join pg_partition_ancestors(part.relid) as parent on parent.relid <> part.relid
-        join pg_trigger as t on t.tgrelid = parent.relid and not t.tgisinternal
+        -- "offset 0": the planner takes the function for many rows, and would not look their triggers up one by one.
+        cross join lateral (
+            select found.tgname, found.tgfoid from pg_trigger as found
+            where found.tgrelid = parent.relid and found.tgname ~ '^(!pgaudit_wf_insert_|pgaudit_wf_limit_insert$)' offset 0
+        ) as t
         join (values
             ('!pgaudit_wf_insert_', 'pgaudit_wf_truncate', 'truncate', ''),
             ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_insert', 'insert', 'referencing new table as new_rows'),
@@ -365,9 +371,9 @@ begin
         join pg_proc as p on p.oid = t.tgfoid
         join pg_namespace as n on n.oid = p.pronamespace and n.nspname = 'pgaudit_wf'
         where (own.event <> 'truncate' or c.relkind <> 'p')
-            and not exists (
-                select from pg_trigger as present
-                where present.tgrelid = part.relid and present.tgname = own.name and present.tgfoid = t.tgfoid)
+            and (
+                select present.tgfoid from pg_trigger as present
+                where present.tgrelid = part.relid and present.tgname = own.name) is distinct from t.tgfoid
     loop
         begin
             -- Not by _install_trigger(), which the author need not be allowed to execute.
