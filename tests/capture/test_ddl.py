@@ -310,13 +310,80 @@ def test_a_rule_over_a_renamed_column_does_not_fail_the_write(owner_dsn: str) ->
         ]
 
 
-def test_a_column_that_identifies_rows_cannot_be_dropped(conn: Conn) -> None:
-    conn.execute("create table thing (id int primary key, ref int)")
-    conn.execute("select pgaudit_wf.attach('thing', id_columns => '{ref}')")
-    with pytest.raises(psycopg.Error, match=r"\(ref\) cannot be dropped") as caught:
-        conn.execute("alter table thing drop column ref")
-    assert caught.value.sqlstate == "PA002"
-    conn.execute("insert into thing values (1, 1)")
+def remedies(conn: Conn, problem: str) -> list[str]:
+    """What doctor() prescribes for a problem, and for nothing else of that severity."""
+    found = conn.execute(
+        "select problem, remedy from pgaudit_wf.doctor() where severity = 'error'"
+    ).fetchall()
+    assert all(problem in said for said, _ in found), found
+    return [remedy for _, remedy in found]
+
+
+@pytest.mark.parametrize(
+    ("key", "ids"), [("ref", "[1]"), ("id", "[null]")], ids=["another key", "no key"]
+)
+def test_a_column_that_identifies_rows_is_dropped(conn: Conn, key: str, ids: str) -> None:
+    conn.execute("create table thing (id int primary key, ref int, v int)")
+    conn.execute("select pgaudit_wf.attach('thing', id_columns => array[%s])", [key])
+    conn.execute("insert into thing values (1, 1, 1)")
+    warned: list[str] = []
+    conn.add_notice_handler(lambda notice: warned.append(notice.message_primary or ""))
+    conn.execute(sql.SQL("alter table thing drop column {}").format(sql.Identifier(key)))
+    lost = f'column "{key}", which identifies its rows, does not exist'
+    assert len(warned) == 1
+    assert lost in warned[0]
+    assert conn.execute(
+        "select detail -> 'dropped' ->> 0, detail -> 'switched_off' ->> 0 ~ 'does not exist'"
+        " from pgaudit_wf.attachment_history order by id desc limit 1"
+    ).fetchone() == (key, True)
+    conn.execute("update thing set v = 2")
+    conn.execute("delete from thing")
+    assert conn.execute(
+        "select jsonb_agg(distinct resource_id::int)::text, count(*)"
+        " from pgaudit_wf.security_audit_log where action ~ 'updated|deleted'"
+    ).fetchone() == (ids, 2)
+    [remedy] = remedies(conn, lost)
+    conn.execute(remedy.encode())
+    conn.execute("insert into thing values (2, 2)")
+    assert conn.execute(
+        "select resource_id is not null from pgaudit_wf.security_audit_log order by id desc limit 1"
+    ).fetchone() == (True,)
+    assert remedies(conn, lost) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "lost", "kept"),
+    [
+        ("nodes", "no versions are kept", 0),
+        ("edges", "no versions are kept", 0),
+        ("id", "which identifies its rows", 0),
+        ("name", "versions are kept without it", 1),
+        ("enabled", "versions are kept without it", 1),
+    ],
+)
+def test_a_column_of_workflows_is_dropped(conn: Conn, column: str, lost: str, kept: int) -> None:
+    conn.execute(
+        "create table flow (id int primary key, org_id text, name text, enabled boolean,"
+        " nodes jsonb default '[]', edges jsonb default '[]', v int)"
+    )
+    conn.execute("select pgaudit_wf.attach_workflow('flow')")
+    warned: list[str] = []
+    conn.add_notice_handler(lambda notice: warned.append(notice.message_primary or ""))
+    conn.execute(sql.SQL("alter table flow drop column {}").format(sql.Identifier(column)))
+    assert len(warned) == 1
+    assert lost in warned[0]
+    conn.execute("insert into flow (v) values (1)" if column == "id" else
+                 "insert into flow (id, v) values (1, 1)")  # fmt: skip
+    conn.execute("update flow set v = 2")
+    assert conn.execute("select count(*) from pgaudit_wf.workflow_history").fetchone() == (kept,)
+    assert conn.execute("select count(*) from pgaudit_wf.security_audit_log").fetchone() == (2,)
+    for remedy in remedies(conn, lost):
+        conn.execute(remedy.encode())
+    assert remedies(conn, lost) == []
+    conn.execute("insert into flow (id) values (2)")
+    assert conn.execute("select count(*) from pgaudit_wf.workflow_history").fetchone() == (
+        kept + 1,
+    )
 
 
 def test_a_rule_that_no_longer_compiles_costs_its_meaning_only(db: Conn) -> None:
@@ -506,6 +573,42 @@ def test_partitions_are_made_at_once_by_many(conn: Conn) -> None:
     assert conn.execute(
         "select action, count(*) from pgaudit_wf.security_audit_log group by 1 order by 1"
     ).fetchall() == [("p.created", 24), ("p.truncated", 24)]
+
+
+def test_an_attached_table_becomes_a_partition_of_another(db: Conn, form: str) -> None:
+    columns = "(id int, k int, note text, secret text, primary key (id, k))"
+    db.execute(f"create table p {columns} partition by list (k)".encode())
+    db.execute("create table p1 partition of p for values in (1)")
+    db.execute(f"create table own {columns}".encode())
+    db.execute(f"create table tree {columns} partition by list (k)".encode())
+    db.execute("create table tree3 partition of tree for values in (3)")
+    db.execute("select pgaudit_wf.attach('p')")
+    db.execute("select pgaudit_wf.attach(t::regclass, redact => '{secret}')"
+               " from unnest('{own,tree}'::text[]) as t")  # fmt: skip
+    db.execute("alter table p attach partition own for values in (2)")
+    db.execute("alter table p attach partition tree for values in (3, 4)")
+    db.execute("create table tree4 partition of tree for values in (4)")
+    db.execute("insert into p select k, k, 'n', 'IN-THE-CLEAR' from generate_series(2, 4) as k")
+    db.execute("update p set note = 'm'")
+    db.execute("delete from p")
+    db.execute("truncate own")
+    events = (
+        "select resource_type, count(*) from pgaudit_wf.security_audit_log group by 1 order by 1"
+    )
+    folded = [("p", 10)]
+    apart = [("own", 4), ("tree", 6)]
+    assert db.execute(events.encode()).fetchall() == (folded if form == "compiled" else apart)
+    assert "IN-THE-CLEAR" not in shown(db, "p") + shown(db, "own") + shown(db, "tree")
+    if form == "generic":
+        return
+    assert db.execute("select target::text from pgaudit_wf.attached").fetchall() == [("p",)]
+    assert remedies(db, "") == []
+    db.execute("alter table p detach partition own")
+    [remedy] = remedies(db, "it is not recorded")
+    db.execute(remedy.encode())
+    db.execute("insert into own values (5, 5, 'n', 'IN-THE-CLEAR')")
+    assert db.execute(events.encode()).fetchall() == [("own", 1), *folded]
+    assert "IN-THE-CLEAR" not in shown(db, "own")
 
 
 def test_a_typed_table_is_followed_through_its_type(conn: Conn) -> None:

@@ -377,3 +377,68 @@ def test_types_of_others_run_nothing_with_our_rights(attached: Conn, writer: Con
     assert hashes(attached) == [content_hash([], [])]
     # It is the INSERT itself that has a domain checked.
     assert attached.execute("select distinct db_user from called").fetchall() == [("writer",)]
+
+
+HASH, WHO = "executed_workflow_hash", "triggered_by_credential_label"
+ALTERED: list[tuple[str, tuple[bool, ...], bool]] = [
+    (f"rename column {HASH} to hash", (True, True, True), False),
+    (f"rename column {WHO} to who", (True, True, True), False),
+    ("rename column workflow_id to workflow", (True, True, True), False),
+    (f"drop column {HASH}", (True, True), True),
+    ("drop column triggered_by_credential_type", (True, True), True),
+    ("drop column workflow_id", (False, True, True), True),
+    (f"alter column {HASH} type varchar(20) using null", (False, True, True), True),
+    (f"alter column {WHO} type int using null", (True, True, False), True),
+    (f"alter column {WHO} type varchar(3) using null", (True, True, True), False),
+]
+
+
+@pytest.mark.parametrize(("ddl", "stamp", "warned"), ALTERED)
+def test_runs_go_on_when_their_columns_are_altered(
+    db: Conn, ddl: str, stamp: tuple[bool, ...], warned: bool
+) -> None:
+    db.execute(RUN_TABLE)
+    db.execute("select pgaudit_wf.attach_execution('run')")
+    db.execute("insert into run (id, workflow_id) values (1, %s)", [ID])
+    warnings: list[str | None] = []
+    db.add_notice_handler(lambda notice: warnings.append(notice.message_primary))
+    db.execute(f"alter table run {ddl}".encode())
+    assert ["run" in (warning or "") for warning in warnings] == [True] * warned
+    columns = [
+        str(name)
+        for (name,) in db.execute(
+            "select attname from pg_attribute where attrelid = 'run'::regclass and attnum > 0"
+            " and not attisdropped order by attnum"
+        ).fetchall()
+    ]
+    workflow = [name for name in columns if name.startswith("workflow")]
+    values = sql.SQL(", ").join([sql.Literal(2), *(sql.Literal(ID) for _ in workflow)])
+    names = sql.SQL(", ").join(sql.Identifier(name) for name in ["id", *workflow])
+    db.execute(sql.SQL("insert into run ({}) values ({})").format(names, values))
+    stamped = [name for name in columns if name != "id" and name not in workflow]
+    assert (
+        db.execute(
+            sql.SQL("select {} from run where id = 2").format(
+                sql.SQL(", ").join(
+                    sql.SQL("{} is not null").format(sql.Identifier(n)) for n in stamped
+                )
+            )
+        ).fetchone()
+        == stamp
+    )
+    for name, kept in zip(stamped, stamp, strict=True):
+        change = sql.SQL("update run set {} = null where id = 2").format(sql.Identifier(name))
+        if kept:
+            with pytest.raises(psycopg.Error) as caught:
+                db.execute(change)
+            assert caught.value.sqlstate == "PA303"
+    remedies = db.execute(
+        "select remedy from pgaudit_wf.doctor() where problem like '%not stamped in full'"
+    ).fetchall()
+    assert len(remedies) == warned
+    for (remedy,) in remedies:
+        db.execute(remedy)
+    assert (
+        db.execute("select from pgaudit_wf.doctor() where problem like '%stamped%'").fetchall()
+        == []
+    )

@@ -67,16 +67,103 @@ comment on column pgaudit_wf.workflow_attachment.listing_columns is
 comment on column pgaudit_wf.workflow_attachment.id_prefix is
     'What workflow_history puts before this table''s ids: nothing for the first table, then <resource_type>/.';
 
+create function pgaudit_wf._column_names(target regclass) returns text[]
+language sql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+    select array_agg(attname::text order by attnum)
+    from pg_attribute
+    where attrelid = $1 and attnum > 0 and not attisdropped
+$$;
+comment on function pgaudit_wf._column_names(regclass) is 'Names of the table''s columns, in order.';
+
+create function pgaudit_wf._primary_key(target regclass) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select array_agg(attname::text order by k.position)
+    from pg_index, unnest(indkey) with ordinality as k (key_number, position)
+    join pg_attribute on attrelid = _primary_key.target and attnum = key_number
+    where indrelid = _primary_key.target and indisprimary
+$$;
+comment on function pgaudit_wf._primary_key(regclass) is 'Columns of a table''s primary key, in its order; null without one.';
+
+create function pgaudit_wf._key_columns(setting pgaudit_wf.attachment) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when (setting).id_columns <@ pgaudit_wf._column_names((setting).target) then (setting).id_columns
+        else coalesce((
+            select key from pgaudit_wf._primary_key((setting).target) as key
+            where not key && ((setting).ignore || (setting).redact)
+                and not exists (
+                    select from pg_attribute where attrelid = (setting).target and attname = any (key) and attgenerated = 'v')), '{}')
+    end
+$$;
+comment on function pgaudit_wf._key_columns(pgaudit_wf.attachment) is
+    'Columns that make up resource_id now: those of the attachment; after one of them was dropped, the primary key, if it may be shown, '
+    'or else none.';
+
+create function pgaudit_wf._workflow_problems(workflow pgaudit_wf.workflow_attachment)
+returns table (role text, name text, wanted text[], given text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(named.role, 'listing_columns'), name, named.wanted, format_type(atttypid, null)
+    from (values
+        ('nodes_column', (workflow).nodes_column, array['jsonb', 'json']),
+        ('edges_column', (workflow).edges_column, array['jsonb', 'json']),
+        ('name_column', (workflow).name_column, null),
+        ('description_column', (workflow).description_column, null),
+        ('visibility_column', (workflow).visibility_column, null),
+        ('enabled_column', (workflow).enabled_column, array['boolean']),
+        ('listed_column', (workflow).listed_column, array['boolean'])
+    ) as named (role, name, wanted)
+    full join unnest((workflow).listing_columns) as listed (name) using (name)
+    left join pg_attribute on attrelid = (workflow).target and attname = name and not attisdropped
+    where name is not null and (attname is null or format_type(atttypid, null) <> all (named.wanted))
+$$;
+comment on function pgaudit_wf._workflow_problems(pgaudit_wf.workflow_attachment) is
+    'The columns of a workflow table that are missing or of the wrong type.';
+
+create function pgaudit_wf._usable_workflow(target regclass) returns pgaudit_wf.workflow_attachment
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    workflow pgaudit_wf.workflow_attachment;
+    faulty text[];
+begin
+    select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = _usable_workflow.target;
+    select coalesce(array_agg(problem.name), '{}') into faulty from pgaudit_wf._workflow_problems(workflow) as problem;
+    if faulty && array[workflow.nodes_column, workflow.edges_column]
+        or (select pgaudit_wf._key_columns(a) = '{}' from pgaudit_wf.attachment as a where a.target = workflow.target)
+    then
+        return null;
+    end if;
+    workflow.name_column := case when workflow.name_column <> all (faulty) then workflow.name_column end;
+    workflow.description_column := case when workflow.description_column <> all (faulty) then workflow.description_column end;
+    workflow.visibility_column := case when workflow.visibility_column <> all (faulty) then workflow.visibility_column end;
+    workflow.enabled_column := case when workflow.enabled_column <> all (faulty) then workflow.enabled_column end;
+    workflow.listed_column := case when workflow.listed_column <> all (faulty) then workflow.listed_column end;
+    workflow.listing_columns := array(select name from unnest(workflow.listing_columns) as name where name <> all (faulty));
+    return workflow;
+end
+$$;
+comment on function pgaudit_wf._usable_workflow(regclass) is
+    'What is attached of a workflow table, without the columns that were dropped or retyped since; '
+    'null for another table, and without a graph or a key, as no versions can then be kept.';
+
 create function pgaudit_wf._definition_columns(target regclass) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce((
-        select array[w.nodes_column, w.edges_column]
-        from pgaudit_wf.workflow_attachment as w where w.target = _definition_columns.target), '{}')
+    select case when w.target is null then '{}' else array[w.nodes_column, w.edges_column] end
+    from pgaudit_wf._usable_workflow(_definition_columns.target) as w
 $$;
 comment on function pgaudit_wf._definition_columns(regclass) is
-    'The nodes and edges columns of an attached workflow table; none for other tables.';
+    'The nodes and edges columns of a workflow table whose versions are kept; none for other tables.';
 
 create table pgaudit_wf.attachment_history (
     id bigint generated always as identity primary key,
@@ -144,13 +231,3 @@ exception
 end
 $$;
 comment on function pgaudit_wf._count_failure(text, text, text) is 'Notes a change that went through unrecorded (on_failure => ''warn'').';
-
-create function pgaudit_wf._column_names(target regclass) returns text[]
-language sql stable strict
-set search_path = pg_catalog, pg_temp
-as $$
-    select array_agg(attname::text order by attnum)
-    from pg_attribute
-    where attrelid = $1 and attnum > 0 and not attisdropped
-$$;
-comment on function pgaudit_wf._column_names(regclass) is 'Names of the table''s columns, in order.';

@@ -208,7 +208,7 @@ begin
         select md5(string_agg(concat_ws(',', attnum, attname, atttypid, attcollation, attgenerated, (
             select pgaudit_wf._shape_of(c.oid) from pg_class as c
             join pg_type as t on t.typrelid = c.oid
-            where atttypid >= 16384 and t.typtype = 'c' and pgaudit_wf._contains_type(atttypid, t.oid)
+            where atttypid >= 16384 and t.typtype = 'c' and t.oid >= 16384 and pgaudit_wf._contains_type(atttypid, t.oid)
                 and t.oid <> (select reltype from pg_class where oid = _shape_of.relation)
             order by c.oid limit 1)), ';' order by attnum))
         from pg_attribute where attrelid = _shape_of.relation and attnum > 0 and not attisdropped);
@@ -224,7 +224,7 @@ as $$
         select distinct pinned
         from (
             select unnest(pgaudit_wf._output_settings(atttypid, attname = any (
-                (setting).id_columns || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
+                pgaudit_wf._key_columns(setting) || array[coalesce((setting).org_column, ''), coalesce((setting).label_column, '')])))
             from pg_attribute
             where attrelid = (setting).target and attnum > 0 and not attisdropped and attname <> all ((setting).ignore || (setting).redact)
             -- The generic form does not know what columns will come.
@@ -259,7 +259,8 @@ begin
             'old_edges jsonb;',
             'new_nodes jsonb;',
             'new_edges jsonb;'] else '{}' end,
-        'check of the place', pgaudit_wf._check_place((setting).target, (setting).function_name),
+        'check of the place',
+        pgaudit_wf._check_place((setting).target, (setting).function_name) || pgaudit_wf._leave_to_partition(setting),
         'begin of the attempt', case when warns then 'begin' else '' end,
         'version of the update', pgaudit_wf._version_statements(setting, 'update'),
         'action of the update', pgaudit_wf._action_statements(setting, 'update'),

@@ -161,7 +161,8 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case
-        when cardinality((setting).id_columns) > 1 then format('pgaudit_wf._bounded_key(jsonb_build_array(%s)::text)', as_json)
+        when count = 0 then 'null::text'
+        when count > 1 then format('pgaudit_wf._bounded_key(jsonb_build_array(%s)::text)', as_json)
         when short then as_text
         else format('pgaudit_wf._bounded_key(%s)', as_text)
     end
@@ -170,8 +171,9 @@ as $$
             string_agg(
                 pgaudit_wf._json_expression(atttypid, pgaudit_wf._field(record_name, key_column)), ', ' order by position) as as_json,
             min(pgaudit_wf._text_expression(atttypid, pgaudit_wf._field(record_name, key_column))) as as_text,
-            bool_and(attlen > 0) as short
-        from unnest((setting).id_columns) with ordinality as k (key_column, position)
+            bool_and(attlen > 0) as short,
+            count(*) as count
+        from unnest(pgaudit_wf._key_columns(setting)) with ordinality as k (key_column, position)
         join pg_attribute on attrelid = (setting).target and attname = key_column
     ) as key_columns
 $$;
@@ -186,7 +188,7 @@ as $$
     select coalesce((
             select format('%I.%I = $1::%s', record_name, attname, format_type(pgaudit_wf._base_type(atttypid), -1))
             from pg_attribute
-            where attrelid = (setting).target and attname = (setting).id_columns[1] and cardinality((setting).id_columns) = 1
+            where attrelid = (setting).target and array[attname::text] = pgaudit_wf._key_columns(setting)
                 and pgaudit_wf._is_built_in(atttypid)),
         format('%s = $1', pgaudit_wf._key_expression(setting, record_name)))
 $$;
@@ -307,9 +309,9 @@ if {{changed}} then
 end if;$key$,
         jsonb_build_object(
             'new key', pgaudit_wf._key_expression(setting, 'new'),
-            'changed', string_agg(pgaudit_wf._changed_expression(col), ' or '),
+            'changed', coalesce(string_agg(pgaudit_wf._changed_expression(col), ' or '), 'false'),
             'old key', pgaudit_wf._key_expression(setting, 'old')))
-    from pgaudit_wf._capture_columns(setting) as col where (col).name = any ((setting).id_columns)
+    from pgaudit_wf._capture_columns(setting) as col where (col).name = any (pgaudit_wf._key_columns(setting))
 $$;
 comment on function pgaudit_wf._key_statements(pgaudit_wf.attachment) is
     'PL/pgSQL that takes the key of an updated row, and the previous one if it changed.';

@@ -121,13 +121,8 @@ as $$
     end)
     from (
         -- A key column that is missing was renamed: look up the primary key.
-        select case when record ?& _generic_key.id_columns then _generic_key.id_columns else array(
-            select attname::text
-            from pg_index, unnest(indkey) with ordinality as k (key_number, position)
-            join pg_attribute on attrelid = _generic_key.table_id and attnum = key_number
-            where indrelid = _generic_key.table_id and indisprimary
-            order by position
-        ) end as names
+        select case when record ?& _generic_key.id_columns then _generic_key.id_columns
+            else pgaudit_wf._primary_key(_generic_key.table_id) end as names
     ) as key_names
 $$;
 comment on function pgaudit_wf._generic_key(jsonb, text[], oid) is 'resource_id of a row, for triggers of the generic form.';

@@ -167,11 +167,10 @@ begin
     setting.function_name := coalesce(setting.function_name, pgaudit_wf._capture_function_name(attach.target));
     setting.resource_type := coalesce(nullif(attach.resource_type, ''), setting.resource_type,
         (select relname from pg_class where oid = attach.target));
-    setting.id_columns := coalesce(nullif(attach.id_columns, '{}'), setting.id_columns, (
-        select array_agg(attname::text order by k.position)
-        from pg_index, unnest(indkey) with ordinality as k (key_number, position)
-        join pg_attribute on attrelid = attach.target and attnum = key_number
-        where indrelid = attach.target and indisprimary));
+    setting.id_columns := coalesce(
+        nullif(attach.id_columns, '{}'),
+        case when setting.id_columns <@ setting.columns then setting.id_columns end,
+        pgaudit_wf._primary_key(attach.target));
     if setting.id_columns is null then
         raise exception '% has no primary key', attach.target
             using errcode = 'PA002', hint = 'Say which columns identify a row: id_columns => array[''…''].';
@@ -254,6 +253,25 @@ end if;$check$,
 $$;
 comment on function pgaudit_wf._check_place(regclass, text) is
     'PL/pgSQL by which the trigger function of a partitioned table refuses to run on any other table; nothing for other tables.';
+
+create function pgaudit_wf._leave_to_partition(setting pgaudit_wf.attachment) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Where DDL is followed, such a partition's attachment is folded into the parent's.
+    select case when (setting).form = 'generic' and (select relkind from pg_class where oid = (setting).target) = 'p' then pgaudit_wf._fill(
+$check$if exists (
+    select from pgaudit_wf.attachment as own
+    join pg_partition_ancestors(tg_relid) as nearer on true
+    join pgaudit_wf.attachment as other on other.target = nearer.relid and other.target <> own.target
+    where own.function_name = {{function}} and own.target in (select parent.relid from pg_partition_ancestors(other.target) as parent))
+then
+    -- This partition was attached by itself before, and still records its rows.
+    return null;
+end if;$check$, jsonb_build_object('function', quote_literal((setting).function_name))) else '{}' end
+$$;
+comment on function pgaudit_wf._leave_to_partition(pgaudit_wf.attachment) is
+    'PL/pgSQL by which a partitioned table of the generic form leaves alone what a partition of its own attachment records.';
 
 create function pgaudit_wf._let_owner_read(target regclass, columns text[]) returns void
 language plpgsql
@@ -348,6 +366,17 @@ comment on function pgaudit_wf._install_trigger(regclass, text, text, text, text
     'Puts a trigger on a table with the rights of the caller: event is "after insert", say, and scope "for each row" with what precedes '
     'and follows it. always: it also fires in a session that calls itself a replica.';
 
+create function pgaudit_wf._trigger_name(relation regclass, name text, function_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Those of a partitioned table are also put on each partition, which may have been attached by itself before: no two names must clash.
+    select name || case when relkind = 'p' then '_' || left(md5(_trigger_name.function_name), 8) else '' end
+    from pg_class where oid = _trigger_name.relation
+$$;
+comment on function pgaudit_wf._trigger_name(regclass, text, text) is
+    'Name of a row trigger of ours on a table; on a partitioned one it is unique to its function.';
+
 create function pgaudit_wf._revoke_usage(setting pgaudit_wf.attachment) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -409,18 +438,19 @@ declare
     op text;
     leaf regclass;
 begin
+    -- First, or the event trigger would put them there when it sees the others. A foreign partition can have no such trigger.
+    for leaf in select l from pgaudit_wf._leaf_tables((setting).target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
+        perform pgaudit_wf._install_trigger(
+            leaf, 'pgaudit_wf_truncate', 'after truncate', 'for each statement', (setting).function_name, always => true);
+    end loop;
     -- Triggers fire in the order of their names, and one that changes the row again must come after the first change was recorded:
     -- "!" sorts before whatever else a name begins with, including PostgreSQL's own for foreign keys (RI_…).
     -- No WHEN clause: PostgreSQL parses and plans it again for each statement, which costs more than entering and leaving the
     -- function (12 against 4 µs), and its columns could not be dropped or retyped.
     foreach op in array array['insert', 'update', 'delete'] loop
         perform pgaudit_wf._install_trigger(
-            (setting).target, '!pgaudit_wf_' || op, 'after ' || op, 'for each row', (setting).function_name, always => true);
-    end loop;
-    -- A foreign partition can have no such trigger.
-    for leaf in select l from pgaudit_wf._leaf_tables((setting).target) as l join pg_class as c on c.oid = l where c.relkind <> 'f' loop
-        perform pgaudit_wf._install_trigger(
-            leaf, 'pgaudit_wf_truncate', 'after truncate', 'for each statement', (setting).function_name, always => true);
+            (setting).target, pgaudit_wf._trigger_name((setting).target, '!pgaudit_wf_' || op, (setting).function_name),
+            'after ' || op, 'for each row', (setting).function_name, always => true);
     end loop;
     -- A detached partition is no longer audited.
     for leaf in
@@ -432,8 +462,9 @@ begin
     end loop;
     if pgaudit_wf._guard_body(setting) is not null then
         -- Not "always": what a subscriber applies went live where it was written, and refusing it here would stop the subscription.
-        perform pgaudit_wf._install_trigger((setting).target, 'pgaudit_wf_guard', 'before insert or update', 'for each row',
-            pgaudit_wf._guard_function_name(setting));
+        perform pgaudit_wf._install_trigger(
+            (setting).target, pgaudit_wf._trigger_name((setting).target, 'pgaudit_wf_guard', (setting).function_name),
+            'before insert or update', 'for each row', pgaudit_wf._guard_function_name(setting));
     end if;
 end
 $$;
@@ -444,10 +475,15 @@ create function pgaudit_wf._leaf_tables(target regclass) returns setof regclass
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- A statement trigger is not inherited by partitions, so TRUNCATE is watched where the rows are.
-    select relid from pg_partition_tree(_leaf_tables.target) where isleaf
-    union
-    select _leaf_tables.target where not exists (select from pg_partition_tree(_leaf_tables.target))
+    -- A statement trigger is not inherited by partitions, so TRUNCATE is watched where the rows are. Not by pg_partition_tree(), which
+    -- locks every partition: DDL calls this, too.
+    with recursive part (relid) as (
+        select _leaf_tables.target::oid
+        union
+        select i.inhrelid from pg_inherits as i join part on i.inhparent = part.relid
+        join pg_class as c on c.oid = i.inhrelid and c.relispartition
+    )
+    select part.relid::regclass from part join pg_class as c on c.oid = part.relid where c.relkind <> 'p'
 $$;
 comment on function pgaudit_wf._leaf_tables(regclass) is 'The tables that hold a table''s rows: itself, or its partitions.';
 

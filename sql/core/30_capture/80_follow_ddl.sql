@@ -10,6 +10,17 @@ language sql immutable parallel safe
 as $$ select coalesce(renames ->> name, name) $$;
 comment on function pgaudit_wf._renamed(text, jsonb) is 'A column''s name after the renames ({old: new}).';
 
+create function pgaudit_wf._find_rename(columns_before text[], columns_now text[], renamed_to text) returns jsonb
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when renamed_to = any (columns_now) and renamed_to <> all (columns_before) and count(*) = 1
+        then jsonb_build_object(min(name), renamed_to) else '{}' end
+    from unnest(columns_before) as name where name <> all (columns_now)
+$$;
+comment on function pgaudit_wf._find_rename(text[], text[], text) is
+    'The rename ({old: new}) by which a table''s columns came to be what they are; an empty object if that is not how.';
+
 create function pgaudit_wf._quote_regexp(literal text) returns text
 language sql immutable strict parallel safe
 as $$ select regexp_replace(literal, '([][\\.^$*+?(){}|-])', '\\\1', 'g') $$;
@@ -67,6 +78,39 @@ comment on function pgaudit_wf._column_default(regclass, text) is
     'The constant default that an added column has in the rows that were there before; '
     'as text unless its type is one of PostgreSQL''s own.';
 
+create function pgaudit_wf._switched_off(setting pgaudit_wf.attachment) returns table (problem text, remedy text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('column %s, which identifies its rows, does not exist: %s', string_agg(format('"%s"', name), ', '), case
+            when pgaudit_wf._key_columns(setting) = '{}' then 'its events have no resource_id'
+            else format('its primary key does it now (%s)', array_to_string(pgaudit_wf._key_columns(setting), ', ')) end),
+        case when pgaudit_wf._key_columns(setting) = '{}' then format('alter table %s %s; ', (setting).target,
+            string_agg(format('add column %I bigserial', name), ', ')) else '' end
+            || format('select pgaudit_wf.attach(%L);', (setting).target)
+    from unnest((setting).id_columns) as name where name <> all (pgaudit_wf._column_names((setting).target))
+    having count(*) > 0
+    union all
+    select format('%s is "%s", which %s: %s', problem.role, problem.name, coalesce('is of type ' || problem.given, 'does not exist'), case
+            when problem.role in ('nodes_column', 'edges_column') then 'no versions are kept'
+            else 'versions are kept without it' end),
+        case
+            when problem.role in ('nodes_column', 'edges_column') and problem.given is null then
+                format('alter table %s add column %I jsonb not null default ''[]''; -- or name another: '
+                    'select pgaudit_wf.attach_workflow(%L, %s => …);', (setting).target, problem.name, (setting).target, problem.role)
+            when problem.role in ('nodes_column', 'edges_column') then
+                format('alter table %s alter column %I type jsonb using %2$I::jsonb;', (setting).target, problem.name)
+            when problem.role = 'listing_columns' then
+                format('select pgaudit_wf.attach_workflow(%L, listing_columns => %L);', (setting).target,
+                    array_remove(w.listing_columns, problem.name))
+            else format('select pgaudit_wf.attach_workflow(%L, %s => '''');', (setting).target, problem.role)
+        end
+    from pgaudit_wf.workflow_attachment as w, pgaudit_wf._workflow_problems(w) as problem
+    where w.target = (setting).target
+$$;
+comment on function pgaudit_wf._switched_off(pgaudit_wf.attachment) is
+    'What is no longer recorded of a table because of DDL, and the remedy: the key or the versions that rested on a column.';
+
 create function pgaudit_wf.recompile(target regclass, renamed_to text, in_any_case boolean default true) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -74,14 +118,12 @@ as $$
 declare
     setting pgaudit_wf.attachment;
     columns_now constant text[] := pgaudit_wf._column_names(recompile.target);
-    renames jsonb := '{}';
+    renames jsonb;
     altered jsonb;
+    lost record;
 begin
     select * into strict setting from pgaudit_wf.attachment as a where a.target = recompile.target;
-    if recompile.renamed_to = any (columns_now) and recompile.renamed_to <> all (setting.columns) then
-        select coalesce(jsonb_object_agg(name, recompile.renamed_to) filter (where count = 1), '{}') into renames
-        from (select name, count(*) over () as count from unnest(setting.columns) as name where name <> all (columns_now)) as gone;
-    end if;
+    renames := pgaudit_wf._find_rename(setting.columns, columns_now, recompile.renamed_to);
     altered := (select coalesce(jsonb_object_agg(key, value), '{}') from jsonb_each(jsonb_build_object(
         'renamed', nullif(renames, '{}'),
         'added', (
@@ -108,12 +150,6 @@ begin
         setting.label_column := pgaudit_wf._renamed(setting.label_column, renames);
         setting.ignore := array(select pgaudit_wf._renamed(name, renames) from unnest(setting.ignore) as name);
         setting.redact := setting.redact || array(select renames ->> name from unnest(setting.redact) as name where renames ? name);
-        if not columns_now @> setting.id_columns then
-            raise exception '% is audited, and a column that identifies its rows (%) cannot be dropped',
-                recompile.target, array_to_string(setting.id_columns, ', ')
-                using errcode = 'PA002', hint = format(
-                    'Attach it by other columns first: select pgaudit_wf.attach(%L, id_columns => …).', recompile.target);
-        end if;
         update pgaudit_wf.attachment as a
         set (id_columns, org_column, label_column, ignore, redact, columns)
             = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.columns)
@@ -129,7 +165,6 @@ begin
             listed_column = pgaudit_wf._renamed(listed_column, renames),
             listing_columns = array(select pgaudit_wf._renamed(name, renames) from unnest(listing_columns) as name)
         where w.target = recompile.target;
-        perform pgaudit_wf._check_workflow_columns(w) from pgaudit_wf.workflow_attachment as w where w.target = recompile.target;
         begin
             perform pgaudit_wf._rename_in_rules(setting.resource_type, key, value) from jsonb_each_text(renames);
         exception
@@ -138,13 +173,19 @@ begin
                     using hint = 'Changes are recorded under the default action until the rule in pgaudit_wf.action_rule is fixed; '
                         'pgaudit_wf.doctor() names it.';
         end;
-        insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
-        values (setting.target, setting.resource_type, 'altered', altered);
     end if;
     perform pgaudit_wf._follow_limit(setting, renames);
     -- Most DDL changes nothing that a trigger reads, and attach() itself sets this off once for each partition.
     if in_any_case or altered <> '{}' or setting.written_for is distinct from pgaudit_wf._written_state(recompile.target) then
         perform pgaudit_wf._write_functions(setting);
+        for lost in select * from pgaudit_wf._switched_off(setting) loop
+            raise warning '%', concat(setting.target, ': ', lost.problem) using hint = lost.remedy;
+            altered := altered || jsonb_build_object('switched_off', coalesce(altered -> 'switched_off', '[]') || to_jsonb(lost.problem));
+        end loop;
+    end if;
+    if altered <> '{}' then
+        insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
+        values (setting.target, setting.resource_type, 'altered', altered);
     end if;
 end
 $$;
@@ -164,14 +205,85 @@ as $$
 $$;
 comment on function pgaudit_wf._descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent also alters.';
 
+create function pgaudit_wf._forget(setting pgaudit_wf.attachment) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from pgaudit_wf.attachment as a where a.target = (setting).target;
+    delete from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
+    perform pgaudit_wf._uninstall_limit((setting).target);
+    perform pgaudit_wf._drop_functions(array[(setting).function_name, pgaudit_wf._guard_function_name(setting)]);
+    perform pgaudit_wf._revoke_usage(setting);
+end
+$$;
+comment on function pgaudit_wf._forget(pgaudit_wf.attachment) is
+    'Removes the attachment of a table that DDL dropped or made a partition of an attached one, and what was written for it.';
+
+create function pgaudit_wf._fold_partitions() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    part pgaudit_wf.attachment;
+    parent pgaudit_wf.attachment;
+begin
+    for part in
+        select a.* from pgaudit_wf.attachment as a join pg_class as c on c.oid = a.target and c.relispartition order by a.target::oid
+    loop
+        select a.* into parent
+        from pg_partition_ancestors(part.target) with ordinality as above (relid, distance)
+        join pgaudit_wf.attachment as a on a.target = above.relid and a.target <> part.target
+        order by above.distance desc limit 1;
+        continue when not found;
+        perform pgaudit_wf._forget(part);
+        insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
+        values (part.target, part.resource_type, 'altered', jsonb_build_object('recorded_through', parent.target::text));
+        -- What was hidden stays hidden.
+        if not part.redact <@ parent.redact then
+            update pgaudit_wf.attachment as a
+            set redact = a.redact || array(select name from unnest(part.redact) as name where name <> all (a.redact))
+            where a.target = parent.target returning a.* into parent;
+            perform pgaudit_wf._write_functions(parent);
+        end if;
+        raise notice '% is now recorded through %, and its own attachment is gone', part.target, parent.target;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf._fold_partitions() is
+    'Ends the attachments of tables that became partitions of attached ones, whose triggers they then have.';
+
+create function pgaudit_wf._before_ddl() returns event_trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgaudit_wf._write_functions(a)
+    from pgaudit_wf.attachment as a
+    join pg_class as c on c.oid = a.target and c.relkind = 'p'
+    join pg_proc as p on p.pronamespace = 'pgaudit_wf'::regnamespace and p.proname = a.function_name
+    where a.form = 'compiled' and not has_function_privilege(c.relowner, p.oid, 'execute');
+    perform pgaudit_wf._write_stamp(e)
+    from pgaudit_wf.execution_attachment as e
+    join pg_class as c on c.oid = e.target and c.relkind = 'p'
+    join pg_proc as p on p.pronamespace = 'pgaudit_wf'::regnamespace and p.proname = e.function_name
+    where not has_function_privilege(c.relowner, p.oid, 'execute');
+end
+$$;
+comment on function pgaudit_wf._before_ddl() is
+    'Event trigger before ALTER TABLE, CREATE TABLE and CREATE SCHEMA: lets a new owner of an attached table make partitions, '
+    'as REASSIGN OWNED fires no event trigger.';
+
 create function pgaudit_wf._after_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     command record;
+    renamed_to text;
     concerned regclass;
 begin
+    perform pgaudit_wf._fold_partitions();
     for command in
         select done.classid, done.objid, done.objsubid from pg_event_trigger_ddl_commands() as done
         where done.classid in ('pg_class'::regclass, 'pg_type'::regclass, 'pg_cast'::regclass)
@@ -180,6 +292,10 @@ begin
         if command.classid = 'pg_cast'::regclass then
             select 'pg_type'::regclass, castsource into command.classid, command.objid from pg_cast where oid = command.objid;
         end if;
+        -- Only RENAME COLUMN reports a column; it says the new name.
+        renamed_to := (
+            select attname from pg_attribute
+            where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0));
         for concerned in
             select a.target from pgaudit_wf.attachment as a
             where a.form = 'compiled'
@@ -198,16 +314,13 @@ begin
                                 else (select reltype from pg_class where oid = command.objid) end)))
             order by a.target::oid
         loop
-            -- Only RENAME COLUMN reports a column; it says the new name.
-            perform pgaudit_wf.recompile(concerned, (
-                select attname from pg_attribute
-                where command.classid = 'pg_class'::regclass and attrelid = command.objid and attnum = nullif(command.objsubid, 0)),
+            perform pgaudit_wf.recompile(concerned, renamed_to,
                 -- A type can change in ways that no column shows.
                 not exists (
                     select from pg_class
                     where oid = command.objid and relkind in ('r', 'p', 'f') and command.classid = 'pg_class'::regclass));
         end loop;
-        perform pgaudit_wf._write_stamp(e) from pgaudit_wf.execution_attachment as e
+        perform pgaudit_wf._follow_stamp(e.target, renamed_to) from pgaudit_wf.execution_attachment as e
         where command.classid = 'pg_class'::regclass
             and (e.target = command.objid
                 or e.target in (select pgaudit_wf._descendants(command.objid))
@@ -222,34 +335,45 @@ comment on function pgaudit_wf._after_ddl() is
 create function pgaudit_wf._follow_as_author() returns event_trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
+-- While a table of many partitions is attached, pg_trigger grows in one transaction, and the planner goes by its size of before.
+set enable_seqscan = off
 as $$
 declare
     wanted record;
 begin
     -- Statement triggers are not inherited by partitions, as row triggers are. Only pg_catalog is read until the partition is known to
     -- belong to an attached table: only that one's owner may execute our trigger functions, and others need no right of ours.
+    -- pg_partition_tree() would lock every partition, and wait for whoever holds one.
     for wanted in
+        with recursive part (relid) as (
+            select command.objid from pg_event_trigger_ddl_commands() as command
+            where command.classid = 'pg_class'::regclass and command.object_type = 'table'
+            union
+            select i.inhrelid from pg_inherits as i join part on i.inhparent = part.relid
+        )
         select distinct part.relid::regclass as relation, p.proname as function_name, own.name, own.event, own.transition
-        from pg_event_trigger_ddl_commands() as command
-        join pg_partition_tree(command.objid) as part on true
+        from part
+        -- A foreign table can have none of these.
+        join pg_class as c on c.oid = part.relid and c.relispartition and c.relkind <> 'f'
         join pg_partition_ancestors(part.relid) as parent on parent.relid <> part.relid
-        join pg_trigger as t on t.tgrelid = parent.relid and not t.tgisinternal
+        -- "offset 0": the planner takes the function for many rows, and would not look their triggers up one by one.
+        cross join lateral (
+            select found.tgname, found.tgfoid from pg_trigger as found
+            where found.tgrelid = parent.relid and found.tgname ~ '^(!pgaudit_wf_insert_|pgaudit_wf_limit_insert$)' offset 0
+        ) as t
         join (values
-            ('!pgaudit_wf_insert', 'pgaudit_wf_truncate', 'truncate', ''),
+            ('!pgaudit_wf_insert_', 'pgaudit_wf_truncate', 'truncate', ''),
             ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_insert', 'insert', 'referencing new table as new_rows'),
             ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_update', 'update', 'referencing old table as old_rows new table as new_rows'),
             ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_delete', 'delete', 'referencing old table as old_rows'),
             ('pgaudit_wf_limit_insert', 'pgaudit_wf_limit_truncate', 'truncate', '')
-        ) as own (parent_trigger, name, event, transition) on own.parent_trigger = t.tgname
+        ) as own (parent_trigger, name, event, transition) on starts_with(t.tgname, own.parent_trigger)
         join pg_proc as p on p.oid = t.tgfoid
         join pg_namespace as n on n.oid = p.pronamespace and n.nspname = 'pgaudit_wf'
-        where command.classid = 'pg_class'::regclass and command.object_type = 'table'
-            and (own.event <> 'truncate' or part.isleaf)
-            -- A foreign table can have none of these.
-            and (select relkind from pg_class where oid = part.relid) <> 'f'
-            and not exists (
-                select from pg_trigger as present
-                where present.tgrelid = part.relid and present.tgname = own.name and present.tgfoid = t.tgfoid)
+        where (own.event <> 'truncate' or c.relkind <> 'p')
+            and (
+                select present.tgfoid from pg_trigger as present
+                where present.tgrelid = part.relid and present.tgname = own.name) is distinct from t.tgfoid
     loop
         begin
             -- Not by _install_trigger(), which the author need not be allowed to execute.
@@ -269,10 +393,10 @@ begin
         select distinct stray.tgname as name, stray.tgrelid::regclass as relation
         from pg_event_trigger_ddl_commands() as command
         join pg_class as c on c.oid = command.objid and c.relkind = 'p'
-        join pg_trigger as own on own.tgrelid = c.oid and own.tgname in ('!pgaudit_wf_insert', 'pgaudit_wf_limit_insert')
+        join pg_trigger as own on own.tgrelid = c.oid and own.tgname ~ '^(!pgaudit_wf_insert_|pgaudit_wf_limit_insert$)'
         join pg_trigger as stray on stray.tgfoid = own.tgfoid and stray.tgparentid = 0
         where command.classid = 'pg_class'::regclass and command.command_tag = 'ALTER TABLE' and own.tgparentid = 0
-            and not exists (select from pg_partition_tree(pg_partition_root(c.oid)) as tree where tree.relid = stray.tgrelid)
+            and not exists (select from pg_partition_ancestors(stray.tgrelid) as parent where parent.relid = pg_partition_root(c.oid))
     loop
         begin
             execute format('drop trigger %I on %s', wanted.name, wanted.relation);
@@ -303,20 +427,16 @@ declare
     broken regclass;
 begin
     for setting in
-        delete from pgaudit_wf.attachment as a
+        select a.* from pgaudit_wf.attachment as a
         where a.target in (
             select dropped.objid from pg_event_trigger_dropped_objects() as dropped
             where dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0)
-        returning a.*
     loop
         insert into pgaudit_wf.attachment_history (target, resource_type, change)
         select dropped.object_identity, setting.resource_type, 'dropped'
         from pg_event_trigger_dropped_objects() as dropped
         where dropped.objid = setting.target and dropped.classid = 'pg_class'::regclass and dropped.objsubid = 0;
-        delete from pgaudit_wf.workflow_attachment as w where w.target = setting.target;
-        perform pgaudit_wf._uninstall_limit(setting.target);
-        perform pgaudit_wf._drop_functions(array[setting.function_name, pgaudit_wf._guard_function_name(setting)]);
-        perform pgaudit_wf._revoke_usage(setting);
+        perform pgaudit_wf._forget(setting);
     end loop;
     for stamp in
         delete from pgaudit_wf.execution_attachment as e

@@ -267,7 +267,8 @@ declare
     type constant text := coalesce(setting.resource_type,
         (select h.resource_type from pgaudit_wf.attachment_history as h
             where h.target = row_as_of.target::text order by h.id desc limit 1));
-    key constant text := case when cardinality(setting.id_columns) > 1 then pgaudit_wf._bounded_key((row_as_of.id::jsonb)::text)
+    key constant text := case
+        when cardinality(pgaudit_wf._key_columns(setting)) > 1 then pgaudit_wf._bounded_key((row_as_of.id::jsonb)::text)
         else pgaudit_wf._bounded_key(row_as_of.id) end;
     forwards record;
     backwards record;

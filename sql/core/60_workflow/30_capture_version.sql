@@ -47,10 +47,9 @@ as $$
     select coalesce((
         select array[format('%1$s := pgaudit_wf._compiled_names(%1$s, tg_relid, %2$L, %3$L);',
             variable, jsonb_object_agg(attname, attnum), (setting).columns)]
-        from pgaudit_wf.workflow_attachment as w
+        from pgaudit_wf._usable_workflow((setting).target) as w
         join pg_attribute on attrelid = w.target and attname = any (array[w.nodes_column, w.edges_column, w.name_column,
             w.description_column, w.visibility_column, w.enabled_column, w.listed_column] || w.listing_columns)
-        where w.target = (setting).target
         having count(*) > 0), '{}')
 $$;
 comment on function pgaudit_wf._follow_names(pgaudit_wf.attachment, text) is
@@ -135,31 +134,33 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    workflow pgaudit_wf.workflow_attachment;
+    workflow constant pgaudit_wf.workflow_attachment := pgaudit_wf._usable_workflow((setting).target);
+    record_name constant text := case op when 'delete' then 'old' else 'new' end;
     key text;
     org text;
+    lines text[];
 begin
-    select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
     if workflow.target is null then
         return '{}';
     end if;
     key := case when (setting).form = 'generic' then 'event_id'
-        else pgaudit_wf._key_expression(setting, case op when 'delete' then 'old' else 'new' end) end;
+        else pgaudit_wf._key_expression(setting, record_name) end;
     if workflow.id_prefix <> '' then
         key := format('%L || %s', workflow.id_prefix, key);
     elsif (setting).form = 'generic' or exists (
-        select from pg_attribute where attrelid = (setting).target and attname = any ((setting).id_columns) and attlen < 0)
+        select from pg_attribute where attrelid = (setting).target and attname = any (pgaudit_wf._key_columns(setting)) and attlen < 0)
     then
         key := format('pgaudit_wf._workflow_id('''', %s)', key);
     end if;
     org := case
-        when (setting).org_column is null or (setting).form = 'generic' or op <> 'update' then 'event_org'
-        else pgaudit_wf._org_expression(setting) end;
+        when (setting).org_column = any ((setting).columns) and (setting).form = 'compiled' and op = 'update'
+            then pgaudit_wf._org_expression(setting)
+        else 'event_org' end;
 
     if op = 'delete' then
-        return array[format('event_hash := pgaudit_wf._latest_hash(%s);', key)];
+        lines := array[format('event_hash := pgaudit_wf._latest_hash(%s);', key)];
     elsif op = 'insert' then
-        return pgaudit_wf._fill(
+        lines := pgaudit_wf._fill(
 $insert${{new graph}}
 event_version := pgaudit_wf._add_version({{key}}, {{org}}, 'create', null,
     {{snapshot}}, null, null, new_nodes, new_edges);
@@ -170,8 +171,8 @@ event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version'
                 'key', key,
                 'org', org,
                 'snapshot', pgaudit_wf._snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
-    end if;
-    return pgaudit_wf._fill(
+    else
+        lines := pgaudit_wf._fill(
 $update$-- What only moves things about on the canvas makes no version.
 if {{graph may differ}} then
     {{old and new graph}}
@@ -191,18 +192,30 @@ if definition_changed or {{settings differ}} then
             'old', event_version.previous_hash, 'value', event_version.content_hash);
     end if;
 end if;$update$,
+            jsonb_build_object(
+                'graph may differ', pgaudit_wf._maybe_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
+                'old and new graph', pgaudit_wf._graph_assignments(setting, workflow, 'old')
+                    || pgaudit_wf._graph_assignments(setting, workflow, 'new'),
+                'settings differ', pgaudit_wf._any_changed(setting, array_remove(
+                    array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
+                    || workflow.listing_columns),
+                'key', key,
+                'org', org,
+                'listing differs', pgaudit_wf._any_changed(setting, workflow.listing_columns),
+                'old settings', coalesce(pgaudit_wf._snapshot_expression(setting, workflow, 'old', '', ''), '''{}''::jsonb'),
+                'new snapshot', pgaudit_wf._snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
+    end if;
+    -- Where DDL cannot be followed, the graph or the key can be gone.
+    return case when (setting).form = 'compiled' then lines else pgaudit_wf._fill(
+$generic$if as_attached or (event_id is not null
+    and jsonb_typeof({{nodes}}) is not distinct from 'array' and jsonb_typeof({{edges}}) is not distinct from 'array')
+then
+    {{lines}}
+end if;$generic$,
         jsonb_build_object(
-            'graph may differ', pgaudit_wf._maybe_changed(setting, array[workflow.nodes_column, workflow.edges_column]),
-            'old and new graph', pgaudit_wf._graph_assignments(setting, workflow, 'old')
-                || pgaudit_wf._graph_assignments(setting, workflow, 'new'),
-            'settings differ', pgaudit_wf._any_changed(setting, array_remove(
-                array[workflow.name_column, workflow.description_column, workflow.visibility_column, workflow.enabled_column], null)
-                || workflow.listing_columns),
-            'key', key,
-            'org', org,
-            'listing differs', pgaudit_wf._any_changed(setting, workflow.listing_columns),
-            'old settings', coalesce(pgaudit_wf._snapshot_expression(setting, workflow, 'old', '', ''), '''{}''::jsonb'),
-            'new snapshot', pgaudit_wf._snapshot_expression(setting, workflow, 'new', 'new_nodes', 'new_edges')));
+            'lines', lines,
+            'nodes', pgaudit_wf._record_value(setting, record_name, workflow.nodes_column),
+            'edges', pgaudit_wf._record_value(setting, record_name, workflow.edges_column))) end;
 end
 $$;
 comment on function pgaudit_wf._version_statements(pgaudit_wf.attachment, text) is

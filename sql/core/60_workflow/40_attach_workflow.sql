@@ -7,21 +7,9 @@ as $$
 declare
     problem record;
 begin
-    select role, name, wanted, format_type(atttypid, null) as given into problem
-    from (values
-        ('nodes_column', (workflow).nodes_column, array['jsonb', 'json']),
-        ('edges_column', (workflow).edges_column, array['jsonb', 'json']),
-        ('name_column', (workflow).name_column, null),
-        ('description_column', (workflow).description_column, null),
-        ('visibility_column', (workflow).visibility_column, null),
-        ('enabled_column', (workflow).enabled_column, array['boolean']),
-        ('listed_column', (workflow).listed_column, array['boolean'])
-    ) as named (role, name, wanted)
-    full join unnest((workflow).listing_columns) as listed (name) using (name)
-    left join pg_attribute on attrelid = (workflow).target and attname = name and not attisdropped
-    where name is not null and (attname is null or format_type(atttypid, null) <> all (wanted));
+    select * into problem from pgaudit_wf._workflow_problems(workflow) limit 1;
     if found then
-        raise exception '% of % must be a column%: "%" is %', coalesce(problem.role, 'listing_columns'), (workflow).target,
+        raise exception '% of % must be a column%: "%" is %', problem.role, (workflow).target,
             coalesce(format(' of type %s', array_to_string(problem.wanted, ' or ')), ''),
             problem.name, coalesce(problem.given, 'missing')
             using errcode = 'PA002', hint = 'Name the right column, or '''' for an optional one that the table does not have.';
@@ -177,12 +165,15 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    workflow pgaudit_wf.workflow_attachment := (select w from pgaudit_wf.workflow_attachment as w where w.target = (setting).target);
+    workflow constant pgaudit_wf.workflow_attachment := pgaudit_wf._usable_workflow((setting).target);
     generic constant boolean := (setting).form = 'generic';
     checks text[] := '{}';
     switch record;
 begin
-    if workflow.target is null or coalesce(workflow.enabled_column, workflow.listed_column) is null then
+    if not exists (
+        select from pgaudit_wf.workflow_attachment as w
+        where w.target = (setting).target and coalesce(w.enabled_column, w.listed_column) is not null)
+    then
         return null;
     end if;
     for switch in
@@ -194,7 +185,7 @@ $check$if {{goes live}} and not pgaudit_wf._is_restored(tg_relid, false) then
     perform pgaudit_wf._check_definition({{nodes}}, {{edges}}, {{doing}});
 end if;$check$,
             case when generic then jsonb_build_object(
-                'goes live', format('(after ->> %1$L)::boolean and (before ->> %1$L)::boolean is not true', switch.name),
+                'goes live', format('after -> %1$L = ''true'' and (before -> %1$L = ''true'') is not true', switch.name),
                 'nodes', format('after -> %L', workflow.nodes_column),
                 'edges', format('after -> %L', workflow.edges_column))
             else jsonb_build_object(

@@ -69,7 +69,8 @@ create table pgaudit_wf.execution_attachment (
     id_column text not null,
     org_column text,
     time_column text,
-    function_name text not null unique
+    function_name text not null unique,
+    columns text[] not null
 );
 comment on table pgaudit_wf.execution_attachment is
     'Tables that hold the runs of workflows, and where; written by attach_execution() and detach_execution() only.';
@@ -83,6 +84,28 @@ comment on column pgaudit_wf.execution_attachment.id_column is 'Primary key of t
 comment on column pgaudit_wf.execution_attachment.org_column is 'Column with the organization, if any.';
 comment on column pgaudit_wf.execution_attachment.time_column is 'Column that says when the run started, if any.';
 comment on column pgaudit_wf.execution_attachment.function_name is 'Trigger function in schema pgaudit_wf.';
+comment on column pgaudit_wf.execution_attachment.columns is 'The table''s columns, in order: how a rename is recognized.';
+
+create function pgaudit_wf._stamp_problems(run pgaudit_wf.execution_attachment) returns table (role text, name text, given text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- 64: a SHA-256 in hex. Other values are cut to fit.
+    select named.role, named.name, format_type(atttypid, atttypmod)
+    from (values
+        ('workflow_column', (run).workflow_column, null),
+        ('hash_column', (run).hash_column, 64),
+        ('type_column', (run).type_column, 0),
+        ('label_column', (run).label_column, 0)
+    ) as named (role, name, length)
+    left join pg_attribute on attrelid = (run).target and attname = named.name and not attisdropped
+    left join pg_type as t on t.oid = atttypid
+    where attname is null
+        or (named.length is not null
+            and (atttypid >= 16384 or typcategory <> 'S' or attgenerated <> '' or atttypmod between 0 and named.length + 3))
+$$;
+comment on function pgaudit_wf._stamp_problems(pgaudit_wf.execution_attachment) is
+    'The columns of a table of runs that were dropped or retyped since, so that they cannot be stamped.';
 
 create function pgaudit_wf._runnable_hash(workflow_target regclass, id text) returns text
 language plpgsql stable
@@ -107,64 +130,162 @@ comment on function pgaudit_wf._runnable_hash(regclass, text) is
     'Hash of a workflow''s newest version, which a run executes now; null for a workflow without versions; '
     'raises PA301 if the definition is invalid.';
 
-create function pgaudit_wf._refuse_restamp() returns trigger
+create function pgaudit_wf._refuse_restamp(target regclass) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
     -- What a subscription applies was accepted where it was written; refusing it here would stop the subscription.
-    if exists (select from pg_stat_subscription where pid = pg_backend_pid()) then
-        return new;
+    if not exists (select from pg_stat_subscription where pid = pg_backend_pid()) then
+        raise exception 'the stamp of a run in % cannot be altered', _refuse_restamp.target
+            using errcode = 'PA303',
+                hint = 'Credential and definition hash are written once, when the run is inserted; leave them out of the update.';
     end if;
-    raise exception 'the stamp of a run in %.% cannot be altered', tg_table_schema, tg_table_name
-        using errcode = 'PA303',
-            hint = 'Credential and definition hash are written once, when the run is inserted; leave them out of the update.';
 end
 $$;
-comment on function pgaudit_wf._refuse_restamp() is
-    'Trigger that keeps the stamp of a run as it is: raises PA303, except for what a logical subscription applies.';
+comment on function pgaudit_wf._refuse_restamp(regclass) is
+    'Keeps the stamp of a run as it is: raises PA303, except for what a logical subscription applies.';
 
 create function pgaudit_wf._write_stamp(run pgaudit_wf.execution_attachment) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    problem text;
+    faulty text[];
+    generic constant boolean := not pgaudit_wf._can_follow_ddl();
+    type text := pgaudit_wf._field('new', (run).type_column);
+    label text := pgaudit_wf._field('new', (run).label_column);
+    hash text := pgaudit_wf._field('new', (run).hash_column);
+    workflow text := pgaudit_wf._field('new', (run).workflow_column);
+    stamped text[];
 begin
+    select string_agg(format('%s is "%s", which %s', p.role, p.name, coalesce('is of type ' || p.given, 'does not exist')), ', '),
+        coalesce(array_agg(p.role), '{}')
+    into problem, faulty
+    from pgaudit_wf._stamp_problems(run) as p;
+    type := case when 'type_column' <> all (faulty) then type end;
+    label := case when 'label_column' <> all (faulty) then label end;
+    hash := case when 'hash_column' <> all (faulty) then hash end;
+    workflow := case when 'workflow_column' <> all (faulty) then workflow end;
+    stamped := array_remove(array[type, label, hash], null);
     perform pgaudit_wf._replace_function((run).function_name, array_to_string(pgaudit_wf._fill($body$
 -- Stamps each run with credential and definition; written by pgaudit_wf.attach_execution(). Columns as of {{shape}}.
 declare
     credential record;
 begin
     {{check of the place}}
-    if greatest(pg_typeof({{type}})::oid, pg_typeof({{label}})::oid, pg_typeof({{hash}})::oid) >= 16384 then
-        raise warning 'this run has no stamp: a column for it was given a type that is not PostgreSQL''s own';
+    {{begin of the attempt}}
+    if greatest({{types}}) >= 16384 then
+        if tg_op = 'INSERT' then
+            raise warning 'this run has no stamp: a column for it was given a type that is not PostgreSQL''s own';
+        end if;
         return new;
     end if;
-    if pgaudit_wf._is_restored(tg_relid, {{type}} is not null) then
+    if tg_op = 'UPDATE' then
+        if {{restamped}} then
+            perform pgaudit_wf._refuse_restamp(tg_relid);
+        end if;
         return new;
     end if;
+    if pgaudit_wf._is_restored(tg_relid, {{has stamp}}) then
+        return new;
+    end if;
+    {{warning}}
     select * into credential from pgaudit_wf._current_credential();
-    {{type}} := credential.credential_type;
-    {{label}} := credential.label;
-    -- The workflow table is looked up, as it can be renamed. A type of others is not cast, as the cast can be theirs too.
-    {{hash}} := pgaudit_wf._runnable_hash(
-        (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = {{function}}),
-        case when pg_typeof({{workflow}})::oid < 16384 then {{workflow}}::text else concat({{workflow}}) end);
+    {{type}}
+    {{label}}
+    {{hash}}
+    {{end of the attempt}}
     return new;
 end
 $body$,
             jsonb_build_object(
                 'shape', pgaudit_wf._shape_of((run).target),
                 'check of the place', pgaudit_wf._check_place((run).target, (run).function_name),
-                'type', pgaudit_wf._field('new', (run).type_column),
-                'label', pgaudit_wf._field('new', (run).label_column),
-                'hash', pgaudit_wf._field('new', (run).hash_column),
-                'function', quote_literal((run).function_name),
-                'workflow', pgaudit_wf._field('new', (run).workflow_column))), e'\n'),
+                'begin of the attempt', case when generic then 'begin' else '' end,
+                'types', coalesce((select string_agg(format('pg_typeof(%s)::oid', name), ', ') from unnest(stamped) as name), '0'),
+                'restamped', coalesce((
+                    select string_agg(format('old%s is distinct from %s', substr(name, 4), name), ' or ') from unnest(stamped) as name),
+                    'false'),
+                'has stamp', coalesce(type || ' is not null', 'false'),
+                'warning', coalesce(format('raise warning ''this run is not stamped in full: %%'', %L using hint = %L;',
+                    problem, 'pgaudit_wf.doctor() says how to mend it.'), ''),
+                'type', coalesce(pgaudit_wf._stamp_statement(run, (run).type_column, type, 'credential.credential_type'), ''),
+                'label', coalesce(pgaudit_wf._stamp_statement(run, (run).label_column, label, 'credential.label'), ''),
+                -- The workflow table is looked up, as it can be renamed. A type of others is not cast, as the cast can be theirs too.
+                'hash', case when hash is null or workflow is null then '{}' else pgaudit_wf._fill(
+$hash${{hash}} := pgaudit_wf._runnable_hash(
+    (select e.workflow_target from pgaudit_wf.execution_attachment as e where e.function_name = {{function}}),
+    case when pg_typeof({{workflow}})::oid < 16384 then {{workflow}}::text else concat({{workflow}}) end);$hash$,
+                    jsonb_build_object('hash', hash, 'function', quote_literal((run).function_name), 'workflow', workflow)) end,
+                'end of the attempt', case when generic then pgaudit_wf._fill($failure$exception
+    -- Where DDL cannot be followed, a column can be gone or have another type.
+    when undefined_column or data_exception or datatype_mismatch then
+        raise warning 'this run is not stamped in full (SQLSTATE %)', sqlstate
+            using hint = 'pgaudit_wf.doctor() says how to mend it.';
+end;$failure$, '{}') else '{}' end)), e'\n'),
         '{}', (run).target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
 end
 $$;
 comment on function pgaudit_wf._write_stamp(pgaudit_wf.execution_attachment) is
-    'Writes the trigger function that stamps the runs of a table.';
+    'Writes the trigger function that stamps the runs of a table, as far as it has the columns for it.';
+
+create function pgaudit_wf._stamp_statement(
+    run pgaudit_wf.execution_attachment, column_name text, field text, value text
+) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format(case when atttypmod < 0 then '%s := %s;' else '%s := left(%s, %s);' end, field, value, atttypmod - 4)
+    from pg_attribute where attrelid = (run).target and attname = column_name and field is not null
+$$;
+comment on function pgaudit_wf._stamp_statement(pgaudit_wf.execution_attachment, text, text, text) is
+    'PL/pgSQL that stamps a column with a value, cut to fit; null without a column.';
+
+create function pgaudit_wf._follow_stamp(target regclass, renamed_to text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    run pgaudit_wf.execution_attachment := (select e from pgaudit_wf.execution_attachment as e where e.target = _follow_stamp.target);
+    columns_now constant text[] := pgaudit_wf._column_names(_follow_stamp.target);
+    renames jsonb := pgaudit_wf._find_rename(run.columns, columns_now, _follow_stamp.renamed_to);
+    problem record;
+begin
+    run.workflow_column := pgaudit_wf._renamed(run.workflow_column, renames);
+    run.hash_column := pgaudit_wf._renamed(run.hash_column, renames);
+    run.type_column := pgaudit_wf._renamed(run.type_column, renames);
+    run.label_column := pgaudit_wf._renamed(run.label_column, renames);
+    run.id_column := pgaudit_wf._renamed(run.id_column, renames);
+    run.org_column := pgaudit_wf._renamed(run.org_column, renames);
+    run.time_column := pgaudit_wf._renamed(run.time_column, renames);
+    if run.columns is distinct from columns_now then
+        run.columns := columns_now;
+        delete from pgaudit_wf.execution_attachment as e where e.target = run.target;
+        insert into pgaudit_wf.execution_attachment select run.*;
+    end if;
+    perform pgaudit_wf._write_stamp(run);
+    for problem in select * from pgaudit_wf._lost_stamps(run) loop
+        raise warning '%', concat(run.target, ': ', problem.problem) using hint = problem.remedy;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf._follow_stamp(regclass, text) is
+    'Rewrites the trigger function of a table of runs after DDL; its columns follow a rename.';
+
+create function pgaudit_wf._lost_stamps(run pgaudit_wf.execution_attachment) returns table (problem text, remedy text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('%s is "%s", which %s: its runs are not stamped in full', p.role, p.name,
+            coalesce('is of type ' || p.given, 'does not exist')),
+        format(case when p.given is null then 'alter table %s add column %I text;' else 'alter table %s alter column %I type text;' end
+            || ' -- or name another: select pgaudit_wf.attach_execution(%L, %s => …);', (run).target, p.name, (run).target, p.role)
+    from pgaudit_wf._stamp_problems(run) as p
+$$;
+comment on function pgaudit_wf._lost_stamps(pgaudit_wf.execution_attachment) is
+    'What is no longer stamped in a table of runs because of DDL, and the remedy.';
 
 create function pgaudit_wf.attach_execution(
     target regclass,
@@ -234,17 +355,16 @@ begin
             using errcode = 'PA002', hint = 'Make it text or varchar: other types can run user-defined code with our rights.';
     end if;
 
+    run.columns := columns_now;
     perform pgaudit_wf._write_stamp(run);
     -- prune_history() reads, as the owner of our schema, which versions have run.
     perform pgaudit_wf._let_owner_read(run.target, array[run.hash_column]);
     -- Not "always": what a subscriber applies was stamped where it ran. Those who can turn their session into a replica could also
     -- disable the trigger.
-    perform pgaudit_wf._install_trigger(run.target, 'pgaudit_wf_stamp', 'before insert', 'for each row', run.function_name);
-    perform pgaudit_wf._install_trigger(run.target, 'pgaudit_wf_restamp', 'before update',
-        format('for each row when (%s)', (
-            select string_agg(format('old.%1$I is distinct from new.%1$I', name), ' or ' order by position)
-            from unnest(array[run.type_column, run.label_column, run.hash_column]) with ordinality as stamped (name, position))),
-        '_refuse_restamp', always => true);
+    perform pgaudit_wf._install_trigger(run.target, pgaudit_wf._trigger_name(run.target, 'pgaudit_wf_stamp', run.function_name),
+        'before insert', 'for each row', run.function_name);
+    perform pgaudit_wf._install_trigger(run.target, pgaudit_wf._trigger_name(run.target, 'pgaudit_wf_restamp', run.function_name),
+        'before update', 'for each row', run.function_name, always => true);
 
     delete from pgaudit_wf.execution_attachment as e where e.target = run.target;
     insert into pgaudit_wf.execution_attachment select run.*;
@@ -256,7 +376,8 @@ comment on function pgaudit_wf.attach_execution(regclass, regclass, text, text, 
     'Runs that a subscription applies or the table''s owner restores keep the stamp that they come with. '
     'workflow is the attached workflow table (default: the first); '
     'back-fill it first, as a run of a workflow without a version gets no hash. '
-    'Raises PA002 on a missing column, PA005 without a workflow table. Call it again after renaming one of the columns.';
+    'Raises PA002 on a missing column, PA005 without a workflow table. '
+    'Where DDL is not followed, call it again after renaming one of the columns.';
 
 create function pgaudit_wf.detach_execution(target regclass) returns void
 language plpgsql
@@ -269,8 +390,10 @@ begin
     if not found then
         raise exception '% is not attached', detach_execution.target using errcode = 'PA005';
     end if;
-    execute format('drop trigger if exists pgaudit_wf_stamp on %s', run.target);
-    execute format('drop trigger if exists pgaudit_wf_restamp on %s', run.target);
+    execute format('drop trigger if exists %I on %s',
+        pgaudit_wf._trigger_name(run.target, 'pgaudit_wf_stamp', run.function_name), run.target);
+    execute format('drop trigger if exists %I on %s',
+        pgaudit_wf._trigger_name(run.target, 'pgaudit_wf_restamp', run.function_name), run.target);
     execute format('drop function pgaudit_wf.%I()', run.function_name);
 end
 $$;

@@ -183,15 +183,20 @@ as $$
     -- A run that names no organization is its workflow's.
     select jsonb_build_object(
         'table', (run).target::text,
-        'id', format('r.%I', (run).id_column),
-        'id type', (
-            select format_type(atttypid, atttypmod) from pg_attribute where attrelid = (run).target and attname = (run).id_column),
-        'workflow', format('pgaudit_wf._workflow_id($2, r.%I::text)', (run).workflow_column),
-        'hash', format('r.%I', (run).hash_column),
-        'type', format('r.%I::text', (run).type_column),
-        'label', format('r.%I::text', (run).label_column),
-        'time', pgaudit_wf._optional_column('r.%I::timestamptz', (run).time_column, 'null::timestamptz'),
-        'org', pgaudit_wf._optional_column('r.%I::text', (run).org_column, 'null::text'))
+        'id', pgaudit_wf._optional_column('r.%I', there ->> (run).id_column, 'null::text'),
+        'id type', coalesce((
+            select format_type(atttypid, atttypmod) from pg_attribute
+            where attrelid = (run).target and attname = there ->> (run).id_column), 'text'),
+        'workflow', format('pgaudit_wf._workflow_id($2, %s)',
+            pgaudit_wf._optional_column('r.%I::text', there ->> (run).workflow_column, 'null::text')),
+        'hash', pgaudit_wf._optional_column('r.%I', there ->> (run).hash_column, 'null::text'),
+        'type', pgaudit_wf._optional_column('r.%I::text', there ->> (run).type_column, 'null::text'),
+        'label', pgaudit_wf._optional_column('r.%I::text', there ->> (run).label_column, 'null::text'),
+        'time', pgaudit_wf._optional_column('r.%I::timestamptz', there ->> (run).time_column, 'null::timestamptz'),
+        'org', pgaudit_wf._optional_column('r.%I::text', there ->> (run).org_column, 'null::text'))
+    from (
+        select jsonb_object_agg(name, name) as there from unnest(pgaudit_wf._column_names((run).target)) as name
+    ) as present
 $$;
 comment on function pgaudit_wf._run_pieces(pgaudit_wf.execution_attachment) is
     'The columns of a table of runs, r, for the {{slots}} of a query; $2 is the prefix of its workflows'' ids.';

@@ -18,6 +18,8 @@ begin
         raise exception '% is not an attached workflow table', backfill_workflows.target
             using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it first.';
     end if;
+    perform pgaudit_wf._check_columns(setting, '{}');
+    perform pgaudit_wf._check_workflow_columns(workflow);
     if coalesce(backfill_workflows.batch_size, 0) < 1 then
         raise exception 'batch_size must be at least 1' using errcode = 'PA008';
     end if;
@@ -54,7 +56,7 @@ comment on function pgaudit_wf.backfill_workflows(regclass, text, integer) is
     'one batch, in the order of their ids, after after_id. '
     'Call it in a transaction of its own, with last_id as the next after_id, until examined is 0. '
     'Malformed ones, whose nodes are not an array for instance, are left out and listed in refused ([{workflow_id, message}]). '
-    'Safe to repeat and while the application writes. Raises PA005 for a table that is not attached.';
+    'Safe to repeat and while the application writes. Raises PA002 for a table that has lost a column, PA005 for one that is not attached.';
 
 create function pgaudit_wf._backfill_workflow(
     setting pgaudit_wf.attachment, workflow pgaudit_wf.workflow_attachment, id text

@@ -166,6 +166,7 @@ as $$
         || ' order by h.workflow_id, h.version'
     from pgaudit_wf.execution_attachment as e
     where exists (select from pg_class where oid = e.target and relkind in ('r', 'p'))
+        and e.hash_column = any (pgaudit_wf._column_names(e.target))
 $$;
 comment on function pgaudit_wf._prunable_versions_query() is 'Query for the versions whose snapshot is kept by no policy and no run.';
 

@@ -1,5 +1,20 @@
 -- Is what should be recorded still being recorded?
 
+create function pgaudit_wf._attach_again(relation regclass) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((
+        select format('select pgaudit_wf.attach(%L, resource_type => %L, id_columns => %L, org_column => %L, label_column => %L, ',
+                relation, h.resource_type, setting.id_columns, setting.org_column, setting.label_column)
+            || format('ignore => %L, redact => %L, on_failure => %L);', setting.ignore, setting.redact, setting.on_failure)
+        from pgaudit_wf.attachment_history as h,
+        lateral jsonb_populate_record(null::pgaudit_wf.attachment, h.detail - 'target') as setting
+        where h.target = _attach_again.relation::text and h.change in ('attached', 'changed')
+        order by h.id desc limit 1), format('select pgaudit_wf.attach(%L);', _attach_again.relation))
+$$;
+comment on function pgaudit_wf._attach_again(regclass) is 'The call that attaches a table as the one of its name last was.';
+
 create function pgaudit_wf.doctor() returns table (severity text, subject text, problem text, remedy text)
 language sql
 set search_path = pg_catalog, pg_temp
@@ -15,7 +30,10 @@ as $$
             select part.relid, true from pg_partition_tree(a.target) as part where part.isleaf
         ) as tree
         join pg_class as c on c.oid = tree.relid,
-        lateral unnest(array['!pgaudit_wf_insert', '!pgaudit_wf_update', '!pgaudit_wf_delete', 'pgaudit_wf_truncate']) as wanted (name)
+        lateral unnest(array[
+            pgaudit_wf._trigger_name(a.target, '!pgaudit_wf_insert', a.function_name),
+            pgaudit_wf._trigger_name(a.target, '!pgaudit_wf_update', a.function_name),
+            pgaudit_wf._trigger_name(a.target, '!pgaudit_wf_delete', a.function_name), 'pgaudit_wf_truncate']) as wanted (name)
         where wanted.name <> 'pgaudit_wf_truncate' or (c.relkind <> 'f' and tree.isleaf)
         union all
         select t.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', t.function_name)), 'O'
@@ -153,6 +171,14 @@ as $$
     join pg_proc as p on p.pronamespace = 'pgaudit_wf'::regnamespace and p.proname = a.function_name
     where not has_function_privilege(c.relowner, p.oid, 'execute')
     union all
+    select 'error', a.target::text, lost.problem, lost.remedy
+    from pgaudit_wf.attachment as a, pgaudit_wf._switched_off(a) as lost
+    where exists (select from pg_class where oid = a.target)
+    union all
+    select 'error', e.target::text, lost.problem, lost.remedy
+    from pgaudit_wf.execution_attachment as e, pgaudit_wf._lost_stamps(e) as lost
+    where exists (select from pg_class where oid = e.target)
+    union all
     select 'warning', a.target::text, format('column "%s", named in %s, does not exist', named.name, named.role),
         format('select pgaudit_wf.attach(%L, %s => %L); -- or name the column that took its place', a.target, named.role, named.without)
     from pgaudit_wf.attachment as a,
@@ -228,32 +254,24 @@ as $$
     union all
     -- After a dump without one of the attached tables, or one whose settings could not be restored.
     select 'error', found.relation::text, format('it has our triggers (%s), but the settings of its attachment were lost', found.name),
-        coalesce((
-            select format('select pgaudit_wf.attach(%L, resource_type => %L, id_columns => %L, org_column => %L, label_column => %L, ',
-                    found.relation, h.resource_type, setting.id_columns, setting.org_column, setting.label_column)
-                || format('ignore => %L, redact => %L, on_failure => %L);', setting.ignore, setting.redact, setting.on_failure)
-            from pgaudit_wf.attachment_history as h,
-            lateral jsonb_populate_record(null::pgaudit_wf.attachment, h.detail - 'target') as setting
-            where h.target = found.relation::text and h.change in ('attached', 'changed')
-            order by h.id desc limit 1), format('select pgaudit_wf.attach(%L);', found.relation))
+        pgaudit_wf._attach_again(found.relation)
     from (
         select t.tgrelid::regclass as relation, min(t.tgname) as name
         from pg_trigger as t join pg_class as c on c.oid = t.tgrelid
-        where t.tgname in ('!pgaudit_wf_insert', '!pgaudit_wf_update', '!pgaudit_wf_delete') and not t.tgisinternal and not c.relispartition
+        where starts_with(t.tgname, '!pgaudit_wf_') and not t.tgisinternal and not c.relispartition
             and c.oid not in (select a.target from pgaudit_wf.attachment as a)
         group by t.tgrelid
     ) as found
     union all
     -- Swapped by rename, as online schema changes do, or dropped and made anew: nothing of ours came along.
-    select 'error', named.target, 'it is not recorded, and the table that had this name before was',
-        format('select pgaudit_wf.attach(%L);', named.target)
+    select 'error', named.target, 'it is not recorded, and the table that had this name before was', pgaudit_wf._attach_again(c.oid)
     from (select distinct on (h.target) h.target, h.change from pgaudit_wf.attachment_history as h order by h.target, h.id desc) as named
     join pg_class as c on c.oid = to_regclass(named.target) and c.relkind in ('r', 'p')
     where named.change <> 'detached'
         and not exists (
             select from pgaudit_wf.attachment as a
             where a.target = c.oid or a.target in (select relid from pg_partition_ancestors(c.oid)))
-        and not exists (select from pg_trigger as t where t.tgrelid = c.oid and t.tgname = '!pgaudit_wf_insert')
+        and not exists (select from pg_trigger as t where t.tgrelid = c.oid and starts_with(t.tgname, '!pgaudit_wf_insert'))
     union all
     select
         case when exists (

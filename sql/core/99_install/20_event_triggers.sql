@@ -6,6 +6,8 @@ reset role;
 do $$
 begin
     -- Before the application's own, and in this order: a new partition's triggers call functions that _after_ddl() has written.
+    create event trigger pgaudit_wf_before_ddl on ddl_command_start when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE SCHEMA')
+        execute function pgaudit_wf._before_ddl();
     create event trigger pgaudit_wf_after_ddl on ddl_command_end
         when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE CAST')
         execute function pgaudit_wf._after_ddl();
@@ -17,12 +19,14 @@ begin
     create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE')
         execute function pgaudit_wf._refuse_detach();
     create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE') execute function pgaudit_wf._refuse_drop();
+    alter event trigger pgaudit_wf_before_ddl enable always;
     alter event trigger pgaudit_wf_after_ddl enable always;
     alter event trigger pgaudit_wf_after_drop enable always;
     alter event trigger pgaudit_wf_follow_as_author enable always;
     alter event trigger pgaudit_wf_note_rewrite enable always;
     alter event trigger pgaudit_wf_refuse_detach enable always;
     alter event trigger pgaudit_wf_refuse_drop enable always;
+    comment on event trigger pgaudit_wf_before_ddl is 'Lets a new owner of an attached table make partitions of it.';
     comment on event trigger pgaudit_wf_after_ddl is 'Rewrites the trigger functions of attached tables after DDL that concerns them.';
     comment on event trigger pgaudit_wf_after_drop is
         'Forgets attached tables that are dropped; rewrites the functions of those that lose a column by CASCADE.';

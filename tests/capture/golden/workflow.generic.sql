@@ -116,29 +116,33 @@ begin
             hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
         event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes, nulls_before, nulls_after);
-        -- What only moves things about on the canvas makes no version.
-        if true or true then
-            old_nodes := (before -> 'nodes') #> '{}';
-            old_edges := (before -> 'edges') #> '{}';
-            new_nodes := (after -> 'nodes') #> '{}';
-            new_edges := (after -> 'edges') #> '{}';
-            definition_changed := not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges);
-        end if;
-        if definition_changed or (before -> 'name') is distinct from (after -> 'name') or (before -> 'description') is distinct from (after -> 'description') or (before -> 'visibility') is distinct from (after -> 'visibility') or (before -> 'enabled') is distinct from (after -> 'enabled') or (before -> 'listed') is distinct from (after -> 'listed') or (before -> 'listed_slug') is distinct from (after -> 'listed_slug') or (before -> 'listed_at') is distinct from (after -> 'listed_at') or (before -> 'listing_description') is distinct from (after -> 'listing_description') or (before -> 'listing_category') is distinct from (after -> 'listing_category') or (before -> 'listing_price') is distinct from (after -> 'listing_price') or (before -> 'listing_currency') is distinct from (after -> 'listing_currency') then
-            if not definition_changed then
+        if as_attached or (event_id is not null
+            and jsonb_typeof((after -> 'nodes')) is not distinct from 'array' and jsonb_typeof((after -> 'edges')) is not distinct from 'array')
+        then
+            -- What only moves things about on the canvas makes no version.
+            if true or true then
                 old_nodes := (before -> 'nodes') #> '{}';
                 old_edges := (before -> 'edges') #> '{}';
                 new_nodes := (after -> 'nodes') #> '{}';
                 new_edges := (after -> 'edges') #> '{}';
+                definition_changed := not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges);
             end if;
-            event_version := pgaudit_wf._add_version(pgaudit_wf._workflow_id('', event_id), event_org, case when (before -> 'listed') is distinct from (after -> 'listed') or (before -> 'listed_slug') is distinct from (after -> 'listed_slug') or (before -> 'listed_at') is distinct from (after -> 'listed_at') or (before -> 'listing_description') is distinct from (after -> 'listing_description') or (before -> 'listing_category') is distinct from (after -> 'listing_category') or (before -> 'listing_price') is distinct from (after -> 'listing_price') or (before -> 'listing_currency') is distinct from (after -> 'listing_currency') then 'listing' else 'update' end,
-                jsonb_build_object('name', (before -> 'name'), 'description', (before -> 'description'), 'visibility', (before -> 'visibility'), 'enabled', (before -> 'enabled')),
-                jsonb_build_object('name', (after -> 'name'), 'description', (after -> 'description'), 'visibility', (after -> 'visibility'), 'enabled', (after -> 'enabled'), 'nodes', new_nodes, 'edges', new_edges),
-                old_nodes, old_edges, new_nodes, new_edges);
-            event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
-            if event_version.content_hash is distinct from event_version.previous_hash then
-                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash',
-                    'old', event_version.previous_hash, 'value', event_version.content_hash);
+            if definition_changed or (before -> 'name') is distinct from (after -> 'name') or (before -> 'description') is distinct from (after -> 'description') or (before -> 'visibility') is distinct from (after -> 'visibility') or (before -> 'enabled') is distinct from (after -> 'enabled') or (before -> 'listed') is distinct from (after -> 'listed') or (before -> 'listed_slug') is distinct from (after -> 'listed_slug') or (before -> 'listed_at') is distinct from (after -> 'listed_at') or (before -> 'listing_description') is distinct from (after -> 'listing_description') or (before -> 'listing_category') is distinct from (after -> 'listing_category') or (before -> 'listing_price') is distinct from (after -> 'listing_price') or (before -> 'listing_currency') is distinct from (after -> 'listing_currency') then
+                if not definition_changed then
+                    old_nodes := (before -> 'nodes') #> '{}';
+                    old_edges := (before -> 'edges') #> '{}';
+                    new_nodes := (after -> 'nodes') #> '{}';
+                    new_edges := (after -> 'edges') #> '{}';
+                end if;
+                event_version := pgaudit_wf._add_version(pgaudit_wf._workflow_id('', event_id), event_org, case when (before -> 'listed') is distinct from (after -> 'listed') or (before -> 'listed_slug') is distinct from (after -> 'listed_slug') or (before -> 'listed_at') is distinct from (after -> 'listed_at') or (before -> 'listing_description') is distinct from (after -> 'listing_description') or (before -> 'listing_category') is distinct from (after -> 'listing_category') or (before -> 'listing_price') is distinct from (after -> 'listing_price') or (before -> 'listing_currency') is distinct from (after -> 'listing_currency') then 'listing' else 'update' end,
+                    jsonb_build_object('name', (before -> 'name'), 'description', (before -> 'description'), 'visibility', (before -> 'visibility'), 'enabled', (before -> 'enabled')),
+                    jsonb_build_object('name', (after -> 'name'), 'description', (after -> 'description'), 'visibility', (after -> 'visibility'), 'enabled', (after -> 'enabled'), 'nodes', new_nodes, 'edges', new_edges),
+                    old_nodes, old_edges, new_nodes, new_edges);
+                event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
+                if event_version.content_hash is distinct from event_version.previous_hash then
+                    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/content_hash',
+                        'old', event_version.previous_hash, 'value', event_version.content_hash);
+                end if;
             end if;
         end if;
         if event_diff is null then
@@ -172,19 +176,27 @@ old.enabled and not new.enabled
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'INSERT' then
-        new_nodes := (after -> 'nodes') #> '{}';
-        new_edges := (after -> 'edges') #> '{}';
-        event_version := pgaudit_wf._add_version(pgaudit_wf._workflow_id('', event_id), event_org, 'create', null,
-            jsonb_build_object('name', (after -> 'name'), 'description', (after -> 'description'), 'visibility', (after -> 'visibility'), 'enabled', (after -> 'enabled'), 'nodes', new_nodes, 'edges', new_edges), null, null, new_nodes, new_edges);
-        event_hash := event_version.content_hash;
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
+        if as_attached or (event_id is not null
+            and jsonb_typeof((after -> 'nodes')) is not distinct from 'array' and jsonb_typeof((after -> 'edges')) is not distinct from 'array')
+        then
+            new_nodes := (after -> 'nodes') #> '{}';
+            new_edges := (after -> 'edges') #> '{}';
+            event_version := pgaudit_wf._add_version(pgaudit_wf._workflow_id('', event_id), event_org, 'create', null,
+                jsonb_build_object('name', (after -> 'name'), 'description', (after -> 'description'), 'visibility', (after -> 'visibility'), 'enabled', (after -> 'enabled'), 'nodes', new_nodes, 'edges', new_edges), null, null, new_nodes, new_edges);
+            event_hash := event_version.content_hash;
+            event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
+        end if;
         event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after || jsonb_build_object('content_hash', event_hash)));
         if nulls_after <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
         end if;
         event_action := 'workflow.created';
     elsif tg_op = 'DELETE' then
-        event_hash := pgaudit_wf._latest_hash(pgaudit_wf._workflow_id('', event_id));
+        if as_attached or (event_id is not null
+            and jsonb_typeof((before -> 'nodes')) is not distinct from 'array' and jsonb_typeof((before -> 'edges')) is not distinct from 'array')
+        then
+            event_hash := pgaudit_wf._latest_hash(pgaudit_wf._workflow_id('', event_id));
+        end if;
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before || jsonb_build_object('content_hash', event_hash)));
         if nulls_before <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
