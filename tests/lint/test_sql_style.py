@@ -204,3 +204,10 @@ def test_every_sqlstate_is_explained_and_raised_by_a_test() -> None:
     raised = codes(*SOURCES)
     assert codes(ROOT / "docs" / "reference" / "errors.md") == raised
     assert raised - codes(*(ROOT / "tests").rglob("test_*.py")) == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=label)
+def test_following_ddl_is_never_compiled(path: Path) -> None:
+    """Where the planner overestimates, JIT compilation takes a thousand times what is compiled."""
+    functions = re.findall(r"returns event_trigger\n(.*?)\nas \$", path.read_text(), re.DOTALL)
+    assert [settings for settings in functions if "set jit = off" not in settings] == []

@@ -139,6 +139,7 @@ create function pgaudit_wf.attach(
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     setting pgaudit_wf.attachment;
@@ -508,6 +509,7 @@ comment on function pgaudit_wf._drop_functions(text[]) is
 create function pgaudit_wf.detach(target regclass) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     setting pgaudit_wf.attachment;

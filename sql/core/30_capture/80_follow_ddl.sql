@@ -114,6 +114,7 @@ comment on function pgaudit_wf._switched_off(pgaudit_wf.attachment) is
 create function pgaudit_wf.recompile(target regclass, renamed_to text, in_any_case boolean default true) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     setting pgaudit_wf.attachment;
@@ -256,6 +257,7 @@ comment on function pgaudit_wf._fold_partitions() is
 create function pgaudit_wf._before_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 begin
     perform pgaudit_wf._write_functions(a)
@@ -277,6 +279,7 @@ comment on function pgaudit_wf._before_ddl() is
 create function pgaudit_wf._after_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     command record;
@@ -335,6 +338,7 @@ comment on function pgaudit_wf._after_ddl() is
 create function pgaudit_wf._follow_as_author() returns event_trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set jit = off
 -- While a table of many partitions is attached, pg_trigger grows in one transaction, and the planner goes by its size of before.
 set enable_seqscan = off
 as $$
@@ -420,6 +424,7 @@ comment on function pgaudit_wf._follow_as_author() is
 create function pgaudit_wf._after_drop() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     setting pgaudit_wf.attachment;

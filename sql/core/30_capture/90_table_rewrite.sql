@@ -5,6 +5,7 @@ create function pgaudit_wf._note_rewrite() returns event_trigger
 -- As the owner of our schema: the author of the DDL need not be allowed to write the log.
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     reason constant integer := pg_event_trigger_table_rewrite_reason();

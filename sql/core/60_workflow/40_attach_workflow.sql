@@ -39,6 +39,7 @@ create function pgaudit_wf.attach_workflow(
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     workflow pgaudit_wf.workflow_attachment;

@@ -299,6 +299,7 @@ create function pgaudit_wf.attach_execution(
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 declare
     columns_now constant text[] := pgaudit_wf._column_names(attach_execution.target);

@@ -11,6 +11,7 @@ comment on function pgaudit_wf._trail_tables() is 'The tables of the audit trail
 create function pgaudit_wf._refuse_drop() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 set timezone = 'UTC'
 as $$
 declare
@@ -44,6 +45,7 @@ create function pgaudit_wf._refuse_detach() returns event_trigger
 -- As the owner of our schema: the owner of an altered table need not be allowed to read it.
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 set timezone = 'UTC'
 set datestyle = 'ISO, MDY'
 as $$
