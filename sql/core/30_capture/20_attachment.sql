@@ -8,6 +8,7 @@ create table pgaudit_wf.attachment (
     label_column text,
     ignore text[] not null,
     redact text[] not null,
+    max_value integer,
     on_failure text not null,
     form text not null,
     function_name text not null unique,
@@ -16,6 +17,7 @@ create table pgaudit_wf.attachment (
     written_for text,
     attached_at timestamptz not null default now(),
     attached_by text not null default session_user,
+    constraint attachment_max_value check (max_value > 0),
     constraint attachment_on_failure check (on_failure in ('abort', 'warn')),
     constraint attachment_form check (form in ('compiled', 'generic')),
     constraint attachment_id_columns check (cardinality(id_columns) > 0)
@@ -28,6 +30,8 @@ comment on column pgaudit_wf.attachment.org_column is 'Column that gives org_id;
 comment on column pgaudit_wf.attachment.label_column is 'Column whose value is kept as metadata.label.';
 comment on column pgaudit_wf.attachment.ignore is 'Columns left out of the log altogether: a change of nothing else makes no event.';
 comment on column pgaudit_wf.attachment.redact is 'Columns that are shown as "[redacted]".';
+comment on column pgaudit_wf.attachment.max_value is
+    'Bytes up to which a value is recorded as it is, a larger one by its digest; null: up to what jsonb can hold.';
 comment on column pgaudit_wf.attachment.on_failure is
     'abort: no change without its record. warn: the change goes through, the failure is counted.';
 comment on column pgaudit_wf.attachment.form is

@@ -265,3 +265,111 @@ as $$
 $$;
 comment on function pgaudit_wf._optional_column(text, text, text) is
     'A piece of SQL with the column''s name in place of %I, or the other one for a table without it.';
+
+create function pgaudit_wf._longest_value(type oid, modifier integer) returns integer
+language sql stable strict
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when typlen > 0 then 0
+        -- A character takes 4 bytes at most.
+        when oid in ('varchar'::regtype, 'bpchar'::regtype) and modifier >= 4 then 4 * (modifier - 4)
+        when oid in ('bit'::regtype, 'varbit'::regtype) and modifier >= 0 then modifier
+        when oid = 'numeric'::regtype then case when modifier >= 4 then 2048 else 147456 end
+        when oid in ('inet'::regtype, 'cidr'::regtype, 'int4range'::regtype, 'int8range'::regtype, 'daterange'::regtype,
+            'tsrange'::regtype, 'tstzrange'::regtype) then 128
+    end
+    from pg_type where oid = pgaudit_wf._base_type(_longest_value.type)
+$$;
+comment on function pgaudit_wf._longest_value(oid, integer) is
+    'Most bytes that a value of a type with such a modifier has as text: 0 for types of fixed length, null where there is no bound.';
+
+create function pgaudit_wf._value_bytes(value anyelement) returns bytea
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pgaudit_wf._is_built_in(pg_typeof(value)) then
+        return convert_to(value::text, 'UTF8');
+    end if;
+    return convert_to(format('%s', value), 'UTF8');
+end
+$$;
+comment on function pgaudit_wf._value_bytes(anyelement) is 'The bytes of a value that its digest is of: its text in UTF-8.';
+
+create function pgaudit_wf._value_bytes(value bytea) returns bytea
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$ select value $$;
+comment on function pgaudit_wf._value_bytes(bytea) is 'The bytes of a value that its digest is of: those that it consists of.';
+
+create function pgaudit_wf._digest(value anyelement) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    raw bytea;
+    hash bigint;
+begin
+    begin
+        raw := pgaudit_wf._value_bytes(value);
+        return jsonb_build_object('sha256', encode(sha256(raw), 'hex'), 'bytes', octet_length(raw));
+    exception
+        -- What PostgreSQL cannot print has no text to digest.
+        when others then
+            null;
+    end;
+    begin
+        hash := hash_record_extended(row(value), 0);
+    exception
+        when others then
+            null;
+    end;
+    return jsonb_build_object('hash', hash::text, 'bytes', 'more than 1 GB');
+end
+$$;
+comment on function pgaudit_wf._digest(anyelement) is
+    'A value as {"sha256": …, "bytes": …} of its bytes, or {"hash": …, "bytes": …} where it cannot be printed; '
+    'hash, which still shows when it differs, is null for a type without one.';
+
+create function pgaudit_wf._put_large(
+    op jsonb, path text[], value anyelement, beside jsonb default null, expression text default null, longest integer default null,
+    room integer default 234881024
+) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    made jsonb;
+begin
+    if value is not distinct from null then
+        return jsonb_set(op, path, 'null');
+    end if;
+    begin
+        if longest is null or octet_length(pgaudit_wf._value_bytes(value)) <= longest then
+            if expression is null then
+                made := to_jsonb(value);
+            else
+                execute 'select ' || expression into made using value;
+            end if;
+            if pg_column_size(made) > room - pg_column_size(op) - coalesce(pg_column_size(beside), 0) then
+                made := null;
+            end if;
+        end if;
+    exception
+        -- jsonb cannot hold it, or there is not enough memory to try.
+        when others then
+            made := null;
+    end;
+    if made is not null then
+        return jsonb_set(op, path, made);
+    end if;
+    return jsonb_set(jsonb_set(op, path, pgaudit_wf._digest(value)), '{digest}',
+        coalesce(op -> 'digest', '[]') || to_jsonb(path[cardinality(path)]));
+end
+$$;
+comment on function pgaudit_wf._put_large(jsonb, text[], anyelement, jsonb, text, integer, integer) is
+    'An operation of a diff with a value that may be too large at the given path: as it is where it has at most longest bytes '
+    'and jsonb can hold it; else its digest, which the member digest of the operation then names. '
+    'beside is the rest of the diff, room the bytes that it and the operation may take together; '
+    'expression makes the value JSON ($1 is the value; null: to_jsonb).';

@@ -78,15 +78,13 @@ begin
         {{key of the insert}}
         {{org and label of the insert}}
         {{version of the insert}}
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', {{inserted row}}{{with its hash}}));
-        {{JSON nulls of the insert}}
+        {{diff of the insert}}
         {{action of the insert}}
     elsif tg_op = 'DELETE' then
         {{key of the delete}}
         {{org and label of the delete}}
         {{version of the delete}}
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', {{deleted row}}{{with its hash}}));
-        {{JSON nulls of the delete}}
+        {{diff of the delete}}
         {{action of the delete}}
     else
         event_action := {{action of the truncate}};
@@ -238,6 +236,16 @@ $$;
 comment on function pgaudit_wf._capture_settings(pgaudit_wf.attachment) is
     'The settings that an attached table''s trigger pins, so that what it records does not depend on the session.';
 
+create function pgaudit_wf._with_hash(setting pgaudit_wf.attachment) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when pgaudit_wf._definition_columns((setting).target) = '{}' then ''
+        else ' || jsonb_build_object(''content_hash'', event_hash)' end
+$$;
+comment on function pgaudit_wf._with_hash(pgaudit_wf.attachment) is
+    'What follows the expression for a whole row so that a workflow''s has its content_hash; nothing for other tables.';
+
 create function pgaudit_wf._common_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -265,7 +273,6 @@ begin
         'version of the update', pgaudit_wf._version_statements(setting, 'update'),
         'action of the update', pgaudit_wf._action_statements(setting, 'update'),
         'version of the insert', pgaudit_wf._version_statements(setting, 'insert'),
-        'with its hash', case when versioned then ' || jsonb_build_object(''content_hash'', event_hash)' else '' end,
         'action of the insert', pgaudit_wf._action_statements(setting, 'insert'),
         'version of the delete', pgaudit_wf._version_statements(setting, 'delete'),
         'action of the delete', pgaudit_wf._action_statements(setting, 'delete'),

@@ -5,11 +5,17 @@ create type pgaudit_wf.capture_column as (
     type oid,
     redacted boolean,
     by_text boolean,
-    toastable boolean
+    toastable boolean,
+    -- From how many bytes on a value may be too large for the event; null: no value is.
+    large_from integer,
+    -- How many bytes a value may have to be recorded as it is; null: whatever jsonb can hold.
+    longest integer
 );
 comment on type pgaudit_wf.capture_column is 'A column that a trigger records, with what its type asks for.';
 
-create function pgaudit_wf._describe_column(col pg_attribute, redacted boolean) returns pgaudit_wf.capture_column
+create function pgaudit_wf._describe_column(
+    col pg_attribute, redacted boolean, unbounded integer default null, longest integer default null
+) returns pgaudit_wf.capture_column
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -21,10 +27,35 @@ as $$
             or exists (select from pg_collation where oid = (col).attcollation and not collisdeterministic),
         -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
         (col).attlen = -1 and current_setting('server_version_num')::integer >= 170000
-            and (col).atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype)
+            and (col).atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype),
+        case
+            when redacted or unbounded is null
+                or pgaudit_wf._longest_value((col).atttypid, (col).atttypmod) <= coalesce(longest, 147456) then null
+            -- jsonb holds 256 MiB: what is not too large takes 32 of them at most, all columns, old and new values together.
+            when base in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) then least(16777216 / unbounded, longest)
+            when base = 'bytea'::regtype then least(8388608 / unbounded, longest)
+            -- As stored, which may be compressed to a 256th.
+            when base in ('jsonb'::regtype, 'xml'::regtype) and longest is null then 65536 / unbounded
+            -- An array of nulls is 64 times as long when it is printed, and a composite of them takes even more as JSON.
+            else least(16384 / unbounded,
+                longest / case when base in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype) then 8 else 64 end)
+        end,
+        longest
     )::pgaudit_wf.capture_column
+    from (select pgaudit_wf._base_type((col).atttypid) as base) as described
 $$;
-comment on function pgaudit_wf._describe_column(pg_attribute, boolean) is 'A column with what its type asks for.';
+comment on function pgaudit_wf._describe_column(pg_attribute, boolean, integer, integer) is
+    'A column with what its type asks for. unbounded is the number of columns of the table whose values have no fixed length '
+    '(null: no value of this column is too large), longest the most bytes with which a value is recorded as it is.';
+
+create function pgaudit_wf._unbounded(relation oid) returns integer
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select greatest(count(*), 1)::integer from pg_attribute
+    where attrelid = _unbounded.relation and attnum > 0 and not attisdropped and attlen < 0
+$$;
+comment on function pgaudit_wf._unbounded(oid) is 'Number of columns of a relation whose values have no fixed length, at least 1.';
 
 create function pgaudit_wf._hidden_columns(setting pgaudit_wf.attachment) returns text[]
 language sql stable
@@ -44,8 +75,8 @@ create function pgaudit_wf._capture_columns(setting pgaudit_wf.attachment) retur
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf._describe_column(col, attname = any ((setting).redact))
-    from pg_attribute as col
+    select pgaudit_wf._describe_column(col, attname = any ((setting).redact), unbounded, (setting).max_value)
+    from pg_attribute as col, pgaudit_wf._unbounded((setting).target) as unbounded
     where attrelid = (setting).target and attnum > 0 and not attisdropped
         and attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[])
     order by attnum
@@ -60,8 +91,14 @@ as $$
     select format(
         case
             -- Byte by byte, so that no user-defined operator is looked up; what then reads the same has not changed.
-            when not pgaudit_wf._is_built_in((col).type) then
-                '(record_image_ne(row(%1$s), row(%2$s)) and (%3$s) collate "C" is distinct from (%4$s) collate "C")'
+            when not pgaudit_wf._is_built_in((col).type) or may_not_print then
+                '(record_image_ne(row(%1$s), row(%2$s)) and '
+                || case
+                    -- As text it may be too long for PostgreSQL.
+                    when may_not_print then '(pg_column_size(%1$s) > 65536 or pg_column_size(%2$s) > 65536'
+                        ' or (%3$s) collate "C" is distinct from (%4$s) collate "C"))'
+                    else '(%3$s) collate "C" is distinct from (%4$s) collate "C")'
+                end
             -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
             when (col).toastable then '((pg_column_toast_chunk_id(%1$s) = pg_column_toast_chunk_id(%2$s)) is not true and '
                 || case
@@ -72,7 +109,13 @@ as $$
             else '%1$s is distinct from %2$s'
         end,
         before, after, pgaudit_wf._text_expression((col).type, before), pgaudit_wf._text_expression((col).type, after))
-    from (select pgaudit_wf._field('old', (col).name) as before, pgaudit_wf._field('new', (col).name) as after) as sides
+    from (
+        select pgaudit_wf._field('old', (col).name) as before, pgaudit_wf._field('new', (col).name) as after,
+            typlen < 0 and ((col).by_text or not pgaudit_wf._is_built_in((col).type))
+                and pgaudit_wf._base_type((col).type) not in (
+                    'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'json'::regtype, 'xml'::regtype) as may_not_print
+        from pg_type where oid = (col).type
+    ) as sides
 $$;
 comment on function pgaudit_wf._changed_expression(pgaudit_wf.capture_column) is
     'SQL condition that is true when the column differs between old and new.';
@@ -110,8 +153,9 @@ as $$
     select e'array_remove(array[\n            '
         || string_agg(format('case when %s then %L end', test, name), e',\n            ' order by position)
         || '], null)'
-    from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, position),
-    pgaudit_wf._json_null_test(row(name, type, redacted, by_text, toastable)::pgaudit_wf.capture_column, record_name) as test
+    from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, large_from, longest, position),
+    pgaudit_wf._json_null_test(
+        row(name, type, redacted, by_text, toastable, large_from, longest)::pgaudit_wf.capture_column, record_name) as test
     where test is not null
 $$;
 comment on function pgaudit_wf._json_null_columns(pgaudit_wf.capture_column[], text) is
@@ -214,9 +258,10 @@ as $$
     from (
         select (position - 1) / 50 as chunk,
             string_agg(format('%L, %s', name,
-                pgaudit_wf._visible_value(row(name, type, redacted, by_text, toastable)::pgaudit_wf.capture_column, record_name)),
+                pgaudit_wf._visible_value(
+                    row(name, type, redacted, by_text, toastable, large_from, longest)::pgaudit_wf.capture_column, record_name)),
                 e',\n                ' order by position) as listed
-        from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, position)
+        from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, large_from, longest, position)
         group by chunk
     ) as chunks
 $$;
@@ -248,6 +293,131 @@ $$;
 comment on function pgaudit_wf._row_expression(pgaudit_wf.attachment, text) is
     'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
 
+create function pgaudit_wf._large_test(col pgaudit_wf.capture_column, record_name text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- None of these reads the value.
+    select format(
+        case
+            when (col).large_from is null then null
+            when pgaudit_wf._base_type((col).type) in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
+                then 'octet_length(%1$s) > %2$s'
+            when pgaudit_wf._base_type((col).type) in ('jsonb'::regtype, 'xml'::regtype) and (col).longest is null
+                then 'pg_column_size(%1$s) > %2$s'
+            else 'pg_column_size(%1$s) > %2$s or pg_column_compression(%1$s) is not null'
+        end,
+        pgaudit_wf._field(record_name, (col).name), (col).large_from)
+$$;
+comment on function pgaudit_wf._large_test(pgaudit_wf.capture_column, text) is
+    'SQL condition that is true where the value of a column may be too large to be recorded as it is; '
+    'null for a column whose values never are.';
+
+create function pgaudit_wf._put_expression(
+    col pgaudit_wf.capture_column, record_name text, op text, path text[], beside text default null, room integer default null
+) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('pgaudit_wf._put_large(%s)', concat_ws(', ',
+        op, quote_literal(path::text), pgaudit_wf._field(record_name, (col).name), beside,
+        'expression => ' || quote_literal(nullif(pgaudit_wf._json_expression((col).type, '$1'), '$1')),
+        'longest => ' || (col).longest, 'room => ' || room))
+$$;
+comment on function pgaudit_wf._put_expression(pgaudit_wf.capture_column, text, text, text[], text, integer) is
+    'SQL expression for _put_large() with a column of a record.';
+
+create function pgaudit_wf._whole_row_statements(
+    columns pgaudit_wf.capture_column[], record_name text, op text, path text[], room integer, finish text[], plain text
+) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when bool_and(test is null) then array[plain] else pgaudit_wf._fill(
+$row$if {{large}} then
+    event_op := {{op}};
+    {{columns}}
+    {{finish}}
+else
+    {{plain}}
+end if;$row$,
+        jsonb_build_object(
+            'large', string_agg(test, e'\n            or ' order by position),
+            'op', format(op, pgaudit_wf._row_object(array_agg(col order by position) filter (where test is null), record_name)),
+            'columns', array_agg(
+                format('event_op := %s;',
+                    pgaudit_wf._put_expression(col, record_name, 'event_op', path || (col).name, room => room))
+                order by position) filter (where test is not null),
+            'finish', finish,
+            'plain', plain)) end
+    from (
+        select col, position, pgaudit_wf._large_test(col, record_name) as test
+        from (
+            select row(name, type, redacted, by_text, toastable, large_from, longest)::pgaudit_wf.capture_column as col, position
+            from unnest(columns) with ordinality as listed (name, type, redacted, by_text, toastable, large_from, longest, position)
+        ) as described
+    ) as tested
+$$;
+comment on function pgaudit_wf._whole_row_statements(pgaudit_wf.capture_column[], text, text, text[], integer, text[], text) is
+    'PL/pgSQL that records a whole row: by the plain statement or, where a value may be too large, column by column in event_op. '
+    'op is the expression it begins with (%s: the other columns), path where they are in it, finish what is done with it.';
+
+create function pgaudit_wf._row_diff_statements(setting pgaudit_wf.attachment, record_name text) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf._whole_row_statements(
+            array(select pgaudit_wf._capture_columns(setting)), record_name,
+            format('jsonb_build_object(''op'', %L, ''path'', '''', %L, %%s%s)', op, member,
+                replace(pgaudit_wf._with_hash(setting), '%', '%%')),
+            array[member], null, array['event_diff := jsonb_build_array(event_op);'],
+            format('event_diff := jsonb_build_array(jsonb_build_object(''op'', %L, ''path'', '''', %L, %s%s));',
+                op, member, pgaudit_wf._row_expression(setting, record_name), pgaudit_wf._with_hash(setting)))
+        || pgaudit_wf._json_null_statements(setting, record_name)
+    from (values ('new', 'add', 'value'), ('old', 'remove', 'old')) as kind (record, op, member)
+    where kind.record = record_name
+$$;
+comment on function pgaudit_wf._row_diff_statements(pgaudit_wf.attachment, text) is
+    'PL/pgSQL that makes event_diff of the row that was inserted (new) or deleted (old).';
+
+create function pgaudit_wf._change_statements(col pgaudit_wf.capture_column) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf._fill(
+        case when before is null then
+$change$event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', {{path}},
+    'old', {{old}},
+    'value', {{new}});$change$
+        else
+$change$if {{large before}}
+    or {{large after}} then
+    event_op := jsonb_build_object('op', 'replace', 'path', {{path}});
+    event_op := {{put new}};
+    event_diff := coalesce(event_diff, '[]')
+        || {{put old}};
+else
+    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', {{path}},
+        'old', {{old}},
+        'value', {{new}});
+end if;$change$ end,
+        jsonb_build_object(
+            'path', quote_literal(path),
+            'large before', before,
+            'large after', after,
+            -- The new value first: the old one is in an earlier event.
+            'put new', pgaudit_wf._put_expression(col, 'new', 'event_op', '{value}', 'event_diff'),
+            'put old', pgaudit_wf._put_expression(col, 'old', 'event_op', '{old}', 'event_diff'),
+            'old', pgaudit_wf._visible_value(col, 'old'),
+            'new', pgaudit_wf._visible_value(col, 'new')))
+    from (
+        select pgaudit_wf._pointer((col).name) as path,
+            pgaudit_wf._large_test(col, 'old') as before, pgaudit_wf._large_test(col, 'new') as after
+    ) as tests
+$$;
+comment on function pgaudit_wf._change_statements(pgaudit_wf.capture_column) is
+    'PL/pgSQL that adds the operation of a changed column to event_diff.';
+
 create function pgaudit_wf._update_statements(setting pgaudit_wf.attachment) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -260,16 +430,12 @@ begin
     for col in select * from pgaudit_wf._capture_columns(setting) loop
         lines := lines || pgaudit_wf._fill(
 $change$if {{changed}} then
-    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', {{path}},
-        'old', {{old}},
-        'value', {{new}});
+    {{operation}}
     {{JSON nulls}}
 end if;$change$,
             jsonb_build_object(
                 'changed', pgaudit_wf._changed_expression(col),
-                'path', quote_literal(pgaudit_wf._pointer(col.name)),
-                'old', pgaudit_wf._visible_value(col, 'old'),
-                'new', pgaudit_wf._visible_value(col, 'new'),
+                'operation', pgaudit_wf._change_statements(col),
                 'JSON nulls', pgaudit_wf._json_null_of_change(col)));
     end loop;
     return lines;
@@ -348,19 +514,17 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     return jsonb_build_object(
-        'variables of the form', '',
+        'variables of the form', 'event_op jsonb;',
         'rows as JSON', '',
         'changed columns', pgaudit_wf._update_statements(setting),
         'key of the update', pgaudit_wf._key_statements(setting),
         'org and label of the update', pgaudit_wf._assignments(setting, 'new', true),
         'key of the insert', format('event_id := %s;', pgaudit_wf._key_expression(setting, 'new')),
         'org and label of the insert', pgaudit_wf._assignments(setting, 'new', false),
-        'inserted row', pgaudit_wf._row_expression(setting, 'new'),
+        'diff of the insert', pgaudit_wf._row_diff_statements(setting, 'new'),
         'key of the delete', format('event_id := %s;', pgaudit_wf._key_expression(setting, 'old')),
         'org and label of the delete', pgaudit_wf._assignments(setting, 'old', false),
-        'deleted row', pgaudit_wf._row_expression(setting, 'old'),
-        'JSON nulls of the insert', pgaudit_wf._json_null_statements(setting, 'new'),
-        'JSON nulls of the delete', pgaudit_wf._json_null_statements(setting, 'old'));
+        'diff of the delete', pgaudit_wf._row_diff_statements(setting, 'old'));
 end
 $$;
 comment on function pgaudit_wf._compiled_pieces(pgaudit_wf.attachment) is

@@ -4,11 +4,15 @@ create type pgaudit_wf.generic_setting as (
     known text[],
     ignore text[],
     redact text[],
-    redact_numbers smallint[]
+    redact_numbers smallint[],
+    whole text[],
+    max_value integer
 );
 comment on type pgaudit_wf.generic_setting is
     'What a trigger of the generic form knows of its table''s columns: '
-    'those that were there, and which it hides, the redacted ones by number too (0: it was not there).';
+    'those that were there; which it hides, the redacted ones by number too (0: it was not there); '
+    'which it records as they are, whatever their size, because it takes them from there; '
+    'and how many bytes a value of the others may have.';
 
 create function pgaudit_wf._generic_columns(table_id oid, setting pgaudit_wf.generic_setting) returns pgaudit_wf.capture_column[]
 language sql stable
@@ -28,8 +32,9 @@ as $$
                         select from pg_attribute as other
                         where other.attrelid = table_id and other.attnum = secret.number and other.attname = secret.name
                             and not other.attisdropped))
-                and not exists (select from pg_index where indrelid = table_id and indisprimary and attnum = any (indkey))))
-        from pg_attribute as col
+                and not exists (select from pg_index where indrelid = table_id and indisprimary and attnum = any (indkey))),
+            case when attname <> all ((setting).whole) then unbounded end, (setting).max_value)
+        from pg_attribute as col, pgaudit_wf._unbounded(table_id) as unbounded
         where attrelid = table_id and attnum > 0 and not attisdropped and attgenerated <> 'v' and attname <> all ((setting).ignore)
         order by attnum)
 $$;
@@ -37,12 +42,14 @@ comment on function pgaudit_wf._generic_columns(oid, pgaudit_wf.generic_setting)
     'The columns of a table as a trigger of the generic form shows them now. '
     'After a redacted column was renamed, dropped or restored elsewhere, new columns are hidden too until attach() is called again.';
 
-create function pgaudit_wf._generic_row(record anyelement, setting pgaudit_wf.generic_setting) returns jsonb
+create function pgaudit_wf._generic_op(record anyelement, setting pgaudit_wf.generic_setting) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     table_id constant oid := (select typrelid from pg_type where oid = pg_typeof(record));
+    columns pgaudit_wf.capture_column[];
+    col pgaudit_wf.capture_column;
     shown jsonb;
 begin
     if cardinality((setting).redact) = 0 and not exists (
@@ -52,21 +59,32 @@ begin
                 or (atttypid >= 16384 and not pgaudit_wf._json_without_casts(atttypid))))
     then
         begin
-            return to_jsonb(record) - (setting).ignore;
+            shown := to_jsonb(record) - (setting).ignore;
+            if pg_column_size(shown) <= least(32768, (setting).max_value / 8) then
+                return jsonb_build_object('row', shown);
+            end if;
         exception
-            -- json can hold what jsonb cannot.
-            when data_exception or program_limit_exceeded then
+            -- json can hold what jsonb cannot, and a row more than that.
+            when others then
                 null;
         end;
     end if;
-    execute format('select %s from (select ($1).*) as r', pgaudit_wf._row_object(pgaudit_wf._generic_columns(table_id, setting), 'r'))
+    columns := pgaudit_wf._generic_columns(table_id, setting);
+    execute format('select jsonb_build_object(''row'', %s) from (select ($1).*) as r', pgaudit_wf._row_object(
+        array(select c from unnest(columns) as c where c.large_from is null), 'r'))
         into shown using record;
+    foreach col in array columns loop
+        continue when col.large_from is null;
+        execute format('select %s from (select ($1).*) as r',
+                pgaudit_wf._put_expression(col, 'r', '$2', array['row', col.name], room => 117440512))
+            into shown using record, shown;
+    end loop;
     return shown;
 end
 $$;
-comment on function pgaudit_wf._generic_row(anyelement, pgaudit_wf.generic_setting) is
+comment on function pgaudit_wf._generic_op(anyelement, pgaudit_wf.generic_setting) is
     'A row as it may be shown, for triggers of the generic form: without ignored columns, redacted ones hidden; '
-    'what is hidden is not read.';
+    'what is hidden is not read. As the member row of an object whose member digest names the columns recorded by digest.';
 
 create function pgaudit_wf._generic_hidden_changes(before anyelement, after anyelement, setting pgaudit_wf.generic_setting) returns text[]
 language plpgsql stable
@@ -90,7 +108,8 @@ comment on function pgaudit_wf._generic_hidden_changes(anyelement, anyelement, p
     'The redacted columns that an update changed, for triggers of the generic form.';
 
 create function pgaudit_wf._generic_diff(
-    before jsonb, after jsonb, hidden_changes text[], nulls_before text[], nulls_after text[]
+    before jsonb, after jsonb, hidden_changes text[], nulls_before text[], nulls_after text[],
+    digests_before text[] default '{}', digests_after text[] default '{}'
 ) returns jsonb
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -101,12 +120,17 @@ as $$
                 case when key = any (nulls_before) then 'old' end,
                 case when key = any (nulls_after) then 'value' end], null))
                 else '{}' end
+            || case when key = any (digests_before || digests_after) then jsonb_build_object('digest', array_remove(array[
+                case when key = any (digests_before) then 'old' end,
+                case when key = any (digests_after) then 'value' end], null))
+                else '{}' end
         order by key)
     from jsonb_each(after)
     where before -> key is distinct from value or key = any (hidden_changes)
         or (key = any (nulls_before)) <> (key = any (nulls_after))
+        or (key = any (digests_before)) <> (key = any (digests_after))
 $$;
-comment on function pgaudit_wf._generic_diff(jsonb, jsonb, text[], text[], text[]) is
+comment on function pgaudit_wf._generic_diff(jsonb, jsonb, text[], text[], text[], text[], text[]) is
     'JSON Patch between two rows of one table, for triggers of the generic form.';
 
 create function pgaudit_wf._generic_key(record jsonb, id_columns text[], table_id oid) returns text
@@ -146,7 +170,13 @@ as $$
         select coalesce(attnum, 0)::smallint
         from unnest((setting).redact) with ordinality as secret (name, position)
         left join pg_attribute on attrelid = (setting).target and attname = name and not attisdropped
-        order by position))::pgaudit_wf.generic_setting
+        order by position),
+        -- It takes key, organization and versions from the rows as JSON.
+        (setting).id_columns || array_remove(array[(setting).org_column], null) || coalesce((
+            select array_remove(array[w.nodes_column, w.edges_column, w.name_column, w.description_column, w.visibility_column,
+                w.enabled_column, w.listed_column], null) || w.listing_columns
+            from pgaudit_wf.workflow_attachment as w where w.target = (setting).target), '{}'),
+        (setting).max_value)::pgaudit_wf.generic_setting
 $$;
 comment on function pgaudit_wf._generic_of(pgaudit_wf.attachment) is
     'What a trigger of the generic form is to know of its table''s columns.';
@@ -155,8 +185,8 @@ create function pgaudit_wf._describe_generic(setting pgaudit_wf.attachment) retu
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[])::pgaudit_wf.generic_setting',
-        (g).known, (g).ignore, (g).redact, (g).redact_numbers)
+    select format('row(%L::text[], %L::text[], %L::text[], %L::smallint[], %L::text[], %L::integer)::pgaudit_wf.generic_setting',
+        (g).known, (g).ignore, (g).redact, (g).redact_numbers, (g).whole, (g).max_value)
     from (select pgaudit_wf._generic_of(setting) as g) as described
 $$;
 comment on function pgaudit_wf._describe_generic(pgaudit_wf.attachment) is
@@ -179,6 +209,27 @@ $$;
 comment on function pgaudit_wf._generic_org(pgaudit_wf.attachment) is
     'PL/pgSQL of the generic form that takes the org from the rows as JSON.';
 
+create function pgaudit_wf._take_op(variable text) returns text[]
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select array[
+        format('%s := event_op -> ''row'';', variable),
+        format('digests_%s := array(select jsonb_array_elements_text(event_op -> ''digest''));', variable)]
+$$;
+comment on function pgaudit_wf._take_op(text) is 'PL/pgSQL of the generic form that takes before or after from event_op.';
+
+create function pgaudit_wf._generic_row_statements(columns pgaudit_wf.capture_column[], record_name text, variable text) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- An update's two rows have half of the room each.
+    select pgaudit_wf._whole_row_statements(columns, record_name, 'jsonb_build_object(''row'', %s)', '{row}', 117440512,
+        pgaudit_wf._take_op(variable), format('%s := %s;', variable, pgaudit_wf._row_object(columns, record_name)))
+$$;
+comment on function pgaudit_wf._generic_row_statements(pgaudit_wf.capture_column[], text, text) is
+    'PL/pgSQL of the generic form that takes before or after from old or new.';
+
 create function pgaudit_wf._generic_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -194,6 +245,9 @@ begin
             'hidden_changes text[];',
             'nulls_before text[] := ''{}'';',
             'nulls_after text[] := ''{}'';',
+            'digests_before text[] := ''{}'';',
+            'digests_after text[] := ''{}'';',
+            'event_op jsonb;',
             'before jsonb;',
             'after jsonb;',
             'shown_before jsonb;',
@@ -202,36 +256,42 @@ begin
 $rows$as_attached := pgaudit_wf._columns_of(tg_relid) = {{columns}};
 if tg_op in ('UPDATE', 'DELETE') then
     if as_attached then
-        before := {{old row}};
+        {{old row}}
         {{old nulls}}
     else
-        before := pgaudit_wf._generic_row(old, setting);
+        event_op := pgaudit_wf._generic_op(old, setting);
+        {{old op}}
         {{old names}}
     end if;
     shown_before := before - {{graph}}::text[];
 end if;
 if tg_op in ('UPDATE', 'INSERT') then
     if as_attached then
-        after := {{new row}};
+        {{new row}}
         {{new nulls}}
     else
-        after := pgaudit_wf._generic_row(new, setting);
+        event_op := pgaudit_wf._generic_op(new, setting);
+        {{new op}}
         {{new names}}
     end if;
     shown_after := after - {{graph}}::text[];
 end if;
 if tg_level = 'ROW' then
     event_id := pgaudit_wf._generic_key(coalesce(after, before), {{id columns}}, tg_relid);
-    event_label := left(nullif(coalesce(shown_after, shown_before) ->> {{label column}}, '[redacted]'), 255);
+    if {{label column}} <> all (digests_before || digests_after) then
+        event_label := left(nullif(coalesce(shown_after, shown_before) ->> {{label column}}, '[redacted]'), 255);
+    end if;
     {{org}}
 end if;$rows$,
             jsonb_build_object(
                 'columns', quote_literal(pgaudit_wf._columns_of((setting).target)),
-                'old row', pgaudit_wf._row_object(columns, 'old'),
+                'old row', pgaudit_wf._generic_row_statements(columns, 'old', 'before'),
+                'old op', pgaudit_wf._take_op('before'),
                 'old nulls', coalesce('nulls_before := ' || pgaudit_wf._json_null_columns(columns, 'old') || ';', ''),
                 'new nulls', coalesce('nulls_after := ' || pgaudit_wf._json_null_columns(columns, 'new') || ';', ''),
                 'old names', pgaudit_wf._follow_names(setting, 'before'),
-                'new row', pgaudit_wf._row_object(columns, 'new'),
+                'new row', pgaudit_wf._generic_row_statements(columns, 'new', 'after'),
+                'new op', pgaudit_wf._take_op('after'),
                 'new names', pgaudit_wf._follow_names(setting, 'after'),
                 'graph', quote_literal(pgaudit_wf._definition_columns((setting).target)::text),
                 'id columns', id_columns,
@@ -243,7 +303,8 @@ $changes$if as_attached then
 else
     hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
 end if;
-event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes, nulls_before, nulls_after);$changes$,
+event_diff := pgaudit_wf._generic_diff(
+    shown_before, shown_after, hidden_changes, nulls_before, nulls_after, digests_before, digests_after);$changes$,
             jsonb_build_object('hidden changes', (
                 select coalesce('array_remove(array[' || string_agg(format('case when record_image_ne(row(%s), row(%s)) then %L end',
                     pgaudit_wf._field('old', name), pgaudit_wf._field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
@@ -256,18 +317,24 @@ end if;$key$, jsonb_build_object('id columns', id_columns)),
         'org and label of the update', '',
         'key of the insert', '',
         'org and label of the insert', '',
-        'inserted row', 'shown_after',
+        'diff of the insert', pgaudit_wf._fill(
+$diff$event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after{{with its hash}}));
+if nulls_after <> '{}' then
+    event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
+end if;
+if digests_after <> '{}' then
+    event_diff := jsonb_set(event_diff, '{0,digest}', to_jsonb(digests_after));
+end if;$diff$, jsonb_build_object('with its hash', pgaudit_wf._with_hash(setting))),
         'key of the delete', '',
         'org and label of the delete', '',
-        'deleted row', 'shown_before',
-        'JSON nulls of the insert', pgaudit_wf._fill(
-$nulls$if nulls_after <> '{}' then
-    event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
-end if;$nulls$, '{}'),
-        'JSON nulls of the delete', pgaudit_wf._fill(
-$nulls$if nulls_before <> '{}' then
+        'diff of the delete', pgaudit_wf._fill(
+$diff$event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before{{with its hash}}));
+if nulls_before <> '{}' then
     event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
-end if;$nulls$, '{}'));
+end if;
+if digests_before <> '{}' then
+    event_diff := jsonb_set(event_diff, '{0,digest}', to_jsonb(digests_before));
+end if;$diff$, jsonb_build_object('with its hash', pgaudit_wf._with_hash(setting))));
 end
 $$;
 comment on function pgaudit_wf._generic_pieces(pgaudit_wf.attachment) is

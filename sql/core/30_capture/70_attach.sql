@@ -135,7 +135,8 @@ create function pgaudit_wf.attach(
     label_column text default null,
     ignore text[] default null,
     redact text[] default null,
-    on_failure text default null
+    on_failure text default null,
+    max_value integer default null
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -151,6 +152,9 @@ begin
     delete from pgaudit_wf.attachment as a where not exists (select from pg_class where oid = a.target);
     if attach.on_failure not in ('abort', 'warn') then
         raise exception 'on_failure is "%": it must be abort or warn', attach.on_failure using errcode = 'PA008';
+    end if;
+    if attach.max_value < 0 then
+        raise exception 'max_value is %: it must be a number of bytes, or 0 for no bound', attach.max_value using errcode = 'PA008';
     end if;
     -- With the suffix of an action, it fits the 128 characters of one.
     if length(attach.resource_type) > 100 then
@@ -182,6 +186,7 @@ begin
     setting.label_column := nullif(coalesce(attach.label_column, setting.label_column), '');
     setting.ignore := coalesce(attach.ignore, setting.ignore, array['updated_at']);
     setting.redact := coalesce(attach.redact, setting.redact, '{}');
+    setting.max_value := nullif(coalesce(attach.max_value, setting.max_value), 0);
     setting.on_failure := coalesce(attach.on_failure, setting.on_failure, 'abort');
     if not known and 'updated_at' <> all (setting.columns) then
         setting.ignore := array_remove(setting.ignore, 'updated_at');
@@ -210,13 +215,15 @@ begin
     perform pgaudit_wf._try_log_partitions();
 end
 $$;
-comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[], text[], text) is
+comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[], text[], text, integer) is
     'Records every change to a table in security_audit_log from now on. '
-    'Called again, it changes the named settings in place; one that is not named keeps its value, '''' or ''{}'' clears it. '
+    'Called again, it changes the named settings in place; one that is not named keeps its value, '''', ''{}'' or 0 clears it. '
     'Defaults: resource_type is the table''s name; id_columns its primary key; '
     'org_column is org_id or organization_id if it exists (else events take app.org_id); label_column none; '
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); '
-    'on_failure abort (or warn: let the change through and count the failure). '
+    'on_failure abort (or warn: let the change through and count the failure); '
+    'max_value none (bytes up to which a value is recorded as it is, a longer one by its SHA-256 and length; '
+    'without it, values are recorded as they are as far as jsonb can hold them). '
     'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table is then left as it was.';
 
 create function pgaudit_wf._stands_on(relation oid, function_name text) returns boolean
@@ -582,6 +589,7 @@ select
     a.label_column,
     a.ignore,
     a.redact,
+    a.max_value,
     a.on_failure,
     a.form,
     a.function_name,
@@ -598,6 +606,7 @@ comment on column pgaudit_wf.attached.org_column is 'Column that gives org_id; n
 comment on column pgaudit_wf.attached.label_column is 'Column kept as metadata.label.';
 comment on column pgaudit_wf.attached.ignore is 'Columns left out of the log.';
 comment on column pgaudit_wf.attached.redact is 'Columns shown as "[redacted]".';
+comment on column pgaudit_wf.attached.max_value is 'Bytes up to which a value is recorded as it is; null: no bound but jsonb''s.';
 comment on column pgaudit_wf.attached.on_failure is 'abort or warn.';
 comment on column pgaudit_wf.attached.form is 'compiled or generic.';
 comment on column pgaudit_wf.attached.function_name is 'Trigger function: \sf pgaudit_wf.<function_name>.';

@@ -1,5 +1,26 @@
 -- What a row was at a moment, from the log.
 
+create function pgaudit_wf._unpointer(pointer text) returns text
+language sql immutable strict parallel safe
+as $$ select replace(replace(substr(pointer, 2), '~1', '/'), '~0', '~') $$;
+comment on function pgaudit_wf._unpointer(text) is 'The member that a JSON pointer of one step names (RFC 6901, section 4).';
+
+create function pgaudit_wf._put_side(record jsonb, op jsonb, side text) returns jsonb
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    -- What is known by its digest only is left out: the digest would be taken for the value.
+    select case
+        when op ->> 'path' = '' then (op -> side) - case when op ? 'digest'
+            then array(select jsonb_array_elements_text(op -> 'digest')) else '{}' end
+        when op -> 'digest' ? side then coalesce(record, '{}') - pgaudit_wf._unpointer(op ->> 'path')
+        else coalesce(record, '{}') || jsonb_build_object(pgaudit_wf._unpointer(op ->> 'path'), op -> side)
+    end
+$$;
+comment on function pgaudit_wf._put_side(jsonb, jsonb, text) is
+    'A row with one side (value or old) of an operation of a captured diff in it. RFC 6902, but that a column added to the table '
+    'meanwhile may be missing from the row.';
+
 create function pgaudit_wf._apply_diff(record jsonb, diff jsonb) returns jsonb
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -8,16 +29,12 @@ declare
     op jsonb;
 begin
     for op in select jsonb_array_elements(_apply_diff.diff) loop
-        record := case
-            when op ->> 'path' = '' then op -> 'value'
-            else coalesce(record, '{}') || jsonb_build_object(pgaudit_wf._unpointer(op ->> 'path'), op -> 'value')
-        end;
+        record := pgaudit_wf._put_side(record, op, 'value');
     end loop;
     return record;
 end
 $$;
-comment on function pgaudit_wf._apply_diff(jsonb, jsonb) is
-    'A row after a captured diff: RFC 6902, but that a column added to the table meanwhile may be missing from the row.';
+comment on function pgaudit_wf._apply_diff(jsonb, jsonb) is 'A row after a captured diff; null after a delete.';
 
 create function pgaudit_wf._revert_diff(record jsonb, diff jsonb) returns jsonb
 language plpgsql immutable parallel safe
@@ -27,20 +44,12 @@ declare
     op jsonb;
 begin
     for op in select value from jsonb_array_elements(_revert_diff.diff) with ordinality order by ordinality desc loop
-        record := case
-            when op ->> 'path' = '' then op -> 'old'
-            else coalesce(record, '{}') || jsonb_build_object(pgaudit_wf._unpointer(op ->> 'path'), op -> 'old')
-        end;
+        record := pgaudit_wf._put_side(record, op, 'old');
     end loop;
     return record;
 end
 $$;
 comment on function pgaudit_wf._revert_diff(jsonb, jsonb) is 'A row before a captured diff, by its "old" values; null before an insert.';
-
-create function pgaudit_wf._unpointer(pointer text) returns text
-language sql immutable strict parallel safe
-as $$ select replace(replace(substr(pointer, 2), '~1', '/'), '~0', '~') $$;
-comment on function pgaudit_wf._unpointer(text) is 'The member that a JSON pointer of one step names (RFC 6901, section 4).';
 
 create function pgaudit_wf._alter_row(record jsonb, altered jsonb, backwards boolean) returns jsonb
 language sql immutable parallel safe
@@ -201,7 +210,7 @@ begin
     elsif ending.id is null then
         record := pgaudit_wf._present_row(target, resource_id);
     elsif ending.diff -> 0 ->> 'op' = 'remove' then
-        record := ending.diff -> 0 -> 'old';
+        record := pgaudit_wf._revert_diff(null, ending.diff);
     else
         return;
     end if;
@@ -225,6 +234,43 @@ comment on function pgaudit_wf._row_backwards(regclass, text, text, timestamptz,
     'for rows older than their table''s attachment, and for those that DDL gave other values since their insert. '
     'rewritten_at as in _row_forwards().';
 
+create function pgaudit_wf._stored_row(setting pgaudit_wf.attachment, resource_id text) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- An alias that no column has, or the column would be taken for the row.
+    source constant text := format('from %s as pgaudit_wf_row where %s', (setting).target,
+        pgaudit_wf._key_condition(setting, 'pgaudit_wf_row'));
+    columns constant pgaudit_wf.capture_column[] := array(select pgaudit_wf._capture_columns(setting));
+    col pgaudit_wf.capture_column;
+    op jsonb;
+begin
+    if (setting).max_value is null then
+        begin
+            execute format('select jsonb_build_object(''value'', %s) %s', pgaudit_wf._row_expression(setting, 'pgaudit_wf_row'), source)
+                into op using _stored_row.resource_id;
+            return op;
+        exception
+            -- Too large for jsonb as a whole.
+            when program_limit_exceeded or internal_error or out_of_memory then
+                null;
+        end;
+    end if;
+    execute format('select jsonb_build_object(''value'', %s) %s', pgaudit_wf._row_object(
+        array(select c from unnest(columns) as c where c.large_from is null), 'pgaudit_wf_row'), source)
+        into op using _stored_row.resource_id;
+    foreach col in array columns loop
+        continue when op is null or col.large_from is null;
+        execute format('select %s %s', pgaudit_wf._put_expression(col, 'pgaudit_wf_row', '$2', array['value', col.name]), source)
+            into op using _stored_row.resource_id, op;
+    end loop;
+    return op;
+end
+$$;
+comment on function pgaudit_wf._stored_row(pgaudit_wf.attachment, text) is
+    'An attached table''s row as an event would show it: {"value": row, "digest": columns that are too large}; null if there is none.';
+
 create function pgaudit_wf._present_row(target regclass, resource_id text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -239,7 +285,6 @@ set quote_all_identifiers = off
 as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = _present_row.target);
-    record jsonb;
 begin
     if setting.target is null or not has_table_privilege(_present_row.target, 'select')
         or (select relkind from pg_class where oid = _present_row.target) not in ('r', 'p')
@@ -248,11 +293,8 @@ begin
     then
         return null;
     end if;
-    -- An alias that no column has, or the column would be taken for the row.
-    execute format('select %s from %s as pgaudit_wf_row where %s', pgaudit_wf._row_expression(setting, 'pgaudit_wf_row'), setting.target,
-        pgaudit_wf._key_condition(setting, 'pgaudit_wf_row'))
-        into record using _present_row.resource_id;
-    return record;
+    setting.max_value := null;
+    return pgaudit_wf._put_side(null, pgaudit_wf._stored_row(setting, _present_row.resource_id) || '{"path": ""}', 'value');
 end
 $$;
 comment on function pgaudit_wf._present_row(regclass, text) is
@@ -298,5 +340,6 @@ comment on function pgaudit_wf.row_as_of(regclass, text, timestamptz) is
     'id is the key''s text, several key columns as a JSON array. '
     'Rebuilt from the log: forwards from the row''s insert, or, for a row older than the attachment, '
     'backwards from its deletion or from the current row. '
-    'Ignored columns are absent, redacted ones read "[redacted]"; a TRUNCATE of a single partition goes unnoticed. '
+    'Ignored columns are absent, and so is one whose value was recorded by its digest; redacted ones read "[redacted]"; '
+    'a TRUNCATE of a single partition goes unnoticed. '
     'Raises PA005 for a table that was never attached, PA010 where DDL rewrote the table and the log cannot tell.';

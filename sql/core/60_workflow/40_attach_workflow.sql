@@ -35,7 +35,8 @@ create function pgaudit_wf.attach_workflow(
     visibility_column text default null,
     enabled_column text default null,
     listed_column text default null,
-    listing_columns text[] default null
+    listing_columns text[] default null,
+    max_value integer default null
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -81,11 +82,11 @@ begin
         attach_workflow.target, attach_workflow.resource_type, attach_workflow.id_columns, attach_workflow.org_column,
         coalesce(attach_workflow.label_column, case when not exists (
             select from pgaudit_wf.attachment as a where a.target = attach_workflow.target) then workflow.name_column end),
-        attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure);
+        attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure, attach_workflow.max_value);
 end
 $$;
 comment on function pgaudit_wf.attach_workflow(
-    regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[]
+    regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[], integer
 ) is
     'attach() for a table that holds workflows: also keeps versions in workflow_history, '
     'one for every save that changes something meaningful in the graph (nodes_column, edges_column: '
@@ -215,10 +216,10 @@ $body$,
                 '    after jsonb;'] else '{}' end,
             'check of the place', pgaudit_wf._check_place((setting).target, pgaudit_wf._guard_function_name(setting)),
             'rows as JSON', case when generic then pgaudit_wf._fill(
-$rows$after := pgaudit_wf._generic_row(new, setting);
+$rows$after := pgaudit_wf._generic_op(new, setting) -> 'row';
 {{new names}}
 if tg_op = 'UPDATE' then
-    before := pgaudit_wf._generic_row(old, setting);
+    before := pgaudit_wf._generic_op(old, setting) -> 'row';
     {{old names}}
 end if;$rows$,
                 jsonb_build_object(

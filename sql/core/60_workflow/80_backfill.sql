@@ -67,28 +67,29 @@ set timezone = 'UTC'
 as $$
 declare
     snapshot jsonb;
-    shown jsonb;
+    op jsonb;
     org text;
     label text;
     key constant text := pgaudit_wf._workflow_id((workflow).id_prefix, _backfill_workflow.id);
     hash text;
 begin
     -- The row lock makes a save by the application wait, or us wait for it: then it has written the first version itself.
-    execute format('select %s, %s, %s, %s',
-            pgaudit_wf._snapshot_expression(setting, workflow, 'w'), pgaudit_wf._row_expression(setting, 'w'),
+    execute format('select %s, %s, %s',
+            pgaudit_wf._snapshot_expression(setting, workflow, 'w'),
             pgaudit_wf._optional_column('left(w.%I::text, 255)', (setting).org_column, 'null::text'),
             pgaudit_wf._optional_column('left(w.%I::text, 255)', (setting).label_column, 'null::text'))
             || format(' from %s as w where %s for no key update', (setting).target, pgaudit_wf._key_condition(setting, 'w'))
-        into snapshot, shown, org, label using _backfill_workflow.id;
+        into snapshot, org, label using _backfill_workflow.id;
     if snapshot is null or pgaudit_wf._newest_version(key) is not null then
         return 0;
     end if;
+    op := pgaudit_wf._stored_row(setting, _backfill_workflow.id) || '{"op": "add", "path": ""}';
     hash := pgaudit_wf.hash_definition(snapshot -> 'nodes', snapshot -> 'edges');
     insert into pgaudit_wf.workflow_history (workflow_id, version, org_id, source, snapshot, change, content_hash)
     values (key, 1, org, 'backfill', snapshot, pgaudit_wf.version_diff(null, snapshot), hash);
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
     values (org, (setting).resource_type || '.created', (setting).resource_type, _backfill_workflow.id, true,
-        jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown || jsonb_build_object('content_hash', hash))),
+        jsonb_build_array(jsonb_set(op, '{value,content_hash}', to_jsonb(hash))),
         jsonb_strip_nulls(jsonb_build_object('backfilled', true, 'version', 1, 'label', label)));
     return 1;
 end

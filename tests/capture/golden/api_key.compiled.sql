@@ -15,6 +15,7 @@ declare
     event_action text;
     event_diff jsonb;
     event_metadata jsonb;
+    event_op jsonb;
 begin
     if current_setting('session_replication_role') = 'replica' and pgaudit_wf._is_applied() then
         -- A subscription that brings the log along brings this event, too.
@@ -22,29 +23,69 @@ begin
     end if;
     if tg_op = 'UPDATE' then
         if old.id is distinct from new.id then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',
-                'old', old.id,
-                'value', new.id);
+            if octet_length(old.id) > 2396745
+                or octet_length(new.id) > 2396745 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/id');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.id, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.id, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',
+                    'old', old.id,
+                    'value', new.id);
+            end if;
         end if;
         if old.org_id is distinct from new.org_id then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/org_id',
-                'old', old.org_id,
-                'value', new.org_id);
+            if octet_length(old.org_id) > 2396745
+                or octet_length(new.org_id) > 2396745 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/org_id');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.org_id, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.org_id, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/org_id',
+                    'old', old.org_id,
+                    'value', new.org_id);
+            end if;
         end if;
         if old.user_id is distinct from new.user_id then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/user_id',
-                'old', old.user_id,
-                'value', new.user_id);
+            if octet_length(old.user_id) > 2396745
+                or octet_length(new.user_id) > 2396745 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/user_id');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.user_id, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.user_id, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/user_id',
+                    'old', old.user_id,
+                    'value', new.user_id);
+            end if;
         end if;
         if old.name is distinct from new.name then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/name',
-                'old', old.name,
-                'value', new.name);
+            if octet_length(old.name) > 2396745
+                or octet_length(new.name) > 2396745 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/name');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.name, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.name, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/name',
+                    'old', old.name,
+                    'value', new.name);
+            end if;
         end if;
         if old.key_prefix is distinct from new.key_prefix then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/key_prefix',
-                'old', old.key_prefix,
-                'value', new.key_prefix);
+            if octet_length(old.key_prefix) > 2396745
+                or octet_length(new.key_prefix) > 2396745 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/key_prefix');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.key_prefix, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.key_prefix, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/key_prefix',
+                    'old', old.key_prefix,
+                    'value', new.key_prefix);
+            end if;
         end if;
         if old.key_hash is distinct from new.key_hash then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/key_hash',
@@ -52,9 +93,17 @@ begin
                 'value', case when new.key_hash is distinct from null then '[redacted]' end);
         end if;
         if old.scopes is distinct from new.scopes then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/scopes',
-                'old', old.scopes,
-                'value', new.scopes);
+            if pg_column_size(old.scopes) > 2340 or pg_column_compression(old.scopes) is not null
+                or pg_column_size(new.scopes) > 2340 or pg_column_compression(new.scopes) is not null then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/scopes');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.scopes, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.scopes, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/scopes',
+                    'old', old.scopes,
+                    'value', new.scopes);
+            end if;
         end if;
         if old.expires_at is distinct from new.expires_at then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/expires_at',
@@ -111,7 +160,26 @@ begin
         event_id := pgaudit_wf._bounded_key(new.id::text);
         event_org := left(new.org_id::text, 255);
         event_label := left(new.key_prefix::text, 255);
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+        if octet_length(new.id) > 2396745
+            or octet_length(new.org_id) > 2396745
+            or octet_length(new.user_id) > 2396745
+            or octet_length(new.name) > 2396745
+            or octet_length(new.key_prefix) > 2396745
+            or pg_column_size(new.scopes) > 2340 or pg_column_compression(new.scopes) is not null then
+            event_op := jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                'key_hash', case when new.key_hash is distinct from null then '[redacted]' end,
+                'expires_at', new.expires_at,
+                'revoked_at', new.revoked_at,
+                'created_at', new.created_at));
+            event_op := pgaudit_wf._put_large(event_op, '{value,id}', new.id);
+            event_op := pgaudit_wf._put_large(event_op, '{value,org_id}', new.org_id);
+            event_op := pgaudit_wf._put_large(event_op, '{value,user_id}', new.user_id);
+            event_op := pgaudit_wf._put_large(event_op, '{value,name}', new.name);
+            event_op := pgaudit_wf._put_large(event_op, '{value,key_prefix}', new.key_prefix);
+            event_op := pgaudit_wf._put_large(event_op, '{value,scopes}', new.scopes);
+            event_diff := jsonb_build_array(event_op);
+        else
+            event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'user_id', new.user_id,
@@ -122,6 +190,7 @@ begin
                 'expires_at', new.expires_at,
                 'revoked_at', new.revoked_at,
                 'created_at', new.created_at)));
+        end if;
         begin
             event_action := case
                 when new.org_id is null then 'api_key.created'
@@ -142,7 +211,26 @@ begin
         event_id := pgaudit_wf._bounded_key(old.id::text);
         event_org := left(old.org_id::text, 255);
         event_label := left(old.key_prefix::text, 255);
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+        if octet_length(old.id) > 2396745
+            or octet_length(old.org_id) > 2396745
+            or octet_length(old.user_id) > 2396745
+            or octet_length(old.name) > 2396745
+            or octet_length(old.key_prefix) > 2396745
+            or pg_column_size(old.scopes) > 2340 or pg_column_compression(old.scopes) is not null then
+            event_op := jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                'key_hash', case when old.key_hash is distinct from null then '[redacted]' end,
+                'expires_at', old.expires_at,
+                'revoked_at', old.revoked_at,
+                'created_at', old.created_at));
+            event_op := pgaudit_wf._put_large(event_op, '{old,id}', old.id);
+            event_op := pgaudit_wf._put_large(event_op, '{old,org_id}', old.org_id);
+            event_op := pgaudit_wf._put_large(event_op, '{old,user_id}', old.user_id);
+            event_op := pgaudit_wf._put_large(event_op, '{old,name}', old.name);
+            event_op := pgaudit_wf._put_large(event_op, '{old,key_prefix}', old.key_prefix);
+            event_op := pgaudit_wf._put_large(event_op, '{old,scopes}', old.scopes);
+            event_diff := jsonb_build_array(event_op);
+        else
+            event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'user_id', old.user_id,
@@ -153,6 +241,7 @@ begin
                 'expires_at', old.expires_at,
                 'revoked_at', old.revoked_at,
                 'created_at', old.created_at)));
+        end if;
         begin
             event_action := case
                 when old.revoked_at is not null and old.org_id is null then 'api_key.deleted'

@@ -21,11 +21,14 @@ declare
     event_action text;
     event_diff jsonb;
     event_metadata jsonb;
-    setting constant pgaudit_wf.generic_setting := row('{id,org_id,user_id,name,key_prefix,key_hash,scopes,last_used_at,expires_at,revoked_at,created_at}'::text[], '{last_used_at}'::text[], '{key_hash}'::text[], '{6}'::smallint[])::pgaudit_wf.generic_setting;
+    setting constant pgaudit_wf.generic_setting := row('{id,org_id,user_id,name,key_prefix,key_hash,scopes,last_used_at,expires_at,revoked_at,created_at}'::text[], '{last_used_at}'::text[], '{key_hash}'::text[], '{6}'::smallint[], '{id,org_id}'::text[], NULL::integer)::pgaudit_wf.generic_setting;
     as_attached boolean;
     hidden_changes text[];
     nulls_before text[] := '{}';
     nulls_after text[] := '{}';
+    digests_before text[] := '{}';
+    digests_after text[] := '{}';
+    event_op jsonb;
     before jsonb;
     after jsonb;
     shown_before jsonb;
@@ -38,7 +41,25 @@ begin
     as_attached := pgaudit_wf._columns_of(tg_relid) = 'created_at:1184,expires_at:1184,id:25,key_hash:25,key_prefix:25,last_used_at:1184,name:25,org_id:25,revoked_at:1184,scopes:1009,user_id:25';
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
-            before := jsonb_build_object(
+            if octet_length(old.user_id) > 2396745
+            or octet_length(old.name) > 2396745
+            or octet_length(old.key_prefix) > 2396745
+            or pg_column_size(old.scopes) > 2340 or pg_column_compression(old.scopes) is not null then
+                event_op := jsonb_build_object('row', jsonb_build_object(
+                'id', old.id,
+                'org_id', old.org_id,
+                'key_hash', case when old.key_hash is distinct from null then '[redacted]' end,
+                'expires_at', old.expires_at,
+                'revoked_at', old.revoked_at,
+                'created_at', old.created_at));
+                event_op := pgaudit_wf._put_large(event_op, '{row,user_id}', old.user_id, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,name}', old.name, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,key_prefix}', old.key_prefix, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,scopes}', old.scopes, room => 117440512);
+                before := event_op -> 'row';
+                digests_before := array(select jsonb_array_elements_text(event_op -> 'digest'));
+            else
+                before := jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'user_id', old.user_id,
@@ -49,14 +70,35 @@ begin
                 'expires_at', old.expires_at,
                 'revoked_at', old.revoked_at,
                 'created_at', old.created_at);
+            end if;
         else
-            before := pgaudit_wf._generic_row(old, setting);
+            event_op := pgaudit_wf._generic_op(old, setting);
+            before := event_op -> 'row';
+            digests_before := array(select jsonb_array_elements_text(event_op -> 'digest'));
         end if;
         shown_before := before - '{}'::text[];
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
         if as_attached then
-            after := jsonb_build_object(
+            if octet_length(new.user_id) > 2396745
+            or octet_length(new.name) > 2396745
+            or octet_length(new.key_prefix) > 2396745
+            or pg_column_size(new.scopes) > 2340 or pg_column_compression(new.scopes) is not null then
+                event_op := jsonb_build_object('row', jsonb_build_object(
+                'id', new.id,
+                'org_id', new.org_id,
+                'key_hash', case when new.key_hash is distinct from null then '[redacted]' end,
+                'expires_at', new.expires_at,
+                'revoked_at', new.revoked_at,
+                'created_at', new.created_at));
+                event_op := pgaudit_wf._put_large(event_op, '{row,user_id}', new.user_id, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,name}', new.name, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,key_prefix}', new.key_prefix, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,scopes}', new.scopes, room => 117440512);
+                after := event_op -> 'row';
+                digests_after := array(select jsonb_array_elements_text(event_op -> 'digest'));
+            else
+                after := jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'user_id', new.user_id,
@@ -67,14 +109,19 @@ begin
                 'expires_at', new.expires_at,
                 'revoked_at', new.revoked_at,
                 'created_at', new.created_at);
+            end if;
         else
-            after := pgaudit_wf._generic_row(new, setting);
+            event_op := pgaudit_wf._generic_op(new, setting);
+            after := event_op -> 'row';
+            digests_after := array(select jsonb_array_elements_text(event_op -> 'digest'));
         end if;
         shown_after := after - '{}'::text[];
     end if;
     if tg_level = 'ROW' then
         event_id := pgaudit_wf._generic_key(coalesce(after, before), '{id}', tg_relid);
-        event_label := left(nullif(coalesce(shown_after, shown_before) ->> 'key_prefix', '[redacted]'), 255);
+        if 'key_prefix' <> all (digests_before || digests_after) then
+            event_label := left(nullif(coalesce(shown_after, shown_before) ->> 'key_prefix', '[redacted]'), 255);
+        end if;
         event_org := left(nullif(coalesce(after ->> 'org_id', before ->> 'org_id'), '[redacted]'), 255);
         if tg_op = 'UPDATE' and before -> 'org_id' is distinct from after -> 'org_id' then
             event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', before -> 'org_id');
@@ -86,7 +133,8 @@ begin
         else
             hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
-        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes, nulls_before, nulls_after);
+        event_diff := pgaudit_wf._generic_diff(
+            shown_before, shown_after, hidden_changes, nulls_before, nulls_after, digests_before, digests_after);
         if event_diff is null then
             return null;
         end if;
@@ -131,6 +179,9 @@ new.org_id is null');
         if nulls_after <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
         end if;
+        if digests_after <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,digest}', to_jsonb(digests_after));
+        end if;
         begin
             perform pgaudit_wf._refuse_casts(tg_relid, 'new.org_id is null');
             event_action := case
@@ -152,6 +203,9 @@ new.org_id is null');
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before));
         if nulls_before <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
+        end if;
+        if digests_before <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,digest}', to_jsonb(digests_before));
         end if;
         begin
             perform pgaudit_wf._refuse_casts(tg_relid, 'old.revoked_at is not null and old.org_id is null

@@ -16,6 +16,7 @@ declare
     event_action text;
     event_diff jsonb;
     event_metadata jsonb;
+    event_op jsonb;
 begin
     if current_setting('session_replication_role') = 'replica' and pgaudit_wf._is_applied() then
         -- A subscription that brings the log along brings this event, too.
@@ -34,9 +35,17 @@ begin
                 'value', new.org_id);
         end if;
         if old.title is distinct from new.title then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/title',
-                'old', old.title,
-                'value', new.title);
+            if octet_length(old.title) > 5592405
+                or octet_length(new.title) > 5592405 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/title');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.title, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.title, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/title',
+                    'old', old.title,
+                    'value', new.title);
+            end if;
         end if;
         if (record_image_ne(row(old.state), row(new.state)) and (case when old.state is distinct from null then format('%s', old.state) end) collate "C" is distinct from (case when new.state is distinct from null then format('%s', new.state) end) collate "C") then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/state',
@@ -54,9 +63,17 @@ begin
                 'value', new.reading_time);
         end if;
         if old.tags is distinct from new.tags then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/tags',
-                'old', old.tags,
-                'value', new.tags);
+            if pg_column_size(old.tags) > 5461 or pg_column_compression(old.tags) is not null
+                or pg_column_size(new.tags) > 5461 or pg_column_compression(new.tags) is not null then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/tags');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.tags, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.tags, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/tags',
+                    'old', old.tags,
+                    'value', new.tags);
+            end if;
         end if;
         if old.access_code is distinct from new.access_code then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/access_code',
@@ -95,7 +112,20 @@ begin
         event_id := new.id::text;
         event_org := left(new.org_id::text, 255);
         event_label := left(new.title::text, 255);
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+        if octet_length(new.title) > 5592405
+            or pg_column_size(new.tags) > 5461 or pg_column_compression(new.tags) is not null then
+            event_op := jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                'id', new.id,
+                'org_id', new.org_id,
+                'state', new.state,
+                'published_at', new.published_at,
+                'reading_time', new.reading_time,
+                'access_code', case when new.access_code is distinct from null then '[redacted]' end));
+            event_op := pgaudit_wf._put_large(event_op, '{value,title}', new.title);
+            event_op := pgaudit_wf._put_large(event_op, '{value,tags}', new.tags);
+            event_diff := jsonb_build_array(event_op);
+        else
+            event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'title', new.title,
@@ -104,12 +134,26 @@ begin
                 'reading_time', new.reading_time,
                 'tags', new.tags,
                 'access_code', case when new.access_code is distinct from null then '[redacted]' end)));
+        end if;
         event_action := 'note.created';
     elsif tg_op = 'DELETE' then
         event_id := old.id::text;
         event_org := left(old.org_id::text, 255);
         event_label := left(old.title::text, 255);
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+        if octet_length(old.title) > 5592405
+            or pg_column_size(old.tags) > 5461 or pg_column_compression(old.tags) is not null then
+            event_op := jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                'id', old.id,
+                'org_id', old.org_id,
+                'state', old.state,
+                'published_at', old.published_at,
+                'reading_time', old.reading_time,
+                'access_code', case when old.access_code is distinct from null then '[redacted]' end));
+            event_op := pgaudit_wf._put_large(event_op, '{old,title}', old.title);
+            event_op := pgaudit_wf._put_large(event_op, '{old,tags}', old.tags);
+            event_diff := jsonb_build_array(event_op);
+        else
+            event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'title', old.title,
@@ -118,6 +162,7 @@ begin
                 'reading_time', old.reading_time,
                 'tags', old.tags,
                 'access_code', case when old.access_code is distinct from null then '[redacted]' end)));
+        end if;
         event_action := 'note.discarded';
     else
         event_action := 'note.truncated';

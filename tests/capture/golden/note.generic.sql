@@ -21,11 +21,14 @@ declare
     event_action text;
     event_diff jsonb;
     event_metadata jsonb;
-    setting constant pgaudit_wf.generic_setting := row('{id,org_id,title,state,published_at,reading_time,tags,access_code,seen_at}'::text[], '{seen_at}'::text[], '{access_code}'::text[], '{8}'::smallint[])::pgaudit_wf.generic_setting;
+    setting constant pgaudit_wf.generic_setting := row('{id,org_id,title,state,published_at,reading_time,tags,access_code,seen_at}'::text[], '{seen_at}'::text[], '{access_code}'::text[], '{8}'::smallint[], '{id,org_id}'::text[], NULL::integer)::pgaudit_wf.generic_setting;
     as_attached boolean;
     hidden_changes text[];
     nulls_before text[] := '{}';
     nulls_after text[] := '{}';
+    digests_before text[] := '{}';
+    digests_after text[] := '{}';
+    event_op jsonb;
     before jsonb;
     after jsonb;
     shown_before jsonb;
@@ -39,7 +42,21 @@ begin
     as_attached := pgaudit_wf._columns_of(tg_relid) = 'access_code:25,id:20,org_id:2950,published_at:1184,reading_time:1186,seen_at:1184,state:<note_state>,tags:1009,title:25';
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
-            before := jsonb_build_object(
+            if octet_length(old.title) > 5592405
+            or pg_column_size(old.tags) > 5461 or pg_column_compression(old.tags) is not null then
+                event_op := jsonb_build_object('row', jsonb_build_object(
+                'id', old.id,
+                'org_id', old.org_id,
+                'state', old.state,
+                'published_at', old.published_at,
+                'reading_time', old.reading_time,
+                'access_code', case when old.access_code is distinct from null then '[redacted]' end));
+                event_op := pgaudit_wf._put_large(event_op, '{row,title}', old.title, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,tags}', old.tags, room => 117440512);
+                before := event_op -> 'row';
+                digests_before := array(select jsonb_array_elements_text(event_op -> 'digest'));
+            else
+                before := jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'title', old.title,
@@ -48,14 +65,31 @@ begin
                 'reading_time', old.reading_time,
                 'tags', old.tags,
                 'access_code', case when old.access_code is distinct from null then '[redacted]' end);
+            end if;
         else
-            before := pgaudit_wf._generic_row(old, setting);
+            event_op := pgaudit_wf._generic_op(old, setting);
+            before := event_op -> 'row';
+            digests_before := array(select jsonb_array_elements_text(event_op -> 'digest'));
         end if;
         shown_before := before - '{}'::text[];
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
         if as_attached then
-            after := jsonb_build_object(
+            if octet_length(new.title) > 5592405
+            or pg_column_size(new.tags) > 5461 or pg_column_compression(new.tags) is not null then
+                event_op := jsonb_build_object('row', jsonb_build_object(
+                'id', new.id,
+                'org_id', new.org_id,
+                'state', new.state,
+                'published_at', new.published_at,
+                'reading_time', new.reading_time,
+                'access_code', case when new.access_code is distinct from null then '[redacted]' end));
+                event_op := pgaudit_wf._put_large(event_op, '{row,title}', new.title, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,tags}', new.tags, room => 117440512);
+                after := event_op -> 'row';
+                digests_after := array(select jsonb_array_elements_text(event_op -> 'digest'));
+            else
+                after := jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'title', new.title,
@@ -64,14 +98,19 @@ begin
                 'reading_time', new.reading_time,
                 'tags', new.tags,
                 'access_code', case when new.access_code is distinct from null then '[redacted]' end);
+            end if;
         else
-            after := pgaudit_wf._generic_row(new, setting);
+            event_op := pgaudit_wf._generic_op(new, setting);
+            after := event_op -> 'row';
+            digests_after := array(select jsonb_array_elements_text(event_op -> 'digest'));
         end if;
         shown_after := after - '{}'::text[];
     end if;
     if tg_level = 'ROW' then
         event_id := pgaudit_wf._generic_key(coalesce(after, before), '{id}', tg_relid);
-        event_label := left(nullif(coalesce(shown_after, shown_before) ->> 'title', '[redacted]'), 255);
+        if 'title' <> all (digests_before || digests_after) then
+            event_label := left(nullif(coalesce(shown_after, shown_before) ->> 'title', '[redacted]'), 255);
+        end if;
         event_org := left(nullif(coalesce(after ->> 'org_id', before ->> 'org_id'), '[redacted]'), 255);
         if tg_op = 'UPDATE' and before -> 'org_id' is distinct from after -> 'org_id' then
             event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', before -> 'org_id');
@@ -83,7 +122,8 @@ begin
         else
             hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
-        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes, nulls_before, nulls_after);
+        event_diff := pgaudit_wf._generic_diff(
+            shown_before, shown_after, hidden_changes, nulls_before, nulls_after, digests_before, digests_after);
         if event_diff is null then
             return null;
         end if;
@@ -113,11 +153,17 @@ old.title is distinct from new.title');
         if nulls_after <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
         end if;
+        if digests_after <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,digest}', to_jsonb(digests_after));
+        end if;
         event_action := 'note.created';
     elsif tg_op = 'DELETE' then
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before));
         if nulls_before <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
+        end if;
+        if digests_before <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,digest}', to_jsonb(digests_before));
         end if;
         event_action := 'note.discarded';
     else

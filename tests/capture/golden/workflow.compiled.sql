@@ -15,6 +15,7 @@ declare
     event_action text;
     event_diff jsonb;
     event_metadata jsonb;
+    event_op jsonb;
     event_hash text;
     event_version pgaudit_wf.version_ref;
     definition_changed boolean := false;
@@ -34,29 +35,69 @@ begin
                 'value', new.id);
         end if;
         if old.org_id is distinct from new.org_id then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/org_id',
-                'old', old.org_id,
-                'value', new.org_id);
+            if octet_length(old.org_id) > 1398101
+                or octet_length(new.org_id) > 1398101 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/org_id');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.org_id, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.org_id, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/org_id',
+                    'old', old.org_id,
+                    'value', new.org_id);
+            end if;
         end if;
         if old.user_id is distinct from new.user_id then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/user_id',
-                'old', old.user_id,
-                'value', new.user_id);
+            if octet_length(old.user_id) > 1398101
+                or octet_length(new.user_id) > 1398101 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/user_id');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.user_id, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.user_id, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/user_id',
+                    'old', old.user_id,
+                    'value', new.user_id);
+            end if;
         end if;
         if old.name is distinct from new.name then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/name',
-                'old', old.name,
-                'value', new.name);
+            if octet_length(old.name) > 1398101
+                or octet_length(new.name) > 1398101 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/name');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.name, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.name, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/name',
+                    'old', old.name,
+                    'value', new.name);
+            end if;
         end if;
         if old.description is distinct from new.description then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/description',
-                'old', old.description,
-                'value', new.description);
+            if octet_length(old.description) > 1398101
+                or octet_length(new.description) > 1398101 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/description');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.description, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.description, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/description',
+                    'old', old.description,
+                    'value', new.description);
+            end if;
         end if;
         if old.visibility is distinct from new.visibility then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/visibility',
-                'old', old.visibility,
-                'value', new.visibility);
+            if octet_length(old.visibility) > 1398101
+                or octet_length(new.visibility) > 1398101 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/visibility');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.visibility, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.visibility, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/visibility',
+                    'old', old.visibility,
+                    'value', new.visibility);
+            end if;
         end if;
         if old.enabled is distinct from new.enabled then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/enabled',
@@ -69,9 +110,17 @@ begin
                 'value', new.listed);
         end if;
         if old.listed_slug is distinct from new.listed_slug then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listed_slug',
-                'old', old.listed_slug,
-                'value', new.listed_slug);
+            if octet_length(old.listed_slug) > 1398101
+                or octet_length(new.listed_slug) > 1398101 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/listed_slug');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.listed_slug, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.listed_slug, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listed_slug',
+                    'old', old.listed_slug,
+                    'value', new.listed_slug);
+            end if;
         end if;
         if old.listed_at is distinct from new.listed_at then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listed_at',
@@ -79,14 +128,30 @@ begin
                 'value', new.listed_at);
         end if;
         if old.listing_description is distinct from new.listing_description then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_description',
-                'old', old.listing_description,
-                'value', new.listing_description);
+            if octet_length(old.listing_description) > 1398101
+                or octet_length(new.listing_description) > 1398101 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/listing_description');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.listing_description, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.listing_description, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_description',
+                    'old', old.listing_description,
+                    'value', new.listing_description);
+            end if;
         end if;
         if old.listing_category is distinct from new.listing_category then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_category',
-                'old', old.listing_category,
-                'value', new.listing_category);
+            if octet_length(old.listing_category) > 1398101
+                or octet_length(new.listing_category) > 1398101 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/listing_category');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.listing_category, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.listing_category, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_category',
+                    'old', old.listing_category,
+                    'value', new.listing_category);
+            end if;
         end if;
         if old.listing_price is distinct from new.listing_price then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_price',
@@ -94,9 +159,17 @@ begin
                 'value', new.listing_price);
         end if;
         if old.listing_currency is distinct from new.listing_currency then
-            event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_currency',
-                'old', old.listing_currency,
-                'value', new.listing_currency);
+            if octet_length(old.listing_currency) > 1398101
+                or octet_length(new.listing_currency) > 1398101 then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/listing_currency');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.listing_currency, event_diff);
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.listing_currency, event_diff);
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/listing_currency',
+                    'old', old.listing_currency,
+                    'value', new.listing_currency);
+            end if;
         end if;
         if old.created_at is distinct from new.created_at then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/created_at',
@@ -169,7 +242,34 @@ begin
             jsonb_build_object('name', new.name, 'description', new.description, 'visibility', new.visibility, 'enabled', new.enabled, 'nodes', new_nodes, 'edges', new_edges), null, null, new_nodes, new_edges);
         event_hash := event_version.content_hash;
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+        if octet_length(new.org_id) > 1398101
+            or octet_length(new.user_id) > 1398101
+            or octet_length(new.name) > 1398101
+            or octet_length(new.description) > 1398101
+            or octet_length(new.visibility) > 1398101
+            or octet_length(new.listed_slug) > 1398101
+            or octet_length(new.listing_description) > 1398101
+            or octet_length(new.listing_category) > 1398101
+            or octet_length(new.listing_currency) > 1398101 then
+            event_op := jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                'id', new.id,
+                'enabled', new.enabled,
+                'listed', new.listed,
+                'listed_at', new.listed_at,
+                'listing_price', new.listing_price,
+                'created_at', new.created_at) || jsonb_build_object('content_hash', event_hash));
+            event_op := pgaudit_wf._put_large(event_op, '{value,org_id}', new.org_id);
+            event_op := pgaudit_wf._put_large(event_op, '{value,user_id}', new.user_id);
+            event_op := pgaudit_wf._put_large(event_op, '{value,name}', new.name);
+            event_op := pgaudit_wf._put_large(event_op, '{value,description}', new.description);
+            event_op := pgaudit_wf._put_large(event_op, '{value,visibility}', new.visibility);
+            event_op := pgaudit_wf._put_large(event_op, '{value,listed_slug}', new.listed_slug);
+            event_op := pgaudit_wf._put_large(event_op, '{value,listing_description}', new.listing_description);
+            event_op := pgaudit_wf._put_large(event_op, '{value,listing_category}', new.listing_category);
+            event_op := pgaudit_wf._put_large(event_op, '{value,listing_currency}', new.listing_currency);
+            event_diff := jsonb_build_array(event_op);
+        else
+            event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'user_id', new.user_id,
@@ -185,13 +285,41 @@ begin
                 'listing_price', new.listing_price,
                 'listing_currency', new.listing_currency,
                 'created_at', new.created_at) || jsonb_build_object('content_hash', event_hash)));
+        end if;
         event_action := 'workflow.created';
     elsif tg_op = 'DELETE' then
         event_id := old.id::text;
         event_org := left(old.org_id::text, 255);
         event_label := left(old.name::text, 255);
         event_hash := pgaudit_wf._latest_hash(old.id::text);
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+        if octet_length(old.org_id) > 1398101
+            or octet_length(old.user_id) > 1398101
+            or octet_length(old.name) > 1398101
+            or octet_length(old.description) > 1398101
+            or octet_length(old.visibility) > 1398101
+            or octet_length(old.listed_slug) > 1398101
+            or octet_length(old.listing_description) > 1398101
+            or octet_length(old.listing_category) > 1398101
+            or octet_length(old.listing_currency) > 1398101 then
+            event_op := jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                'id', old.id,
+                'enabled', old.enabled,
+                'listed', old.listed,
+                'listed_at', old.listed_at,
+                'listing_price', old.listing_price,
+                'created_at', old.created_at) || jsonb_build_object('content_hash', event_hash));
+            event_op := pgaudit_wf._put_large(event_op, '{old,org_id}', old.org_id);
+            event_op := pgaudit_wf._put_large(event_op, '{old,user_id}', old.user_id);
+            event_op := pgaudit_wf._put_large(event_op, '{old,name}', old.name);
+            event_op := pgaudit_wf._put_large(event_op, '{old,description}', old.description);
+            event_op := pgaudit_wf._put_large(event_op, '{old,visibility}', old.visibility);
+            event_op := pgaudit_wf._put_large(event_op, '{old,listed_slug}', old.listed_slug);
+            event_op := pgaudit_wf._put_large(event_op, '{old,listing_description}', old.listing_description);
+            event_op := pgaudit_wf._put_large(event_op, '{old,listing_category}', old.listing_category);
+            event_op := pgaudit_wf._put_large(event_op, '{old,listing_currency}', old.listing_currency);
+            event_diff := jsonb_build_array(event_op);
+        else
+            event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'user_id', old.user_id,
@@ -207,6 +335,7 @@ begin
                 'listing_price', old.listing_price,
                 'listing_currency', old.listing_currency,
                 'created_at', old.created_at) || jsonb_build_object('content_hash', event_hash)));
+        end if;
         event_action := 'workflow.deleted';
     else
         event_action := 'workflow.truncated';

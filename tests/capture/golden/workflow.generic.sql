@@ -21,11 +21,14 @@ declare
     event_action text;
     event_diff jsonb;
     event_metadata jsonb;
-    setting constant pgaudit_wf.generic_setting := row('{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}'::text[], '{updated_at}'::text[], '{}'::text[], '{}'::smallint[])::pgaudit_wf.generic_setting;
+    setting constant pgaudit_wf.generic_setting := row('{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}'::text[], '{updated_at}'::text[], '{}'::text[], '{}'::smallint[], '{id,org_id,nodes,edges,name,description,visibility,enabled,listed,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency}'::text[], NULL::integer)::pgaudit_wf.generic_setting;
     as_attached boolean;
     hidden_changes text[];
     nulls_before text[] := '{}';
     nulls_after text[] := '{}';
+    digests_before text[] := '{}';
+    digests_after text[] := '{}';
+    event_op jsonb;
     before jsonb;
     after jsonb;
     shown_before jsonb;
@@ -45,7 +48,29 @@ begin
     as_attached := pgaudit_wf._columns_of(tg_relid) = 'created_at:1184,description:25,edges:3802,enabled:16,id:2950,listed:16,listed_at:1184,listed_slug:25,listing_category:25,listing_currency:25,listing_description:25,listing_price:1700,name:25,nodes:3802,org_id:25,updated_at:1184,user_id:25,visibility:25';
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
-            before := jsonb_build_object(
+            if octet_length(old.user_id) > 1398101 then
+                event_op := jsonb_build_object('row', jsonb_build_object(
+                'id', old.id,
+                'org_id', old.org_id,
+                'name', old.name,
+                'description', old.description,
+                'visibility', old.visibility,
+                'enabled', old.enabled,
+                'listed', old.listed,
+                'listed_slug', old.listed_slug,
+                'listed_at', old.listed_at,
+                'listing_description', old.listing_description,
+                'listing_category', old.listing_category,
+                'listing_price', old.listing_price,
+                'listing_currency', old.listing_currency,
+                'nodes', old.nodes,
+                'edges', old.edges,
+                'created_at', old.created_at));
+                event_op := pgaudit_wf._put_large(event_op, '{row,user_id}', old.user_id, room => 117440512);
+                before := event_op -> 'row';
+                digests_before := array(select jsonb_array_elements_text(event_op -> 'digest'));
+            else
+                before := jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'user_id', old.user_id,
@@ -63,18 +88,43 @@ begin
                 'nodes', old.nodes,
                 'edges', old.edges,
                 'created_at', old.created_at);
+            end if;
             nulls_before := array_remove(array[
             case when pg_column_size(old.nodes) < 64 and jsonb_typeof(old.nodes) = 'null' then 'nodes' end,
             case when pg_column_size(old.edges) < 64 and jsonb_typeof(old.edges) = 'null' then 'edges' end], null);
         else
-            before := pgaudit_wf._generic_row(old, setting);
+            event_op := pgaudit_wf._generic_op(old, setting);
+            before := event_op -> 'row';
+            digests_before := array(select jsonb_array_elements_text(event_op -> 'digest'));
             before := pgaudit_wf._compiled_names(before, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
         end if;
         shown_before := before - '{nodes,edges}'::text[];
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
         if as_attached then
-            after := jsonb_build_object(
+            if octet_length(new.user_id) > 1398101 then
+                event_op := jsonb_build_object('row', jsonb_build_object(
+                'id', new.id,
+                'org_id', new.org_id,
+                'name', new.name,
+                'description', new.description,
+                'visibility', new.visibility,
+                'enabled', new.enabled,
+                'listed', new.listed,
+                'listed_slug', new.listed_slug,
+                'listed_at', new.listed_at,
+                'listing_description', new.listing_description,
+                'listing_category', new.listing_category,
+                'listing_price', new.listing_price,
+                'listing_currency', new.listing_currency,
+                'nodes', new.nodes,
+                'edges', new.edges,
+                'created_at', new.created_at));
+                event_op := pgaudit_wf._put_large(event_op, '{row,user_id}', new.user_id, room => 117440512);
+                after := event_op -> 'row';
+                digests_after := array(select jsonb_array_elements_text(event_op -> 'digest'));
+            else
+                after := jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'user_id', new.user_id,
@@ -92,18 +142,23 @@ begin
                 'nodes', new.nodes,
                 'edges', new.edges,
                 'created_at', new.created_at);
+            end if;
             nulls_after := array_remove(array[
             case when pg_column_size(new.nodes) < 64 and jsonb_typeof(new.nodes) = 'null' then 'nodes' end,
             case when pg_column_size(new.edges) < 64 and jsonb_typeof(new.edges) = 'null' then 'edges' end], null);
         else
-            after := pgaudit_wf._generic_row(new, setting);
+            event_op := pgaudit_wf._generic_op(new, setting);
+            after := event_op -> 'row';
+            digests_after := array(select jsonb_array_elements_text(event_op -> 'digest'));
             after := pgaudit_wf._compiled_names(after, tg_relid, '{"name": 4, "edges": 16, "nodes": 15, "listed": 8, "enabled": 7, "listed_at": 10, "visibility": 6, "description": 5, "listed_slug": 9, "listing_price": 13, "listing_category": 12, "listing_currency": 14, "listing_description": 11}', '{id,org_id,user_id,name,description,visibility,enabled,listed,listed_slug,listed_at,listing_description,listing_category,listing_price,listing_currency,nodes,edges,created_at,updated_at}');
         end if;
         shown_after := after - '{nodes,edges}'::text[];
     end if;
     if tg_level = 'ROW' then
         event_id := pgaudit_wf._generic_key(coalesce(after, before), '{id}', tg_relid);
-        event_label := left(nullif(coalesce(shown_after, shown_before) ->> 'name', '[redacted]'), 255);
+        if 'name' <> all (digests_before || digests_after) then
+            event_label := left(nullif(coalesce(shown_after, shown_before) ->> 'name', '[redacted]'), 255);
+        end if;
         event_org := left(nullif(coalesce(after ->> 'org_id', before ->> 'org_id'), '[redacted]'), 255);
         if tg_op = 'UPDATE' and before -> 'org_id' is distinct from after -> 'org_id' then
             event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', before -> 'org_id');
@@ -115,7 +170,8 @@ begin
         else
             hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
-        event_diff := pgaudit_wf._generic_diff(shown_before, shown_after, hidden_changes, nulls_before, nulls_after);
+        event_diff := pgaudit_wf._generic_diff(
+            shown_before, shown_after, hidden_changes, nulls_before, nulls_after, digests_before, digests_after);
         if as_attached or (event_id is not null
             and jsonb_typeof((after -> 'nodes')) is not distinct from 'array' and jsonb_typeof((after -> 'edges')) is not distinct from 'array')
         then
@@ -190,6 +246,9 @@ old.enabled and not new.enabled
         if nulls_after <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
         end if;
+        if digests_after <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,digest}', to_jsonb(digests_after));
+        end if;
         event_action := 'workflow.created';
     elsif tg_op = 'DELETE' then
         if as_attached or (event_id is not null
@@ -200,6 +259,9 @@ old.enabled and not new.enabled
         event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before || jsonb_build_object('content_hash', event_hash)));
         if nulls_before <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
+        end if;
+        if digests_before <> '{}' then
+            event_diff := jsonb_set(event_diff, '{0,digest}', to_jsonb(digests_before));
         end if;
         event_action := 'workflow.deleted';
     else
