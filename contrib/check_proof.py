@@ -6,7 +6,7 @@
 A second implementation, written from docs/how-to/integrity.md, which shares no code with the first.
 Needs Python 3.9 and the package `cryptography`. KEY is the log's public key, as a line of text or
 a file that holds it. Prints what was proved and exits with 0, or says what does not hold and exits
-with 1.
+with 1; wrong usage exits with 2.
 """
 
 import base64
@@ -26,6 +26,18 @@ class NoProof(Exception):
 
 def sha256(*pieces):
     return hashlib.sha256(b"".join(pieces)).digest()
+
+
+def hashes(items):
+    """Return the hashes of a path, each of which must be a SHA-256."""
+    path = [base64.b64decode(item, validate=True) for item in items]
+    expect(all(len(item) == 32 for item in path), "a hash of the path is not 32 bytes long")
+    return path
+
+
+def printable(text):
+    """Return text as a terminal may show it: its control characters escaped, but not obeyed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def expect(condition, complaint):
@@ -62,7 +74,9 @@ def open_checkpoint(note, keys):
                 holds = True
     expect(holds, "the checkpoint is signed by none of the keys")
     origin, size, root = text.split("\n")[:3]
-    return origin, int(size), base64.b64decode(root, validate=True)
+    expect(size.isascii() and size.isdecimal() and int(size) > 0, "the checkpoint has no size")
+    [root] = hashes([root])
+    return origin, int(size), root
 
 
 def utf16(member):
@@ -115,7 +129,7 @@ def check(proof, keys):
     if proof["format"] == "pgaudit_wf.consistency/1":
         origin, old_size, old_root = open_checkpoint(proof["old"], keys)
         new_origin, size, root = open_checkpoint(proof["new"], keys)
-        path = [base64.b64decode(item, validate=True) for item in proof["consistency"]]
+        path = hashes(proof["consistency"])
         expect(origin == new_origin and 0 < old_size <= size, "these are not of one growing log")
         expect(old_size < size or not path, "the consistency proof is too long")
         roots = grow(old_size, size, path, old_root)
@@ -125,7 +139,8 @@ def check(proof, keys):
     origin, size, root = open_checkpoint(proof["checkpoint"], keys)
     leaf = proof["leaf"]
     expect(leaf["format"].startswith("pgaudit_wf."), "the leaf's format is unknown")
-    path = [base64.b64decode(item, validate=True) for item in proof["inclusion"]]
+    path = hashes(proof["inclusion"])
+    expect(type(proof["index"]) is int, "the leaf's number is none")
     hashed = sha256(b"\x00", canonical(leaf).encode())
     expect(climb(proof["index"], size, hashed, path) == root, "it is not in the log, or altered")
     lines = [f"{origin}: leaf {proof['index']} of {size}"]
@@ -136,12 +151,17 @@ def check(proof, keys):
         made = sha256(bytes.fromhex(part["key"]), part["text"].encode()).hex()
         expect(made == committed, f"{name} is not what was sealed")
         lines.append(f"  {name} = {part['text']}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or {"-h", "--help"} & set(sys.argv):
+        print(__doc__.strip())
+        sys.exit(0 if {"-h", "--help"} & set(sys.argv) else 2)
     try:
         with open(sys.argv[1], encoding="utf-8") as proof_file:
             print(check(json.load(proof_file), [read_key(text) for text in sys.argv[2:]]))
-    except (NoProof, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-        sys.exit(f"NOT PROVED: {type(error).__name__}: {error}")
+    except (NoProof, OSError) as error:
+        sys.exit(f"NOT PROVED: {printable(str(error))}")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        sys.exit(f"NOT PROVED: it is malformed: {type(error).__name__}: {printable(str(error))}")

@@ -77,7 +77,10 @@ def loads(data: str | bytes) -> Any:  # noqa: ANN401 - any JSON
     try:
         value = _read(text)
     except RecursionError:
-        return _read(_shallow(text))
+        try:
+            return _read(_shallow(text))
+        except RecursionError:
+            raise ValueError("it is nested too deeply, and not closed") from None
     # Looking at the values is faster than at the text.
     is_deep = text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value)
     return _read(_shallow(text)) if is_deep else value
