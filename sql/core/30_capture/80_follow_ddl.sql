@@ -335,8 +335,10 @@ comment on function pgaudit_wf._after_ddl() is
 create function pgaudit_wf._follow_as_author() returns event_trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
--- While a table of many partitions is attached, pg_trigger grows in one transaction, and the planner goes by its size of before.
+-- While a table of many partitions is attached, pg_trigger grows in one transaction, and the planner goes by its size of before. Before
+-- PostgreSQL 18, a plan that cannot but read all of a table then looks so dear that it is JIT-compiled.
 set enable_seqscan = off
+set jit = off
 as $$
 declare
     wanted record;
