@@ -386,7 +386,7 @@ def test_a_column_of_workflows_is_dropped(conn: Conn, column: str, lost: str, ke
     )
 
 
-def test_a_rule_that_no_longer_compiles_costs_its_meaning_only(db: Conn) -> None:
+def test_a_rule_that_no_longer_compiles_costs_its_meaning_only(db: Conn, form: str) -> None:
     db.execute("create schema apart")
     db.execute("create type apart.state as enum ('draft', 'live', 'archived')")
     db.execute("create type apart.level as enum ('low', 'high')")
@@ -416,9 +416,18 @@ def test_a_rule_that_no_longer_compiles_costs_its_meaning_only(db: Conn) -> None
         ("drop function apart.big(int)", "function apart.big(integer) does not exist"),
         ("alter table doc drop column n", "column new.n does not exist"),
     ]
+    warned: list[str] = []
+    db.add_notice_handler(lambda notice: warned.append(notice.message_primary or ""))
     for number, (ddl, problem) in enumerate(changes):
         with db.transaction(force_rollback=True):
+            warned.clear()
             db.execute(ddl)
+            if form == "compiled":
+                assert [problem in warning for warning in warned] == [True]
+                assert db.execute(
+                    "select detail -> 'switched_off' ->> 0 from pgaudit_wf.attachment_history"
+                    " where detail ? 'switched_off'"
+                ).fetchall() == [(warned[0],)]
             # Another session has no plan from before.
             db.execute("discard plans")
             db.execute("update doc set id = id + 10")
@@ -463,6 +472,32 @@ def test_disabled_triggers_stay_disabled_through_ddl(conn: Conn) -> None:
     assert conn.execute("select action from pgaudit_wf.security_audit_log").fetchall() == [
         ("thing.updated",)
     ]
+
+
+@pytest.mark.parametrize(
+    ("ddl", "problem", "recorded"),
+    [
+        ("disable trigger all", "is disabled", 0),
+        ("disable trigger user", "is disabled", 0),
+        ("disable trigger all, enable trigger all", "calls itself a replica", 1),
+        ("enable trigger user", "calls itself a replica", 1),
+        ('enable replica trigger "!pgaudit_wf_insert"', "fires in replicas only", 0),
+    ],
+)
+def test_whoever_switches_triggers_is_found(
+    db: Conn, ddl: str, problem: str, recorded: int
+) -> None:
+    db.execute("create table thing (id int primary key)")
+    db.execute("select pgaudit_wf.attach('thing')")
+    db.execute(f"alter table thing {ddl}".encode())
+    db.execute("insert into thing values (1)")
+    events = "select count(*) from pgaudit_wf.security_audit_log"
+    assert db.execute(events).fetchone() == (recorded,)
+    for remedy in remedies(db, problem):
+        db.execute(remedy.encode())
+    assert remedies(db, problem) == []
+    db.execute("insert into thing values (2)")
+    assert db.execute(events).fetchone() == (recorded + 1,)
 
 
 def shown(conn: Conn, resource_type: str) -> str:

@@ -26,6 +26,8 @@ comment on column pgaudit_wf.action_rule.position is 'Rules are tried from the l
 create function pgaudit_wf._check_action_rule(target regclass, rule pgaudit_wf.action_rule) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+-- DDL elsewhere checks rules, too, and must not wait for whoever alters this table, and so checks them as well.
+set lock_timeout = '1ms'
 as $$
 declare
     -- A trigger does not see virtual generated columns: so this row has none, and a condition over one does not compile.
@@ -52,7 +54,11 @@ begin
         end,
         (_check_action_rule.rule).condition, e'\n');
     deallocate pgaudit_wf_rule;
+    -- So that the lock on the table is let go of.
+    raise exception using errcode = 'PA999';
 exception
+    when sqlstate 'PA999' or lock_not_available then
+        return;
     when others then
         raise exception 'action rule % (% of % is %) does not compile for %: %',
             (_check_action_rule.rule).id, (_check_action_rule.rule).op, (_check_action_rule.rule).resource_type,

@@ -111,6 +111,54 @@ $$;
 comment on function pgaudit_wf._switched_off(pgaudit_wf.attachment) is
     'What is no longer recorded of a table because of DDL, and the remedy: the key or the versions that rested on a column.';
 
+create function pgaudit_wf._note_broken_rules(concerned regclass default null) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting pgaudit_wf.attachment;
+    rule pgaudit_wf.action_rule;
+begin
+    for setting in
+        select a.* from pgaudit_wf.attachment as a
+        where a.form = 'compiled' and (a.target = concerned or concerned is null and exists (select from pg_class where oid = a.target))
+    loop
+        for rule in
+            select r.* from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type and r.condition is not null
+        loop
+            begin
+                perform pgaudit_wf._check_action_rule(setting.target, rule);
+            exception
+                when sqlstate 'PA003' then
+                    -- Once is enough: doctor() goes on naming it.
+                    continue when exists (
+                        select from pgaudit_wf.attachment_history as h
+                        where h.target = setting.target::text and h.detail -> 'switched_off' ? sqlerrm);
+                    raise warning '%', sqlerrm
+                        using hint = 'Changes are recorded under the default action until the rule in pgaudit_wf.action_rule is fixed; '
+                            'pgaudit_wf.doctor() names it.';
+                    insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
+                    values (setting.target, setting.resource_type, 'altered',
+                        jsonb_build_object('switched_off', jsonb_build_array(sqlerrm)));
+            end;
+        end loop;
+    end loop;
+end
+$$;
+comment on function pgaudit_wf._note_broken_rules(regclass) is
+    'Warns of rules that no longer compile after DDL, of one table or of all, and notes them in attachment_history.';
+
+create function pgaudit_wf._after_other_ddl() returns event_trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgaudit_wf._note_broken_rules();
+end
+$$;
+comment on function pgaudit_wf._after_other_ddl() is
+    'Event trigger after DDL on types, functions, schemas and the like: notes the rules that rested on what is gone.';
+
 create function pgaudit_wf.recompile(target regclass, renamed_to text, in_any_case boolean default true) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -183,6 +231,7 @@ begin
             raise warning '%', concat(setting.target, ': ', lost.problem) using hint = lost.remedy;
             altered := altered || jsonb_build_object('switched_off', coalesce(altered -> 'switched_off', '[]') || to_jsonb(lost.problem));
         end loop;
+        perform pgaudit_wf._note_broken_rules(setting.target);
     end if;
     if altered <> '{}' then
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
@@ -338,9 +387,10 @@ comment on function pgaudit_wf._after_ddl() is
 create function pgaudit_wf._follow_as_author() returns event_trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set jit = off
--- While a table of many partitions is attached, pg_trigger grows in one transaction, and the planner goes by its size of before.
+-- While a table of many partitions is attached, pg_trigger grows in one transaction, and the planner goes by its size of before. Before
+-- PostgreSQL 18, a plan that cannot but read all of a table then looks so dear that it is JIT-compiled.
 set enable_seqscan = off
+set jit = off
 as $$
 declare
     wanted record;

@@ -46,7 +46,11 @@ as $$
     from expected as e
     where not exists (select from pg_trigger where tgrelid = e.relid and tgname = e.name and tgfoid = e.function and tgqual is null)
     union all
-    select 'error', e.relid::regclass::text, format('the trigger %s is disabled', e.name),
+    select 'error', e.relid::regclass::text,
+        format(case tgenabled
+            when 'D' then 'the trigger %s is disabled'
+            when 'R' then 'the trigger %s fires in replicas only'
+            else 'the trigger %s does not fire in a session that calls itself a replica' end, e.name),
         format('alter table %s enable %strigger %I;', e.relid::regclass, case e.state when 'A' then 'always ' else '' end, e.name)
     from expected as e
     join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled not in ('A', e.state::"char")

@@ -11,6 +11,11 @@ begin
     create event trigger pgaudit_wf_after_ddl on ddl_command_end
         when tag in ('ALTER TABLE', 'ALTER TYPE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE CAST')
         execute function pgaudit_wf._after_ddl();
+    create event trigger pgaudit_wf_after_other_ddl on ddl_command_end
+        when tag in ('ALTER TYPE', 'ALTER DOMAIN', 'ALTER FUNCTION', 'ALTER PROCEDURE', 'ALTER ROUTINE', 'ALTER SCHEMA', 'ALTER OPERATOR',
+            'ALTER COLLATION', 'DROP TYPE', 'DROP DOMAIN', 'DROP FUNCTION', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP OPERATOR', 'DROP OWNED',
+            'DROP COLLATION', 'DROP EXTENSION', 'DROP CAST')
+        execute function pgaudit_wf._after_other_ddl();
     create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf._after_drop();
     create event trigger pgaudit_wf_follow_as_author on ddl_command_end
         when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE VIEW')
@@ -21,6 +26,7 @@ begin
     create event trigger pgaudit_wf_refuse_drop on sql_drop when tag in ('DROP TABLE') execute function pgaudit_wf._refuse_drop();
     alter event trigger pgaudit_wf_before_ddl enable always;
     alter event trigger pgaudit_wf_after_ddl enable always;
+    alter event trigger pgaudit_wf_after_other_ddl enable always;
     alter event trigger pgaudit_wf_after_drop enable always;
     alter event trigger pgaudit_wf_follow_as_author enable always;
     alter event trigger pgaudit_wf_note_rewrite enable always;
@@ -28,6 +34,8 @@ begin
     alter event trigger pgaudit_wf_refuse_drop enable always;
     comment on event trigger pgaudit_wf_before_ddl is 'Lets a new owner of an attached table make partitions of it.';
     comment on event trigger pgaudit_wf_after_ddl is 'Rewrites the trigger functions of attached tables after DDL that concerns them.';
+    comment on event trigger pgaudit_wf_after_other_ddl is
+        'Warns of rules that no longer compile after DDL on types, functions and schemas.';
     comment on event trigger pgaudit_wf_after_drop is
         'Forgets attached tables that are dropped; rewrites the functions of those that lose a column by CASCADE.';
     comment on event trigger pgaudit_wf_follow_as_author is
