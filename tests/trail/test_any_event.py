@@ -305,7 +305,9 @@ def test_archives_and_proofs_give_every_digit(pay: Conn, dsn: str, tmp_path: Pat
         [f'{{"n": {NUMBERS}}}'],
     )
     pay.execute("select pgaudit_wf.add_log_partition('2021-03-01')")
+    Sealer(KEY).step(pay)
     archive_partition(pay, "security_audit_log_y2021m03", str(tmp_path))
+    Sealer(KEY).step(pay)
     pay.execute("select pgaudit_wf.prune('security_audit_log_y2021m03')")
     [entry] = whole_trail(pay, list_archives(str(tmp_path)), action="old")
     assert dumps(entry.metadata) == f'{{"n": {NUMBERS}}}'
@@ -506,6 +508,7 @@ def test_archives(conn: Conn, tmp_path: Path) -> None:
         if entry.id not in poisoned
     ]
     archive_partition(conn, "security_audit_log_y2021m03", str(tmp_path))
+    Sealer(KEY).step(conn)
     conn.execute("select pgaudit_wf.prune('security_audit_log_y2021m03')")
     archives = list_archives(str(tmp_path))
     verify_archive(archives[0])
@@ -671,6 +674,7 @@ def test_what_postgresql_cannot_print_stops_nobody(own: Conn, tmp_path: Path) ->
     conn.execute("select pgaudit_wf.add_log_partition('2021-03-01')")
     Sealer(KEY).step(conn)
     archive_partition(conn, "security_audit_log_y2021m03", str(tmp_path))
+    Sealer(KEY).step(conn)
     conn.execute("select pgaudit_wf.prune('security_audit_log_y2021m03')")
     report = verify(conn, [KEY.verifier])
     verify_archives(conn, str(tmp_path), report)
