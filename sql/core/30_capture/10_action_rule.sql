@@ -55,9 +55,9 @@ begin
         (_check_action_rule.rule).condition, e'\n');
     deallocate pgaudit_wf_rule;
     -- So that the lock on the table is let go of.
-    raise exception using errcode = 'PA999';
+    raise exception using errcode = 'transaction_rollback';
 exception
-    when sqlstate 'PA999' or lock_not_available then
+    when transaction_rollback or lock_not_available then
         return;
     when others then
         raise exception 'action rule % (% of % is %) does not compile for %: %',
