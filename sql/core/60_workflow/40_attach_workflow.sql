@@ -19,7 +19,7 @@ begin
     ) as named (role, name, wanted)
     full join unnest((workflow).listing_columns) as listed (name) using (name)
     left join pg_attribute on attrelid = (workflow).target and attname = name and not attisdropped
-    where name is not null and (attname is null or format_type(atttypid, null) <> all (wanted));
+    where name is not null and (attname is null or atttypid <> all (wanted::regtype[]));
     if found then
         raise exception '% of % must be a column%: "%" is %', coalesce(problem.role, 'listing_columns'), (workflow).target,
             coalesce(format(' of type %s', array_to_string(problem.wanted, ' or ')), ''),
