@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from support.server import Conn
 
@@ -100,7 +101,7 @@ def test_a_value_that_looks_like_a_digest_is_a_value(db: Conn) -> None:
     db.execute("update t set j = %s", [LONG["j"][0]])
     shown = newest(db)["value"]
     db.execute("select pgaudit_wf.attach('t', max_value => 1000)")
-    db.execute("update t set j = %s::jsonb", [psycopg.types.json.Jsonb(shown)])
+    db.execute("update t set j = %s::jsonb", [Jsonb(shown)])
     assert newest(db)["value"] == shown
     assert "value" not in newest(db).get("digest", [])
 
