@@ -126,7 +126,7 @@ as $$
     ) as named (role, name, wanted)
     full join unnest((workflow).listing_columns) as listed (name) using (name)
     left join pg_attribute on attrelid = (workflow).target and attname = name and not attisdropped
-    where name is not null and (attname is null or format_type(atttypid, null) <> all (named.wanted))
+    where name is not null and (attname is null or atttypid <> all (named.wanted::regtype[]))
 $$;
 comment on function pgaudit_wf._workflow_problems(pgaudit_wf.workflow_attachment) is
     'The columns of a workflow table that are missing or of the wrong type.';

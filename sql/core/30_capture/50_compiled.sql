@@ -141,7 +141,8 @@ as $$
     -- By its size first, which is known without reading a value that may be long.
     select case when pgaudit_wf._base_type((col).type) in ('json'::regtype, 'jsonb'::regtype) and not (col).redacted
         then format('pg_column_size(%1$s) < 64 and %2$s_typeof(%1$s) = ''null''', pgaudit_wf._field(record_name, (col).name),
-            format_type(pgaudit_wf._base_type((col).type), null)) end
+            -- Not format_type(), which quotes a name when quote_all_identifiers is on.
+            case when pgaudit_wf._base_type((col).type) = 'json'::regtype then 'json' else 'jsonb' end) end
 $$;
 comment on function pgaudit_wf._json_null_test(pgaudit_wf.capture_column, text) is
     'SQL condition that is true where a json or jsonb column holds a JSON null, which a diff would show like an SQL null.';

@@ -172,10 +172,10 @@ as $$
         left join pg_attribute on attrelid = (setting).target and attname = name and not attisdropped
         order by position),
         -- It takes key, organization and versions from the rows as JSON.
-        (setting).id_columns || array_remove(array[(setting).org_column], null) || coalesce((
-            select array_remove(array[w.nodes_column, w.edges_column, w.name_column, w.description_column, w.visibility_column,
-                w.enabled_column, w.listed_column], null) || w.listing_columns
-            from pgaudit_wf.workflow_attachment as w where w.target = (setting).target), '{}'),
+        array_remove((setting).id_columns || (setting).org_column || (
+            select array[w.nodes_column, w.edges_column, w.name_column, w.description_column, w.visibility_column, w.enabled_column,
+                w.listed_column] || w.listing_columns
+            from pgaudit_wf.workflow_attachment as w where w.target = (setting).target), null),
         (setting).max_value)::pgaudit_wf.generic_setting
 $$;
 comment on function pgaudit_wf._generic_of(pgaudit_wf.attachment) is

@@ -11,6 +11,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     -- What is known by its digest only is left out: the digest would be taken for the value.
     select case
+        when op is null then record
         when op ->> 'path' = '' then (op -> side) - case when op ? 'digest'
             then array(select jsonb_array_elements_text(op -> 'digest')) else '{}' end
         when op -> 'digest' ? side then coalesce(record, '{}') - pgaudit_wf._unpointer(op ->> 'path')

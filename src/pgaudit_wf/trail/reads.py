@@ -106,6 +106,7 @@ class Attachment:
     label_column: str | None
     ignore: tuple[str, ...]
     redact: tuple[str, ...]
+    max_value: int | None
     on_failure: Literal["abort", "warn"]
     form: Literal["compiled", "generic"]
     function_name: str

@@ -15,6 +15,7 @@ from starlette.responses import RedirectResponse
 
 from pgaudit_wf.errors import VersionPrunedError
 from pgaudit_wf.integrity.report import Report
+from pgaudit_wf.trail.digest import describe_digest
 from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import csrf, models, queries
 from pgaudit_wf.web.api import (
@@ -179,6 +180,10 @@ async def event(request: Request, who: Who, database: Data, cursor: models.Curso
     )
 
 
+def _value(operation: Mapping[str, Any], name: str, value: object) -> str:
+    return describe_digest(operation, name, value) or pretty(value)
+
+
 def changed_fields(diff: Sequence[Mapping[str, Any]] | None) -> list[ChangedField]:
     """Return a JSON Patch as rows of field, before and after; a whole row column by column."""
     rows: list[ChangedField] = []
@@ -191,8 +196,8 @@ def changed_fields(diff: Sequence[Mapping[str, Any]] | None) -> list[ChangedFiel
             rows += [
                 ChangedField(
                     name,
-                    pretty(value) if tone == "remove" else None,
-                    pretty(value) if tone == "add" else None,
+                    _value(operation, name, value) if tone == "remove" else None,
+                    _value(operation, name, value) if tone == "add" else None,
                     tone,
                 )
                 for name, value in whole.items()
@@ -203,8 +208,8 @@ def changed_fields(diff: Sequence[Mapping[str, Any]] | None) -> list[ChangedFiel
         rows.append(
             ChangedField(
                 name,
-                None if tone == "add" else pretty(before),
-                None if tone == "remove" else pretty(after),
+                None if tone == "add" else _value(operation, "old", before),
+                None if tone == "remove" else _value(operation, "value", after),
                 tone,
             )
         )

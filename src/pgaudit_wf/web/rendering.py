@@ -51,13 +51,17 @@ def machine_time(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+_LONGEST = 10_000
+
+
 def pretty(value: object) -> str:
-    """Return a value of the log in a readable form."""
+    """Return a value of the log in a readable form, a long one up to a length for people."""
     if value is None:
         return "empty"
-    if isinstance(value, str):
-        return value
-    return dumps(value, 2)
+    text = value if isinstance(value, str) else dumps(value, 2)
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[:_LONGEST]}… ({len(text):,} characters in all; the export has them)"
 
 
 _ENVIRONMENT = Environment(

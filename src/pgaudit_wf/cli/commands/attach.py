@@ -60,6 +60,14 @@ RedactOption = Annotated[
         help="Column with a secret, repeatable: the log shows that it changed, never its value.",
     ),
 ]
+MaxValueOption = Annotated[
+    int | None,
+    typer.Option(
+        show_default=False,
+        metavar="BYTES",
+        help="Record longer values by SHA-256 and length only; 0: as they are, if jsonb allows.",
+    ),
+]
 OnFailureOption = Annotated[
     Literal["abort", "warn"] | None,
     typer.Option(
@@ -83,6 +91,7 @@ def attach(
     label_column: LabelColumnOption = None,
     ignore: IgnoreOption = None,
     redact: RedactOption = None,
+    max_value: MaxValueOption = None,
     on_failure: OnFailureOption = None,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
@@ -104,6 +113,7 @@ def attach(
         "label_column": label_column,
         "ignore": without_empty(ignore),
         "redact": without_empty(redact),
+        "max_value": max_value,
         "on_failure": on_failure,
     }
     with connect(database) as conn:

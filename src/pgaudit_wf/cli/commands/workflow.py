@@ -29,6 +29,7 @@ from pgaudit_wf.cli.commands.attach import (
     IdColumnOption,
     IgnoreOption,
     LabelColumnOption,
+    MaxValueOption,
     OnFailureOption,
     OrgColumnOption,
     RedactOption,
@@ -90,6 +91,7 @@ def attach_workflow(
     label_column: LabelColumnOption = None,
     ignore: IgnoreOption = None,
     redact: RedactOption = None,
+    max_value: MaxValueOption = None,
     on_failure: OnFailureOption = None,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
@@ -118,6 +120,7 @@ def attach_workflow(
         "label_column": label_column,
         "ignore": without_empty(ignore),
         "redact": without_empty(redact),
+        "max_value": max_value,
         "on_failure": on_failure,
     }
     with connect(database) as conn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import tzinfo
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pgaudit_wf.cli.printing.output import console, moment, printable, short, shorten
 from pgaudit_wf.exact_json import dumps, key_parts
+from pgaudit_wf.trail.digest import describe_digest
 from pgaudit_wf.trail.reads import TrailEntry
 
 # Below it, a column for each thing would be all line breaks.
@@ -64,14 +65,18 @@ def _field(path: str) -> str:
     return path[1:].replace("~1", "/").replace("~0", "~")
 
 
+def _side(operation: dict[str, Any], key: str, write: Callable[[object], str] = dumps) -> str:
+    return describe_digest(operation, key, operation[key]) or write(operation[key])
+
+
 def changes(entry: TrailEntry) -> Text:
     """Return the changes in short: the fields of an update, else the event's metadata."""
     found = []
     for operation in entry.diff or []:
         if not operation["path"]:
             continue
-        before = short(operation["old"]) if "old" in operation else ""
-        after = short(operation["value"]) if "value" in operation else ""
+        before = _side(operation, "old", short) if "old" in operation else ""
+        after = _side(operation, "value", short) if "value" in operation else ""
         change = after if before == after else " → ".join((before or "empty", after or "empty"))
         found.append((_field(operation["path"]), change))
     found += [
@@ -106,7 +111,7 @@ def change_lines(entry: TrailEntry) -> Iterable[Text]:
 def _members(operation: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     path, name = operation["path"], _field(operation["path"])
     if path and "old" in operation and "value" in operation:
-        change = f"{dumps(operation['old'])} → {dumps(operation['value'])}"
+        change = f"{_side(operation, 'old')} → {_side(operation, 'value')}"
         return [("~", "yellow", name, change)]
     found = []
     for sign, style, key in (("-", "red", "old"), ("+", "green", "value")):
@@ -114,9 +119,12 @@ def _members(operation: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             continue
         value = operation[key]
         if not path and isinstance(value, dict):
-            found += [(sign, style, column, dumps(item)) for column, item in value.items()]
+            found += [
+                (sign, style, column, describe_digest(operation, column, item) or dumps(item))
+                for column, item in value.items()
+            ]
         else:
-            found.append((sign, style, name, dumps(value)))
+            found.append((sign, style, name, _side(operation, key)))
     return found
 
 
