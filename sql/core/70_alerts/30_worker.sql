@@ -17,8 +17,8 @@ begin
         select b.event, rule from batch as b join pgaudit_wf.alert_rule as rule on pgaudit_wf._alert_rule_matches(rule, b.event)
     ),
     added as (
-        insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, action, rule_id, channel, recipient, state)
-        select (m.event).tx_id, (m.event).id, (m.event).action, (m.rule).id, (m.rule).channel,
+        insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, event_occurred_at, action, rule_id, channel, recipient, state)
+        select (m.event).tx_id, (m.event).id, (m.event).occurred_at, (m.event).action, (m.rule).id, (m.rule).channel,
             found.recipient, case found.recipient when '' then 'unaddressed' else 'pending' end
         from matched as m, pgaudit_wf._alert_recipients(m.rule, m.event) as found (recipient)
         where (m.event).occurred_at >= oldest
@@ -165,11 +165,14 @@ begin
     return query
         select chosen, max(d.attempts), min(d.channel), min(d.recipient),
             left(encode(sha256(convert_to(concat_ws('/', policy.log_id, min(d.channel), min(d.recipient),
-                string_agg(concat_ws(':', d.event_tx_id, d.event_id), ',' order by d.event_tx_id, d.event_id)), 'UTF8')), 'hex'), 32),
+                string_agg(
+                    concat_ws(':', d.event_tx_id, d.event_id, extract(epoch from d.event_occurred_at)),
+                    ',' order by d.event_tx_id, d.event_id)), 'UTF8')), 'hex'), 32),
             (select coalesce(jsonb_agg(shown.event order by shown.id), '[]') from (
                 select s.id, pgaudit_wf._alert_event(l) as event
                 from pgaudit_wf.alert_delivery as s
-                join pgaudit_wf.security_audit_log as l on l.tx_id = s.event_tx_id and l.id = s.event_id
+                join pgaudit_wf.security_audit_log as l
+                    on l.tx_id = s.event_tx_id and l.id = s.event_id and l.occurred_at = s.event_occurred_at
                 where s.message = chosen and s.state = 'sending' order by s.id limit 100) as shown),
             count(*), extract(epoch from policy.lease)::double precision
         from pgaudit_wf.alert_delivery as d where d.message = chosen and d.state = 'sending';
@@ -235,11 +238,12 @@ begin
             where d.id = delivery.id;
         else
             -- Somebody may be there by now.
-            insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, action, rule_id, channel, recipient)
-            select delivery.event_tx_id, delivery.event_id, delivery.action, delivery.rule_id, delivery.channel, found.recipient
+            insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, event_occurred_at, action, rule_id, channel, recipient)
+            select delivery.event_tx_id, delivery.event_id, delivery.event_occurred_at, delivery.action, delivery.rule_id, delivery.channel, found.recipient
             from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule,
             pgaudit_wf._alert_recipients(rule, l) as found (recipient)
-            where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and rule.id = delivery.rule_id and found.recipient <> ''
+            where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and l.occurred_at = delivery.event_occurred_at
+                and rule.id = delivery.rule_id and found.recipient <> ''
             on conflict on constraint alert_delivery_once do nothing;
             continue when not found;
             delete from pgaudit_wf.alert_delivery as d where d.id = delivery.id;
