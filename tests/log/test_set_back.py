@@ -143,7 +143,9 @@ def test_ids_that_a_restored_copy_gives_again_are_told_apart(
         new_keys = message_keys(conn)
         assert (len(kept_keys), len(lost_keys), len(new_keys)) == (5, 4, 7)
         assert not new_keys & (kept_keys | lost_keys)
-        with pytest.raises(SealError, match="of 9 leaves that was signed at .* restored to a time"):
+        with pytest.raises(
+            SealError, match=r"of 9 leaves that was signed at .* restored to a time"
+        ):
             Sealer(KEY, state=state).step(conn)
 
 
