@@ -30,7 +30,7 @@ comment on column pgaudit_wf.alert_delivery.action is 'What happened.';
 comment on column pgaudit_wf.alert_delivery.rule_id is 'The rule that caused it; null when that was deleted.';
 comment on column pgaudit_wf.alert_delivery.channel is 'smtp, webhook or log.';
 comment on column pgaudit_wf.alert_delivery.recipient is
-    'E-mail address in lower case, URL or log stream; empty when the rule found nobody.';
+    'E-mail address in lower case, URL or log stream; empty when the rule found nobody or could not look.';
 comment on column pgaudit_wf.alert_delivery.state is
     'pending (waits until due_at), sending (a worker has it until lease_until), sent, dead (given up; '
     'requeue_alert() revives it) or unaddressed (the rule found nobody with an e-mail address).';
