@@ -185,6 +185,12 @@ class SwitchoverPendingError(DatabaseError):
     sqlstate = "PA011"
 
 
+class LogSetBackError(DatabaseError):
+    """The log was set back, by a restore or failover, to before the event of the cursor."""
+
+    sqlstate = "PA012"
+
+
 class StoredDefinitionError(DatabaseError, DefinitionError):
     """A definition in the database is malformed or has no canonical form (PA201, PA202, PA203)."""
 

@@ -270,7 +270,7 @@ def test_events_from_before_a_rule_and_old_ones_are_not_told_of(
     policy(org, "max_age = '0 seconds'")
     event(org, "invoice.paid")
     row = org.execute("select * from pgaudit_wf.enqueue_alerts()").fetchone()
-    assert row == (1, 0, 0, 1)
+    assert row == (1, 0, 0, 0, 1)
 
 
 def test_a_rule_that_finds_nobody_is_seen_and_can_be_queued_again(
@@ -292,6 +292,64 @@ def test_a_rule_that_finds_nobody_is_seen_and_can_be_queued_again(
     work(app_dsn, smtp=smtp(mail))
     assert recipients(mail) == ["eve@x.example"]
     assert states(org) == {"sent": 1}
+
+
+def test_an_event_that_cannot_be_handled_holds_nothing_up(
+    org: Conn, app_dsn: str, mail: MailServer
+) -> None:
+    org.execute("insert into app_user (id, email) values ('eve', 'eve@x.example')")
+    org.execute("insert into member values ('o_2', 'eve', 'owner')")
+    # Views of the application, which fail for one organization and one person.
+    members, people = (
+        org.execute("select pg_get_viewdef(%s::regclass)", [view]).fetchone() or ("",)
+        for view in ("pgaudit_wf.org_member", "pgaudit_wf.actor_directory")
+    )
+    org.execute(
+        "create or replace view pgaudit_wf.org_member as select org_id, actor_id,"
+        " case org_id when 'o_2' then (1 / (length(role) - 5))::text else role end as role"
+        f" from ({members[0].rstrip(';')}) as m".encode()
+    )
+    org.execute(
+        "create or replace view pgaudit_wf.actor_directory as select actor_id, name,"
+        " case actor_id when 'cy' then (1 / (length(email) - length(email)))::text"
+        f" else email end as email from ({people[0].rstrip(';')}) as m".encode()
+    )
+    rule(org, "api_key.created", address="books@acme.example")
+    for org_id, actor in (("o_1", "dee"), ("o_2", "dee"), ("o_1", "cy")):
+        event(org, org_id=org_id, actor_id=actor, actor_label="Cy")
+    service = work(app_dsn, smtp=smtp(mail))
+    assert Counter(recipients(mail)) == {"books@acme.example": 3, OWNER: 2, OTHER_OWNER: 2}
+    assert states(org) == {"sent": 7, "dead": 1}
+    assert b'deliveries{channel="smtp",state="dead"} 1.0' in service.answer("/metrics")[2]
+    [(problem, remedy)] = org.execute(
+        "select problem, remedy from pgaudit_wf.doctor() where subject like '%alert_delivery'"
+    ).fetchall()
+    assert "1 alerts were given up" in problem
+    assert "SQLSTATE 22012" in problem
+    # It stays as long as it fails.
+    assert org.execute(remedy).fetchone() == (0,)
+    org.execute(f"create or replace view pgaudit_wf.org_member as {members[0]}".encode())
+    assert org.execute(remedy).fetchone() == (1,)
+    mail.taken.clear()
+    work(app_dsn, smtp=smtp(mail))
+    assert recipients(mail) == ["eve@x.example"]
+    assert not org.execute("select from pgaudit_wf.doctor()").fetchall()
+
+
+def test_a_template_that_fails_for_one_event_sends_the_others(
+    org: Conn, app_dsn: str, mail: MailServer, tmp_path: Path
+) -> None:
+    (tmp_path / "alert.body.txt").write_text("{{ 1 // (event.actor | length - 3) }}")
+    settings = SmtpSettings("127.0.0.1", SENDER, "none", mail.port, None, None, None, 5.0)
+    no_rules(org)
+    rule(org, "*", address="books@acme.example")
+    for label in ("Anna", "Bob", "Clara"):
+        event(org, actor_id=label, actor_label=label)
+    work(app_dsn, smtp=SmtpChannel(settings, Templates(tmp_path)))
+    assert len(recipients(mail)) == 2
+    assert org.execute(
+        "select last_error from pgaudit_wf.alert_delivery where state = 'pending'"
+    ).fetchall() == [("the channel failed for this event: ZeroDivisionError",)]
 
 
 ENQUEUE = "select deliveries from pgaudit_wf.enqueue_alerts()"

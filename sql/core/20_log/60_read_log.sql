@@ -3,6 +3,9 @@
 -- Ids are given before commit, so they say nothing about what a reader can see. The rule, kept here and nowhere else: take events
 -- whose transaction is below the oldest one still running, in the order (tx_id, id), and keep the last (tx_id, id) as the cursor.
 --
+-- A database that was set back, by point-in-time recovery or failover to a server without the last commits, gives the same ids to other
+-- events. So a cursor also has the time of its event, and is refused where that event isn't in the log any more.
+--
 -- Transaction ids start over in a cluster restored from a dump, so the log has generations: the events that came with the dump,
 -- then those written since. A materialized view is what a restore runs by itself: it notes, in the new cluster and before the
 -- first write, which cluster this is and the last id that came along.
@@ -104,6 +107,49 @@ comment on function pgaudit_wf._note_generation() is
 
 select pgaudit_wf.ensure_log_partitions();
 
+create function pgaudit_wf._last_cursor(first_id bigint, tx_id bigint, id bigint, until timestamptz) returns text
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+-- Backwards along the primary keys, as read_log() goes forwards.
+set enable_sort = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+declare
+    generation record;
+    newest record;
+begin
+    select g.* into generation from pgaudit_wf.log_generations() as g where g.first_id = _last_cursor.first_id;
+    select l.tx_id, l.id, l.occurred_at into newest
+    from pgaudit_wf.security_audit_log as l
+    where (l.tx_id, l.id) <= (_last_cursor.tx_id, _last_cursor.id) and l.occurred_at <= _last_cursor.until
+        and l.id >= generation.first_id and l.id <= coalesce(generation.last_id, 9223372036854775807)
+    order by l.tx_id desc, l.id desc
+    limit 1;
+    return format('%s/%s/%s/%s/%s', generation.system_identifier, generation.first_id,
+        coalesce(newest.tx_id, 0), coalesce(newest.id, 0), coalesce(extract(epoch from newest.occurred_at), 0.000000));
+end
+$$;
+comment on function pgaudit_wf._last_cursor(bigint, bigint, bigint, timestamptz) is
+    'Cursor of the last event of a generation up to a transaction, id and time; where there is none, of the generation''s beginning.';
+
+create function pgaudit_wf._has_event(tx_id bigint, id bigint, occurred_at timestamptz) returns boolean
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return exists (
+            select from pgaudit_wf.security_audit_log as l
+            where l.tx_id = _has_event.tx_id and l.id = _has_event.id and l.occurred_at = _has_event.occurred_at)
+        or exists (
+            select from pgaudit_wf.archive as a
+            where a.from_time <= _has_event.occurred_at and a.to_time > _has_event.occurred_at and a.pruned_at is not null);
+end
+$$;
+comment on function pgaudit_wf._has_event(bigint, bigint, timestamptz) is
+    'Whether an event is in the log, or its time is in a month that was pruned.';
+
 create function pgaudit_wf.read_log(after text default null, max_events integer default 1000)
 returns table (cursor text, event pgaudit_wf.security_audit_log)
 language plpgsql stable
@@ -118,9 +164,12 @@ as $$
 #variable_conflict use_column
 declare
     generation record;
-    part constant text[] := regexp_match(read_log.after, '^(\d+)/(\d+)/(\d{1,18})/(\d{1,18})$');
+    part constant text[] := regexp_match(read_log.after,
+        '^(\d+)/(\d+)/(\d{1,18})/(\d{1,18})/(-?(?:\d{1,12}\.\d{6}|Infinity))$');
     after_tx bigint := coalesce(part[3]::bigint, -1);
     after_id bigint := coalesce(part[4]::bigint, -1);
+    reached_at constant timestamptz := to_timestamp(part[5]::double precision);
+    below_tx constant bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
     remaining integer := read_log.max_events;
     found_events integer;
 begin
@@ -132,17 +181,31 @@ begin
         raise exception 'the cursor "%" does not belong to this log', read_log.after
             using errcode = 'PA007', hint = 'Pass a cursor that read_log() returned, or null to start at the beginning.';
     end if;
+    if after_tx > 0 and not pgaudit_wf._has_event(after_tx, after_id, reached_at) then
+        -- A standby, or an old snapshot, may be behind what the cursor is from.
+        if after_tx >= below_tx and (pg_is_in_recovery() or current_setting('transaction_isolation') <> 'read committed') then
+            return;
+        end if;
+        raise exception 'event % of %, which the cursor "%" stands at, is no longer in the log',
+                after_id, reached_at at time zone 'UTC', read_log.after
+            using errcode = 'PA012',
+                detail = 'The database was restored to an earlier time, or failed over to a server without its last commits '
+                    '(or somebody removed the event: pgaudit-wf verify tells). What was recorded since may have the same ids.',
+                hint = format('Go on after "%s", and drop what was read after it: it may come again, or never happened.',
+                    pgaudit_wf._last_cursor(part[2]::bigint, after_tx, after_id, reached_at));
+    end if;
     for generation in
         select g.* from pgaudit_wf.log_generations() as g
         where part is null or g.first_id >= part[2]::bigint order by g.first_id
     loop
         -- Only the current cluster can have transactions under way.
         return query
-            select format('%s/%s/%s/%s', generation.system_identifier, generation.first_id, l.tx_id, l.id), l
+            select format('%s/%s/%s/%s/%s',
+                generation.system_identifier, generation.first_id, l.tx_id, l.id, extract(epoch from l.occurred_at)), l
             from pgaudit_wf.security_audit_log as l
             where (l.tx_id, l.id) > (after_tx, after_id)
                 and l.id >= generation.first_id and l.id <= coalesce(generation.last_id, 9223372036854775807)
-                and (generation.last_id is not null or l.tx_id < pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+                and (generation.last_id is not null or l.tx_id < below_tx)
             order by l.tx_id, l.id
             limit remaining;
         get diagnostics found_events = row_count;
@@ -156,4 +219,5 @@ $$;
 comment on function pgaudit_wf.read_log(text, integer) is
     'The events after a cursor (null: from the beginning), at most max_events, in an order in which none is ever skipped or repeated: '
     'only those of transactions older than every running one. Each comes with the cursor to pass next time. '
-    'A cursor survives dump and restore. Raises PA007 on a cursor of another log.';
+    'A cursor survives dump and restore. Raises PA007 on a cursor of another log, '
+    'PA012 where the log was set back to before the cursor''s event; the hint has the cursor to go on from.';

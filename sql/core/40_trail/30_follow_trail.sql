@@ -5,8 +5,8 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     -- Just below the oldest transaction that is still running: everything that read_log() could have returned by now.
-    select format('%s/%s/%s/%s',
-        g.system_identifier, g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 999999999999999999)
+    select pgaudit_wf._last_cursor(
+        g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 9223372036854775807, 'infinity')
     from pgaudit_wf.log_generations() as g
     where g.last_id is null
 $$;
@@ -79,4 +79,4 @@ comment on function pgaudit_wf.follow_trail(text, text, text, text, text, text, 
     'read_log() for people: up to max_events events after the cursor (as read_log() returns it), each as an entry of audit_trail(), '
     'or null where the filters, which are those of audit_trail(), leave it out. '
     'Keep the cursor of every row, even one without an entry: then nothing is skipped or repeated. '
-    'Raises PA007 on a cursor of another log.';
+    'Raises PA007 on a cursor of another log, PA012 where the log was set back, as read_log() does.';

@@ -164,3 +164,35 @@ end
 $$;
 comment on function pgaudit_wf._alert_recipients(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is
     'Whom a rule notifies of an event; an empty text if it should notify somebody and finds no address.';
+
+create function pgaudit_wf._is_general(state text) returns boolean
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Rollbacks, missing rights and objects, resources, locks, cancellation, system errors.
+    select left(state, 2) in ('08', '40', '42', '53', '57', '58', 'XX') or state = '55P03'
+$$;
+comment on function pgaudit_wf._is_general(text) is
+    'Whether an error of that SQLSTATE has nothing to do with the event at hand, and would come with any other.';
+
+create function pgaudit_wf._try_recipients(rule pgaudit_wf.alert_rule, event pgaudit_wf.security_audit_log)
+returns table (recipient text, problem text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_recipients text[];
+begin
+    found_recipients := array(select r from pgaudit_wf._alert_recipients(_try_recipients.rule, _try_recipients.event) as r);
+    return query select r, null::text from unnest(found_recipients) as r;
+exception
+    -- The views that name people are the application's, and one event that they fail for must not hold up those after it.
+    when others then
+        if pgaudit_wf._is_general(sqlstate) then
+            raise;
+        end if;
+        return query select '', format('its recipients cannot be found: SQLSTATE %s', sqlstate);
+end
+$$;
+comment on function pgaudit_wf._try_recipients(pgaudit_wf.alert_rule, pgaudit_wf.security_audit_log) is
+    'Whom a rule notifies of an event, as _alert_recipients() says; an empty text and the problem where that fails.';

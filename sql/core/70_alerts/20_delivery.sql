@@ -4,6 +4,7 @@ create table pgaudit_wf.alert_delivery (
     id bigint generated always as identity primary key,
     event_tx_id bigint not null,
     event_id bigint not null,
+    event_occurred_at timestamptz not null,
     action text not null,
     rule_id bigint references pgaudit_wf.alert_rule on delete set null,
     channel text not null,
@@ -23,11 +24,13 @@ comment on table pgaudit_wf.alert_delivery is 'One event for one recipient over 
 comment on column pgaudit_wf.alert_delivery.id is 'Number of the delivery.';
 comment on column pgaudit_wf.alert_delivery.event_tx_id is 'Transaction of the event, by which it is found in the log.';
 comment on column pgaudit_wf.alert_delivery.event_id is 'The event.';
+comment on column pgaudit_wf.alert_delivery.event_occurred_at is
+    'When it happened: after a restore to an earlier time, other events get the same numbers.';
 comment on column pgaudit_wf.alert_delivery.action is 'What happened.';
 comment on column pgaudit_wf.alert_delivery.rule_id is 'The rule that caused it; null when that was deleted.';
 comment on column pgaudit_wf.alert_delivery.channel is 'smtp, webhook or log.';
 comment on column pgaudit_wf.alert_delivery.recipient is
-    'E-mail address in lower case, URL or log stream; empty when the rule found nobody.';
+    'E-mail address in lower case, URL or log stream; empty when the rule found nobody or could not look.';
 comment on column pgaudit_wf.alert_delivery.state is
     'pending (waits until due_at), sending (a worker has it until lease_until), sent, dead (given up; '
     'requeue_alert() revives it) or unaddressed (the rule found nobody with an e-mail address).';

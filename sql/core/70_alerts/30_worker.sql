@@ -1,7 +1,7 @@
 -- What a worker does: enqueue deliveries, claim a message, settle it.
 
 create function pgaudit_wf.enqueue_alerts(max_events integer default 1000)
-returns table (events bigint, deliveries bigint, unaddressed bigint, outdated bigint)
+returns table (events bigint, deliveries bigint, unaddressed bigint, dead bigint, outdated bigint)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -17,10 +17,13 @@ begin
         select b.event, rule from batch as b join pgaudit_wf.alert_rule as rule on pgaudit_wf._alert_rule_matches(rule, b.event)
     ),
     added as (
-        insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, action, rule_id, channel, recipient, state)
-        select (m.event).tx_id, (m.event).id, (m.event).action, (m.rule).id, (m.rule).channel,
-            found.recipient, case found.recipient when '' then 'unaddressed' else 'pending' end
-        from matched as m, pgaudit_wf._alert_recipients(m.rule, m.event) as found (recipient)
+        insert into pgaudit_wf.alert_delivery (
+            event_tx_id, event_id, event_occurred_at, action, rule_id, channel, recipient, state, settled_at, last_error)
+        select (m.event).tx_id, (m.event).id, (m.event).occurred_at, (m.event).action, (m.rule).id, (m.rule).channel,
+            found.recipient,
+            case when found.problem is not null then 'dead' when found.recipient = '' then 'unaddressed' else 'pending' end,
+            case when found.problem is not null then now() end, found.problem
+        from matched as m, pgaudit_wf._try_recipients(m.rule, m.event) as found
         where (m.event).occurred_at >= oldest
         order by (m.event).tx_id, (m.event).id, (m.rule).id
         on conflict on constraint alert_delivery_once do nothing
@@ -29,8 +32,9 @@ begin
     select
         (select count(*) from batch), (select b.cursor from batch as b order by b.number desc limit 1),
         (select count(*) from added as a where a.state = 'pending'), (select count(*) from added as a where a.state = 'unaddressed'),
+        (select count(*) from added as a where a.state = 'dead'),
         (select count(distinct (m.event).id) from matched as m where (m.event).occurred_at < oldest)
-    into events, reached, deliveries, unaddressed, outdated;
+    into events, reached, deliveries, unaddressed, dead, outdated;
     if events > 0 then
         perform pgaudit_wf.advance_reader('alerts', reached, events);
     end if;
@@ -48,30 +52,41 @@ $$;
 comment on function pgaudit_wf.enqueue_alerts(integer) is
     'Follows the log as the reader "alerts" and enqueues deliveries for the next events, at most max_events. '
     'Returns how many events it read, how many deliveries it enqueued, for how many a rule found nobody, '
-    'and how many matching events were older than max_age. '
+    'how many it put aside as dead because its recipients could not be looked up, and how many matching events were older than max_age. '
     'Raises PA402, and does not advance, when the sequence of the deliveries lags behind the table.';
 
 create function pgaudit_wf._alert_event(event pgaudit_wf.security_audit_log) returns jsonb
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
+declare
+    actor record;
+begin
+    begin
+        select a.name, a.email into actor from pgaudit_wf.actor_directory as a where a.actor_id = (_alert_event.event).actor_id limit 1;
+    exception
+        -- The view is the application's. Where it fails, a message with the name from the event is better than none.
+        when others then
+            if pgaudit_wf._is_general(sqlstate) then
+                raise;
+            end if;
+            select null::text as name, null::text as email into actor;
+    end;
     -- Never the diff, nor the rest of the metadata: values do not belong in a mailbox. Names are cut, as one message has up to 100 events.
-    select jsonb_build_object(
+    return jsonb_build_object(
         'id', (event).id,
         'occurred_at', to_char((event).occurred_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
         'action', (event).action, 'outcome', (event).outcome,
-        'actor_id', (event).actor_id, 'actor_name', left(coalesce(d.name, (event).actor_label), 255), 'actor_email', left(d.email, 255),
+        'actor_id', (event).actor_id, 'actor_name', left(coalesce(actor.name, (event).actor_label), 255),
+        'actor_email', left(actor.email, 255),
         'db_user', (event).db_user, 'application_name', (event).application_name,
         'org_id', (event).org_id, 'org_label', (event).org_label,
         'resource_type', (event).resource_type, 'resource_id', (event).resource_id,
         'resource_label', left((event).metadata ->> 'label', 255),
         'auth_method', (event).auth_method, 'ip', host((event).ip), 'country', (event).country,
-        'user_agent', (event).user_agent, 'correlation_id', (event).correlation_id, 'attested', (event).attested)
-    from (values (1)) as one
-    left join lateral (
-        select a.name, a.email from pgaudit_wf.actor_directory as a where a.actor_id = (event).actor_id limit 1
-    ) as d on true
+        'user_agent', (event).user_agent, 'correlation_id', (event).correlation_id, 'attested', (event).attested);
+end
 $$;
 comment on function pgaudit_wf._alert_event(pgaudit_wf.security_audit_log) is 'What a message may say of an event.';
 
@@ -165,11 +180,14 @@ begin
     return query
         select chosen, max(d.attempts), min(d.channel), min(d.recipient),
             left(encode(sha256(convert_to(concat_ws('/', policy.log_id, min(d.channel), min(d.recipient),
-                string_agg(concat_ws(':', d.event_tx_id, d.event_id), ',' order by d.event_tx_id, d.event_id)), 'UTF8')), 'hex'), 32),
+                string_agg(
+                    concat_ws(':', d.event_tx_id, d.event_id, extract(epoch from d.event_occurred_at)),
+                    ',' order by d.event_tx_id, d.event_id)), 'UTF8')), 'hex'), 32),
             (select coalesce(jsonb_agg(shown.event order by shown.id), '[]') from (
                 select s.id, pgaudit_wf._alert_event(l) as event
                 from pgaudit_wf.alert_delivery as s
-                join pgaudit_wf.security_audit_log as l on l.tx_id = s.event_tx_id and l.id = s.event_id
+                join pgaudit_wf.security_audit_log as l
+                    on l.tx_id = s.event_tx_id and l.id = s.event_id and l.occurred_at = s.event_occurred_at
                 where s.message = chosen and s.state = 'sending' order by s.id limit 100) as shown),
             count(*), extract(epoch from policy.lease)::double precision
         from pgaudit_wf.alert_delivery as d where d.message = chosen and d.state = 'sending';
@@ -223,25 +241,35 @@ as $$
 declare
     delivery pgaudit_wf.alert_delivery;
     requeued bigint := 0;
+    is_settled boolean;
 begin
     for delivery in
         select d.* from pgaudit_wf.alert_delivery as d
         where d.state in ('dead', 'unaddressed') and (requeue_alert.delivery_id is null or d.id = requeue_alert.delivery_id)
         order by d.id for update
     loop
-        if delivery.state = 'dead' then
+        if delivery.recipient <> '' then
             update pgaudit_wf.alert_delivery as d
             set state = 'pending', attempts = 0, due_at = clock_timestamp(), message = null, started_at = null, settled_at = null
             where d.id = delivery.id;
         else
-            -- Somebody may be there by now.
-            insert into pgaudit_wf.alert_delivery (event_tx_id, event_id, action, rule_id, channel, recipient)
-            select delivery.event_tx_id, delivery.event_id, delivery.action, delivery.rule_id, delivery.channel, found.recipient
-            from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule,
-            pgaudit_wf._alert_recipients(rule, l) as found (recipient)
-            where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and rule.id = delivery.rule_id and found.recipient <> ''
-            on conflict on constraint alert_delivery_once do nothing;
-            continue when not found;
+            -- Somebody may be there by now, and what failed may be mended.
+            with found as materialized (
+                select rule.id as rule_id, f.recipient, f.problem
+                from pgaudit_wf.security_audit_log as l, pgaudit_wf.alert_rule as rule, pgaudit_wf._try_recipients(rule, l) as f
+                where l.tx_id = delivery.event_tx_id and l.id = delivery.event_id and l.occurred_at = delivery.event_occurred_at
+                    and (rule.id = delivery.rule_id or rule.channel = delivery.channel and pgaudit_wf._alert_rule_matches(rule, l))
+            ),
+            added as (
+                insert into pgaudit_wf.alert_delivery (
+                    event_tx_id, event_id, event_occurred_at, action, rule_id, channel, recipient)
+                select delivery.event_tx_id, delivery.event_id, delivery.event_occurred_at, delivery.action, f.rule_id, delivery.channel,
+                    f.recipient
+                from found as f where f.recipient <> '' order by f.rule_id
+                on conflict on constraint alert_delivery_once do nothing
+            )
+            select bool_or(f.recipient <> '') and not bool_or(f.problem is not null) into is_settled from found as f;
+            continue when is_settled is not true;
             delete from pgaudit_wf.alert_delivery as d where d.id = delivery.id;
         end if;
         requeued := requeued + 1;

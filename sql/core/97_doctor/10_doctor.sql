@@ -235,6 +235,13 @@ as $$
         format('delete from pgaudit_wf.capture_failure where target = %L; -- once its cause has been found', f.target)
     from pgaudit_wf.capture_failure as f group by f.target
     union all
+    select 'warning', 'pgaudit_wf.alert_delivery',
+        format('%s alerts were given up, last at %s (%s)', count(*), max(d.settled_at),
+            (array_agg(d.last_error order by d.settled_at desc))[1]),
+        'select pgaudit_wf.requeue_alert();'
+    from pgaudit_wf.alert_delivery as d where d.state = 'dead' and (d.recipient <> '' or d.rule_id is not null)
+    having count(*) > 0
+    union all
     select 'notice', a.target::text, 'its trigger is of the generic form, which is slower',
         '-- In a shell, as a role that may create event triggers: pgaudit-wf migrate'
     from pgaudit_wf.attachment as a

@@ -129,12 +129,9 @@ class Worker:
         service.alive()
         self._events.inc(row["events"])
         self._unaddressed.inc(row["unaddressed"])
-        if row["deliveries"] or row["unaddressed"] or row["outdated"]:
-            service.log(
-                "enqueued",
-                level=logging.WARNING if row["unaddressed"] or row["outdated"] else logging.INFO,
-                **row,
-            )
+        amiss = row["unaddressed"] or row["dead"] or row["outdated"]
+        if row["deliveries"] or amiss:
+            service.log("enqueued", level=logging.WARNING if amiss else logging.INFO, **row)
         return int(row["events"])
 
     def _deliver(self, service: Service) -> bool:
@@ -169,6 +166,8 @@ class Worker:
             problem = error
             if error.unreachable:
                 self._pause(channel)
+        except Exception as error:  # One event that a template or channel cannot bear, not all.
+            problem = DeliveryError(f"the channel failed for this event: {type(error).__name__}")
         state = self._settle(row, problem, claimed_at)
         self._messages.labels(channel, state or "overtaken").inc()
         service.log(

@@ -159,7 +159,8 @@ def _check_location(conn: Connection, url: str) -> None:
             raise ArchiveConflictError(
                 f"{path} does not belong to this database: it was written by database"
                 f" {manifest['database']} of cluster {manifest['system_identifier']},"
-                " and this database has not recorded it; use a separate location for each database"
+                " and this database has not recorded it, or was restored to a time before; use a"
+                " separate location for each database, and a new one after such a restore"
             )
 
 

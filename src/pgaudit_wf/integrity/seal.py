@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -330,6 +331,8 @@ class Sealer:
         stored = self._open(last[0]) if last else None
         if not pending and self._last == stored:
             return
+        if self._last is not None and self._last != stored:
+            self._check_kept(conn, self._last)
         known = [checkpoint for checkpoint in (stored, self._last) if checkpoint is not None]
         node = nodes_from_tiles(tile_reader(conn))
         try:
@@ -348,6 +351,27 @@ class Sealer:
                 self._sign(conn, checkpoint)
         except MissingTileError as error:
             raise SealError(f"{error}; {_ALTERED}") from error
+
+    def _check_kept(self, conn: Connection, last: Checkpoint) -> None:
+        root, size = one(
+            conn,
+            "select (select root from pgaudit_wf.log_checkpoint where size = %s),"
+            " (select coalesce(max(size), 0) from pgaudit_wf.log_checkpoint)",
+            [last.size],
+        )
+        if root is None or bytes(root) != last.root:
+            raise SealError(
+                f"the database, whose last checkpoint has {size} leaves, does not have the one of"
+                f" {last.size} leaves that was signed{self._signed_at()}: it was restored to a time"
+                " before that, failed over to a server without its last commits, or cut back;"
+                f" {_ALTERED}"
+            )
+
+    def _signed_at(self) -> str:
+        if self._state is None or not self._state.exists():
+            return ""
+        at = datetime.fromtimestamp(self._state.stat().st_mtime, UTC)
+        return f" at {at:%Y-%m-%d %H:%M:%S} UTC"
 
     def _sign(self, conn: Connection, checkpoint: Checkpoint) -> None:
         note = str(sign_checkpoint(checkpoint, self._signer))

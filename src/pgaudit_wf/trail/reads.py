@@ -291,6 +291,7 @@ def follow_trail(
 
     Raises:
         CursorError: `after` is not a cursor of this database's log.
+        LogSetBackError: The log was set back to before `after`, by a restore or failover.
         ArgumentError: `max_events` is below 1.
         psycopg.Error: Any other database error.
     """
@@ -321,6 +322,7 @@ def read_log(after: str | None = None, max_events: int = 1000) -> Read[LogBatch]
 
     Raises:
         CursorError: `after` is not a cursor of this database's log.
+        LogSetBackError: The log was set back to before `after`, by a restore or failover.
         ArgumentError: `max_events` is below 1.
         psycopg.Error: Any other database error.
     """

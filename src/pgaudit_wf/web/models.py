@@ -16,7 +16,7 @@ NO_NUL = r"^[^\x00]*$"
 Identifier: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000, pattern=NO_NUL)]
 VersionNumber: TypeAlias = Annotated[int, Field(ge=1, le=2_147_483_647)]
 Cursor: TypeAlias = Annotated[
-    str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_/-]+$", examples=[_CURSOR])
+    str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_/.-]+$", examples=[_CURSOR])
 ]
 
 _MOMENT = "2026-03-02T09:14:07.120000Z"

@@ -21,6 +21,7 @@ from pgaudit_wf.errors import (
     CursorError,
     DatabaseError,
     InvalidWorkflowError,
+    LogSetBackError,
     NotAttachedError,
     VersionNotFoundError,
     VersionPrunedError,
@@ -40,6 +41,7 @@ _STATUS: Sequence[tuple[type[DatabaseError], int]] = (
     (VersionNotFoundError, 404),
     (VersionPrunedError, 410),
     (InvalidWorkflowError, 409),
+    (LogSetBackError, 409),
 )
 
 
