@@ -17,7 +17,9 @@ ONE_ORG = "checks that the caller may read the organization, and reads tables th
 
 # Name: who may call it besides the schema's owner, and the reason.
 DEFINERS = {
+    "_before_ddl": (OWNER, DDL),
     "_after_ddl": (OWNER, DDL),
+    "_after_other_ddl": (OWNER, DDL),
     "_after_drop": (OWNER, DDL),
     "_note_rewrite": (OWNER, DDL),
     "_refuse_detach": (OWNER, DDL),
