@@ -151,6 +151,7 @@ comment on function pgaudit_wf._note_broken_rules(regclass) is
 create function pgaudit_wf._after_other_ddl() returns event_trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 as $$
 begin
     perform pgaudit_wf._note_broken_rules();
