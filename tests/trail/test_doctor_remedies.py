@@ -100,6 +100,19 @@ FAULTS = {
         "alter table other rename to t",
         "is not recorded",
     ),
+    "a run is no longer stamped": (
+        "create table flow (id int primary key, nodes jsonb, edges jsonb, enabled boolean);"
+        "create table run (id int primary key, workflow_id int, executed_workflow_hash text,"
+        " triggered_by_credential_type text, triggered_by_credential_label text);"
+        "select pgaudit_wf.attach_workflow('flow'); select pgaudit_wf.attach_execution('run');"
+        "drop trigger pgaudit_wf_stamp on run; drop trigger pgaudit_wf_restamp on run;"
+        "drop trigger pgaudit_wf_guard on flow",
+        "pgaudit_wf_stamp is missing",
+    ),
+    "the settings of a limit are lost": (
+        "select pgaudit_wf.set_org_limit(null, 't', 5); delete from pgaudit_wf.limit_target",
+        "are not being counted",
+    ),
     "an attachment is lost": (
         "delete from pgaudit_wf.attachment where target = 't'::regclass",
         "were lost",

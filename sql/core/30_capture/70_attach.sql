@@ -421,6 +421,11 @@ begin
     perform pgaudit_wf._replace_function(pgaudit_wf._guard_function_name(setting), pgaudit_wf._guard_body(setting), '{}',
         (setting).target, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target))
         where pgaudit_wf._guard_body(setting) is not null;
+    perform pgaudit_wf._note_settings((setting).function_name,
+        to_jsonb(setting) - '{target,columns,form,function_name,usage_granted,written_for,attached_at,attached_by}'::text[]
+        || coalesce((
+            select jsonb_build_object('workflow', to_jsonb(w) - 'target') from pgaudit_wf.workflow_attachment as w
+            where w.target = (setting).target), '{}'));
     perform pgaudit_wf._replace_function(t.function_name, pgaudit_wf._limit_body(t), '{}',
         t.target, format('Counts the rows of %s for pgaudit_wf.org_limit.', t.target))
         from pgaudit_wf.limit_target as t where t.target = (setting).target;

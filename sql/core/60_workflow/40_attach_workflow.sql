@@ -71,7 +71,7 @@ begin
     workflow.enabled_column := nullif(coalesce(attach_workflow.enabled_column, workflow.enabled_column), '');
     workflow.listed_column := nullif(coalesce(attach_workflow.listed_column, workflow.listed_column), '');
     workflow.listing_columns := coalesce(attach_workflow.listing_columns, workflow.listing_columns);
-    if workflow.listed_column <> all (workflow.listing_columns) then
+    if workflow.listed_column is not null and workflow.listed_column <> all (workflow.listing_columns) then
         workflow.listing_columns := workflow.listed_column || workflow.listing_columns;
     end if;
     perform pgaudit_wf._check_workflow_columns(workflow);

@@ -146,6 +146,15 @@ $$;
 comment on function pgaudit_wf._refuse_restamp(regclass) is
     'Keeps the stamp of a run as it is: raises PA303, except for what a logical subscription applies.';
 
+create function pgaudit_wf._execution_settings(run pgaudit_wf.execution_attachment) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_strip_nulls(to_jsonb(run) - '{target,workflow_target,id_column,function_name}'::text[])
+        || jsonb_build_object('workflow', (run).workflow_target)
+$$;
+comment on function pgaudit_wf._execution_settings(pgaudit_wf.execution_attachment) is 'What attach_execution() would be given for it.';
+
 create function pgaudit_wf._write_stamp(run pgaudit_wf.execution_attachment) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -226,6 +235,7 @@ $hash${{hash}} := pgaudit_wf._runnable_hash(
             using hint = 'pgaudit_wf.doctor() says how to mend it.';
 end;$failure$, '{}') else '{}' end)), e'\n'),
         '{}', (run).target, 'Stamps the runs of a table; see pgaudit_wf.execution_attachment.');
+    perform pgaudit_wf._note_settings((run).function_name, pgaudit_wf._execution_settings(run));
 end
 $$;
 comment on function pgaudit_wf._write_stamp(pgaudit_wf.execution_attachment) is

@@ -6,7 +6,8 @@ create table pgaudit_wf.blueprint (
     digest text not null,
     definition text not null,
     server_version integer not null,
-    is_generated boolean not null default false
+    is_generated boolean not null default false,
+    settings jsonb
 );
 comment on table pgaudit_wf.blueprint is
     'Functions, triggers, defaults, constraints, policies and views of this schema as they were installed; doctor() names what differs.';
@@ -16,6 +17,8 @@ comment on column pgaudit_wf.blueprint.definition is 'SQL that restores it: the 
 comment on column pgaudit_wf.blueprint.server_version is
     'Major version of PostgreSQL that it was recorded on: others print views differently.';
 comment on column pgaudit_wf.blueprint.is_generated is 'Whether attach() or a limit wrote it for a table of the application.';
+comment on column pgaudit_wf.blueprint.settings is
+    'What attach(), attach_workflow() or attach_execution() wrote it by: their tables are lost when one of their rows cannot be restored.';
 
 create function pgaudit_wf._describe_function(function oid) returns table (object text, digest text, definition text)
 language sql stable
@@ -126,6 +129,107 @@ as $$
 $$;
 comment on function pgaudit_wf._note_generated(regprocedure) is
     'Adds a function that was written for a table of the application to the blueprint.';
+
+create function pgaudit_wf._note_settings(function_name text, settings jsonb) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    update pgaudit_wf.blueprint as b set settings = _note_settings.settings
+    where b.object = format('function %s', to_regprocedure(format('pgaudit_wf.%I()', _note_settings.function_name)))
+        and b.settings is distinct from _note_settings.settings
+$$;
+comment on function pgaudit_wf._note_settings(text, jsonb) is 'Notes in the blueprint what a function was written by.';
+
+create function pgaudit_wf._call_with(function_name text, target regclass, settings jsonb) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('select pgaudit_wf.%I(%L%s);', _call_with.function_name, _call_with.target, string_agg(
+        format(', %I => %L', argument.name, case jsonb_typeof(argument.value)
+            when 'array' then array(select jsonb_array_elements_text(argument.value))::text
+            else coalesce(argument.value #>> '{}', '') end),
+        '' order by argument.name))
+    from jsonb_each(_call_with.settings) as argument (name, value)
+$$;
+comment on function pgaudit_wf._call_with(text, regclass, jsonb) is 'A call of attach() or attach_execution(), as doctor() shows it.';
+
+create function pgaudit_wf._lost_settings() returns table (severity text, subject text, problem text, remedy text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with standing as (
+        select distinct on (t.tgrelid)
+            t.tgrelid::regclass as relation, t.tgname as trigger, b.settings - 'workflow' as settings, b.settings -> 'workflow' as workflow
+        from pg_trigger as t
+        join pg_class as c on c.oid = t.tgrelid and not c.relispartition
+        left join pgaudit_wf.blueprint as b on b.object = format('function %s', t.tgfoid::regprocedure)
+        where starts_with(t.tgname, '!pgaudit_wf_') and not t.tgisinternal
+        order by t.tgrelid, t.tgname
+    ), stamped as (
+        select t.tgrelid::regclass as relation, t.tgfoid::regprocedure as function, b.settings,
+            to_regclass(b.settings ->> 'workflow') as workflow
+        from pg_trigger as t
+        left join pgaudit_wf.blueprint as b on b.object = format('function %s', t.tgfoid::regprocedure)
+        where t.tgname = 'pgaudit_wf_stamp' and t.tgparentid = 0
+    )
+    select 'error', s.relation::text, format('it has our triggers (%s), but the settings of its attachment were lost', s.trigger),
+        concat(
+            -- With the prefix that its versions have.
+            case when s.workflow is not null then format(
+                'insert into pgaudit_wf.workflow_attachment select * from jsonb_populate_record(null::pgaudit_wf.workflow_attachment, %L)'
+                ' on conflict do nothing; ', s.workflow || jsonb_build_object('target', s.relation)) end,
+            pgaudit_wf._call_with('attach', s.relation, s.settings))
+    from standing as s
+    where not exists (select from pgaudit_wf.attachment as a where a.target = s.relation)
+    union all
+    select 'error', s.relation::text, 'its runs have our trigger, but the settings of attach_execution() were lost',
+        case
+            when s.workflow in (select w.target from pgaudit_wf.workflow_attachment as w)
+                then pgaudit_wf._call_with('attach_execution', s.relation, s.settings)
+            else format('drop function %s cascade; drop trigger pgaudit_wf_restamp on %s;'
+                ' -- or attach_execution() with another table of workflows, as its own (%s) is not there',
+                s.function, s.relation, s.settings ->> 'workflow')
+        end
+    from stamped as s
+    where not exists (select from pgaudit_wf.execution_attachment as e where e.target = s.relation)
+        -- Once that one has its settings again.
+        and not exists (
+            select from standing as w
+            where w.relation = s.workflow and not exists (select from pgaudit_wf.attachment as a where a.target = w.relation))
+    union all
+    select 'error', a.target::text, 'it has a limit, but its rows are not being counted', format('select pgaudit_wf.attach(%L);', a.target)
+    from pgaudit_wf.attachment as a
+    where exists (select from pgaudit_wf.org_limit as l where l.resource_type = a.resource_type)
+        and not exists (select from pgaudit_wf.limit_target as t where t.target = a.target)
+$$;
+comment on function pgaudit_wf._lost_settings() is
+    'Findings of doctor(): tables whose settings were lost, as after a dump without one of the attached tables.';
+
+create function pgaudit_wf._give_to_owner() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    object text;
+begin
+    -- Routines last: those that follow DDL run at each of these, and are to find the rest theirs.
+    for object in
+        select 'schema pgaudit_wf'
+        union all
+        select format('table %s', c.oid::regclass) from pg_class as c
+        where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
+        union all
+        select format('type %s', t.oid::regtype) from pg_type as t left join pg_class as c on c.oid = t.typrelid
+        where t.typnamespace = 'pgaudit_wf'::regnamespace and (t.typtype = 'd' or c.relkind = 'c')
+        union all
+        select format('routine %s', p.oid::regprocedure) from pg_proc as p where p.pronamespace = 'pgaudit_wf'::regnamespace
+    loop
+        execute format('alter %s owner to pgaudit_wf_owner', object);
+    end loop;
+end
+$$;
+comment on function pgaudit_wf._give_to_owner() is
+    'Gives the schema and everything in it to pgaudit_wf_owner, as after pg_restore --no-owner by a superuser.';
 
 create function pgaudit_wf._changed_objects() returns table (severity text, subject text, problem text, remedy text)
 language sql

@@ -41,10 +41,27 @@ as $$
         lateral (select t.target as relid union select relid from pg_partition_tree(t.target)) as tree
         join pg_class as c on c.oid = tree.relid and c.relkind <> 'f',
         lateral unnest(array['pgaudit_wf_limit_insert', 'pgaudit_wf_limit_update', 'pgaudit_wf_limit_delete']) as wanted (name)
+        union all
+        select a.target, a.target, 'pgaudit_wf_guard', to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._guard_function_name(a))), 'O'
+        from pgaudit_wf.attachment as a
+        join pgaudit_wf.workflow_attachment as w on w.target = a.target and coalesce(w.enabled_column, w.listed_column) is not null
+    ), expected_of_runs as (
+        select e.target, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', wanted.function_name)) as function, wanted.state,
+            pgaudit_wf._call_with('attach_execution', e.target, pgaudit_wf._execution_settings(e)) as remedy
+        from pgaudit_wf.execution_attachment as e,
+        lateral (values
+            ('pgaudit_wf_stamp', e.function_name, 'O'),
+            ('pgaudit_wf_restamp', '_refuse_restamp', 'A')
+        ) as wanted (name, function_name, state)
+        where exists (select from pg_class where oid = e.target)
     )
     select 'error', e.relid::regclass::text, format('the trigger %s is missing', e.name), format('select pgaudit_wf.attach(%L);', e.target)
     from expected as e
     where not exists (select from pg_trigger where tgrelid = e.relid and tgname = e.name and tgfoid = e.function and tgqual is null)
+    union all
+    select 'error', e.target::text, format('the trigger %s is missing', e.name), e.remedy
+    from expected_of_runs as e
+    where not exists (select from pg_trigger where tgrelid = e.target and tgname = e.name and tgfoid = e.function)
     union all
     select 'error', e.relid::regclass::text,
         format(case tgenabled
@@ -52,7 +69,7 @@ as $$
             when 'R' then 'the trigger %s fires in replicas only'
             else 'the trigger %s does not fire in a session that calls itself a replica' end, e.name),
         format('alter table %s enable %strigger %I;', e.relid::regclass, case e.state when 'A' then 'always ' else '' end, e.name)
-    from expected as e
+    from (select x.relid, x.name, x.state from expected as x union all select x.target, x.name, x.state from expected_of_runs as x) as e
     join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled not in ('A', e.state::"char")
     union all
     select 'error', a.target::text,
@@ -106,9 +123,10 @@ as $$
         format('alter function %s owner to pgaudit_wf_owner;', p.oid::regprocedure)
     from pg_proc as p join pg_roles as owner on owner.oid = p.proowner and owner.rolsuper
     where p.pronamespace = 'pgaudit_wf'::regnamespace and p.prosecdef
+        and p.proowner <> (select n.nspowner from pg_namespace as n where n.nspname = 'pgaudit_wf')
     union all
     select 'error', 'pgaudit_wf', format('the schema belongs to %I, a superuser', owner.rolname),
-        'alter schema pgaudit_wf owner to pgaudit_wf_owner;'
+        'select pgaudit_wf._give_to_owner();'
     from pg_namespace as n join pg_roles as owner on owner.oid = n.nspowner and owner.rolsuper
     where n.nspname = 'pgaudit_wf'
     union all
@@ -263,16 +281,7 @@ as $$
     join pg_class as c on c.oid = i.inhrelid and not c.relispartition
     where i.inhrelid not in (select own.target from pgaudit_wf.attachment as own)
     union all
-    -- After a dump without one of the attached tables, or one whose settings could not be restored.
-    select 'error', found.relation::text, format('it has our triggers (%s), but the settings of its attachment were lost', found.name),
-        pgaudit_wf._attach_again(found.relation)
-    from (
-        select t.tgrelid::regclass as relation, min(t.tgname) as name
-        from pg_trigger as t join pg_class as c on c.oid = t.tgrelid
-        where starts_with(t.tgname, '!pgaudit_wf_') and not t.tgisinternal and not c.relispartition
-            and c.oid not in (select a.target from pgaudit_wf.attachment as a)
-        group by t.tgrelid
-    ) as found
+    select * from pgaudit_wf._lost_settings()
     union all
     -- Swapped by rename, as online schema changes do, or dropped and made anew: nothing of ours came along.
     select 'error', named.target, 'it is not recorded, and the table that had this name before was', pgaudit_wf._attach_again(c.oid)
