@@ -19,7 +19,7 @@ FAULTS = {
     "a trigger is dropped": ('drop trigger "!pgaudit_wf_update" on t', "is missing"),
     "a trigger is disabled": ("alter table t disable trigger user", "is disabled"),
     "a partition's trigger is disabled": (
-        'alter table part_1 disable trigger "!pgaudit_wf_insert"',
+        "alter table part_1 disable trigger user",
         "is disabled",
     ),
     "DDL is not followed": (

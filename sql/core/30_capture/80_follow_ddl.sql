@@ -155,6 +155,10 @@ set jit = off
 as $$
 begin
     perform pgaudit_wf._note_broken_rules();
+exception
+    -- It only warns, and DDL that has nothing to do with us must not fail for it.
+    when others then
+        raise warning 'the rules in pgaudit_wf.action_rule could not be checked: %', sqlerrm;
 end
 $$;
 comment on function pgaudit_wf._after_other_ddl() is

@@ -150,7 +150,7 @@ create function pgaudit_wf._execution_settings(run pgaudit_wf.execution_attachme
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select jsonb_strip_nulls(to_jsonb(run) - '{target,workflow_target,id_column,function_name}'::text[])
+    select jsonb_strip_nulls(to_jsonb(run) - '{target,workflow_target,id_column,function_name,columns}'::text[])
         || jsonb_build_object('workflow', (run).workflow_target)
 $$;
 comment on function pgaudit_wf._execution_settings(pgaudit_wf.execution_attachment) is 'What attach_execution() would be given for it.';

@@ -147,7 +147,8 @@ as $$
     select format('select pgaudit_wf.%I(%L%s);', _call_with.function_name, _call_with.target, string_agg(
         format(', %I => %L', argument.name, case jsonb_typeof(argument.value)
             when 'array' then array(select jsonb_array_elements_text(argument.value))::text
-            else coalesce(argument.value #>> '{}', '') end),
+            when 'null' then case argument.name when 'max_value' then '0' else '' end
+            else argument.value #>> '{}' end),
         '' order by argument.name))
     from jsonb_each(_call_with.settings) as argument (name, value)
 $$;
@@ -170,7 +171,7 @@ as $$
             to_regclass(b.settings ->> 'workflow') as workflow
         from pg_trigger as t
         left join pgaudit_wf.blueprint as b on b.object = format('function %s', t.tgfoid::regprocedure)
-        where t.tgname = 'pgaudit_wf_stamp' and t.tgparentid = 0
+        where starts_with(t.tgname, 'pgaudit_wf_stamp') and t.tgparentid = 0
     )
     select 'error', s.relation::text, format('it has our triggers (%s), but the settings of its attachment were lost', s.trigger),
         concat(
@@ -186,9 +187,9 @@ as $$
         case
             when s.workflow in (select w.target from pgaudit_wf.workflow_attachment as w)
                 then pgaudit_wf._call_with('attach_execution', s.relation, s.settings)
-            else format('drop function %s cascade; drop trigger pgaudit_wf_restamp on %s;'
+            else format('drop function %s cascade;'
                 ' -- or attach_execution() with another table of workflows, as its own (%s) is not there',
-                s.function, s.relation, s.settings ->> 'workflow')
+                s.function, s.settings ->> 'workflow')
         end
     from stamped as s
     where not exists (select from pgaudit_wf.execution_attachment as e where e.target = s.relation)

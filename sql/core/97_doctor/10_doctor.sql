@@ -42,17 +42,16 @@ as $$
         join pg_class as c on c.oid = tree.relid and c.relkind <> 'f',
         lateral unnest(array['pgaudit_wf_limit_insert', 'pgaudit_wf_limit_update', 'pgaudit_wf_limit_delete']) as wanted (name)
         union all
-        select a.target, a.target, 'pgaudit_wf_guard', to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._guard_function_name(a))), 'O'
+        select a.target, a.target, pgaudit_wf._trigger_name(a.target, 'pgaudit_wf_guard', a.function_name),
+            to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._guard_function_name(a))), 'O'
         from pgaudit_wf.attachment as a
         join pgaudit_wf.workflow_attachment as w on w.target = a.target and coalesce(w.enabled_column, w.listed_column) is not null
     ), expected_of_runs as (
-        select e.target, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', wanted.function_name)) as function, wanted.state,
+        select e.target, pgaudit_wf._trigger_name(e.target, wanted.name, e.function_name) as name,
+            to_regprocedure(format('pgaudit_wf.%I()', e.function_name)) as function, wanted.state,
             pgaudit_wf._call_with('attach_execution', e.target, pgaudit_wf._execution_settings(e)) as remedy
         from pgaudit_wf.execution_attachment as e,
-        lateral (values
-            ('pgaudit_wf_stamp', e.function_name, 'O'),
-            ('pgaudit_wf_restamp', '_refuse_restamp', 'A')
-        ) as wanted (name, function_name, state)
+        lateral (values ('pgaudit_wf_stamp', 'O'), ('pgaudit_wf_restamp', 'A')) as wanted (name, state)
         where exists (select from pg_class where oid = e.target)
     )
     select 'error', e.relid::regclass::text, format('the trigger %s is missing', e.name), format('select pgaudit_wf.attach(%L);', e.target)
