@@ -35,7 +35,8 @@ def blue() -> Iterator[DevServer]:
 
 @pytest.fixture(scope="module")
 def green() -> Iterator[DevServer]:
-    with DevServer(find_binaries(), {"wal_level": "logical"}) as running:
+    settings = {"wal_level": "logical", "wal_retrieve_retry_interval": "300ms"}
+    with DevServer(find_binaries(), settings) as running:
         yield running
 
 
@@ -199,6 +200,28 @@ def test_a_subscriber_that_audits_for_itself_records_each_change_once(pair: Pair
     ).fetchall()
     assert recorded[:2] == [("t.deleted",), ("t.updated",)]
     assert [action for (action,) in recorded].count("t.deleted") == 1
+
+
+def test_a_subscription_that_stands_still_is_named(pair: Pair) -> None:
+    def findings() -> list[tuple[str, str]]:
+        return pair.new.execute(
+            "select problem, remedy from pgaudit_wf.doctor() where subject ~ 'subscription'"
+        ).fetchall()
+
+    assert findings() == []
+    pair.new.execute(f"alter subscription {pair.subscription} disable")
+    [(problem, remedy)] = findings()
+    assert problem == "it is disabled, and nothing arrives"
+    pair.new.execute(remedy.encode())
+    wait(lambda: not findings())
+    # In the way of what is to come.
+    pair.new.execute("alter table t disable trigger all")
+    pair.new.execute("insert into t (id, v) overriding system value values (41, 0)")
+    pair.old.execute("insert into t (v) values (0)")
+    wait(lambda: any("is failing" in problem for problem, _ in findings()))
+    pair.new.execute("delete from t where id = 41")
+    pair.catch_up()
+    wait(lambda: not findings())
 
 
 def test_setting_the_replication_role_switches_nothing_off(conn: Conn) -> None:

@@ -304,6 +304,8 @@ as $$
             select has_schema_privilege(proowner, pronamespace, 'usage') from pg_proc where oid = 'pgaudit_wf._is_moved()'::regprocedure)
             then pgaudit_wf._is_moved() end
     union all
+    select * from pgaudit_wf._stopped_subscriptions()
+    union all
     select * from pgaudit_wf._holdups(interval '15 minutes')
     union all
     select * from pgaudit_wf._changed_objects()

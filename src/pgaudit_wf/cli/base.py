@@ -144,6 +144,8 @@ def _explain_driver(error: psycopg.Error) -> Failure:
             f"this database has no audit schema, or an older one: {message}",
             "run pgaudit-wf migrate",
         )
+    if state == "25006":
+        return Failure(message, "this command writes or is itself recorded: run it on the primary")
     if state == "42501":
         return Failure(
             message,
