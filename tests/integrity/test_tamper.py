@@ -390,6 +390,47 @@ def test_leaves_without_a_checkpoint(sealed: Connection) -> None:
     assert [(p.kind, p.leaf_index) for p in report.problems] == [("tree", 20)]
 
 
+COPY = f"""
+insert into {LOG} (id, tx_id, occurred_at, action, captured)
+select %s, %s, %s, 'invoice.forged', true from {LOG} order by tx_id desc, id desc limit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "transaction", "at", "message"),
+    [
+        ("id", "tx_id", "occurred_at + interval '1 s'", "a sealed event has the same id"),
+        ("id", "txid_current()", "clock_timestamp()", "a sealed event has the same id"),
+        ("-7", "tx_id", "occurred_at - interval '1 hour'", "this log has given no such id"),
+        ("id + 9", "tx_id + 1000000", "occurred_at", "its transaction has not begun"),
+        ("id + 9", "tx_id - 1", "occurred_at", "it did not exist when the events around it"),
+    ],
+)
+def test_an_event_is_put_in(
+    sealed: Connection, number: str, transaction: str, at: str, message: str
+) -> None:
+    sealed.execute((COPY % (number, transaction, at)).encode())
+    report = check(sealed)
+    assert [p.kind for p in report.problems] == ["inserted"]
+    assert message in report.problems[0].message
+    assert report.unsealed == 0
+
+
+def test_an_event_is_sealed_under_the_id_of_another(sealed: Connection) -> None:
+    sealed.execute((COPY % ("id", "txid_current()", "clock_timestamp()")).encode())
+    seal_all(sealed)
+    assert kinds(check(sealed).problems) == [("inserted", max(event_ids(sealed)))]
+
+
+def test_events_are_sealed_twice(sealed: Connection) -> None:
+    """The sealer's place is set back, and the index gone that would stop it."""
+    sealed.execute("update pgaudit_wf.reader set cursor = null where name = 'seal'")
+    seal_all(sealed)
+    report = check(sealed)
+    assert kinds(report.problems) == [("inserted", number) for number in event_ids(sealed)]
+    assert "leaf 30 has the id of leaf 0" in report.problems[0].message
+
+
 def test_a_leaf_too_many(sealed: Connection) -> None:
     sealed.execute(
         "insert into pgaudit_wf.log_leaf select 30, event_id, tx_id, occurred_at"

@@ -30,6 +30,7 @@ from pgaudit_wf.integrity.seal import pin_format, tile_reader
 from pgaudit_wf.integrity.sealed_row import (
     BY_ID,
     EVENTS,
+    SEALED_TWICE,
     VERSIONS,
     WITHOUT_LEAF,
     Item,
@@ -394,7 +395,7 @@ class _Verification:
                         )
                         break
 
-    # Upper-level tiles and unsealed rows
+    # Upper-level tiles, repeated ids and unsealed rows
 
     def check_upper_tiles(self, tiles: Sequence[tuple[int, int, bytes]]) -> None:
         read_tile = tile_reader(self.conn)
@@ -417,19 +418,32 @@ class _Verification:
                 self.add(Problem("tree", f"there are {count - expected} tiles of level {level}"
                                  f" beyond the tree of {size} leaves"))  # fmt: skip
 
+    def check_repeated(self) -> None:
+        # The index has the ids in order: nothing is kept in memory.
+        self.conn.execute("set local enable_hashagg = off")
+        with psycopg.ServerCursor(self.conn, "verify_ids", row_factory=tuple_row) as cursor:
+            for event_id, first, last in cursor.execute(SEALED_TWICE):
+                self.add(
+                    Problem(
+                        "inserted",
+                        f"event {event_id} was inserted: leaf {last} has the id of leaf {first}",
+                        last,
+                        event_id,
+                    )
+                )
+
     def check_unsealed(self) -> None:
         self.conn.execute("set local enable_hashjoin = on")
         self.conn.execute("set local enable_seqscan = on")
         with psycopg.ServerCursor(self.conn, "verify_new", row_factory=tuple_row) as cursor:
-            for event_id, _, occurred_at, action, inserted in cursor.execute(WITHOUT_LEAF):
+            for event_id, occurred_at, action, inserted in cursor.execute(WITHOUT_LEAF):
                 if str(event_id) in self.moved:
                     continue
                 if inserted:
                     self.add(
                         Problem(
                             "inserted",
-                            f"event {event_id} ({action}, {occurred_at}) was inserted: it did not"
-                            " exist when the events around it were sealed",
+                            f"event {event_id} ({action}, {occurred_at}) was inserted: {inserted}",
                             event_id=event_id,
                         )
                     )
@@ -489,5 +503,6 @@ def verify(
         conn.execute("set local jit = off")
         work = _Verification(conn, keys, notes or {}, limit)
         work.run(progress)
+        work.check_repeated()
         work.check_unsealed()
         return work.report
