@@ -52,6 +52,7 @@ class _Mark:
     checkpoint: Checkpoint
     sealed_at: datetime | None
     source: str
+    is_signed: bool
 
 
 class _Verification:
@@ -149,7 +150,7 @@ class _Verification:
                     )
                     waiting = False
                 if note is None or self.signed(note, stored, f"the checkpoint of {size} leaves"):
-                    yield _Mark(stored, sealed_at, "")
+                    yield _Mark(stored, sealed_at, "", note is not None)
 
     def signed(self, note: str, stored: Checkpoint | None, name: str) -> Checkpoint | None:
         try:
@@ -168,7 +169,7 @@ class _Verification:
         for source, note in self.notes.items():
             checkpoint = self.signed(note, None, f"the checkpoint in {source}")
             if checkpoint is not None:
-                found.append(_Mark(checkpoint, None, source))
+                found.append(_Mark(checkpoint, None, source, True))
         return sorted(found, key=lambda mark: mark.checkpoint.size)
 
     # Leaf by leaf
@@ -259,7 +260,7 @@ class _Verification:
             self.suspects.append((item, "altered", "is not what was sealed", row, stored))
         elif doubt := self.releases.doubt(self.conn, item, row, kept):
             self.suspects.append((item, "altered", doubt, None, stored))
-        elif item.is_event:
+        elif isinstance(row, EventRow):
             self.report.events += 1
             self.releases.hear(row)
         else:
@@ -347,6 +348,8 @@ class _Verification:
 
     def hold(self, mark: _Mark) -> None:
         self.report.checkpoints += 1
+        if mark.is_signed:
+            self.releases.trust()
         if not self.held or self.held[-1][0] < mark.checkpoint.size:
             self.held.append((mark.checkpoint.size, mark.sealed_at))
         if mark.checkpoint.size != self.intact_size:
