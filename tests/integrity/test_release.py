@@ -161,6 +161,23 @@ def test_an_event_that_is_not_signed_lets_nothing_go(log: Connection) -> None:
     assert [(p.kind, p.event_id) for p in problems(log)] == [("removed", n) for n in gone]
 
 
+@pytest.mark.parametrize("action", ["audit.archived", "actor.pseudonymised"])
+@pytest.mark.parametrize(
+    "metadata",
+    ["[]", "7", '{"pseudonym": [], "month": {}, "tree_size": "3"}', f'{{"n": 1{"0" * 5000}}}'],
+)
+def test_an_event_that_says_nothing_lets_nothing_go(
+    conn: Connection, action: str, metadata: str
+) -> None:
+    conn.execute(
+        "insert into pgaudit_wf.security_audit_log (action, captured, metadata)"
+        " values (%s, true, %s)",
+        [action, metadata],
+    )
+    seal(conn)
+    assert verify(conn, [KEY.verifier]).holds
+
+
 def test_a_leaf_said_to_be_of_a_pruned_month_spoils_that_month(log: Connection) -> None:
     unlock(log)
     log.execute(

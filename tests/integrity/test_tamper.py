@@ -447,6 +447,11 @@ def test_a_tile_too_many(sealed: Connection) -> None:
     assert report.found == 2
 
 
+def test_a_tile_of_no_level(sealed: Connection) -> None:
+    sealed.execute("insert into pgaudit_wf.log_tile values (-1, 0, sha256(''))")
+    assert [p.kind for p in check(sealed).problems] == ["tree"]
+
+
 def test_an_erasure_is_feigned(sealed: Connection) -> None:
     """Commitments kept as by an erasure, to change a value: no erasure is recorded."""
     victim = event_ids(sealed)[3]

@@ -136,7 +136,12 @@ class Releases:
     def trust(self) -> None:
         """Take it that the leaves so far are signed: what their events let go may be gone."""
         for row in self._heard:
-            said = json.loads(row.metadata)
+            try:
+                said = json.loads(row.metadata)
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(said, dict):
+                continue
             if row.action == ARCHIVED:
                 self._archived[str(said.get("month"))].append(said)
             else:
@@ -278,7 +283,7 @@ class Releases:
             else:
                 continue
             yield Doubt("altered", parts.first, why, parts.count)
-        sealed = {said.get("pseudonym") for said in self._events.values()}
+        sealed = {str(said.get("pseudonym")) for said in self._events.values()}
         for pseudonym, item in self._masks.items():
             if pseudonym not in sealed:
                 why = f"is masked by {pseudonym}, which no sealed erasure left"

@@ -416,7 +416,7 @@ class _Verification:
             "select level, count(*) from pgaudit_wf.log_tile group by 1 order by 1"
         ).fetchall()
         for level, count in rows:
-            expected = -(-(size >> (8 * level)) // TILE_WIDTH)
+            expected = -(-(size >> (8 * level)) // TILE_WIDTH) if level >= 0 else 0
             if count > expected:
                 self.add(Problem("tree", f"there are {count - expected} tiles of level {level}"
                                  f" beyond the tree of {size} leaves"))  # fmt: skip
