@@ -571,6 +571,20 @@ def test_a_version_is_removed_or_put_in(app_conn: Connection, versions: Callable
     assert found == [("removed", workflow, 4), ("inserted", f"{workflow}0", 1)]
 
 
+@pytest.mark.parametrize("value", ["null", "sha256(snapshot)"])
+def test_what_is_kept_of_a_snapshot_is_altered(
+    app_conn: Connection, versions: Callable[[], str], value: str
+) -> None:
+    """It would come to light only once the snapshot is pruned, and look like a forged version."""
+    versions()
+    app_conn.execute(
+        f"update pgaudit_wf.log_leaf set snapshot = {value} where version = 2".encode()
+    )
+    found = check(app_conn).problems
+    assert [(p.kind, p.version) for p in found] == [("altered", 2)]
+    assert "log_leaf was altered" in found[0].message
+
+
 def test_a_snapshot_is_destroyed(app_conn: Connection, versions: Callable[[], str]) -> None:
     workflow = versions()
     app_conn.execute(

@@ -105,14 +105,22 @@ SEALED_TWICE = """
 
 
 def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> bytes:
-    """Return the hash of the leaf made from a row and a leaf's secrets."""
+    """Return the hash of the leaf made from a row and a leaf's secrets.
+
+    Raises:
+        ValueError: What is kept for when the snapshot is pruned is not the commitment to it.
+    """
     parts = leaves.parts_of(row)
     if kept is not None:
         found = leaves.kept_commitments(parts, kept)
     else:
         found = leaves.commitments(parts, item.salt or b"")
-    if not isinstance(row, EventRow) and row.snapshot is None and item.snapshot is not None:
-        found["snapshot"] = item.snapshot.hex()
+    if not isinstance(row, EventRow):
+        snapshot = item.snapshot.hex() if item.snapshot is not None else None
+        if row.snapshot is None and snapshot is not None:
+            found["snapshot"] = snapshot
+        elif found.get("snapshot") != snapshot:
+            raise ValueError("the commitment to its snapshot in log_leaf was altered")
     return leaf_hash(leaves.canonical(leaves.leaf_of(row, found)))
 
 
