@@ -146,6 +146,38 @@ def test_events_that_were_never_archived_are_missed(
     assert [p.event_id for p in found if p.kind == "removed" and p.event_id in gone] == gone
 
 
+def test_an_event_that_is_not_signed_lets_nothing_go(log: Connection) -> None:
+    """Leaf, tile and checkpoint are easily added; only the signature is not."""
+    gone = victims(log)
+    unlock(log)
+    log.execute(
+        "select pgaudit_wf._record_release(pgaudit_wf._next_event_id(), 'audit.archived', null,"
+        " null, null, jsonb_build_object('month', '2021-04') || to_jsonb(m))"
+        " from pgaudit_wf._month_leaves('2021-04-01Z', '2021-05-01Z') as m"
+    )
+    with log.transaction():
+        Sealer(KEY)._append(log)
+    log.execute("delete from pgaudit_wf.security_audit_log where id = any(%s)", [gone])
+    assert [(p.kind, p.event_id) for p in problems(log)] == [("removed", n) for n in gone]
+
+
+@pytest.mark.parametrize("action", ["audit.archived", "actor.pseudonymised"])
+@pytest.mark.parametrize(
+    "metadata",
+    ["[]", "7", '{"pseudonym": [], "month": {}, "tree_size": "3"}', f'{{"n": 1{"0" * 5000}}}'],
+)
+def test_an_event_that_says_nothing_lets_nothing_go(
+    conn: Connection, action: str, metadata: str
+) -> None:
+    conn.execute(
+        "insert into pgaudit_wf.security_audit_log (action, captured, metadata)"
+        " values (%s, true, %s)",
+        [action, metadata],
+    )
+    seal(conn)
+    assert verify(conn, [KEY.verifier]).holds
+
+
 def test_a_leaf_said_to_be_of_a_pruned_month_spoils_that_month(log: Connection) -> None:
     unlock(log)
     log.execute(

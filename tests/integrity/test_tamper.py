@@ -390,6 +390,47 @@ def test_leaves_without_a_checkpoint(sealed: Connection) -> None:
     assert [(p.kind, p.leaf_index) for p in report.problems] == [("tree", 20)]
 
 
+COPY = f"""
+insert into {LOG} (id, tx_id, occurred_at, action, captured)
+select %s, %s, %s, 'invoice.forged', true from {LOG} order by tx_id desc, id desc limit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "transaction", "at", "message"),
+    [
+        ("id", "tx_id", "occurred_at + interval '1 s'", "a sealed event has the same id"),
+        ("id", "txid_current()", "clock_timestamp()", "a sealed event has the same id"),
+        ("-7", "tx_id", "occurred_at - interval '1 hour'", "this log has given no such id"),
+        ("id + 9", "tx_id + 1000000", "occurred_at", "its transaction has not begun"),
+        ("id + 9", "tx_id - 1", "occurred_at", "it did not exist when the events around it"),
+    ],
+)
+def test_an_event_is_put_in(
+    sealed: Connection, number: str, transaction: str, at: str, message: str
+) -> None:
+    sealed.execute((COPY % (number, transaction, at)).encode())
+    report = check(sealed)
+    assert [p.kind for p in report.problems] == ["inserted"]
+    assert message in report.problems[0].message
+    assert report.unsealed == 0
+
+
+def test_an_event_is_sealed_under_the_id_of_another(sealed: Connection) -> None:
+    sealed.execute((COPY % ("id", "txid_current()", "clock_timestamp()")).encode())
+    seal_all(sealed)
+    assert kinds(check(sealed).problems) == [("inserted", max(event_ids(sealed)))]
+
+
+def test_events_are_sealed_twice(sealed: Connection) -> None:
+    """The sealer's place is set back, and the index gone that would stop it."""
+    sealed.execute("update pgaudit_wf.reader set cursor = null where name = 'seal'")
+    seal_all(sealed)
+    report = check(sealed)
+    assert kinds(report.problems) == [("inserted", number) for number in event_ids(sealed)]
+    assert "leaf 30 has the id of leaf 0" in report.problems[0].message
+
+
 def test_a_leaf_too_many(sealed: Connection) -> None:
     sealed.execute(
         "insert into pgaudit_wf.log_leaf select 30, event_id, tx_id, occurred_at"
@@ -404,6 +445,11 @@ def test_a_tile_too_many(sealed: Connection) -> None:
     report = check(sealed)
     assert {p.kind for p in report.problems} == {"tree"}
     assert report.found == 2
+
+
+def test_a_tile_of_no_level(sealed: Connection) -> None:
+    sealed.execute("insert into pgaudit_wf.log_tile values (-1, 0, sha256(''))")
+    assert [p.kind for p in check(sealed).problems] == ["tree"]
 
 
 def test_an_erasure_is_feigned(sealed: Connection) -> None:
@@ -523,6 +569,20 @@ def test_a_version_is_removed_or_put_in(app_conn: Connection, versions: Callable
     )
     found = [(p.kind, p.workflow_id, p.version) for p in check(app_conn).problems]
     assert found == [("removed", workflow, 4), ("inserted", f"{workflow}0", 1)]
+
+
+@pytest.mark.parametrize("value", ["null", "sha256(snapshot)"])
+def test_what_is_kept_of_a_snapshot_is_altered(
+    app_conn: Connection, versions: Callable[[], str], value: str
+) -> None:
+    """It would come to light only once the snapshot is pruned, and look like a forged version."""
+    versions()
+    app_conn.execute(
+        f"update pgaudit_wf.log_leaf set snapshot = {value} where version = 2".encode()
+    )
+    found = check(app_conn).problems
+    assert [(p.kind, p.version) for p in found] == [("altered", 2)]
+    assert "log_leaf was altered" in found[0].message
 
 
 def test_a_snapshot_is_destroyed(app_conn: Connection, versions: Callable[[], str]) -> None:

@@ -113,6 +113,8 @@ class Releases:
             self._months[month].sizes.append(size)
         self._limit = limit
         self.erased_leaves = 0
+        # Events that let something go, but are not below a signed checkpoint yet.
+        self._heard: list[leaves.EventText] = []
         self._archived: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         self._events: dict[int, Mapping[str, Any]] = {}
         self._gone: dict[str, _Gone] = defaultdict(_Gone)
@@ -126,15 +128,25 @@ class Releases:
         if month is not None:
             month.add(item.index, leaf)
 
-    def hear(self, row: Any) -> None:  # noqa: ANN401 - of either kind
-        """Take an event that is what was sealed: what it lets go may be gone."""
-        if not isinstance(row, EventRow) or row.captured is not True:
-            return
-        if row.action == ARCHIVED:
-            said = json.loads(row.metadata)
-            self._archived[str(said.get("month"))].append(said)
-        elif row.action in _PART_ACTIONS:
-            self._events[int(row.id)] = json.loads(row.metadata)
+    def hear(self, row: leaves.EventText) -> None:
+        """Take an event that is what its leaf says."""
+        if row.captured is True and (row.action == ARCHIVED or row.action in _PART_ACTIONS):
+            self._heard.append(row)
+
+    def trust(self) -> None:
+        """Take it that the leaves so far are signed: what their events let go may be gone."""
+        for row in self._heard:
+            try:
+                said = json.loads(row.metadata)
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(said, dict):
+                continue
+            if row.action == ARCHIVED:
+                self._archived[str(said.get("month"))].append(said)
+            else:
+                self._events[int(row.id)] = said
+        self._heard.clear()
 
     def miss(self, item: Item, kept: Mapping[str, leaves.Kept]) -> None:
         """Take an event's leaf whose row is gone, and what an erasure in its archive left."""
@@ -271,7 +283,7 @@ class Releases:
             else:
                 continue
             yield Doubt("altered", parts.first, why, parts.count)
-        sealed = {said.get("pseudonym") for said in self._events.values()}
+        sealed = {str(said.get("pseudonym")) for said in self._events.values()}
         for pseudonym, item in self._masks.items():
             if pseudonym not in sealed:
                 why = f"is masked by {pseudonym}, which no sealed erasure left"

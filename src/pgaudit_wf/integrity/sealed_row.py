@@ -69,7 +69,8 @@ ERASED = """
     join pgaudit_wf.erasure as r on r.actor_id = h.actor_id
     where l.leaf_index = %(index)s
 """
-# An event without a leaf is new if it comes after the last sealed one; otherwise it was inserted.
+# An event without a leaf is new if it comes after the last sealed one and may yet be sealed;
+# otherwise it was inserted.
 WITHOUT_LEAF = """
     with generation as (
         select g.first_id, coalesce(g.last_id, 9223372036854775807) as last_id
@@ -79,26 +80,47 @@ WITHOUT_LEAF = """
         from pgaudit_wf.log_leaf as l
         join generation as g on l.event_id between g.first_id and g.last_id
         where l.event_id is not null order by l.leaf_index desc limit 1)
-    select e.id, e.tx_id, e.occurred_at, e.action, last.event_id is not null
-            and (g.first_id, e.tx_id, e.id) < (last.first_id, last.tx_id, last.event_id) as inserted
+    select e.id, e.occurred_at, e.action, case
+            when g.first_id is null then 'this log has given no such id'
+            when (g.first_id, e.tx_id, e.id) < (last.first_id, last.tx_id, last.event_id)
+                then 'it did not exist when the events around it were sealed'
+            when g.last_id = 9223372036854775807
+                    and e.tx_id >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+                then 'its transaction has not begun'
+            when exists (select from pgaudit_wf.log_leaf as l where l.event_id = e.id)
+                then 'a sealed event has the same id'
+        end as inserted
     from pgaudit_wf.security_audit_log as e
-    join generation as g on e.id between g.first_id and g.last_id
+    left join generation as g on e.id between g.first_id and g.last_id
     left join last on true
     where not exists (
         select from pgaudit_wf.log_leaf as l
         where l.event_id = e.id and l.tx_id = e.tx_id and l.occurred_at = e.occurred_at)
 """
 
+SEALED_TWICE = """
+    select l.event_id, min(l.leaf_index), max(l.leaf_index) from pgaudit_wf.log_leaf as l
+    where l.event_id is not null group by 1 having count(*) > 1 order by 1
+"""
+
 
 def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> bytes:
-    """Return the hash of the leaf made from a row and a leaf's secrets."""
+    """Return the hash of the leaf made from a row and a leaf's secrets.
+
+    Raises:
+        ValueError: What is kept for when the snapshot is pruned is not the commitment to it.
+    """
     parts = leaves.parts_of(row)
     if kept is not None:
         found = leaves.kept_commitments(parts, kept)
     else:
         found = leaves.commitments(parts, item.salt or b"")
-    if not isinstance(row, EventRow) and row.snapshot is None and item.snapshot is not None:
-        found["snapshot"] = item.snapshot.hex()
+    if not isinstance(row, EventRow):
+        snapshot = item.snapshot.hex() if item.snapshot is not None else None
+        if row.snapshot is None and snapshot is not None:
+            found["snapshot"] = snapshot
+        elif found.get("snapshot") != snapshot:
+            raise ValueError("the commitment to its snapshot in log_leaf was altered")
     return leaf_hash(leaves.canonical(leaves.leaf_of(row, found)))
 
 

@@ -30,6 +30,7 @@ from pgaudit_wf.integrity.seal import pin_format, tile_reader
 from pgaudit_wf.integrity.sealed_row import (
     BY_ID,
     EVENTS,
+    SEALED_TWICE,
     VERSIONS,
     WITHOUT_LEAF,
     Item,
@@ -51,6 +52,7 @@ class _Mark:
     checkpoint: Checkpoint
     sealed_at: datetime | None
     source: str
+    is_signed: bool
 
 
 class _Verification:
@@ -148,7 +150,7 @@ class _Verification:
                     )
                     waiting = False
                 if note is None or self.signed(note, stored, f"the checkpoint of {size} leaves"):
-                    yield _Mark(stored, sealed_at, "")
+                    yield _Mark(stored, sealed_at, "", note is not None)
 
     def signed(self, note: str, stored: Checkpoint | None, name: str) -> Checkpoint | None:
         try:
@@ -167,7 +169,7 @@ class _Verification:
         for source, note in self.notes.items():
             checkpoint = self.signed(note, None, f"the checkpoint in {source}")
             if checkpoint is not None:
-                found.append(_Mark(checkpoint, None, source))
+                found.append(_Mark(checkpoint, None, source, True))
         return sorted(found, key=lambda mark: mark.checkpoint.size)
 
     # Leaf by leaf
@@ -258,7 +260,7 @@ class _Verification:
             self.suspects.append((item, "altered", "is not what was sealed", row, stored))
         elif doubt := self.releases.doubt(self.conn, item, row, kept):
             self.suspects.append((item, "altered", doubt, None, stored))
-        elif item.is_event:
+        elif isinstance(row, EventRow):
             self.report.events += 1
             self.releases.hear(row)
         else:
@@ -346,6 +348,8 @@ class _Verification:
 
     def hold(self, mark: _Mark) -> None:
         self.report.checkpoints += 1
+        if mark.is_signed:
+            self.releases.trust()
         if not self.held or self.held[-1][0] < mark.checkpoint.size:
             self.held.append((mark.checkpoint.size, mark.sealed_at))
         if mark.checkpoint.size != self.intact_size:
@@ -394,7 +398,7 @@ class _Verification:
                         )
                         break
 
-    # Upper-level tiles and unsealed rows
+    # Upper-level tiles, repeated ids and unsealed rows
 
     def check_upper_tiles(self, tiles: Sequence[tuple[int, int, bytes]]) -> None:
         read_tile = tile_reader(self.conn)
@@ -412,24 +416,37 @@ class _Verification:
             "select level, count(*) from pgaudit_wf.log_tile group by 1 order by 1"
         ).fetchall()
         for level, count in rows:
-            expected = -(-(size >> (8 * level)) // TILE_WIDTH)
+            expected = -(-(size >> (8 * level)) // TILE_WIDTH) if level >= 0 else 0
             if count > expected:
                 self.add(Problem("tree", f"there are {count - expected} tiles of level {level}"
                                  f" beyond the tree of {size} leaves"))  # fmt: skip
+
+    def check_repeated(self) -> None:
+        # The index has the ids in order: nothing is kept in memory.
+        self.conn.execute("set local enable_hashagg = off")
+        with psycopg.ServerCursor(self.conn, "verify_ids", row_factory=tuple_row) as cursor:
+            for event_id, first, last in cursor.execute(SEALED_TWICE):
+                self.add(
+                    Problem(
+                        "inserted",
+                        f"event {event_id} was inserted: leaf {last} has the id of leaf {first}",
+                        last,
+                        event_id,
+                    )
+                )
 
     def check_unsealed(self) -> None:
         self.conn.execute("set local enable_hashjoin = on")
         self.conn.execute("set local enable_seqscan = on")
         with psycopg.ServerCursor(self.conn, "verify_new", row_factory=tuple_row) as cursor:
-            for event_id, _, occurred_at, action, inserted in cursor.execute(WITHOUT_LEAF):
+            for event_id, occurred_at, action, inserted in cursor.execute(WITHOUT_LEAF):
                 if str(event_id) in self.moved:
                     continue
                 if inserted:
                     self.add(
                         Problem(
                             "inserted",
-                            f"event {event_id} ({action}, {occurred_at}) was inserted: it did not"
-                            " exist when the events around it were sealed",
+                            f"event {event_id} ({action}, {occurred_at}) was inserted: {inserted}",
                             event_id=event_id,
                         )
                     )
@@ -489,5 +506,6 @@ def verify(
         conn.execute("set local jit = off")
         work = _Verification(conn, keys, notes or {}, limit)
         work.run(progress)
+        work.check_repeated()
         work.check_unsealed()
         return work.report
