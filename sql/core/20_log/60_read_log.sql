@@ -10,16 +10,6 @@
 -- then those written since. A materialized view is what a restore runs by itself: it notes, in the new cluster and before the
 -- first write, which cluster this is and the last id that came along.
 
-create materialized view pgaudit_wf.log_origin as
-select
-    (select system_identifier from pg_catalog.pg_control_system()) as system_identifier,
-    (select case when is_called then last_value else 0 end from pgaudit_wf.security_audit_log_id_seq) as inherited_id;
-comment on materialized view pgaudit_wf.log_origin is
-    'The cluster that the log is in, and the last event id that was restored into it. '
-    'Refreshed by pg_restore; never refresh it by hand.';
-comment on column pgaudit_wf.log_origin.system_identifier is 'pg_control_system().system_identifier of the cluster.';
-comment on column pgaudit_wf.log_origin.inherited_id is 'Last id given before the log was restored here; 0 in its first cluster.';
-
 create table pgaudit_wf.log_generation (
     inherited_id bigint primary key,
     system_identifier bigint not null,
@@ -29,9 +19,35 @@ comment on table pgaudit_wf.log_generation is
     'The clusters that the log has been in, oldest first: transaction ids can only be compared within one of them.';
 comment on column pgaudit_wf.log_generation.inherited_id is 'Last event id from before this cluster.';
 comment on column pgaudit_wf.log_generation.system_identifier is 'The cluster.';
-comment on column pgaudit_wf.log_generation.noted_at is 'When a reader first saw it.';
-insert into pgaudit_wf.log_generation (inherited_id, system_identifier)
-select inherited_id, system_identifier from pgaudit_wf.log_origin;
+comment on column pgaudit_wf.log_generation.noted_at is 'When it was noted: by the restore, or by a reader that saw it first.';
+
+create function pgaudit_wf._note_origin(out system_identifier bigint, out inherited_id bigint)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    select c.system_identifier into _note_origin.system_identifier from pg_control_system() as c;
+    select case when s.is_called then s.last_value else 0 end into _note_origin.inherited_id
+    from pgaudit_wf.security_audit_log_id_seq as s;
+    -- At once, as the next restore may be into the cluster before this one, and before anybody has read here.
+    insert into pgaudit_wf.log_generation (inherited_id, system_identifier)
+    select _note_origin.inherited_id, _note_origin.system_identifier
+    where _note_origin.system_identifier is distinct from (
+        select g.system_identifier from pgaudit_wf.log_generation as g order by g.inherited_id desc limit 1)
+    on conflict on constraint log_generation_pkey do update set system_identifier = excluded.system_identifier;
+end
+$$;
+comment on function pgaudit_wf._note_origin() is
+    'The cluster, and the last event id given, which it notes as a generation of the log: what log_origin is refreshed from.';
+
+create materialized view pgaudit_wf.log_origin as
+select o.system_identifier, o.inherited_id from pgaudit_wf._note_origin() as o;
+comment on materialized view pgaudit_wf.log_origin is
+    'The cluster that the log is in, and the last event id that was restored into it. '
+    'Refreshed by pg_restore; never refresh it by hand.';
+comment on column pgaudit_wf.log_origin.system_identifier is 'pg_control_system().system_identifier of the cluster.';
+comment on column pgaudit_wf.log_origin.inherited_id is 'Last id given before the log was restored here; 0 in its first cluster.';
 
 create function pgaudit_wf._is_moved() returns boolean
 language plpgsql stable security definer
