@@ -17,6 +17,8 @@ from typing import Any
 import psycopg
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
 
 EXPECTED = {

@@ -10,6 +10,8 @@ import pytest
 
 from pgaudit_wf.dev.server import DevServer
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 STEP = re.compile(r"```sh\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
 

@@ -19,6 +19,8 @@ from pgaudit_wf.integrity.note import SigningKey
 from pgaudit_wf.integrity.proof import prove_event
 from pgaudit_wf.integrity.seal import Sealer
 
+pytestmark = pytest.mark.slow
+
 KEY = SigningKey("example.com/audit", bytes(range(32)))
 CHECKER = Path(__file__).parents[2] / "contrib" / "check_proof.py"
 ESCAPE = "\x1b[31m"

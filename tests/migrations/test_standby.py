@@ -20,6 +20,8 @@ from support.asserting import wait_until
 from support.command import command
 from support.server import Conn
 
+pytestmark = pytest.mark.slow
+
 KEY = SigningKey.generate("example.com/audit")
 
 

@@ -17,6 +17,8 @@ from pgaudit_wf.dev.binaries import OLDEST_MAJOR, find_binaries
 from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.schema.migrate import migrate
 
+pytestmark = pytest.mark.slow
+
 Conn = psycopg.Connection[Any]
 
 EVENTS: LiteralString = "select id, tx_id, action from pgaudit_wf.security_audit_log order by id"
