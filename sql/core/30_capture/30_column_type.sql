@@ -303,34 +303,35 @@ set search_path = pg_catalog, pg_temp
 as $$ select value $$;
 comment on function pgaudit_wf._value_bytes(bytea) is 'The bytes of a value that its digest is of: those that it consists of.';
 
+create function pgaudit_wf._unprinted(value anyelement) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return jsonb_build_object('hash', hash_record_extended(row(value), 0)::text, 'bytes', 'more than 1 GB');
+exception
+    when others then
+        return '{"hash": null, "bytes": "more than 1 GB"}';
+end
+$$;
+comment on function pgaudit_wf._unprinted(anyelement) is
+    'What stands for a value that PostgreSQL cannot print: its hash, which still shows when it differs; null for a type without one.';
+
 create function pgaudit_wf._digest(value anyelement) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     raw bytea;
-    hash bigint;
 begin
-    begin
-        raw := pgaudit_wf._value_bytes(value);
-        return jsonb_build_object('sha256', encode(sha256(raw), 'hex'), 'bytes', octet_length(raw));
-    exception
-        -- What PostgreSQL cannot print has no text to digest.
-        when others then
-            null;
-    end;
-    begin
-        hash := hash_record_extended(row(value), 0);
-    exception
-        when others then
-            null;
-    end;
-    return jsonb_build_object('hash', hash::text, 'bytes', 'more than 1 GB');
+    raw := pgaudit_wf._value_bytes(value);
+    return jsonb_build_object('sha256', encode(sha256(raw), 'hex'), 'bytes', octet_length(raw));
+exception
+    when others then
+        return pgaudit_wf._unprinted(value);
 end
 $$;
-comment on function pgaudit_wf._digest(anyelement) is
-    'A value as {"sha256": …, "bytes": …} of its bytes, or {"hash": …, "bytes": …} where it cannot be printed; '
-    'hash, which still shows when it differs, is null for a type without one.';
+comment on function pgaudit_wf._digest(anyelement) is 'A value as {"sha256": …, "bytes": …} of its bytes.';
 
 create function pgaudit_wf._put_large(
     op jsonb, path text[], value anyelement, beside jsonb default null, expression text default null, longest integer default null,
@@ -373,3 +374,32 @@ comment on function pgaudit_wf._put_large(jsonb, text[], anyelement, jsonb, text
     'and jsonb can hold it; else its digest, which the member digest of the operation then names. '
     'beside is the rest of the diff, room the bytes that it and the operation may take together; '
     'expression makes the value JSON ($1 is the value; null: to_jsonb).';
+
+create function pgaudit_wf._put_array(
+    op jsonb, path text[], value anyarray, beside jsonb default null, expression text default null, longest integer default null,
+    room integer default 234881024
+) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- To print an element takes up to a kilobyte, which is held until all are printed: 20 million points took 20 GB.
+    most constant integer := case
+        when (select typcategory from pg_type where oid = pg_typeof(value[1])) in ('N', 'B', 'S', 'E', 'D') then 10000000 else 1000000 end;
+    digest jsonb;
+begin
+    if value is null or cardinality(value) <= most then
+        return pgaudit_wf._put_large(op, path, value, beside, expression, longest, room);
+    end if;
+    begin
+        digest := pgaudit_wf._digest(array_send(value));
+    exception
+        when others then
+            digest := pgaudit_wf._unprinted(value);
+    end;
+    return jsonb_set(jsonb_set(op, path, digest), '{digest}',
+        coalesce(op -> 'digest', '[]') || to_jsonb(path[cardinality(path)]));
+end
+$$;
+comment on function pgaudit_wf._put_array(jsonb, text[], anyarray, jsonb, text, integer, integer) is
+    '_put_large() for an array: one of more elements than can be printed without taking gigabytes goes by the digest of its binary form.';

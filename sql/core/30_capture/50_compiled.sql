@@ -320,7 +320,10 @@ create function pgaudit_wf._put_expression(
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('pgaudit_wf._put_large(%s)', concat_ws(', ',
+    select format('pgaudit_wf.%s(%s)',
+        case when (select typcategory = 'A' and typelem <> 0 from pg_type where oid = pgaudit_wf._base_type((col).type))
+            then '_put_array' else '_put_large' end,
+        concat_ws(', ',
         op, quote_literal(path::text), pgaudit_wf._field(record_name, (col).name), beside,
         'expression => ' || quote_literal(nullif(pgaudit_wf._json_expression((col).type, '$1'), '$1')),
         'longest => ' || (col).longest, 'room => ' || room))

@@ -96,9 +96,9 @@ begin
             if pg_column_size(old.scopes) > 2340 or pg_column_compression(old.scopes) is not null
                 or pg_column_size(new.scopes) > 2340 or pg_column_compression(new.scopes) is not null then
                 event_op := jsonb_build_object('op', 'replace', 'path', '/scopes');
-                event_op := pgaudit_wf._put_large(event_op, '{value}', new.scopes, event_diff);
+                event_op := pgaudit_wf._put_array(event_op, '{value}', new.scopes, event_diff);
                 event_diff := coalesce(event_diff, '[]')
-                    || pgaudit_wf._put_large(event_op, '{old}', old.scopes, event_diff);
+                    || pgaudit_wf._put_array(event_op, '{old}', old.scopes, event_diff);
             else
                 event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/scopes',
                     'old', old.scopes,
@@ -176,7 +176,7 @@ begin
             event_op := pgaudit_wf._put_large(event_op, '{value,user_id}', new.user_id);
             event_op := pgaudit_wf._put_large(event_op, '{value,name}', new.name);
             event_op := pgaudit_wf._put_large(event_op, '{value,key_prefix}', new.key_prefix);
-            event_op := pgaudit_wf._put_large(event_op, '{value,scopes}', new.scopes);
+            event_op := pgaudit_wf._put_array(event_op, '{value,scopes}', new.scopes);
             event_diff := jsonb_build_array(event_op);
         else
             event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
@@ -227,7 +227,7 @@ begin
             event_op := pgaudit_wf._put_large(event_op, '{old,user_id}', old.user_id);
             event_op := pgaudit_wf._put_large(event_op, '{old,name}', old.name);
             event_op := pgaudit_wf._put_large(event_op, '{old,key_prefix}', old.key_prefix);
-            event_op := pgaudit_wf._put_large(event_op, '{old,scopes}', old.scopes);
+            event_op := pgaudit_wf._put_array(event_op, '{old,scopes}', old.scopes);
             event_diff := jsonb_build_array(event_op);
         else
             event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(

@@ -55,7 +55,7 @@ begin
                 event_op := pgaudit_wf._put_large(event_op, '{row,user_id}', old.user_id, room => 117440512);
                 event_op := pgaudit_wf._put_large(event_op, '{row,name}', old.name, room => 117440512);
                 event_op := pgaudit_wf._put_large(event_op, '{row,key_prefix}', old.key_prefix, room => 117440512);
-                event_op := pgaudit_wf._put_large(event_op, '{row,scopes}', old.scopes, room => 117440512);
+                event_op := pgaudit_wf._put_array(event_op, '{row,scopes}', old.scopes, room => 117440512);
                 before := event_op -> 'row';
                 digests_before := array(select jsonb_array_elements_text(event_op -> 'digest'));
             else
@@ -94,7 +94,7 @@ begin
                 event_op := pgaudit_wf._put_large(event_op, '{row,user_id}', new.user_id, room => 117440512);
                 event_op := pgaudit_wf._put_large(event_op, '{row,name}', new.name, room => 117440512);
                 event_op := pgaudit_wf._put_large(event_op, '{row,key_prefix}', new.key_prefix, room => 117440512);
-                event_op := pgaudit_wf._put_large(event_op, '{row,scopes}', new.scopes, room => 117440512);
+                event_op := pgaudit_wf._put_array(event_op, '{row,scopes}', new.scopes, room => 117440512);
                 after := event_op -> 'row';
                 digests_after := array(select jsonb_array_elements_text(event_op -> 'digest'));
             else

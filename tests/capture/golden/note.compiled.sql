@@ -66,9 +66,9 @@ begin
             if pg_column_size(old.tags) > 5461 or pg_column_compression(old.tags) is not null
                 or pg_column_size(new.tags) > 5461 or pg_column_compression(new.tags) is not null then
                 event_op := jsonb_build_object('op', 'replace', 'path', '/tags');
-                event_op := pgaudit_wf._put_large(event_op, '{value}', new.tags, event_diff);
+                event_op := pgaudit_wf._put_array(event_op, '{value}', new.tags, event_diff);
                 event_diff := coalesce(event_diff, '[]')
-                    || pgaudit_wf._put_large(event_op, '{old}', old.tags, event_diff);
+                    || pgaudit_wf._put_array(event_op, '{old}', old.tags, event_diff);
             else
                 event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/tags',
                     'old', old.tags,
@@ -122,7 +122,7 @@ begin
                 'reading_time', new.reading_time,
                 'access_code', case when new.access_code is distinct from null then '[redacted]' end));
             event_op := pgaudit_wf._put_large(event_op, '{value,title}', new.title);
-            event_op := pgaudit_wf._put_large(event_op, '{value,tags}', new.tags);
+            event_op := pgaudit_wf._put_array(event_op, '{value,tags}', new.tags);
             event_diff := jsonb_build_array(event_op);
         else
             event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
@@ -150,7 +150,7 @@ begin
                 'reading_time', old.reading_time,
                 'access_code', case when old.access_code is distinct from null then '[redacted]' end));
             event_op := pgaudit_wf._put_large(event_op, '{old,title}', old.title);
-            event_op := pgaudit_wf._put_large(event_op, '{old,tags}', old.tags);
+            event_op := pgaudit_wf._put_array(event_op, '{old,tags}', old.tags);
             event_diff := jsonb_build_array(event_op);
         else
             event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(

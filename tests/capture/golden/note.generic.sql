@@ -52,7 +52,7 @@ begin
                 'reading_time', old.reading_time,
                 'access_code', case when old.access_code is distinct from null then '[redacted]' end));
                 event_op := pgaudit_wf._put_large(event_op, '{row,title}', old.title, room => 117440512);
-                event_op := pgaudit_wf._put_large(event_op, '{row,tags}', old.tags, room => 117440512);
+                event_op := pgaudit_wf._put_array(event_op, '{row,tags}', old.tags, room => 117440512);
                 before := event_op -> 'row';
                 digests_before := array(select jsonb_array_elements_text(event_op -> 'digest'));
             else
@@ -85,7 +85,7 @@ begin
                 'reading_time', new.reading_time,
                 'access_code', case when new.access_code is distinct from null then '[redacted]' end));
                 event_op := pgaudit_wf._put_large(event_op, '{row,title}', new.title, room => 117440512);
-                event_op := pgaudit_wf._put_large(event_op, '{row,tags}', new.tags, room => 117440512);
+                event_op := pgaudit_wf._put_array(event_op, '{row,tags}', new.tags, room => 117440512);
                 after := event_op -> 'row';
                 digests_after := array(select jsonb_array_elements_text(event_op -> 'digest'));
             else
