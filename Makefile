@@ -15,7 +15,7 @@ PYTHON_NAME = $(shell $(BIN)/python -c 'import sys; print("Python %d.%d" % sys.v
 CONSTRAINTS = $(if $(shell grep -x '. $(PYTHON_NAME)' $(LOCK)),--constraint $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test golden docs lint check coverage bench migration release lock clean
+.PHONY: help venv demo test endurance golden docs lint check coverage bench migration release lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ demo: $(DEMO_STAMP) ## play a working day on an embedded PostgreSQL and print it
 
 test: $(STAMP) ## run the suite; PG=15|16|17|18 picks the server, ARGS='-k name' goes to pytest
 	PG=$(PG) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+endurance: $(STAMP) ## run what takes too long or too much memory for every run, on the server that PG= picks
+	PG=$(PG) PGAUDIT_WF_ENDURANCE=1 $(BIN)/python -m pytest -n 1 --timeout 1800 \
+		tests/endurance tests/capture/test_ddl_matrix.py $(ARGS)
 
 coverage: $(STAMP) ## run the suite and list what it never runs: lines of Python, functions in the database
 	rm -rf build/coverage

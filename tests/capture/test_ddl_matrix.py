@@ -24,10 +24,10 @@ def share(major: int, form: str) -> list[tuple[Case, str]]:
     """Return the cases to run here: all of them take minutes.
 
     CI's two servers, of an odd and an even version, share them for the compiled form; for the
-    generic one, each takes a quarter. PGAUDIT_WF_DDL=all has all of them run.
+    generic one, each takes a quarter. PGAUDIT_WF_ENDURANCE has all of them run.
     """
     cases = [(case, role) for case in generate() for role in case.roles]
-    if os.environ.get("PGAUDIT_WF_DDL") == "all":
+    if "PGAUDIT_WF_ENDURANCE" in os.environ:
         return cases
     return cases[major % 2 :: 2] if form == "compiled" else cases[major % 2 * 2 :: 4]
 

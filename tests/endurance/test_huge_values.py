@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
 from support.server import Conn
+
+pytestmark = pytest.mark.skipif(
+    "PGAUDIT_WF_ENDURANCE" not in os.environ,
+    reason="takes five minutes and 4 GB of memory: make endurance",
+)
 
 MIB = 1 << 20
 TEXT = f"repeat(chr(34), {200 * MIB})"
