@@ -15,6 +15,7 @@ from pgaudit_wf.integrity.note import SigningKey
 from pgaudit_wf.integrity.report import Problem, Report
 from pgaudit_wf.integrity.seal import Sealer
 from pgaudit_wf.integrity.verify import verify
+from pgaudit_wf.jobs.maintain import Hook, maintain
 from support.tampering import unlock
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
@@ -95,6 +96,24 @@ def test_what_was_archived_before_sealing_began_is_archived_again(
     seal(conn)
     conn.execute("select pgaudit_wf.prune(%s)", [partition(MONTHS[0])])
     assert verify(conn, [KEY.verifier]).holds
+
+
+def test_maintenance_that_seals_prunes_in_one_run(log: Connection, tmp_path: Path) -> None:
+    waiting = [step for step in maintain(log, archive_url=str(tmp_path)) if step.kind == "prune"]
+    assert [step.problem for step in waiting] == [
+        f"that {partition(MONTHS[1])} is archived is not sealed yet"
+    ]
+    hook = Hook("seal", lambda conn, _: Sealer(KEY).run(conn).events)
+    done = list(maintain(log, archive_url=str(tmp_path), hooks=[hook]))
+    assert ("prune", 300, None) in [(step.kind, step.events, step.problem) for step in done]
+    log.execute(
+        "insert into pgaudit_wf.security_audit_log (occurred_at, action)"
+        " values ('2021-05-30 12:00Z', 'thing.seen')"
+    )
+    log.execute("select pgaudit_wf.add_log_partition('2021-05-01')")
+    done = list(maintain(log, archive_url=str(tmp_path), hooks=[hook]))
+    assert [step.problem for step in done] == [None] * 3
+    assert verify(log, [KEY.verifier]).pruned == 601
 
 
 def victims(conn: Connection) -> list[int]:

@@ -25,6 +25,7 @@ from pgaudit_wf.errors import (
     DatabaseError,
     MaintenanceRunningError,
     MissingExtraError,
+    NotSealedError,
     translated,
 )
 from pgaudit_wf.jobs.service import Service
@@ -81,6 +82,8 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Hook:
     """A job of another module that runs as part of maintenance, before anything is archived.
+
+    It runs again where a month cannot be pruned because that it is archived is not sealed yet.
 
     `run` takes the connection and whether this is a dry run, and returns how many events it
     processed, or would process.
@@ -167,7 +170,7 @@ def maintain(
                 step = replace(step, problem=_NOT_ARCHIVED)
             try:
                 if step.problem is None:
-                    step = _do(conn, step, archive_url, archived, progress)
+                    step = _do(conn, step, archive_url, archived, hooks, progress)
             except ArchiveConflictError as error:
                 # A person must find out whose files those are before anything is removed.
                 yield replace(step, problem=str(error))
@@ -194,6 +197,7 @@ def _do(
     step: Step,
     archive_url: str | None,
     archived: set[str],
+    hooks: Sequence[Hook],
     progress: Progress | None,
 ) -> Step:
     def report(done: int, total: int) -> None:
@@ -213,7 +217,7 @@ def _do(
         if step.kind == "prune":
             if step.subject not in archived:
                 confirm_archive(conn, step.subject, report)
-            return replace(step, events=_locking(conn, "select pgaudit_wf.prune(%s)", step.subject))
+            return replace(step, events=_prune(conn, step.subject, hooks))
         # The same for a missing month and for one whose events wait in the default partition.
         month = step.subject.removeprefix("security_audit_log_y").replace("m", "-") + "-01"
         _locking(conn, "select pgaudit_wf.add_log_partition(%s)", month)
@@ -224,6 +228,18 @@ def _do(
         return replace(step, problem=str(error))
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
         return replace(step, problem="the log was too busy to lock; the next run tries again")
+
+
+def _prune(conn: Connection, partition: str, hooks: Sequence[Hook]) -> int:
+    try:
+        return _locking(conn, "select pgaudit_wf.prune(%s)", partition)
+    except NotSealedError:
+        if not hooks:
+            raise
+    # That the month is archived is an event of this run, which a hook may be there to seal.
+    for hook in hooks:
+        hook.run(conn, False)
+    return _locking(conn, "select pgaudit_wf.prune(%s)", partition)
 
 
 def _locking(conn: Connection, statement: LiteralString, argument: str) -> int:
