@@ -467,6 +467,13 @@ def test_an_erasure_is_feigned(sealed: Connection) -> None:
     assert "by event 1, which is not sealed" in released.message
 
 
+def test_a_leaf_is_of_nothing(sealed: Connection) -> None:
+    sealed.execute("update pgaudit_wf.log_leaf set tx_id = null where leaf_index = 4")
+    sealed.execute("update pgaudit_wf.log_leaf set occurred_at = null where leaf_index = 6")
+    found = [(p.kind, p.leaf_index) for p in check(sealed).problems if p.kind == "tree"]
+    assert found == [("tree", 4), ("tree", 6)]
+
+
 def test_a_salt_is_lost(sealed: Connection) -> None:
     sealed.execute("update pgaudit_wf.log_leaf set salt = null where leaf_index = 4")
     assert kinds(check(sealed).problems) == [("altered", event_ids(sealed)[4])]
@@ -583,6 +590,26 @@ def test_what_is_kept_of_a_snapshot_is_altered(
     found = check(app_conn).problems
     assert [(p.kind, p.version) for p in found] == [("altered", 2)]
     assert "log_leaf was altered" in found[0].message
+
+
+def test_what_a_pruning_kept_of_a_snapshot_is_altered(
+    app_conn: Connection, versions: Callable[[], str]
+) -> None:
+    versions()
+    start_over(app_conn)
+    app_conn.execute("delete from pgaudit_wf.version_place")
+    app_conn.execute(
+        "update pgaudit_wf.workflow_history set created_at = now() - interval '1 year'"
+    )
+    seal_all(app_conn)
+    app_conn.execute("update pgaudit_wf.version_policy set keep_versions = 1")
+    app_conn.execute("select pgaudit_wf.prune_history(1)")
+    seal_all(app_conn)
+    assert check(app_conn).holds
+    app_conn.execute(
+        "update pgaudit_wf.log_kept set commitment = sha256(commitment) where part = 'snapshot'"
+    )
+    assert [(p.kind, p.version) for p in check(app_conn).problems] == [("altered", 1)]
 
 
 def test_a_snapshot_is_destroyed(app_conn: Connection, versions: Callable[[], str]) -> None:
