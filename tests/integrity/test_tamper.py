@@ -10,11 +10,13 @@ from psycopg import sql
 
 from pgaudit_wf.context.block import request_context
 from pgaudit_wf.context.values import RequestContext
+from pgaudit_wf.integrity.back_dating import Clock, most_transactions
 from pgaudit_wf.integrity.note import SigningKey
 from pgaudit_wf.integrity.proof import newest_checkpoint
 from pgaudit_wf.integrity.report import Problem, Report
 from pgaudit_wf.integrity.seal import Sealer
 from pgaudit_wf.integrity.verify import verify
+from pgaudit_wf.trail.event import EventRow
 from support.tampering import LOG, unlock
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
@@ -422,6 +424,64 @@ def test_an_event_is_sealed_under_the_id_of_another(sealed: Connection) -> None:
     assert kinds(check(sealed).problems) == [("inserted", max(event_ids(sealed)))]
 
 
+def test_an_event_is_back_dated_and_sealed(conn: Connection) -> None:
+    for _ in range(most_transactions(conn) + 2):
+        conn.execute("select pgaudit_wf.record_event('report.made', 'report', '1')")
+    seal_all(conn)
+    for age in ("20 days", "30 minutes"):
+        conn.execute(
+            f"insert into {LOG} (occurred_at, action, captured) values (now() - %s::interval,"
+            " 'report.forged', true)",
+            [age],
+        )
+    seal_all(conn)
+    report = check(conn)
+    forged = max(event_ids(conn)) - 1
+    assert kinds(report.problems) == [("inserted", forged)]
+    assert report.problems[0].leaf_index == report.leaves - 2
+
+
+def test_long_transactions_do_not_look_back_dated() -> None:
+    """Three with lower numbers wrote later: with these, four were under way at noon."""
+    clock = Clock(4)
+    texts = [f"2026-03-01 {hour}:00:00{part}+00" for hour, part in ((14, ""), (16, ".5"), (15, ""))]
+    noon = "2026-03-01 12:00:00+00"
+    for number, text in enumerate([*texts, noon, noon]):
+        assert not clock.precedes_too_many(event(number, text))
+    assert not clock.precedes_too_many(event(8, "2026-03-01 14:30:00+00"))
+    assert clock.precedes_too_many(event(9, noon))
+
+
+@pytest.mark.parametrize("text", ["0044-03-15 12:00:00+00 BC", "-infinity"])
+def test_times_beyond_those_of_python(text: str) -> None:
+    clock = Clock(1)
+    assert not clock.precedes_too_many(event(1, "10000-01-01 00:00:00+00"))
+    assert not clock.precedes_too_many(event(2, "infinity"))
+    assert clock.precedes_too_many(event(3, text))
+
+
+def event(tx_id: int, occurred_at: str) -> EventRow[str, str]:
+    columns: dict[str, Any] = dict.fromkeys(EventRow._fields)
+    return EventRow(**columns | {"tx_id": str(tx_id), "occurred_at": occurred_at})
+
+
+def test_a_tile_and_a_feigned_erasure_are_both_told(sealed: Connection) -> None:
+    victim = event_ids(sealed)[13]
+    sealed.execute(
+        "select pgaudit_wf._keep_commitments(l, jsonb_populate_record(l, %s), 1)"
+        f" from {LOG} as l where id = %s",
+        ['{"actor_label": "X"}', victim],
+    )
+    sealed.execute(f"update {LOG} set actor_label = 'X' where id = %s", [victim])
+    sealed.execute(
+        "update pgaudit_wf.log_tile set hashes = set_byte(hashes, 15 * 32,"
+        " 255 - get_byte(hashes, 15 * 32)) where level = 0"
+    )
+    told = check(sealed).problems
+    assert {(p.kind, p.leaf_index) for p in told} == {("tree", 15), ("altered", 13)}
+    assert any("no erasure is recorded" in p.message for p in told)
+
+
 def test_events_are_sealed_twice(sealed: Connection) -> None:
     """The sealer's place is set back, and the index gone that would stop it."""
     sealed.execute("update pgaudit_wf.reader set cursor = null where name = 'seal'")
@@ -465,6 +525,13 @@ def test_an_erasure_is_feigned(sealed: Connection) -> None:
     assert kinds([told, released]) == [("altered", victim)] * 2
     assert "no erasure is recorded" in told.message
     assert "by event 1, which is not sealed" in released.message
+
+
+def test_a_leaf_is_of_nothing(sealed: Connection) -> None:
+    sealed.execute("update pgaudit_wf.log_leaf set tx_id = null where leaf_index = 4")
+    sealed.execute("update pgaudit_wf.log_leaf set occurred_at = null where leaf_index = 6")
+    found = [(p.kind, p.leaf_index) for p in check(sealed).problems if p.kind == "tree"]
+    assert found == [("tree", 4), ("tree", 6)]
 
 
 def test_a_salt_is_lost(sealed: Connection) -> None:
@@ -583,6 +650,26 @@ def test_what_is_kept_of_a_snapshot_is_altered(
     found = check(app_conn).problems
     assert [(p.kind, p.version) for p in found] == [("altered", 2)]
     assert "log_leaf was altered" in found[0].message
+
+
+def test_what_a_pruning_kept_of_a_snapshot_is_altered(
+    app_conn: Connection, versions: Callable[[], str]
+) -> None:
+    versions()
+    start_over(app_conn)
+    app_conn.execute("delete from pgaudit_wf.version_place")
+    app_conn.execute(
+        "update pgaudit_wf.workflow_history set created_at = now() - interval '1 year'"
+    )
+    seal_all(app_conn)
+    app_conn.execute("update pgaudit_wf.version_policy set keep_versions = 1")
+    app_conn.execute("select pgaudit_wf.prune_history(1)")
+    seal_all(app_conn)
+    assert check(app_conn).holds
+    app_conn.execute(
+        "update pgaudit_wf.log_kept set commitment = sha256(commitment) where part = 'snapshot'"
+    )
+    assert [(p.kind, p.version) for p in check(app_conn).problems] == [("altered", 1)]
 
 
 def test_a_snapshot_is_destroyed(app_conn: Connection, versions: Callable[[], str]) -> None:

@@ -44,13 +44,13 @@ EVENTS = sql.SQL(
     "select l.leaf_index, l.event_id, l.tx_id, l.occurred_at, l.salt, {} from pgaudit_wf.log_leaf"
     " as l left join pgaudit_wf.security_audit_log as e"
     " on e.tx_id = l.tx_id and e.id = l.event_id and e.occurred_at = l.occurred_at"
-    " where l.event_id is not null order by l.leaf_index"
+    " where num_nonnulls(l.event_id, l.tx_id, l.occurred_at) = 3 order by l.leaf_index"
 ).format(column_list(EVENT_COLUMNS, sql.SQL("e")))
 VERSIONS = sql.SQL(
     "select l.leaf_index, l.workflow_id, l.version, l.salt, l.snapshot, {} from pgaudit_wf.log_leaf"
     " as l left join pgaudit_wf.workflow_history as h"
     " on h.workflow_id = l.workflow_id and h.version = l.version"
-    " where l.workflow_id is not null order by l.leaf_index"
+    " where num_nonnulls(l.workflow_id, l.version) = 2 order by l.leaf_index"
 ).format(column_list(leaves.VersionRow._fields, sql.SQL("h")))
 BY_ID = sql.SQL("select {} from pgaudit_wf.security_audit_log as e where e.id = %s").format(
     column_list(EVENT_COLUMNS, sql.SQL("e"))
@@ -118,8 +118,8 @@ def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | Non
     if not isinstance(row, EventRow):
         snapshot = item.snapshot.hex() if item.snapshot is not None else None
         if row.snapshot is None and snapshot is not None:
-            found["snapshot"] = snapshot
-        elif found.get("snapshot") != snapshot:
+            found.setdefault("snapshot", snapshot)
+        if found.get("snapshot") != snapshot:
             raise ValueError("the commitment to its snapshot in log_leaf was altered")
     return leaf_hash(leaves.canonical(leaves.leaf_of(row, found)))
 

@@ -22,6 +22,7 @@ from psycopg.types.string import TextLoader
 
 from pgaudit_wf.errors import NoteError, translated
 from pgaudit_wf.integrity import leaf as leaves
+from pgaudit_wf.integrity.back_dating import Clock, most_transactions
 from pgaudit_wf.integrity.merkle import HASH_SIZE
 from pgaudit_wf.integrity.note import Checkpoint, Note, VerifierKey, open_checkpoint
 from pgaudit_wf.integrity.release import CANDIDATES, Releases
@@ -70,6 +71,7 @@ class _Verification:
         self.swappable: list[tuple[Item, leaves.Row, bytes, int]] = []
         self.moved: set[str] = set()
         self.releases = Releases((), limit)
+        self.clock = Clock(most_transactions(conn))
         # Checkpoints that held: the size, and when it was sealed.
         self.held: list[tuple[int, datetime | None]] = []
         self.broken = False
@@ -180,7 +182,7 @@ class _Verification:
         marks = self.marks()
         mark = next(marks, None)
         items, hashes = self.items(), self.hashes()
-        item = next(items, None)
+        item = self.following(items, -1)
         size = 0
         for stored in hashes:
             found: bytes | None = None
@@ -261,6 +263,13 @@ class _Verification:
         elif doubt := self.releases.doubt(self.conn, item, row, kept):
             self.suspects.append((item, "altered", doubt, None, stored))
         elif isinstance(row, EventRow):
+            if self.clock.precedes_too_many(row):
+                doubt = (
+                    f"was inserted, or the clock was wrong: at {row.occurred_at}, which it says,"
+                    " more transactions of earlier leaves were yet to write than can be under way"
+                )
+                self.suspects.append((item, "inserted", doubt, None, stored))
+                return found
             self.report.events += 1
             self.releases.hear(row)
         else:
@@ -329,7 +338,12 @@ class _Verification:
                             intact_at=mark.sealed_at,
                         )
                     )
-            self.suspects = [suspect for suspect in self.suspects if suspect[1] == "removed"]
+            # Those whose tile is wrong, not their row, are told above.
+            self.suspects = [
+                (item, kind, message, row, stored)
+                for item, kind, message, row, stored in self.suspects
+                if self.span[item.index - first][1] in (None, stored)
+            ]
             self.tree = repaired
             self.blame(mark.sealed_at)
             self.hold(mark)
