@@ -165,6 +165,23 @@ def test_events_that_were_never_archived_are_missed(
     assert [p.event_id for p in found if p.kind == "removed" and p.event_id in gone] == gone
 
 
+def test_months_of_other_ages_are_not_that_month(conn: Connection, tmp_path: Path) -> None:
+    conn.execute(
+        "insert into pgaudit_wf.security_audit_log (occurred_at, action) values"
+        " ('2021-03-10Z', 'thing.seen'), ('2021-03-10Z BC', 'thing.seen')"
+    )
+    conn.execute("select pgaudit_wf.add_log_partition('2021-03-01')")
+    seal(conn)
+    archive_partition(conn, partition(MONTHS[0]), str(tmp_path))
+    seal(conn)
+    conn.execute("select pgaudit_wf.prune(%s)", [partition(MONTHS[0])])
+    report = verify(conn, [KEY.verifier])
+    assert (report.holds, report.pruned) == (True, 1), report.problems
+    unlock(conn)
+    conn.execute("delete from pgaudit_wf.security_audit_log where occurred_at < '0001-01-01'")
+    assert [p.kind for p in problems(conn)] == ["removed"]
+
+
 def test_an_event_that_is_not_signed_lets_nothing_go(log: Connection) -> None:
     """Leaf, tile and checkpoint are easily added; only the signature is not."""
     gone = victims(log)

@@ -18,6 +18,7 @@ from pgaudit_wf.schema.migrate import migrate
 from pgaudit_wf.trail.reads import follow_trail, latest_trail, read_log
 from support.copied import catch_up, copy_files, cut_off, follow, halt
 from support.server import Conn
+from support.tampering import unlock
 
 KEY = SigningKey("example.com/audit", bytes(range(32)))
 
@@ -175,3 +176,16 @@ def test_a_failover_without_the_last_commits_is_noticed(
             assert after.seen == [(number, at) for number, _, at in logged(conn)]
             assert len(after.seen) == kept + 8
             assert not conn.execute("select from pgaudit_wf.doctor()").fetchall()
+
+
+def test_a_reader_in_the_database_goes_on_where_its_event_was_removed(conn: Conn) -> None:
+    """It is set back with the log; and whoever removes an event must not stop sealing by that."""
+    conn.execute("select pgaudit_wf.record_event('x.first'), pgaudit_wf.record_event('x.second')")
+    Sealer(KEY).step(conn)
+    (cursor,) = conn.execute("select cursor from pgaudit_wf.reader").fetchone() or ("",)
+    unlock(conn)
+    conn.execute("delete from pgaudit_wf.security_audit_log where action = 'x.second'")
+    conn.execute("select pgaudit_wf.record_event('x.third')")
+    assert Sealer(KEY).step(conn).events == 1
+    with pytest.raises(psycopg.Error, match="is no longer in the log"):
+        conn.execute("select pgaudit_wf.read_log(%s)", [cursor])

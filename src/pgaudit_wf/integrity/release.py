@@ -34,6 +34,12 @@ CANDIDATES = """
 Ranges = list[tuple[int, int]]
 
 
+def _month(item: Item) -> str:
+    """Return the month of an event as audit.archived names it; before Christ none has a name."""
+    at = item.subject[2]
+    return at[:7] if at[4:5] == "-" and not at.endswith("BC") else at
+
+
 class _Month:
     """The digest over a month's leaves, at each size of the tree at which it is asked for."""
 
@@ -124,7 +130,7 @@ class Releases:
 
     def see(self, item: Item, leaf: bytes) -> None:
         """Take the hash that the tree has for an event's leaf."""
-        month = self._months.get(item.subject[2][:7])
+        month = self._months.get(_month(item))
         if month is not None:
             month.add(item.index, leaf)
 
@@ -151,7 +157,7 @@ class Releases:
     def miss(self, item: Item, kept: Mapping[str, leaves.Kept]) -> None:
         """Take an event's leaf whose row is gone, and what an erasure in its archive left."""
         self._lack(item, kept)
-        gone = self._gone[item.subject[2][:7]]
+        gone = self._gone[_month(item)]
         if gone.ranges and gone.ranges[-1][1] == item.index:
             gone.ranges[-1] = (gone.ranges[-1][0], item.index + 1)
         else:
