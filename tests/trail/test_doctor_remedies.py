@@ -120,6 +120,41 @@ FAULTS = {
 }
 
 
+# Whoever pastes a remedy runs what it says, and nothing that a table's owner chose as a name.
+EVIL = 't"\n; create table pasted (); --'
+
+
+@pytest.mark.parametrize("column", ["nodes", "name", "id", "hash"])
+def test_a_name_in_a_remedy_is_only_a_name(conn: Conn, column: str) -> None:
+    names = {"t": EVIL, "r": f"{EVIL} runs", "c": f"{column}{EVIL}"}
+    quoted = {name: '"' + text.replace('"', '""') + '"' for name, text in names.items()}
+    literal = {name: "'" + text.replace("'", "''") + "'" for name, text in names.items()}
+    columns = {name: quoted["c"] if name == column else name for name in ("nodes", "name", "id")}
+    hash_column = quoted["c"] if column == "hash" else "hash"
+    conn.execute(
+        f"create table {quoted['t']} ({columns['id']} text primary key, {columns['name']} text,"
+        f" {columns['nodes']} jsonb, edges jsonb);"
+        f"create table {quoted['r']} (id int primary key, workflow_id text, {hash_column} text,"
+        " type text, label text)".encode()
+    )
+    named = {name: literal["c"] if name == column else f"'{name}'" for name in ("nodes", "name")}
+    stamped = literal["c"] if column == "hash" else "'hash'"
+    conn.execute(
+        "select pgaudit_wf.attach_workflow(format('%I', {t})::regclass, nodes_column => {nodes},"
+        " name_column => {name}); select pgaudit_wf.attach_execution(format('%I', {r})::regclass,"
+        " format('%I', {t})::regclass, hash_column => {hash}, type_column => 'type',"
+        " label_column => 'label')".format(**literal, **named, hash=stamped).encode()
+    )
+    assert findings(conn) == []
+    target = quoted["r" if column == "hash" else "t"]
+    conn.execute(f"alter table {target} drop column {quoted['c']} cascade".encode())
+    found = findings(conn)
+    assert found
+    for _, remedy in found:
+        conn.execute(remedy.encode())
+    assert conn.execute("select to_regclass('pasted')").fetchone() == (None,)
+
+
 def findings(conn: Conn) -> list[tuple[str, str]]:
     return conn.execute("select problem, remedy from pgaudit_wf.doctor()").fetchall()
 

@@ -96,8 +96,9 @@ as $$
             else 'versions are kept without it' end),
         case
             when problem.role in ('nodes_column', 'edges_column') and problem.given is null then
-                format('alter table %s add column %I jsonb not null default ''[]''; -- or name another: '
-                    'select pgaudit_wf.attach_workflow(%L, %s => …);', (setting).target, problem.name, (setting).target, problem.role)
+                -- No name in a comment, which a line break would end: what follows would be run by whoever pastes it.
+                format('alter table %s add column %I jsonb not null default ''[]''; -- or name another one by attach_workflow()',
+                    (setting).target, problem.name)
             when problem.role in ('nodes_column', 'edges_column') then
                 format('alter table %s alter column %I type jsonb using %2$I::jsonb;', (setting).target, problem.name)
             when problem.role = 'listing_columns' then

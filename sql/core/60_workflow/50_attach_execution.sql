@@ -291,7 +291,7 @@ as $$
     select format('%s is "%s", which %s: its runs are not stamped in full', p.role, p.name,
             coalesce('is of type ' || p.given, 'does not exist')),
         format(case when p.given is null then 'alter table %s add column %I text;' else 'alter table %s alter column %I type text;' end
-            || ' -- or name another: select pgaudit_wf.attach_execution(%L, %s => …);', (run).target, p.name, (run).target, p.role)
+            || ' -- or name another one by attach_execution()', (run).target, p.name)
     from pgaudit_wf._stamp_problems(run) as p
 $$;
 comment on function pgaudit_wf._lost_stamps(pgaudit_wf.execution_attachment) is

@@ -188,8 +188,7 @@ as $$
             when s.workflow in (select w.target from pgaudit_wf.workflow_attachment as w)
                 then pgaudit_wf._call_with('attach_execution', s.relation, s.settings)
             else format('drop function %s cascade;'
-                ' -- or attach_execution() with another table of workflows, as its own (%s) is not there',
-                s.function, s.settings ->> 'workflow')
+                ' -- or attach_execution() with another table of workflows, as its own is not there', s.function)
         end
     from stamped as s
     where not exists (select from pgaudit_wf.execution_attachment as e where e.target = s.relation)
