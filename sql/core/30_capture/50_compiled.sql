@@ -152,11 +152,9 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select e'array_remove(array[\n            '
-        || string_agg(format('case when %s then %L end', test, name), e',\n            ' order by position)
+        || string_agg(format('case when %s then %L end', test, (columns[position]).name), e',\n            ' order by position)
         || '], null)'
-    from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, large_from, longest, position),
-    pgaudit_wf._json_null_test(
-        row(name, type, redacted, by_text, toastable, large_from, longest)::pgaudit_wf.capture_column, record_name) as test
+    from generate_subscripts(columns, 1) as position, pgaudit_wf._json_null_test(columns[position], record_name) as test
     where test is not null
 $$;
 comment on function pgaudit_wf._json_null_columns(pgaudit_wf.capture_column[], text) is
@@ -258,11 +256,10 @@ as $$
         string_agg(format(e'jsonb_build_object(\n                %s)', listed), e'\n            || ' order by chunk), '''{}''::jsonb')
     from (
         select (position - 1) / 50 as chunk,
-            string_agg(format('%L, %s', name,
-                pgaudit_wf._visible_value(
-                    row(name, type, redacted, by_text, toastable, large_from, longest)::pgaudit_wf.capture_column, record_name)),
+            string_agg(
+                format('%L, %s', (columns[position]).name, pgaudit_wf._visible_value(columns[position], record_name)),
                 e',\n                ' order by position) as listed
-        from unnest(columns) with ordinality as col (name, type, redacted, by_text, toastable, large_from, longest, position)
+        from generate_subscripts(columns, 1) as position
         group by chunk
     ) as chunks
 $$;
@@ -355,11 +352,8 @@ end if;$row$,
             'finish', finish,
             'plain', plain)) end
     from (
-        select col, position, pgaudit_wf._large_test(col, record_name) as test
-        from (
-            select row(name, type, redacted, by_text, toastable, large_from, longest)::pgaudit_wf.capture_column as col, position
-            from unnest(columns) with ordinality as listed (name, type, redacted, by_text, toastable, large_from, longest, position)
-        ) as described
+        select columns[position] as col, position, pgaudit_wf._large_test(columns[position], record_name) as test
+        from generate_subscripts(columns, 1) as position
     ) as tested
 $$;
 comment on function pgaudit_wf._whole_row_statements(pgaudit_wf.capture_column[], text, text, text[], integer, text[], text) is

@@ -26,6 +26,19 @@ as $$
 $$;
 comment on function pgaudit_wf._capture_function_name(regclass) is 'Name for the trigger function of a table, such as capture_invoice.';
 
+create function pgaudit_wf._descendants(target regclass) returns setof regclass
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with recursive descendant as (
+        select inhrelid from pg_inherits where inhparent = _descendants.target
+        union
+        select i.inhrelid from pg_inherits as i join descendant as d on i.inhparent = d.inhrelid
+    )
+    select inhrelid::regclass from descendant
+$$;
+comment on function pgaudit_wf._descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent also alters.';
+
 create function pgaudit_wf._check_attachable(target regclass) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -58,15 +71,8 @@ begin
     end if;
     -- Triggers are not inherited, and a parent's rows are read together with its children's.
     select child into related
-    from (
-        with recursive child (oid) as (
-            select inhrelid from pg_inherits where inhparent = _check_attachable.target and class.relkind = 'r'
-            union
-            select i.inhrelid from pg_inherits as i join child on i.inhparent = child.oid
-        )
-        select oid::regclass as child from child
-    ) as descendant
-    where child not in (select a.target from pgaudit_wf.attachment as a) order by child::text limit 1;
+    from pgaudit_wf._descendants(_check_attachable.target) as child
+    where class.relkind = 'r' and child not in (select a.target from pgaudit_wf.attachment as a) order by child::text limit 1;
     if found then
         raise exception '% has a table that inherits from it, %, whose rows its triggers would not see', _check_attachable.target, related
             using errcode = 'PA004', hint = format('Attach the child first: select pgaudit_wf.attach(%L);', related);
@@ -490,13 +496,14 @@ set search_path = pg_catalog, pg_temp
 as $$
     -- A statement trigger is not inherited by partitions, so TRUNCATE is watched where the rows are. Not by pg_partition_tree(), which
     -- locks every partition: DDL calls this, too.
-    with recursive part (relid) as (
-        select _leaf_tables.target::oid
-        union
-        select i.inhrelid from pg_inherits as i join part on i.inhparent = part.relid
-        join pg_class as c on c.oid = i.inhrelid and c.relispartition
-    )
-    select part.relid::regclass from part join pg_class as c on c.oid = part.relid where c.relkind <> 'p'
+    select part.relid
+    from (
+        select _leaf_tables.target as relid
+        union all
+        select d.relid from pgaudit_wf._descendants(_leaf_tables.target) as d (relid)
+        join pg_class as c on c.oid = d.relid and c.relispartition
+    ) as part
+    join pg_class as c on c.oid = part.relid and c.relkind <> 'p'
 $$;
 comment on function pgaudit_wf._leaf_tables(regclass) is 'The tables that hold a table''s rows: itself, or its partitions.';
 

@@ -248,19 +248,6 @@ $$;
 comment on function pgaudit_wf.recompile(regclass, text, boolean) is
     'Rewrites an attached table''s trigger functions after DDL; its settings and rules follow a renamed column.';
 
-create function pgaudit_wf._descendants(target regclass) returns setof regclass
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    with recursive descendant as (
-        select inhrelid from pg_inherits where inhparent = _descendants.target
-        union
-        select i.inhrelid from pg_inherits as i join descendant as d on i.inhparent = d.inhrelid
-    )
-    select inhrelid::regclass from descendant
-$$;
-comment on function pgaudit_wf._descendants(regclass) is 'Partitions and inheriting tables, which DDL on their parent also alters.';
-
 create function pgaudit_wf._forget(setting pgaudit_wf.attachment) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
