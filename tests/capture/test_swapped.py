@@ -51,6 +51,22 @@ def test_a_table_that_was_detached_is_not_named(conn: Conn) -> None:
     assert findings(conn) == []
 
 
+def test_a_table_created_again_is_attached_with_all_its_settings(conn: Conn) -> None:
+    make = "create table s (id int, k int, org text, label text, hidden text, more text)"
+    settings = "select to_jsonb(a) - 'attached_at' - 'target' from pgaudit_wf.attached as a"
+    conn.execute(make)
+    conn.execute(
+        "select pgaudit_wf.attach('s', 'kind', '{k,id}', 'org', 'label', '{more}', '{hidden}',"
+        " 'warn', 2000)"
+    )
+    before = conn.execute(settings).fetchall()
+    conn.execute("drop table s")
+    conn.execute(make)
+    [(_, remedy)] = findings(conn)
+    conn.execute(remedy)
+    assert conn.execute(settings).fetchall() == before
+
+
 @pytest.mark.parametrize("code", ["40001", "40P01", "55P03", "53100", "57P01"])
 def test_warn_leaves_to_the_application_what_it_can_try_again(conn: Conn, code: str) -> None:
     conn.execute("create table w (id int primary key)")

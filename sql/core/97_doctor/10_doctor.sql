@@ -5,11 +5,8 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((
-        select format('select pgaudit_wf.attach(%L, resource_type => %L, id_columns => %L, org_column => %L, label_column => %L, ',
-                relation, h.resource_type, setting.id_columns, setting.org_column, setting.label_column)
-            || format('ignore => %L, redact => %L, on_failure => %L);', setting.ignore, setting.redact, setting.on_failure)
-        from pgaudit_wf.attachment_history as h,
-        lateral jsonb_populate_record(null::pgaudit_wf.attachment, h.detail - 'target') as setting
+        select pgaudit_wf._call_with('attach', relation, h.detail - '{form,function_name}'::text[])
+        from pgaudit_wf.attachment_history as h
         where h.target = _attach_again.relation::text and h.change in ('attached', 'changed')
         order by h.id desc limit 1), format('select pgaudit_wf.attach(%L);', _attach_again.relation))
 $$;
@@ -180,7 +177,7 @@ as $$
         and not has_column_privilege(v.relowner, d.refobjid, d.refobjsubid::smallint, 'select')
     group by v.oid, owner.rolname, d.refobjid
     union all
-    select 'error', b.target::text, b.problem, 
+    select 'error', b.target::text, b.problem,
         format('delete from pgaudit_wf.action_rule where id = %s; -- or change its condition', b.rule_id)
     from pgaudit_wf.broken_rules() as b
     union all
