@@ -66,7 +66,6 @@ DEFINERS = {
     "_record_org_export": (READER, ONE_ORG),
     "describe_actors": (READER, ONE_ORG),
     "_has_event": (READER, "tells whether there is an event whose ids and time the caller knows"),
-    "_last_cursor": (READER, "tells an event's ids and time, and nothing else about it"),
     "log_generations": (READER, "tells the ranges of ids, and nothing of what is in them"),
 }
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -189,3 +190,71 @@ def test_a_reader_in_the_database_goes_on_where_its_event_was_removed(conn: Conn
     assert Sealer(KEY).step(conn).events == 1
     with pytest.raises(psycopg.Error, match="is no longer in the log"):
         conn.execute("select pgaudit_wf.read_log(%s)", [cursor])
+
+
+def as_reader(conn: Conn, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """Run a statement as the owner of organization a, who may read its events and no others."""
+    with conn.transaction():
+        conn.execute("set local app.org_id = 'a'; set local app.actor_id = 'ana'")
+        conn.execute("set local role pgaudit_wf_reader")
+        return conn.execute(statement.encode(), parameters).fetchall()
+
+
+def test_a_reader_of_one_organization_goes_on_without_a_word_of_others(conn: Conn) -> None:
+    conn.execute(
+        "create or replace view pgaudit_wf.org_member as"
+        " select 'a'::text as org_id, 'ana'::text as actor_id, 'owner'::text as role"
+    )
+
+    def record(org: str, at: str = "clock_timestamp()", tx_id: int | None = None) -> int:
+        row = conn.execute(
+            "insert into pgaudit_wf.security_audit_log (org_id, action, occurred_at, tx_id)"
+            f" values ('{org}', 'x', {at}, coalesce(%s::bigint, txid_current())) returning id",
+            [tx_id],
+        ).fetchone()
+        assert row
+        return int(row[0])
+
+    def read(after: str | None) -> list[tuple[Any, ...]]:
+        return as_reader(conn, "select cursor, (event).id from pgaudit_wf.read_log(%s)", after)
+
+    kept, lost = record("a"), record("a")
+    (_, _), (cursor, _) = read(None)
+    record("b")
+    [(end,)] = as_reader(conn, "select pgaudit_wf._log_end()")
+    others = conn.execute(
+        "select tx_id::text, id::text, extract(epoch from occurred_at)::text"
+        " from pgaudit_wf.security_audit_log where org_id = 'b'"
+    ).fetchone()
+    assert others
+    assert not {*others} & {*end.split("/")[2:]}
+    assert read(end) == []
+
+    unlock(conn)
+    conn.execute("delete from pgaudit_wf.security_audit_log where id = %s", [lost])
+    with pytest.raises(psycopg.Error) as caught:
+        read(cursor)
+    assert caught.value.sqlstate == "PA012"
+    hint = caught.value.diag.message_hint or ""
+    assert not any(re.search(rf"\b{re.escape(other)}\b", hint) for other in others)
+    [went_on] = re.findall(r'"(.+)"', hint)
+    assert went_on.split("/")[3] == str(kept)
+    assert read(went_on) == []
+
+    # Set back to before the end that was reached, transactions come again, at a later time.
+    before = int(end.split("/")[2]) - 1
+    record("b", tx_id=before)
+    assert read(end) == []
+    again = record("a", tx_id=before)
+    assert [number for _, number in read(went_on)] == [again]
+    for reader in (read, lambda after: read_log(conn, after)):
+        with pytest.raises((psycopg.Error, LogSetBackError), match="is no longer in the log"):
+            reader(end)
+
+    # A clock that was set back is no such thing.
+    record("a", at="clock_timestamp() + interval '1 hour'")
+    [(end,)] = as_reader(conn, "select pgaudit_wf._log_end()")
+    assert read(end) == []
+    assert read_log(conn, end).events == ()
+    new = record("a")
+    assert [number for _, number in read(end)] == [new]

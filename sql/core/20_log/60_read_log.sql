@@ -4,7 +4,9 @@
 -- whose transaction is below the oldest one still running, in the order (tx_id, id), and keep the last (tx_id, id) as the cursor.
 --
 -- A database that was set back, by point-in-time recovery or failover to a server without the last commits, gives the same ids to other
--- events. So a cursor also has the time of its event, and is refused where that event isn't in the log any more.
+-- events. So a cursor also has the time of its event, and is refused where that event isn't in the log any more. Where reading begins
+-- at the end of the log, whose last event need not be the reader's to know, the cursor stands before a transaction instead (its id is 0),
+-- at a time, and is refused where an event that it leaves behind was written later than that.
 --
 -- Transaction ids start over in a cluster restored from a dump, so the log has generations: the events that came with the dump,
 -- then those written since. A materialized view is what a restore runs by itself: it notes, in the new cluster and before the
@@ -124,7 +126,7 @@ comment on function pgaudit_wf._note_generation() is
 select pgaudit_wf.ensure_log_partitions();
 
 create function pgaudit_wf._last_cursor(first_id bigint, tx_id bigint, id bigint, until timestamptz) returns text
-language plpgsql stable security definer
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 -- Backwards along the primary keys, as read_log() goes forwards.
 set enable_sort = off
@@ -148,7 +150,37 @@ begin
 end
 $$;
 comment on function pgaudit_wf._last_cursor(bigint, bigint, bigint, timestamptz) is
-    'Cursor of the last event of a generation up to a transaction, id and time; where there is none, of the generation''s beginning.';
+    'Cursor of the last event of a generation, of those that the caller may read, up to a transaction, id and time; '
+    'where there is none, of the generation''s beginning.';
+
+create function pgaudit_wf._last_time(first_id bigint, below_tx bigint) returns timestamptz
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set enable_sort = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+declare
+    newest_id constant bigint := coalesce(
+        (select g.last_id from pgaudit_wf.log_generations() as g where g.first_id = _last_time.first_id), 9223372036854775807);
+begin
+    -- What was written after the log was set back has the highest transactions and the latest times: either tells, and each reader has
+    -- an index that finds one of them at once.
+    if row_security_active('pgaudit_wf.security_audit_log') then
+        return (
+            select l.occurred_at from pgaudit_wf.security_audit_log as l
+            where l.tx_id < _last_time.below_tx and l.id between _last_time.first_id and newest_id
+            order by l.occurred_at desc, l.id desc limit 1);
+    end if;
+    return (
+        select l.occurred_at from pgaudit_wf.security_audit_log as l
+        where l.tx_id < _last_time.below_tx and l.id between _last_time.first_id and newest_id
+        order by l.tx_id desc, l.id desc limit 1);
+end
+$$;
+comment on function pgaudit_wf._last_time(bigint, bigint) is
+    'Time of the last event of a generation, of those that the caller may read, that is of a transaction below the given one.';
 
 create function pgaudit_wf._has_event(cursor text, tx_id bigint, id bigint, occurred_at timestamptz) returns boolean
 language plpgsql stable security definer
@@ -190,6 +222,7 @@ declare
     reached_at constant timestamptz := to_timestamp(part[5]::double precision);
     below_tx constant bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
     remaining integer := read_log.max_events;
+    is_set_back boolean;
     found_events integer;
 begin
     if coalesce(read_log.max_events, 0) < 1 then
@@ -200,13 +233,18 @@ begin
         raise exception 'the cursor "%" does not belong to this log', read_log.after
             using errcode = 'PA007', hint = 'Pass a cursor that read_log() returned, or null to start at the beginning.';
     end if;
-    if after_tx > 0 and not pgaudit_wf._has_event(read_log.after, after_tx, after_id, reached_at) then
+    is_set_back := case
+        when after_tx <= 0 then false
+        when after_id > 0 then not pgaudit_wf._has_event(read_log.after, after_tx, after_id, reached_at)
+        else coalesce(pgaudit_wf._last_time(part[2]::bigint, after_tx) > reached_at, false) or (after_tx > below_tx and exists (
+            select from pgaudit_wf.log_generations() as g where g.first_id::text = part[2] and g.last_id is null)) end;
+    if is_set_back then
         -- A standby, or an old snapshot, may be behind what the cursor is from.
         if after_tx >= below_tx and (pg_is_in_recovery() or current_setting('transaction_isolation') <> 'read committed') then
             return;
         end if;
-        raise exception 'event % of %, which the cursor "%" stands at, is no longer in the log',
-                after_id, reached_at at time zone 'UTC', read_log.after
+        raise exception '% of %, which the cursor "%" stands at, is no longer in the log',
+                case when after_id > 0 then format('event %s', after_id) else 'the end' end, reached_at at time zone 'UTC', read_log.after
             using errcode = 'PA012',
                 detail = 'The database was restored to an earlier time, or failed over to a server without its last commits '
                     '(or somebody removed the event: pgaudit-wf verify tells). What was recorded since may have the same ids.',

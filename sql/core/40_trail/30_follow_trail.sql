@@ -4,10 +4,12 @@ create function pgaudit_wf._log_end() returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    -- Just below the oldest transaction that is still running: everything that read_log() could have returned by now.
-    select pgaudit_wf._last_cursor(
-        g.first_id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1, 9223372036854775807, 'infinity')
-    from pgaudit_wf.log_generations() as g
+    -- Before the oldest transaction that is still running: after everything that read_log() could have returned by now.
+    select format('%s/%s/%s/0/%s', g.system_identifier, g.first_id, running.below_tx, extract(epoch from greatest(
+        clock_timestamp(),
+        -- The clock may have been set back.
+        pgaudit_wf._last_time(g.first_id, running.below_tx))))
+    from pgaudit_wf.log_generations() as g, (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint as below_tx) as running
     where g.last_id is null
 $$;
 comment on function pgaudit_wf._log_end() is
