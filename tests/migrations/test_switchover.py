@@ -190,6 +190,72 @@ def test_readers_go_on_where_they_were(pair: Pair, late: bool) -> None:
     assert caught.value.sqlstate == "PA001"
 
 
+def record(conn: Conn, number: int, name: str) -> None:
+    """Record events of a transaction, of its savepoints, and of a handler that catches errors."""
+    with conn.transaction():
+        conn.execute("select pgaudit_wf.record_event(%s)", [f"x.{name}"])
+        with conn.transaction():
+            conn.execute("select pgaudit_wf.record_event(%s)", [f"x.{name}_savepoint"])
+    with conn.transaction():
+        for _ in range(3):
+            with conn.transaction(force_rollback=True):
+                conn.execute("select pgaudit_wf.record_event('x.undone')")
+        with conn.transaction(), conn.transaction():
+            conn.execute("select pgaudit_wf.record_event(%s)", [f"x.{name}_only"])
+    conn.execute("insert into warned values (%s)", [number])
+
+
+@pytest.mark.parametrize("count", [1, 30])
+@pytest.mark.parametrize("young", [False, True])
+def test_events_of_savepoints_are_told_from_those_that_came_along(
+    pair: Pair, count: int, young: bool
+) -> None:
+    if young:
+        # Transaction ids of the new server are far above those of the old one.
+        for _ in range(3000):
+            pair.new.execute("select pg_current_xact_id()")
+    for side in (pair.old, pair.new):
+        side.execute("create table warned (id int primary key)")
+    pair.old.execute("select pgaudit_wf.attach('warned', on_failure => 'warn')")
+    for number in range(5):
+        record(pair.old, number, "old")
+    read = advance(pair.old, 15)
+    # Too early, before the old server's last events.
+    with pair.new.transaction(), pair.new.transaction():
+        pair.new.execute("select pgaudit_wf.record_event('x.early')")
+    for number in range(5, 10):
+        record(pair.old, number, "old")
+    pair.catch_up()
+    before = pair.old.execute(EVENTS).fetchall()
+    pair.new.execute(f"drop subscription {pair.subscription}")
+    pair.new.execute("select pgaudit_wf.attach('warned', on_failure => 'warn')")
+    for number in range(count):
+        record(pair.new, 100 + number, "late")
+    written = len(pair.new.execute(EVENTS).fetchall()) - len(before)
+    assert written > count * 4
+    with pytest.raises(psycopg.Error) as caught:
+        advance(pair.new, 100)
+    assert caught.value.sqlstate == "PA011"
+    finished = pair.new.execute("select pgaudit_wf.finish_switchover()").fetchone()
+    after = pair.new.execute(EVENTS).fetchall()
+    assert set(before) <= set(after)
+    assert len({number for number, _, _ in after}) == len(after)
+    mine = [event for event in after if event not in set(before)]
+    assert finished == (len(mine),)
+    assert min(number for number, _, _ in mine) > max(number for number, _, _ in before)
+    assert {action for _, _, action in mine if action.startswith("x.")} == {
+        "x.early", "x.late", "x.late_savepoint", "x.late_only",
+    }  # fmt: skip
+    assert len(mine) == written
+    record(pair.new, 900, "new")
+    while found := advance(pair.new, 7):
+        read += found
+    assert sorted(read) == [number for number, _, _ in pair.new.execute(EVENTS).fetchall()]
+    assert not pair.new.execute(
+        "select from pgaudit_wf.doctor() where severity = 'error'"
+    ).fetchall()
+
+
 @pytest.mark.parametrize("pair", ["for table t"], indirect=True)
 def test_a_subscriber_that_audits_for_itself_records_each_change_once(pair: Pair) -> None:
     pair.new.execute("select pgaudit_wf.attach('t')")

@@ -65,11 +65,7 @@ begin
     end if;
     select o.system_identifier, o.inherited_id into origin from pgaudit_wf.log_origin as o;
     select g.system_identifier, g.inherited_id into newest from pgaudit_wf.log_generation as g order by g.inherited_id desc limit 1;
-    return newest.system_identifier <> origin.system_identifier and origin.inherited_id <= newest.inherited_id
-        -- An event that came with the log and is later than what a restore has noted: written by another transaction than it says.
-        and exists (
-            select from pgaudit_wf.security_audit_log as l
-            where l.id > origin.inherited_id and l.xmin::text::bigint <> l.tx_id % 4294967296);
+    return newest.system_identifier <> origin.system_identifier and origin.inherited_id <= newest.inherited_id;
 end
 $$;
 comment on function pgaudit_wf._is_moved() is

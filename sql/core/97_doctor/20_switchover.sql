@@ -56,27 +56,44 @@ as $$
 declare
     -- The last number given here.
     given constant bigint := (select case when is_called then last_value else 0 end from pgaudit_wf.security_audit_log_id_seq);
-    applied_until bigint;
     moved bigint;
 begin
     if given = 0 then
         return 0;
     end if;
-    -- Written here, and so by the transaction that they name, after all that the subscription wrote. No reader has seen any, as they are
-    -- refused until this is done.
-    applied_until := (
-        select max(l.xmin::text::bigint) from pgaudit_wf.security_audit_log as l where l.xmin::text::bigint <> l.tx_id % 4294967296);
     perform pgaudit_wf._open_log(true);
+    -- Neither who wrote an event is kept with it, nor when it arrived. But a number above those given here came along, and of two events
+    -- with the same number one did: so what is younger than all of these was written here, after the subscription, unless it is older
+    -- than all that got a lower number here. Of two older ones, that was which was written by the transaction that it names, or by one
+    -- of its savepoints, which have somewhat higher ids.
+    -- No reader has seen any, as they are refused until this is done.
     execute format(
-        'with mine as ('
-        '    delete from pgaudit_wf.security_audit_log as l'
-        '    where l.id <= $2 and l.xmin::text::bigint = l.tx_id %% 4294967296 and l.xmin::text::bigint > coalesce($3, 0)'
+        'with event as materialized ('
+        '    select id, tx_id, occurred_at, xmin::text::bigint as written, (xmin::text::bigint - tx_id) & 4294967295 as behind'
+        '    from pgaudit_wf.security_audit_log where id <= $2'
+        '), applied as materialized ('
+        '    select greatest('
+        '        0,'
+        '        (select max(xmin::text::bigint) from pgaudit_wf.security_audit_log where id > $2),'
+        '        (select max(older.written) from (select min(written) as written from event group by id having count(*) > 1) as older)'
+        '    ) as until'
+        '), ranked as ('
+        '    select *, count(*) over (partition by id) as namesakes, row_number() over ('
+        '        partition by id order by written > until and behind < 2147483648 desc, behind, written desc) as place'
+        '    from event, applied'
+        '), placed as ('
+        '    select *, min(written) filter (where namesakes > 1 and written > until) over (order by id) as earliest from ranked'
+        '), mine as ('
+        '    delete from pgaudit_wf.security_audit_log as l using placed as r'
+        '    where l.tx_id = r.tx_id and l.id = r.id and l.occurred_at = r.occurred_at and r.place = 1'
+        '        and (r.namesakes > 1'
+        '            or (r.written > r.until and r.written >= coalesce(r.earliest, 0) and r.behind < 2147483648))'
         '    returning l.*'
         ') insert into pgaudit_wf.security_audit_log (id, %1$s) overriding system value'
         ' select $1 + 1 + row_number() over (order by tx_id, id), %1$s from mine',
         (select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
             where attrelid = 'pgaudit_wf.security_audit_log'::regclass and attnum > 0 and not attisdropped and attname <> 'id'))
-        using _renumber_events.newest, given, applied_until;
+        using _renumber_events.newest, given;
     get diagnostics moved = row_count;
     perform pgaudit_wf._open_log(false);
     return moved;
