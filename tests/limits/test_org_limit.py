@@ -372,6 +372,45 @@ def test_a_server_without_event_triggers_survives_a_renamed_column(owner_dsn: st
             insert(conn, 4, 4)
 
 
+def test_a_condition_that_raises_fails_no_write(key: Conn) -> None:
+    def define(body: str) -> None:
+        key.execute(
+            "create or replace function holds(at timestamptz) returns boolean immutable"
+            f" language plpgsql as $$ begin {body} end $$".encode()
+        )
+
+    def findings() -> list[tuple[str, str]]:
+        return key.execute("select problem, remedy from pgaudit_wf.doctor()").fetchall()
+
+    sound = "return at is null;"
+    define(sound)
+    key.execute("update pgaudit_wf.limit_condition set condition = 'public.holds(revoked_at)'")
+    limit(key, 3)
+    insert(key, 1, 2)
+    assert used(key) == {"o1": 2}
+    define("raise 'no' using errcode = 'P0001';")
+    notices: list[str] = []
+    key.add_notice_handler(lambda diag: notices.append(diag.message_primary or ""))
+    insert(key, 3, 9)
+    key.execute("update key set org_id = 'o2' where id = 9; delete from key where id = 8")
+    assert notices == ["rows of key are not being counted (SQLSTATE P0001)"] * 3
+    # What another try may mend is the application's to try again.
+    define("raise 'again' using errcode = '40001';")
+    with pytest.raises(errors.SerializationFailure):
+        insert(key, 10, 10)
+    # A table that is attached with on_failure => 'warn' is told apart.
+    assert key.execute("select failures from pgaudit_wf.attached").fetchone() == (0,)
+    [(problem, remedy)] = findings()
+    assert problem.startswith("3 changes went through uncounted")
+    define(sound)
+    assert findings() == [(problem, remedy)]
+    key.execute("select pgaudit_wf.recount_usage('key')")
+    assert findings() == []
+    assert used(key) == {"o1": 7, "o2": 1}
+    with pytest.raises(psycopg.Error, match="limit of 3"):
+        insert(key, 10, 10)
+
+
 def at_once(dsn: str, writers: int, write: Callable[[Conn, int], object]) -> list[str | None]:
     """Let many connections write at the same moment; return each one's SQLSTATE."""
     ready = threading.Barrier(writers)

@@ -71,6 +71,15 @@ FAULTS = {
         "update pgaudit_wf.limit_target set stale_since = now()",
         "may be wrong",
     ),
+    "a limit's condition raises": (
+        "create function fails(text) returns boolean immutable language sql as 'select true';"
+        "insert into pgaudit_wf.limit_condition values ('part', 'public.fails(org_id)');"
+        "select pgaudit_wf.set_org_limit(null, 'part', 5);"
+        "create or replace function fails(text) returns boolean immutable language sql"
+        " as 'select 1 / length($1) > 0';"
+        "insert into part values (2, '')",
+        "changes went through uncounted",
+    ),
     "a guard of the log is dropped": (
         "drop trigger append_only on pgaudit_wf.security_audit_log_default",
         "append-only trigger",

@@ -202,12 +202,14 @@ create table pgaudit_wf.capture_failure (
     sqlstate text not null
 );
 comment on table pgaudit_wf.capture_failure is
-    'Changes that went through unrecorded, on tables attached with on_failure => ''warn''. Never holds values.';
+    'Changes that went through unrecorded, on tables attached with on_failure => ''warn'', '
+    'or uncounted, where the condition of a limit raised. Never holds values.';
 comment on column pgaudit_wf.capture_failure.id is 'Number of the failure.';
 comment on column pgaudit_wf.capture_failure.occurred_at is 'When it happened.';
 comment on column pgaudit_wf.capture_failure.target is 'The table.';
-comment on column pgaudit_wf.capture_failure.op is 'INSERT, UPDATE, DELETE or TRUNCATE.';
-comment on column pgaudit_wf.capture_failure.sqlstate is 'SQLSTATE of the error that kept it from being recorded.';
+comment on column pgaudit_wf.capture_failure.op is
+    'INSERT, UPDATE, DELETE or TRUNCATE of what is unrecorded; COUNT: it is recorded, but uncounted.';
+comment on column pgaudit_wf.capture_failure.sqlstate is 'SQLSTATE of the error that kept it from being recorded or counted.';
 
 create table pgaudit_wf.key_change (
     resource_type text not null,
@@ -234,4 +236,4 @@ exception
         raise warning 'pgaudit_wf could not count the failure either (SQLSTATE %)', sqlstate;
 end
 $$;
-comment on function pgaudit_wf._count_failure(text, text, text) is 'Notes a change that went through unrecorded (on_failure => ''warn'').';
+comment on function pgaudit_wf._count_failure(text, text, text) is 'Notes a change that went through unrecorded or uncounted.';

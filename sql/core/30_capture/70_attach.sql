@@ -606,7 +606,7 @@ select
     a.form,
     a.function_name,
     (select count(*) from pgaudit_wf.action_rule as r where r.resource_type = a.resource_type) as rules,
-    (select count(*) from pgaudit_wf.capture_failure as f where to_regclass(f.target) = a.target) as failures,
+    (select count(*) from pgaudit_wf.capture_failure as f where f.op <> 'COUNT' and to_regclass(f.target) = a.target) as failures,
     a.attached_at,
     a.attached_by
 from pgaudit_wf.attachment as a;

@@ -18,6 +18,7 @@ begin
                 (limited).target, pgaudit_wf._counted_alias(limited)))), e'\n')
         using (limited).resource_type;
     update pgaudit_wf.limit_target as t set stale_since = null where t.target = (limited).target;
+    delete from pgaudit_wf.capture_failure as f where f.op = 'COUNT' and to_regclass(f.target) = (limited).target;
 end
 $$;
 comment on function pgaudit_wf._count_usage(pgaudit_wf.limit_target) is

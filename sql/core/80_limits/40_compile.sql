@@ -97,11 +97,14 @@ begin
             perform pgaudit_wf._count_truncated({{type}});
         end if;
     exception
-        -- What the condition names was renamed or dropped meanwhile, and that must not fail the write.
-        -- Naming a virtual generated column raises an internal error.
-        when syntax_error_or_access_rule_violation or invalid_text_representation or invalid_schema_name or internal_error
-            or sqlstate 'PA003'
-        then
+        -- What the condition names was renamed or dropped meanwhile, or raises now, and that must not fail the write.
+        when others then
+            -- What goes away when it is tried again, the application is to try again.
+            if sqlstate ~ '^(40|53|55P03|57)' then
+                raise;
+            end if;
+            -- Only added to, so that nobody waits for another's transaction.
+            perform pgaudit_wf._count_failure({{table}}, 'COUNT', sqlstate);
             raise warning 'rows of % are not being counted (SQLSTATE %)', {{type}}, sqlstate
                 using hint = 'Fix pgaudit_wf.limit_condition and attach the table again: pgaudit_wf.doctor() says how.';
             return null;
@@ -120,6 +123,7 @@ $body$,
             'check of casts', case when (select a.form from pgaudit_wf.attachment as a where a.target = (limited).target) = 'generic'
                 then format('perform pgaudit_wf._refuse_casts(tg_relid, %L);', (limited).condition) else '' end,
             'branches', branches,
+            'table', quote_literal((limited).target),
             'type', quote_literal((limited).resource_type))), e'\n');
 end
 $$;

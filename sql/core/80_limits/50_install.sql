@@ -68,6 +68,7 @@ begin
     end if;
     if recount or known.resource_type <> limited.resource_type or known.stale_since is not null
         or known.condition is distinct from limited.condition or pgaudit_wf._needs_recount(known.basis, limited.basis)
+        or exists (select from pgaudit_wf.capture_failure as f where f.op = 'COUNT' and to_regclass(f.target) = limited.target)
     then
         perform pgaudit_wf.recount_usage(limited.resource_type);
     end if;

@@ -211,6 +211,18 @@ as $$
         format('select pgaudit_wf.recount_usage(%L);', t.resource_type)
     from pgaudit_wf.limit_target as t where t.stale_since is not null
     union all
+    select 'error', f.target,
+        format('%s changes went through uncounted, last at %s (SQLSTATE %s): the condition of its limit fails',
+            count(*), max(f.occurred_at), max(f.sqlstate)),
+        -- Whether the condition still fails is not ours to try.
+        coalesce(
+            format('delete from pgaudit_wf.limit_condition where resource_type = %1$L; select pgaudit_wf.recount_usage(%1$L); '
+                '-- or mend the condition, and only count', max(t.resource_type)),
+            format('delete from pgaudit_wf.capture_failure where target = %L and op = ''COUNT'';', f.target))
+    from pgaudit_wf.capture_failure as f left join pgaudit_wf.limit_target as t on t.target = to_regclass(f.target)
+    where f.op = 'COUNT'
+    group by f.target
+    union all
     select 'error', t.target::text,
         format('its rows are not being counted: column "%s", which its limit needs, does not exist', needed.name),
         case when needed.name = t.org_column
@@ -247,7 +259,7 @@ as $$
     select 'warning', f.target,
         format('%s changes went through unrecorded, last at %s (SQLSTATE %s)', count(*), max(f.occurred_at), max(f.sqlstate)),
         format('delete from pgaudit_wf.capture_failure where target = %L; -- once its cause has been found', f.target)
-    from pgaudit_wf.capture_failure as f group by f.target
+    from pgaudit_wf.capture_failure as f where f.op <> 'COUNT' group by f.target
     union all
     select 'warning', 'pgaudit_wf.alert_delivery',
         format('%s alerts were given up, last at %s (%s)', count(*), max(d.settled_at),
