@@ -12,8 +12,8 @@ from psycopg.conninfo import make_conninfo
 
 from support.ddl_matrix import Case, Matrix, generate, set_up, tear_down
 
-# Without event triggers nobody follows who owns a partitioned table, and a new owner has to attach
-# it again before making partitions: doctor() says so.
+# Without event triggers nobody follows who owns a partitioned table, and a new owner has to be let
+# make partitions of it: doctor() says how.
 NOT_FOLLOWED = (
     "reassign owned by ddl_owner to ddl_other; set",
     "alter table p owner to ddl_other; set",

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from typing import LiteralString
+
+import psycopg
 import pytest
+from psycopg import errors
+from psycopg.conninfo import make_conninfo
 
 from support.server import Conn
 
@@ -188,3 +194,48 @@ def test_a_remedy_ends_its_finding(conn: Conn, fault: str) -> None:
     assert conn.execute(
         "select count(*) from pgaudit_wf.security_audit_log where resource_type = 't'"
     ).fetchone() == (1,)
+
+
+def test_a_new_owner_of_a_partitioned_table_makes_partitions_again(owner_dsn: str) -> None:
+    """Where there are no event triggers, nobody notices that the table has another owner."""
+    owner = f"new_owner_{os.getpid()}"
+    settings: LiteralString = "select redact, on_failure, form from pgaudit_wf.attached"
+    with (
+        psycopg.connect(owner_dsn, autocommit=True) as conn,
+        psycopg.connect(make_conninfo(owner_dsn, user="postgres"), autocommit=True) as admin,
+    ):
+        conn.execute(
+            "create table part (id int primary key, org_id text, secret text, workflow_id int,"
+            " executed_workflow_hash text, triggered_by_credential_type text,"
+            " triggered_by_credential_label text) partition by range (id);"
+            "create table flow (id int primary key, nodes jsonb, edges jsonb);"
+            "select pgaudit_wf.attach_workflow('flow');"
+            "select pgaudit_wf.attach('part', redact => '{secret}', on_failure => 'warn');"
+            "select pgaudit_wf.attach_execution('part', 'flow')"
+        )
+        usual, before = findings(admin), conn.execute(settings).fetchall()
+        admin.execute(
+            f"create role {owner}; grant create, usage on schema public to {owner};"
+            f"alter table part owner to {owner}; alter table flow owner to {owner}".encode()
+        )
+        try:
+            admin.execute(f"set role {owner}".encode())
+            with pytest.raises(errors.InsufficientPrivilege):
+                admin.execute("create table one partition of part for values from (0) to (9)")
+            admin.execute("reset role")
+            named = [found for found in findings(admin) if found not in usual]
+            assert "partitions of it cannot be created" in named[0][0]
+            for _, remedy in named:
+                admin.execute(remedy.encode())
+            assert findings(admin) == usual
+            assert conn.execute(settings).fetchall() == before
+            admin.execute(f"set role {owner}".encode())
+            admin.execute("create table one partition of part for values from (0) to (9)")
+            admin.execute("insert into part (id, secret) values (1, 'hidden')")
+            admin.execute("reset role")
+            assert conn.execute(
+                "select diff #>> '{0,value,secret}' from pgaudit_wf.security_audit_log"
+                " where resource_type = 'part'"
+            ).fetchall() == [("[redacted]",)]
+        finally:
+            admin.execute(f"reset role; drop owned by {owner}; drop role {owner}".encode())

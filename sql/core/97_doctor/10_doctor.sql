@@ -181,13 +181,15 @@ as $$
         format('delete from pgaudit_wf.action_rule where id = %s; -- or change its condition', b.rule_id)
     from pgaudit_wf.broken_rules() as b
     union all
-    select 'error', a.target::text,
-        format('its owner %I may not execute %s: partitions of it cannot be created', c.relowner::regrole, p.oid::regprocedure),
-        format('select pgaudit_wf.attach(%L);', a.target)
-    from pgaudit_wf.attachment as a
-    join pg_class as c on c.oid = a.target and c.relkind = 'p'
-    join pg_proc as p on p.pronamespace = 'pgaudit_wf'::regnamespace and p.proname = a.function_name
-    where not has_function_privilege(c.relowner, p.oid, 'execute')
+    select distinct 'error', c.oid::regclass::text,
+        format('its owner %s may not execute %s: partitions of it cannot be created', c.relowner::regrole, p.oid::regprocedure),
+        -- Less than attach(), which takes the owner's rights.
+        format('grant execute on function %s to %s;', p.oid::regprocedure, c.relowner::regrole)
+    from pg_class as c
+    join pg_trigger as t on t.tgrelid = c.oid and not t.tgisinternal and t.tgtype & 1 = 1
+    join pg_proc as p on p.oid = t.tgfoid and p.pronamespace = 'pgaudit_wf'::regnamespace
+    where c.relkind = 'p' and not has_function_privilege(c.relowner, p.oid, 'execute')
+        and c.oid in (select a.target from pgaudit_wf.attachment as a union all select e.target from pgaudit_wf.execution_attachment as e)
     union all
     select 'error', a.target::text, lost.problem, lost.remedy
     from pgaudit_wf.attachment as a, pgaudit_wf._switched_off(a) as lost
