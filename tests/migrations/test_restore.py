@@ -16,6 +16,7 @@ from pgaudit_wf.dev.binaries import OLDEST_MAJOR, find_binaries
 from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.errors import MigrationError
 from pgaudit_wf.schema.migrate import migrate
+from support.copied import halt
 
 Conn = psycopg.Connection[Any]
 
@@ -55,6 +56,21 @@ select 'attachment', target::text, to_jsonb(a) - 'target' - 'columns' - 'written
 union all select 'workflow', target::text, to_jsonb(w) from pgaudit_wf.workflow_attachment as w
 union all select 'limit', target::text, to_jsonb(condition) from pgaudit_wf.limit_target
 union all select 'runs', target::text, to_jsonb(e) from pgaudit_wf.execution_attachment as e
+"""
+# What the new server may be built without.
+UNCOMPRESSED: LiteralString = """
+do $$
+declare
+    compressed record;
+begin
+    for compressed in
+        select attrelid::regclass as relation, attname from pg_attribute where attcompression = 'l'
+    loop
+        execute format('alter table %s alter %I set compression pglz',
+            compressed.relation, compressed.attname);
+    end loop;
+end
+$$
 """
 
 
@@ -217,6 +233,67 @@ def test_to_another_major_version_and_back(server: DevServer, empty: str, tmp_pa
             with psycopg.connect(dsn, autocommit=True) as restored:
                 heal(restored)
                 check(restored, before)
+
+
+@pytest.mark.slow
+def test_compression_that_the_new_server_does_not_have(tmp_path: Path) -> None:
+    with DevServer(find_binaries(OLDEST_MAJOR)) as old, DevServer(find_binaries()) as new:
+        migrate(old.dsn())
+        with psycopg.connect(old.dsn(), autocommit=True) as conn:
+            before = prepare(conn)
+            if not conn.execute("select from pg_attribute where attcompression = 'l'").fetchall():
+                pytest.skip("the old server has no lz4 either")
+        file = str(tmp_path / "dump")
+        run(new, "pg_dump", "-Fc", f"--file={file}", f"--dbname={old.dsn()}")
+        # pg_restore gives up a table whose compression fails; psql goes on after the statement.
+        run(new, "pg_restore", f"--file={file}.sql", file)
+        run(new, "psql", "-X", "-q", f"--file={file}.sql", f"--dbname={new.dsn()}")
+        with psycopg.connect(new.dsn(), autocommit=True) as restored:
+            heal(restored)
+            check(restored, before)
+
+
+@pytest.mark.slow
+def test_an_upgrade_in_place(tmp_path: Path) -> None:
+    oldest, newest = find_binaries(OLDEST_MAJOR), find_binaries()
+    if oldest.major == newest.major or not (newest.bindir / "pg_upgrade").exists():
+        pytest.skip("it takes two major versions, and the newer one's pg_upgrade")
+    with DevServer(oldest) as old, DevServer(newest) as new:
+        migrate(old.dsn())
+        with psycopg.connect(old.dsn(), autocommit=True) as conn:
+            before = prepare(conn)
+            conn.execute(UNCOMPRESSED)
+            (cursor,) = conn.execute(
+                "select max(cursor) from pgaudit_wf.read_log(null, 2)"
+            ).fetchone() or ("",)
+            unread = conn.execute(
+                "select (event).id from pgaudit_wf.read_log(%s)", [cursor]
+            ).fetchall()
+        halt(old)
+        halt(new)
+        made = new.data_dir.with_name("made")
+        initdb = [str(new.bin("initdb")), "-D", str(made), "-U", "postgres", "--auth=trust",
+            "--no-sync", "--encoding=UTF8", "--locale=C", "--no-data-checksums"]  # fmt: skip
+        upgrade = [str(new.bin("pg_upgrade")), "-U", "postgres", "-b", str(oldest.bindir),
+            "-B", str(newest.bindir), "-d", str(old.data_dir), "-D", str(made),
+            "-s", str(new.socket_dir)]  # fmt: skip
+        for command in (initdb, upgrade):
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=new.socket_dir,
+                **new.run_as,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+        new.data_dir.rename(new.data_dir.with_name("empty"))
+        made.rename(new.data_dir)
+        new.restart({"max_connections": 50})
+        with psycopg.connect(new.dsn(), autocommit=True) as upgraded:
+            heal(upgraded)
+            check(upgraded, before)
+            read = upgraded.execute(
+                "select (event).id from pgaudit_wf.read_log(%s)", [cursor]
+            ).fetchall()
+            assert read[: len(unread)] == unread
+            assert len(set(read)) == len(read) > len(unread)
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])

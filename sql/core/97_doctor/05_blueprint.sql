@@ -212,6 +212,10 @@ as $$
 declare
     object text;
 begin
+    -- A dump of the database is without its server's roles.
+    if to_regrole('pgaudit_wf_owner') is null then
+        create role pgaudit_wf_owner nologin;
+    end if;
     -- Routines last: those that follow DDL run at each of these, and are to find the rest theirs.
     for object in
         select 'schema pgaudit_wf'
