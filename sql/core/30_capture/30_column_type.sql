@@ -116,13 +116,17 @@ begin
         when info.typtype = 'c' then not exists (
             select from pg_attribute
             where attrelid = info.typrelid and attnum > 0 and not attisdropped and not pgaudit_wf._json_without_casts(atttypid))
-        -- Only the owner of a type can make a cast of it to json; 10 is the superuser that initdb made, who stays one.
-        else info.typowner = 10
+        -- Only the owner of a type can make a cast of it to json; 10 is the superuser that initdb made, who stays one. Of such casts,
+        -- hstore's is faithful; postgis' rounds, looks up a table that we may not read, and raises for some values.
+        else info.typowner = 10 and not exists (
+            select from pg_cast join pg_proc on pg_proc.oid = castfunc
+            where castsource = info.oid and casttarget = 'json'::regtype and probin is distinct from '$libdir/hstore')
     end;
 end
 $$;
 comment on function pgaudit_wf._json_without_casts(oid) is
-    'Whether to_jsonb() turns values of a type into JSON without running a cast that somebody other than a superuser can define.';
+    'Whether to_jsonb() turns values of a type into JSON without running a cast that somebody other than a superuser can define, '
+    'or that may lose something of the value, or raise.';
 
 create function pgaudit_wf._text_expression(type oid, expression text) returns text
 language sql stable
@@ -289,19 +293,17 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if pgaudit_wf._is_built_in(pg_typeof(value)) then
+    -- Not a function of its own: a type with an implicit cast to bytea, as postgis' are, could be meant by either.
+    if pgaudit_wf._base_type(pg_typeof(value)) = 'bytea'::regtype then
+        return value;
+    elsif pgaudit_wf._is_built_in(pg_typeof(value)) then
         return convert_to(value::text, 'UTF8');
     end if;
     return convert_to(format('%s', value), 'UTF8');
 end
 $$;
-comment on function pgaudit_wf._value_bytes(anyelement) is 'The bytes of a value that its digest is of: its text in UTF-8.';
-
-create function pgaudit_wf._value_bytes(value bytea) returns bytea
-language sql immutable parallel safe
-set search_path = pg_catalog, pg_temp
-as $$ select value $$;
-comment on function pgaudit_wf._value_bytes(bytea) is 'The bytes of a value that its digest is of: those that it consists of.';
+comment on function pgaudit_wf._value_bytes(anyelement) is
+    'The bytes of a value that its digest is of: those that a bytea consists of, else its text in UTF-8.';
 
 create function pgaudit_wf._unprinted(value anyelement) returns jsonb
 language plpgsql stable
@@ -351,7 +353,7 @@ begin
             if expression is null then
                 made := to_jsonb(value);
             else
-                execute 'select ' || expression into made using value;
+                execute format('select to_jsonb(%s)', expression) into made using value;
             end if;
             if pg_column_size(made) > room - pg_column_size(op) - coalesce(pg_column_size(beside), 0) then
                 made := null;
@@ -373,7 +375,7 @@ comment on function pgaudit_wf._put_large(jsonb, text[], anyelement, jsonb, text
     'An operation of a diff with a value that may be too large at the given path: as it is where it has at most longest bytes '
     'and jsonb can hold it; else its digest, which the member digest of the operation then names. '
     'beside is the rest of the diff, room the bytes that it and the operation may take together; '
-    'expression makes the value JSON ($1 is the value; null: to_jsonb).';
+    'expression makes the value JSON or text ($1 is the value; null: to_jsonb).';
 
 create function pgaudit_wf._put_array(
     op jsonb, path text[], value anyarray, beside jsonb default null, expression text default null, longest integer default null,
