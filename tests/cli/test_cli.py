@@ -162,6 +162,18 @@ def test_wrong_usage(cli: Callable[..., Result], arguments: list[str], message: 
     assert wrong.err.count("\n") == 1
 
 
+def test_a_row_with_a_huge_value_is_shown_cut(
+    on: Callable[..., Result], app_conn: psycopg.Connection
+) -> None:
+    app_conn.execute("create table doc (id int primary key, body text)")
+    app_conn.execute("select pgaudit_wf.attach('doc')")
+    app_conn.execute("insert into doc values (1, repeat('x', 5000000))")
+    shown = on("row", "doc", "1").out
+    assert "xx…" in shown
+    assert len(shown) < 50_000
+    assert json.loads(on("row", "doc", "1", "--json").out)["body"] == "x" * 5_000_000
+
+
 def test_status_for_people(on: Callable[..., Result], app_conn: psycopg.Connection) -> None:
     add_users(app_conn, "u", 3)
     out = on("status").out

@@ -28,7 +28,7 @@ from pgaudit_wf.cli.options import (
     UtcOption,
     filtering,
 )
-from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table
+from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table, shorten
 from pgaudit_wf.cli.printing.trail import print_line, print_trail
 from pgaudit_wf.exact_json import dumps
 from pgaudit_wf.trail.reads import (
@@ -43,6 +43,8 @@ from pgaudit_wf.trail.reads import (
 )
 
 _PAGE = 500
+# Laying out 60 MB as a table took minutes; --json has all of it.
+_LONGEST_VALUE = 10_000
 _LIST_LIMIT = 50
 _FOLLOW_LIMIT = 10
 
@@ -254,7 +256,7 @@ def row(
         print_table(
             ["Column", "Value"],
             [
-                [name, value if isinstance(value, str) else dumps(value)]
+                [name, shorten(value if isinstance(value, str) else dumps(value), _LONGEST_VALUE)]
                 for name, value in found.items()
             ],
         )
