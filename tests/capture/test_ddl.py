@@ -465,7 +465,7 @@ def test_a_dropped_table_is_forgotten_with_its_function(conn: Conn) -> None:
 def test_disabled_triggers_stay_disabled_through_ddl(conn: Conn) -> None:
     conn.execute("create table thing (id int primary key)")
     conn.execute("select pgaudit_wf.attach('thing')")
-    conn.execute('alter table thing disable trigger "!pgaudit_wf_insert"')
+    conn.execute('alter table thing disable trigger "!pgaudit_wf_batch_insert"')
     conn.execute("alter table thing add v int")
     conn.execute("insert into thing values (1)")
     conn.execute("update thing set v = 1")
@@ -481,12 +481,13 @@ def test_disabled_triggers_stay_disabled_through_ddl(conn: Conn) -> None:
         ("disable trigger user", "is disabled", 0),
         ("disable trigger all, enable trigger all", "calls itself a replica", 1),
         ("enable trigger user", "calls itself a replica", 1),
-        ('enable replica trigger "!pgaudit_wf_insert"', "fires in replicas only", 0),
+        ("enable replica trigger {}", "fires in replicas only", 0),
     ],
 )
 def test_whoever_switches_triggers_is_found(
-    db: Conn, ddl: str, problem: str, recorded: int
+    db: Conn, form: str, ddl: str, problem: str, recorded: int
 ) -> None:
+    ddl = ddl.format('"!pgaudit_wf_batch_insert"' if form == "compiled" else '"!pgaudit_wf_insert"')
     db.execute("create table thing (id int primary key)")
     db.execute("select pgaudit_wf.attach('thing')")
     db.execute(f"alter table thing {ddl}".encode())

@@ -196,7 +196,7 @@ def test_doctor_says_what_is_wrong(on: Callable[..., Result], app_conn: psycopg.
     sick = on("doctor")
     assert sick.code == 1
     assert "the trigger !pgaudit_wf_update is disabled" in sick.out
-    assert 'enable always trigger "!pgaudit_wf_update"' in sick.out
+    assert "select pgaudit_wf.attach('public.api_key');" in sick.out
     findings = json.loads(on("doctor", "--json").out)
     assert [f["severity"] for f in findings] == ["error", "warning"]
 

@@ -40,7 +40,7 @@ comment on column pgaudit_wf.attachment.function_name is 'Trigger function in sc
 comment on column pgaudit_wf.attachment.columns is 'The table''s columns as compiled, in order: how a rename is recognized.';
 comment on column pgaudit_wf.attachment.usage_granted is 'Owner of a partitioned table, granted USAGE on our schema because of it.';
 comment on column pgaudit_wf.attachment.written_for is
-    'What its functions were written for: a fingerprint of the columns, owner and root of the table.';
+    'What its functions were written for: a fingerprint of the table''s columns, owner, root and statement triggers in use.';
 comment on column pgaudit_wf.attachment.attached_at is 'When it was first attached.';
 comment on column pgaudit_wf.attachment.attached_by is 'Login role that first attached it.';
 

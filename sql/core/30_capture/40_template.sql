@@ -41,6 +41,12 @@ comment on function pgaudit_wf._fill(text, jsonb) is
     'On a line of its own, a slot takes an array of lines, each of which is indented as the slot is; '
     'none, or an empty text, removes the line. Elsewhere it takes a text. Raises an error if a slot has no piece.';
 
+create function pgaudit_wf._ending(lines text[], suffix text) returns text[]
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$ select lines[:cardinality(lines) - 1] || (lines[cardinality(lines)] || suffix) $$;
+comment on function pgaudit_wf._ending(text[], text) is 'The lines with something more after the last.';
+
 create function pgaudit_wf._trigger_template() returns text
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -63,6 +69,7 @@ begin
         -- A subscription that brings the log along brings this event, too.
         return null;
     end if;
+    {{check of the statement trigger}}
     {{begin of the attempt}}
     {{rows as JSON}}
     if tg_op = 'UPDATE' then
@@ -91,18 +98,7 @@ begin
         event_metadata := jsonb_build_object('table', format('%I.%I', tg_table_schema, tg_table_name));
     end if;
     {{action of a restore}}
-    if event_label is not null then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
-    end if;
-    if current_setting('app.reason', true) <> '' then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
-    end if;
-    if event_previous_id is not null then
-        event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
-        insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
-        select {{type}}, event_previous_id, event_id, event_org where event_id is not null
-        on conflict on constraint key_change_pkey do nothing;
-    end if;
+    {{label, reason and previous key}}
 
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
     values (event_org, event_action, {{type}}, event_id, true, event_diff, coalesce(event_metadata, '{}'));
@@ -114,6 +110,13 @@ comment on function pgaudit_wf._trigger_template() is
     'The trigger function of an attached table as \sf shows it, with slots for _fill(): '
     'see _common_pieces(), _compiled_pieces() and _generic_pieces().';
 
+create function pgaudit_wf._mentions_row(condition text) returns boolean
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$ select condition ~* '\m(old|new)\M\s*($|[^.[:space:]]|\.\s*\*)' $$;
+comment on function pgaudit_wf._mentions_row(text) is
+    'Whether a condition mentions old or new as a whole: by its text, so rather too often.';
+
 create function pgaudit_wf._rule_could_cast(target oid, condition text) returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -124,7 +127,7 @@ as $$
             when name ~ '^\w+$' then condition ~* ('\m' || name || '\M')
             else strpos(condition, replace(name, '"', '""')) > 0
         end
-        or condition ~* '\m(old|new)\M\s*($|[^.[:space:]]|\.\s*\*)'), false)
+        or pgaudit_wf._mentions_row(condition)), false)
     from unnest(pgaudit_wf._columns_with_casts(target)) as name
 $$;
 comment on function pgaudit_wf._rule_could_cast(oid, text) is
@@ -147,7 +150,7 @@ $$;
 comment on function pgaudit_wf._refuse_casts(oid, text) is
     'Raises PA003 where a condition over the table''s columns could run a user-defined cast with our rights; for the generic form.';
 
-create function pgaudit_wf._action_statements(setting pgaudit_wf.attachment, op text) returns text[]
+create function pgaudit_wf._action_expression(setting pgaudit_wf.attachment, op text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -160,12 +163,35 @@ as $$
             || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
     )
     select case when exists (select from rule where condition is not null) then pgaudit_wf._fill(
-$rules$begin
+$rules$case
+    {{rules}}
+    else {{fallback}}
+end$rules$,
+        jsonb_build_object(
+            'rules', (
+                select array_agg(line order by position, id, number)
+                from rule
+                cross join lateral unnest(
+                    -- What follows a comment has to stand on a line of its own.
+                    case when strpos(condition, '--') > 0 then array['when ' || condition, format('then %L', action)]
+                        else array[format('when %s then %L', coalesce(condition, 'true'), action)] end
+                ) with ordinality as branch (line, number)),
+            'fallback', fallback.action))
+        else array[coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action)] end
+    from fallback
+$$;
+comment on function pgaudit_wf._action_expression(pgaudit_wf.attachment, text) is
+    'The lines of an SQL expression that names the action of an insert, update or delete, from action_rule: '
+    'a single one, a literal, where no rule has a condition.';
+
+create function pgaudit_wf._action_statements(setting pgaudit_wf.attachment, op text) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when cardinality(expression) = 1 then assignment else pgaudit_wf._fill(
+$attempt$begin
     {{check of casts}}
-    event_action := case
-        {{rules}}
-        else {{fallback}}
-    end;
+    {{assignment}}
 exception
     -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
     when others then
@@ -175,24 +201,22 @@ exception
         event_action := {{fallback}};
         raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', {{type}}, sqlstate, event_action
             using hint = 'pgaudit_wf.doctor() names the rule.';
-end;$rules$,
+end;$attempt$,
         jsonb_build_object(
             -- A trigger of the generic form is not rewritten when a cast is created later.
             'check of casts', case when (setting).form = 'generic' then (
-                select format('perform pgaudit_wf._refuse_casts(tg_relid, %L);', string_agg(condition, e'\n')) from rule) else '' end,
-            'rules', (
-                select array_agg(line order by position, id, number)
-                from rule
-                cross join lateral unnest(
-                    -- What follows a comment has to stand on a line of its own.
-                    case when strpos(condition, '--') > 0 then array['when ' || condition, format('then %L', action)]
-                        else array[format('when %s then %L', coalesce(condition, 'true'), action)] end
-                ) with ordinality as branch (line, number)),
-            'fallback', fallback.action,
-            'type', quote_literal((setting).resource_type)))
-        else array[format('event_action := %s;',
-            coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action))] end
-    from fallback
+                select format('perform pgaudit_wf._refuse_casts(tg_relid, %L);', string_agg(condition, e'\n'))
+                from pgaudit_wf.action_rule as r
+                where r.resource_type = (setting).resource_type and r.op = $2
+                    and not pgaudit_wf._rule_could_cast((setting).target, condition)) else '' end,
+            'assignment', assignment,
+            'fallback', quote_literal((setting).resource_type
+                || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end),
+            'type', quote_literal((setting).resource_type))) end
+    from pgaudit_wf._action_expression(setting, op) as expression,
+    lateral (
+        select pgaudit_wf._ending(('event_action := ' || expression[1]) || expression[2:], ';') as assignment
+    ) as written
 $$;
 comment on function pgaudit_wf._action_statements(pgaudit_wf.attachment, text) is
     'PL/pgSQL that names the action of an insert, update or delete, from action_rule.';
@@ -246,6 +270,27 @@ $$;
 comment on function pgaudit_wf._with_hash(pgaudit_wf.attachment) is
     'What follows the expression for a whole row so that a workflow''s has its content_hash; nothing for other tables.';
 
+create function pgaudit_wf._metadata_statements(setting pgaudit_wf.attachment) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf._fill(
+$metadata$if event_label is not null then
+    event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
+end if;
+if current_setting('app.reason', true) <> '' then
+    event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
+end if;
+if event_previous_id is not null then
+    event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
+    insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
+    select {{type}}, event_previous_id, event_id, event_org where event_id is not null
+    on conflict on constraint key_change_pkey do nothing;
+end if;$metadata$, jsonb_build_object('type', quote_literal((setting).resource_type)))
+$$;
+comment on function pgaudit_wf._metadata_statements(pgaudit_wf.attachment) is
+    'PL/pgSQL that notes label, reason and previous key of an event in its metadata.';
+
 create function pgaudit_wf._common_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -269,6 +314,7 @@ begin
             'new_edges jsonb;'] else '{}' end,
         'check of the place',
         pgaudit_wf._check_place((setting).target, (setting).function_name) || pgaudit_wf._leave_to_partition(setting),
+        'check of the statement trigger', pgaudit_wf._leave_to_batch(setting),
         'begin of the attempt', case when warns then 'begin' else '' end,
         'version of the update', pgaudit_wf._version_statements(setting, 'update'),
         'action of the update', pgaudit_wf._action_statements(setting, 'update'),
@@ -282,6 +328,7 @@ $restore$if event_version.restored_from is not null then
     event_action := {{action}};
     event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('restored_from', event_version.restored_from);
 end if;$restore$, jsonb_build_object('action', quote_literal((setting).resource_type || '.restored'))) else '{}' end,
+        'label, reason and previous key', pgaudit_wf._metadata_statements(setting),
         'type', quote_literal((setting).resource_type),
         'end of the attempt', case when warns then pgaudit_wf._fill(
 $failure$exception

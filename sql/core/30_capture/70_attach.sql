@@ -217,6 +217,12 @@ begin
     end if;
     perform pgaudit_wf._write_functions(setting);
     perform pgaudit_wf._place_triggers(setting);
+    -- A parent's statement triggers would record the rows of a child as its own.
+    perform pgaudit_wf._place_batch(a) from pgaudit_wf.attachment as a
+    where a.target in (select inhparent from pg_inherits where inhrelid = attach.target) and pgaudit_wf._batched_ops(a.target) <> '{}';
+    -- Again where it has changed which of the triggers record.
+    perform pgaudit_wf._write_functions(a) from pgaudit_wf.attachment as a
+    where a.target = attach.target and a.written_for <> pgaudit_wf._written_state(a.target);
     perform pgaudit_wf._place_limit(setting);
     perform pgaudit_wf._try_log_partitions();
 end
@@ -411,7 +417,7 @@ create function pgaudit_wf._written_state(target regclass) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select concat_ws(' ', pgaudit_wf._shape_of(c.oid), c.relowner, pg_partition_root(c.oid)::oid)
+    select concat_ws(' ', pgaudit_wf._shape_of(c.oid), c.relowner, pg_partition_root(c.oid)::oid, pgaudit_wf._batched_ops(c.oid))
     from pg_class as c where c.oid = _written_state.target
 $$;
 comment on function pgaudit_wf._written_state(regclass) is
@@ -427,6 +433,9 @@ begin
     perform pgaudit_wf._replace_function(pgaudit_wf._guard_function_name(setting), pgaudit_wf._guard_body(setting), '{}',
         (setting).target, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target))
         where pgaudit_wf._guard_body(setting) is not null;
+    perform pgaudit_wf._replace_function(pgaudit_wf._batch_function_name(setting), pgaudit_wf._batch_body(setting),
+        pgaudit_wf._capture_settings(setting), (setting).target, format('Records the changes of %s by statement.', (setting).target))
+        where pgaudit_wf._has_batch(setting);
     perform pgaudit_wf._note_settings((setting).function_name,
         to_jsonb(setting) - '{target,columns,form,function_name,usage_granted,written_for,attached_at,attached_by}'::text[]
         || coalesce((
@@ -471,6 +480,7 @@ begin
             (setting).target, pgaudit_wf._trigger_name((setting).target, '!pgaudit_wf_' || op, (setting).function_name),
             'after ' || op, 'for each row', (setting).function_name, always => true);
     end loop;
+    perform pgaudit_wf._place_batch(setting);
     -- A detached partition is no longer audited.
     for leaf in
         select tgrelid from pg_trigger
@@ -549,11 +559,13 @@ begin
         select tgname as name, tgrelid::regclass as relation from pg_trigger
         where tgparentid = 0 and tgfoid in (
             to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)),
+            to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._batch_function_name(setting))),
             to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._guard_function_name(setting))))
     loop
         execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
-    perform pgaudit_wf._drop_functions(array[setting.function_name, pgaudit_wf._guard_function_name(setting)]);
+    perform pgaudit_wf._drop_functions(array[
+        setting.function_name, pgaudit_wf._batch_function_name(setting), pgaudit_wf._guard_function_name(setting)]);
     perform pgaudit_wf._revoke_usage(setting);
     delete from pgaudit_wf.workflow_attachment as w where w.target = detach.target;
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');
@@ -576,6 +588,11 @@ begin
         perform pgaudit_wf._check_action_rule(setting.target, r)
         from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
         perform pgaudit_wf._write_functions(setting);
+        if exists (
+            select from unnest(pgaudit_wf._batched_ops(setting.target)) as op where pgaudit_wf._needs_rows(setting.target, op))
+        then
+            perform pgaudit_wf._place_batch(setting);
+        end if;
     end loop;
     return null;
 end

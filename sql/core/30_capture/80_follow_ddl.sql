@@ -256,7 +256,8 @@ begin
     delete from pgaudit_wf.attachment as a where a.target = (setting).target;
     delete from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
     perform pgaudit_wf._uninstall_limit((setting).target);
-    perform pgaudit_wf._drop_functions(array[(setting).function_name, pgaudit_wf._guard_function_name(setting)]);
+    perform pgaudit_wf._drop_functions(array[
+        (setting).function_name, pgaudit_wf._batch_function_name(setting), pgaudit_wf._guard_function_name(setting)]);
     perform pgaudit_wf._revoke_usage(setting);
 end
 $$;
@@ -453,6 +454,43 @@ begin
                     wanted.name, wanted.relation, sqlerrm;
         end;
     end loop;
+    -- Where changes were recorded at the end of their statement, and that is now too late or the wrong place: as _needs_rows() has it.
+    for wanted in
+        with command as (
+            select done.objid from pg_event_trigger_ddl_commands() as done where done.classid = 'pg_class'::regclass
+            union
+            select t.tgrelid from pg_event_trigger_ddl_commands() as done join pg_trigger as t on t.oid = done.objid
+            where done.classid = 'pg_trigger'::regclass
+        ), concerned as (
+            select command.objid as relation from command
+            union
+            select k.confrelid from command join pg_constraint as k on k.conrelid = command.objid and k.contype = 'f'
+            union
+            select i.inhrelid from command join pg_inherits as i on i.inhparent = command.objid
+        )
+        select batch.tgrelid::regclass as relation, batch.tgname as batch, replace(batch.tgname, '_batch_', '_') as by_row
+        from concerned
+        join pg_trigger as batch on batch.tgrelid = concerned.relation and batch.tgname ~ '^!pgaudit_wf_batch_' and batch.tgenabled <> 'D'
+        -- Not for a parent: whoever adds a child takes no lock that its writers would wait for. Attaching the child sees to it.
+        where exists (select from pg_inherits where inhrelid = batch.tgrelid)
+            or exists (
+                select from pg_trigger as other
+                where other.tgrelid = batch.tgrelid and not other.tgisinternal and other.tgenabled <> 'D'
+                    and other.tgname !~ '^!?pgaudit_wf_' and other.tgtype & 3 = 1 and other.tgtype & batch.tgtype & 28 <> 0)
+            or exists (
+                select from pg_constraint
+                where contype = 'f' and confrelid = batch.tgrelid
+                    and case batch.tgtype & 28 when 8 then confdeltype when 16 then confupdtype end in ('c', 'n', 'd'))
+    loop
+        begin
+            execute format('alter table %s disable trigger %I, enable always trigger %I', wanted.relation, wanted.batch, wanted.by_row);
+        exception
+            when insufficient_privilege then
+                raise warning 'changes of % are still recorded at the end of each statement, after what its other triggers change (%)',
+                    wanted.relation, sqlerrm
+                    using hint = 'The table must be attached again: pgaudit_wf.doctor() says how.';
+        end;
+    end loop;
     if exists (
         select from pg_event_trigger_ddl_commands() as command where command.object_type = 'view' and command.schema_name = 'pgaudit_wf')
     then
@@ -461,8 +499,9 @@ begin
 end
 $$;
 comment on function pgaudit_wf._follow_as_author() is
-    'Event trigger after CREATE TABLE, ALTER TABLE and CREATE VIEW, as the author of the DDL: '
-    'gives new partitions of an attached table their own statement triggers, and lets a view of ours read the columns that it names.';
+    'Event trigger after CREATE TABLE, ALTER TABLE, CREATE TRIGGER and CREATE VIEW, as the author of the DDL: '
+    'gives new partitions of an attached table their own statement triggers, lets row triggers record where statement triggers no longer '
+    'can, and lets a view of ours read the columns that it names.';
 
 create function pgaudit_wf._after_drop() returns event_trigger
 language plpgsql security definer

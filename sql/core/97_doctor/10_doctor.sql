@@ -19,7 +19,10 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 as $$
     with expected as (
-        select a.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', a.function_name)) as function, 'A' as state
+        select a.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', a.function_name)) as function,
+            -- Either a statement trigger records, or the row trigger.
+            case when wanted.op = any (pgaudit_wf._batched_ops(a.target)) and not pgaudit_wf._needs_rows(a.target, wanted.op) then 'R'
+                else 'A' end as state
         from pgaudit_wf.attachment as a,
         lateral (
             select a.target as relid, not exists (select from pg_partition_tree(a.target)) as isleaf
@@ -27,11 +30,20 @@ as $$
             select part.relid, true from pg_partition_tree(a.target) as part where part.isleaf
         ) as tree
         join pg_class as c on c.oid = tree.relid,
-        lateral unnest(array[
-            pgaudit_wf._trigger_name(a.target, '!pgaudit_wf_insert', a.function_name),
-            pgaudit_wf._trigger_name(a.target, '!pgaudit_wf_update', a.function_name),
-            pgaudit_wf._trigger_name(a.target, '!pgaudit_wf_delete', a.function_name), 'pgaudit_wf_truncate']) as wanted (name)
-        where wanted.name <> 'pgaudit_wf_truncate' or (c.relkind <> 'f' and tree.isleaf)
+        lateral (
+            select pgaudit_wf._trigger_name(a.target, '!pgaudit_wf_' || op, a.function_name) as name, op
+            from unnest(array['insert', 'update', 'delete']) as op
+            union all
+            select 'pgaudit_wf_truncate', null where c.relkind <> 'f' and tree.isleaf
+        ) as wanted
+        union all
+        select a.target, a.target, '!pgaudit_wf_batch_' || op,
+            to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._batch_function_name(a))),
+            case when pgaudit_wf._needs_rows(a.target, op) or by_row.tgenabled = 'A' then 'D' else 'O' end
+        from pgaudit_wf.attachment as a
+        cross join unnest(array['insert', 'update', 'delete']) as op
+        left join pg_trigger as by_row on by_row.tgrelid = a.target and by_row.tgname = '!pgaudit_wf_' || op
+        where pgaudit_wf._has_batch(a)
         union all
         select t.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', t.function_name)), 'O'
         from pgaudit_wf.limit_target as t,
@@ -60,13 +72,26 @@ as $$
     where not exists (select from pg_trigger where tgrelid = e.target and tgname = e.name and tgfoid = e.function)
     union all
     select 'error', e.relid::regclass::text,
-        format(case tgenabled
-            when 'D' then 'the trigger %s is disabled'
-            when 'R' then 'the trigger %s fires in replicas only'
+        format(case
+            when tgenabled = 'D' then 'the trigger %s is disabled'
+            when e.state = 'D' then 'the trigger %s records changes after what other triggers change, or rows of a child'
+            when tgenabled = 'R' then 'the trigger %s fires in replicas only'
             else 'the trigger %s does not fire in a session that calls itself a replica' end, e.name),
-        format('alter table %s enable %strigger %I;', e.relid::regclass, case e.state when 'A' then 'always ' else '' end, e.name)
+        -- Which of two triggers records is decided in one step.
+        case when starts_with(e.name, '!pgaudit_wf_')
+                and exists (select from pg_trigger as t where t.tgrelid = e.relid and starts_with(t.tgname, '!pgaudit_wf_batch_'))
+            then format('select pgaudit_wf.attach(%L);', e.relid::regclass)
+            else format('alter table %s enable %strigger %I;',
+                e.relid::regclass, case e.state when 'A' then 'always ' else '' end, e.name) end
     from (select x.relid, x.name, x.state from expected as x union all select x.target, x.name, x.state from expected_of_runs as x) as e
-    join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled not in ('A', e.state::"char")
+    join pg_trigger on tgrelid = e.relid and tgname = e.name and tgenabled <> e.state::"char"
+        -- It may fire more often than it must, but for a statement trigger beside a row trigger.
+        and not (tgenabled = 'A' and (e.state = 'R' or e.state = 'O' and not starts_with(e.name, '!')))
+        -- Attaching a child that came later, which is named below, is what changes its parent's.
+        and not (tgenabled <> 'D' and exists (
+            select from pg_inherits
+            where inhparent = e.relid and inhrelid not in (select a.target from pgaudit_wf.attachment as a)
+                and not (select relispartition from pg_class where oid = inhrelid)))
     union all
     select 'error', a.target::text,
         format('its columns have changed since its trigger was written: %s', array_to_string(array(

@@ -18,7 +18,7 @@ begin
         execute function pgaudit_wf._after_other_ddl();
     create event trigger pgaudit_wf_after_drop on sql_drop execute function pgaudit_wf._after_drop();
     create event trigger pgaudit_wf_follow_as_author on ddl_command_end
-        when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE VIEW')
+        when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE TRIGGER', 'CREATE VIEW')
         execute function pgaudit_wf._follow_as_author();
     create event trigger pgaudit_wf_note_rewrite on table_rewrite execute function pgaudit_wf._note_rewrite();
     create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE')
@@ -39,7 +39,7 @@ begin
     comment on event trigger pgaudit_wf_after_drop is
         'Forgets attached tables that are dropped; rewrites the functions of those that lose a column by CASCADE.';
     comment on event trigger pgaudit_wf_follow_as_author is
-        'Puts their triggers on new partitions of attached tables; lets our views read the columns that they name.';
+        'Keeps the triggers on attached tables and their partitions what they must be; lets our views read the columns that they name.';
     comment on event trigger pgaudit_wf_note_rewrite is
         'Records in the trail that DDL computed new values for the rows of an attached table.';
     comment on event trigger pgaudit_wf_refuse_detach is 'Keeps partitions of the log from being detached or renamed.';

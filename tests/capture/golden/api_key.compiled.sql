@@ -21,6 +21,10 @@ begin
         -- A subscription that brings the log along brings this event, too.
         return null;
     end if;
+    if tg_op in ('DELETE', 'INSERT', 'UPDATE') and current_setting('session_replication_role') <> 'replica' then
+        -- Recorded at the end of the statement.
+        return null;
+    end if;
     if tg_op = 'UPDATE' then
         if old.id is distinct from new.id then
             if octet_length(old.id) > 2396745

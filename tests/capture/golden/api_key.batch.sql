@@ -1,0 +1,375 @@
+CREATE OR REPLACE FUNCTION pgaudit_wf.batch_api_key()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET "TimeZone" TO 'UTC'
+AS $function$
+-- Records what each statement changes in an attached table; written by pgaudit_wf.attach().
+-- Where that has to be done row by row, another function does it. Columns as of <digest>.
+#variable_conflict use_column
+declare
+    event_id text;
+    event_previous_id text;
+    event_org text;
+    event_label text;
+    event_action text;
+    event_diff jsonb;
+    event_metadata jsonb;
+    event_op jsonb;
+    events pgaudit_wf.captured_event[] := '{}';
+    events_size bigint := 0;
+    old_row no scroll cursor for select * from old_rows;
+begin
+    if tg_op = 'INSERT' then
+        begin
+            insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+            select left(new.org_id::text, 255),
+                case
+                    when new.org_id is null then 'api_key.created'
+                    when true then 'org_api_key.created'
+                    else 'api_key.created'
+                end,
+                'api_key', pgaudit_wf._bounded_key(new.id::text), true,
+                jsonb_build_array(case
+                    when octet_length(new.id) > 2396745
+        or octet_length(new.org_id) > 2396745
+        or octet_length(new.user_id) > 2396745
+        or octet_length(new.name) > 2396745
+        or octet_length(new.key_prefix) > 2396745
+        or pg_column_size(new.scopes) > 2340 or pg_column_compression(new.scopes) is not null
+                        then pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                'key_hash', case when new.key_hash is distinct from null then '[redacted]' end,
+                'expires_at', new.expires_at,
+                'revoked_at', new.revoked_at,
+                'created_at', new.created_at))
+                , '{value,id}', new.id)
+                , '{value,org_id}', new.org_id)
+                , '{value,user_id}', new.user_id)
+                , '{value,name}', new.name)
+                , '{value,key_prefix}', new.key_prefix)
+                , '{value,scopes}', new.scopes)
+                    else jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                'id', new.id,
+                'org_id', new.org_id,
+                'user_id', new.user_id,
+                'name', new.name,
+                'key_prefix', new.key_prefix,
+                'key_hash', case when new.key_hash is distinct from null then '[redacted]' end,
+                'scopes', new.scopes,
+                'expires_at', new.expires_at,
+                'revoked_at', new.revoked_at,
+                'created_at', new.created_at))
+                    end
+                    ),
+                jsonb_strip_nulls(jsonb_build_object('label', left(new.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
+            from new_rows as new;
+        exception
+            -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
+            when others then
+                if sqlstate ~ '^(40|53|57)' then
+                    raise;
+                end if;
+                insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+                select left(new.org_id::text, 255),
+                    'api_key.created',
+                    'api_key', pgaudit_wf._bounded_key(new.id::text), true,
+                    jsonb_build_array(case
+                        when octet_length(new.id) > 2396745
+        or octet_length(new.org_id) > 2396745
+        or octet_length(new.user_id) > 2396745
+        or octet_length(new.name) > 2396745
+        or octet_length(new.key_prefix) > 2396745
+        or pg_column_size(new.scopes) > 2340 or pg_column_compression(new.scopes) is not null
+                            then pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                'key_hash', case when new.key_hash is distinct from null then '[redacted]' end,
+                'expires_at', new.expires_at,
+                'revoked_at', new.revoked_at,
+                'created_at', new.created_at))
+                , '{value,id}', new.id)
+                , '{value,org_id}', new.org_id)
+                , '{value,user_id}', new.user_id)
+                , '{value,name}', new.name)
+                , '{value,key_prefix}', new.key_prefix)
+                , '{value,scopes}', new.scopes)
+                        else jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                'id', new.id,
+                'org_id', new.org_id,
+                'user_id', new.user_id,
+                'name', new.name,
+                'key_prefix', new.key_prefix,
+                'key_hash', case when new.key_hash is distinct from null then '[redacted]' end,
+                'scopes', new.scopes,
+                'expires_at', new.expires_at,
+                'revoked_at', new.revoked_at,
+                'created_at', new.created_at))
+                        end
+                        ),
+                    jsonb_strip_nulls(jsonb_build_object('label', left(new.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
+                from new_rows as new;
+                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, 'api_key.created'
+                    using hint = 'pgaudit_wf.doctor() names the rule.';
+        end;
+    elsif tg_op = 'DELETE' then
+        begin
+            insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+            select left(old.org_id::text, 255),
+                case
+                    when old.revoked_at is not null and old.org_id is null then 'api_key.deleted'
+                    when old.revoked_at is not null then 'org_api_key.deleted'
+                    when old.org_id is null then 'api_key.revoked'
+                    when true then 'org_api_key.revoked'
+                    else 'api_key.deleted'
+                end,
+                'api_key', pgaudit_wf._bounded_key(old.id::text), true,
+                jsonb_build_array(case
+                    when octet_length(old.id) > 2396745
+        or octet_length(old.org_id) > 2396745
+        or octet_length(old.user_id) > 2396745
+        or octet_length(old.name) > 2396745
+        or octet_length(old.key_prefix) > 2396745
+        or pg_column_size(old.scopes) > 2340 or pg_column_compression(old.scopes) is not null
+                        then pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                'key_hash', case when old.key_hash is distinct from null then '[redacted]' end,
+                'expires_at', old.expires_at,
+                'revoked_at', old.revoked_at,
+                'created_at', old.created_at))
+                , '{old,id}', old.id)
+                , '{old,org_id}', old.org_id)
+                , '{old,user_id}', old.user_id)
+                , '{old,name}', old.name)
+                , '{old,key_prefix}', old.key_prefix)
+                , '{old,scopes}', old.scopes)
+                    else jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                'id', old.id,
+                'org_id', old.org_id,
+                'user_id', old.user_id,
+                'name', old.name,
+                'key_prefix', old.key_prefix,
+                'key_hash', case when old.key_hash is distinct from null then '[redacted]' end,
+                'scopes', old.scopes,
+                'expires_at', old.expires_at,
+                'revoked_at', old.revoked_at,
+                'created_at', old.created_at))
+                    end
+                    ),
+                jsonb_strip_nulls(jsonb_build_object('label', left(old.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
+            from old_rows as old;
+        exception
+            -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
+            when others then
+                if sqlstate ~ '^(40|53|57)' then
+                    raise;
+                end if;
+                insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+                select left(old.org_id::text, 255),
+                    'api_key.deleted',
+                    'api_key', pgaudit_wf._bounded_key(old.id::text), true,
+                    jsonb_build_array(case
+                        when octet_length(old.id) > 2396745
+        or octet_length(old.org_id) > 2396745
+        or octet_length(old.user_id) > 2396745
+        or octet_length(old.name) > 2396745
+        or octet_length(old.key_prefix) > 2396745
+        or pg_column_size(old.scopes) > 2340 or pg_column_compression(old.scopes) is not null
+                            then pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                'key_hash', case when old.key_hash is distinct from null then '[redacted]' end,
+                'expires_at', old.expires_at,
+                'revoked_at', old.revoked_at,
+                'created_at', old.created_at))
+                , '{old,id}', old.id)
+                , '{old,org_id}', old.org_id)
+                , '{old,user_id}', old.user_id)
+                , '{old,name}', old.name)
+                , '{old,key_prefix}', old.key_prefix)
+                , '{old,scopes}', old.scopes)
+                        else jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                'id', old.id,
+                'org_id', old.org_id,
+                'user_id', old.user_id,
+                'name', old.name,
+                'key_prefix', old.key_prefix,
+                'key_hash', case when old.key_hash is distinct from null then '[redacted]' end,
+                'scopes', old.scopes,
+                'expires_at', old.expires_at,
+                'revoked_at', old.revoked_at,
+                'created_at', old.created_at))
+                        end
+                        ),
+                    jsonb_strip_nulls(jsonb_build_object('label', left(old.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
+                from old_rows as old;
+                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, 'api_key.deleted'
+                    using hint = 'pgaudit_wf.doctor() names the rule.';
+        end;
+    else
+        -- Row by row with its old version: PostgreSQL keeps both in the same order.
+        open old_row;
+        for new in select * from new_rows loop
+            fetch old_row into old;
+            event_diff := null;
+            if old.id is distinct from new.id then
+                if octet_length(old.id) > 2396745
+                    or octet_length(new.id) > 2396745 then
+                    event_op := jsonb_build_object('op', 'replace', 'path', '/id');
+                    event_op := pgaudit_wf._put_large(event_op, '{value}', new.id, event_diff);
+                    event_diff := coalesce(event_diff, '[]')
+                        || pgaudit_wf._put_large(event_op, '{old}', old.id, event_diff);
+                else
+                    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',
+                        'old', old.id,
+                        'value', new.id);
+                end if;
+            end if;
+            if old.org_id is distinct from new.org_id then
+                if octet_length(old.org_id) > 2396745
+                    or octet_length(new.org_id) > 2396745 then
+                    event_op := jsonb_build_object('op', 'replace', 'path', '/org_id');
+                    event_op := pgaudit_wf._put_large(event_op, '{value}', new.org_id, event_diff);
+                    event_diff := coalesce(event_diff, '[]')
+                        || pgaudit_wf._put_large(event_op, '{old}', old.org_id, event_diff);
+                else
+                    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/org_id',
+                        'old', old.org_id,
+                        'value', new.org_id);
+                end if;
+            end if;
+            if old.user_id is distinct from new.user_id then
+                if octet_length(old.user_id) > 2396745
+                    or octet_length(new.user_id) > 2396745 then
+                    event_op := jsonb_build_object('op', 'replace', 'path', '/user_id');
+                    event_op := pgaudit_wf._put_large(event_op, '{value}', new.user_id, event_diff);
+                    event_diff := coalesce(event_diff, '[]')
+                        || pgaudit_wf._put_large(event_op, '{old}', old.user_id, event_diff);
+                else
+                    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/user_id',
+                        'old', old.user_id,
+                        'value', new.user_id);
+                end if;
+            end if;
+            if old.name is distinct from new.name then
+                if octet_length(old.name) > 2396745
+                    or octet_length(new.name) > 2396745 then
+                    event_op := jsonb_build_object('op', 'replace', 'path', '/name');
+                    event_op := pgaudit_wf._put_large(event_op, '{value}', new.name, event_diff);
+                    event_diff := coalesce(event_diff, '[]')
+                        || pgaudit_wf._put_large(event_op, '{old}', old.name, event_diff);
+                else
+                    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/name',
+                        'old', old.name,
+                        'value', new.name);
+                end if;
+            end if;
+            if old.key_prefix is distinct from new.key_prefix then
+                if octet_length(old.key_prefix) > 2396745
+                    or octet_length(new.key_prefix) > 2396745 then
+                    event_op := jsonb_build_object('op', 'replace', 'path', '/key_prefix');
+                    event_op := pgaudit_wf._put_large(event_op, '{value}', new.key_prefix, event_diff);
+                    event_diff := coalesce(event_diff, '[]')
+                        || pgaudit_wf._put_large(event_op, '{old}', old.key_prefix, event_diff);
+                else
+                    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/key_prefix',
+                        'old', old.key_prefix,
+                        'value', new.key_prefix);
+                end if;
+            end if;
+            if old.key_hash is distinct from new.key_hash then
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/key_hash',
+                    'old', case when old.key_hash is distinct from null then '[redacted]' end,
+                    'value', case when new.key_hash is distinct from null then '[redacted]' end);
+            end if;
+            if old.scopes is distinct from new.scopes then
+                if pg_column_size(old.scopes) > 2340 or pg_column_compression(old.scopes) is not null
+                    or pg_column_size(new.scopes) > 2340 or pg_column_compression(new.scopes) is not null then
+                    event_op := jsonb_build_object('op', 'replace', 'path', '/scopes');
+                    event_op := pgaudit_wf._put_array(event_op, '{value}', new.scopes, event_diff);
+                    event_diff := coalesce(event_diff, '[]')
+                        || pgaudit_wf._put_array(event_op, '{old}', old.scopes, event_diff);
+                else
+                    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/scopes',
+                        'old', old.scopes,
+                        'value', new.scopes);
+                end if;
+            end if;
+            if old.expires_at is distinct from new.expires_at then
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/expires_at',
+                    'old', old.expires_at,
+                    'value', new.expires_at);
+            end if;
+            if old.revoked_at is distinct from new.revoked_at then
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/revoked_at',
+                    'old', old.revoked_at,
+                    'value', new.revoked_at);
+            end if;
+            if old.created_at is distinct from new.created_at then
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/created_at',
+                    'old', old.created_at,
+                    'value', new.created_at);
+            end if;
+            continue when event_diff is null;
+            event_metadata := null;
+            event_previous_id := null;
+            event_id := pgaudit_wf._bounded_key(new.id::text);
+            if old.id is distinct from new.id then
+                event_previous_id := pgaudit_wf._bounded_key(old.id::text);
+            end if;
+            event_org := left(coalesce(new.org_id::text, old.org_id::text), 255);
+            if old.org_id is distinct from new.org_id then
+                event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_org_id', old.org_id);
+            end if;
+            event_label := left(new.key_prefix::text, 255);
+            begin
+                event_action := case
+                    when old.revoked_at is null and new.revoked_at is not null and new.org_id is null then 'api_key.revoked'
+                    when old.revoked_at is null and new.revoked_at is not null then 'org_api_key.revoked'
+                    when old.revoked_at is not null and new.revoked_at is null and new.org_id is null then 'api_key.reinstated'
+                    when old.revoked_at is not null and new.revoked_at is null then 'org_api_key.reinstated'
+                    when old.key_hash is distinct from new.key_hash and new.org_id is null then 'api_key.rotated'
+                    when old.key_hash is distinct from new.key_hash then 'org_api_key.rotated'
+                    when old.name is distinct from new.name and new.org_id is null then 'api_key.renamed'
+                    when old.name is distinct from new.name then 'org_api_key.renamed'
+                    when new.org_id is null then 'api_key.updated'
+                    when true then 'org_api_key.updated'
+                    else 'api_key.updated'
+                end;
+            exception
+                -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
+                when others then
+                    if sqlstate ~ '^(40|53|57)' then
+                        raise;
+                    end if;
+                    event_action := 'api_key.updated';
+                    raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, event_action
+                        using hint = 'pgaudit_wf.doctor() names the rule.';
+            end;
+            if event_label is not null then
+                event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('label', event_label);
+            end if;
+            if current_setting('app.reason', true) <> '' then
+                event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
+            end if;
+            if event_previous_id is not null then
+                event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
+                insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
+                select 'api_key', event_previous_id, event_id, event_org where event_id is not null
+                on conflict on constraint key_change_pkey do nothing;
+            end if;
+            events := events || row(event_org, event_action, event_id, event_diff, event_metadata)::pgaudit_wf.captured_event;
+            events_size := events_size + pg_column_size(event_diff);
+            if events_size > 1048576 then
+                perform pgaudit_wf._record_events('api_key', events);
+                events := '{}';
+                events_size := 0;
+            end if;
+        end loop;
+        close old_row;
+        if cardinality(events) = 1 then
+            insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+            values ((events[1]).org_id, (events[1]).action, 'api_key', (events[1]).resource_id, true, (events[1]).diff,
+                coalesce((events[1]).metadata, '{}'));
+        elsif events <> '{}' then
+            perform pgaudit_wf._record_events('api_key', events);
+        end if;
+    end if;
+    return null;
+end
+$function$
