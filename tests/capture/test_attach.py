@@ -436,7 +436,7 @@ def test_types(db: Conn) -> None:
         table = sql.Identifier(kind)
         for statement in (
             "create table {table} (id int primary key, other int, value {type})",
-            "select pgaudit_wf.attach(quote_ident({kind})::regclass)",
+            "select pgaudit_wf.attach(quote_ident({kind})::regclass, shallow => '{{value}}')",
             "insert into {table} values (1, 0, {first})",
             "update {table} set other = 1",
             "update {table} set value = {second}",

@@ -24,6 +24,8 @@ create table note (
     published_at timestamptz,
     reading_time interval,
     tags text[],
+    settings jsonb,
+    draft json,
     access_code text,
     seen_at timestamptz
 );
@@ -33,12 +35,13 @@ insert into pgaudit_wf.action_rule (resource_type, op, condition, action, positi
     ('note', 'delete', null, 'note.discarded', 10);
 select pgaudit_wf.attach(
     'note', label_column => 'title', ignore => '{seen_at}', redact => '{access_code}',
-    on_failure => 'warn'
+    shallow => '{draft}', on_failure => 'warn'
 );
 """
 # PostgreSQL 17 was the first that can compare long values by their place.
 PLACE = r"pg_column_toast_chunk_id\(\S+\)"
 BY_PLACE = re.compile(rf"\({PLACE} = {PLACE}\) is not true")
+IF_BY_PLACE = re.compile(rf"(?<=if )\({BY_PLACE.pattern} and (.*)\)(?= then)")
 
 
 def produced(conn: Conn, table: str, form: str) -> str:
@@ -75,7 +78,7 @@ def test_trigger_functions_read_as_in_the_golden_files(
     golden = GOLDEN / f"{table}.{form}.sql"
     if app_conn.info.server_version < 170000:
         assert not pytestconfig.getoption("--rewrite-golden"), "take PostgreSQL 17 or newer"
-        assert text == BY_PLACE.sub("true", golden.read_text())
+        assert text == BY_PLACE.sub("true", IF_BY_PLACE.sub(r"\1", golden.read_text()))
         return
     if pytestconfig.getoption("--rewrite-golden"):
         golden.write_text(text)

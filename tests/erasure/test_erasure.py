@@ -196,6 +196,47 @@ def test_values_that_only_the_owner_knows_can_be_given(lived: Conn) -> None:
     ).fetchone() == ({"by": pseudonym, "for": "u_ada", "nick": pseudonym},)
 
 
+def test_what_is_within_a_document_is_found_and_masked(lived: Conn) -> None:
+    home, work, odd = "lovelace@example.org", "byron@example.net", "a/~b@example.net"
+    profile = {"pad": "x" * 100, "contact": {"email": home, "first_name": "Augusta"}, odd: [1, 2]}
+    lived.execute("alter table app_user add profile jsonb")
+    lived.execute(
+        "insert into app_user (id, email, name, profile) values ('u_ada', %s, %s, %s)",
+        [EMAIL, NAME, json.dumps(profile)],
+    )
+    steps = [
+        ["{contact,email}", f'"{work}"'],
+        [f"{{{odd},0}}", f'"{home} and Augusta"'],
+        ["{contact,phone}", '["+44 1234567"]'],
+    ]
+    for step in steps:
+        lived.execute("update app_user set profile = jsonb_set(profile, %s, %s)", step)
+    lived.execute("update app_user set profile = profile #- '{contact,email}' where id = 'u_ada'")
+    [(at,)] = lived.execute("select clock_timestamp()").fetchall()
+    lived.execute("delete from app_user where id = 'u_ada'")
+    paths = (
+        "select array_agg(op ->> 'path') from pgaudit_wf.security_audit_log, {} where {}".format(
+            "jsonb_array_elements(diff) as op", "op ->> 'path' like '/profile/%'"
+        )
+    )
+    assert lived.execute(paths).fetchone() == (
+        ["/profile/contact/email", "/profile/a~1~0b@example.net/0", "/profile/contact/phone",
+         "/profile/contact/email"],
+    )  # fmt: skip
+
+    pseudonym, *_ = pseudonymise(lived, "u_ada", odd)
+    text = everything(lived)
+    assert not [v for v in (home, work, "Augusta", odd, "a~1~0b", "1234567") if v in text]
+    [(row,)] = lived.execute(
+        "select pgaudit_wf.row_as_of('app_user', 'u_ada', %s) -> 'profile'", [at]
+    ).fetchall()
+    assert row == {
+        "pad": "x" * 100,
+        "contact": {"first_name": pseudonym, "phone": [pseudonym]},
+        pseudonym: [f"{pseudonym} and {pseudonym}", 2],
+    }
+
+
 @pytest.mark.parametrize("actor", ["u_adaa", "", None])
 def test_an_unknown_actor_is_refused(lived: Conn, actor: str | None) -> None:
     with pytest.raises(psycopg.Error) as caught:

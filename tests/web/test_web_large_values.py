@@ -54,3 +54,29 @@ def test_what_was_recorded_by_its_digest_is_said_not_to_be_there(world: World) -
         for entry in (update, insert):
             page = client.get(f"/activity/{entry.cursor}").text
             assert page.count(said) == 1
+
+
+def test_what_changed_within_a_value_goes_by_column_and_path(world: World) -> None:
+    conn = world.conn
+    conn.execute("create table note (id int primary key, org_id text, more jsonb)")
+    conn.execute("select pgaudit_wf.attach('note')")
+    with request_context(conn, **person("ana", "req_nested")):
+        conn.execute(
+            "insert into note values (1, 'o_acme', jsonb_build_object('pad', repeat('x', 100),"
+            " 'limits', '{\"max\": 10}'::jsonb, '<b>/~', '{}'::jsonb))"
+        )
+        conn.execute(
+            "update note set more = jsonb_set(jsonb_set(more, '{limits,max}', '20'),"
+            " '{<b>/~,1}', '\"<i>\"')"
+        )
+    [update] = audit_trail(conn, page_size=1).entries
+    assert changes(update).plain == "more/<b>~1~0/1 empty → <i>, more/limits/max 10 → 20"
+    assert [line.plain.strip() for line in change_lines(update)] == [
+        '+ more/<b>~1~0/1: "<i>"', "~ more/limits/max: 10 → 20",
+    ]  # fmt: skip
+    with TestClient(
+        mounted_app(world), base_url="http://testserver/audit", headers={"x-test-user": "ana"}
+    ) as client:
+        page = client.get(f"/activity/{update.cursor}").text
+        assert '<th scope="row">more/limits/max</th><td><del>10</del></td>' in page
+        assert '<th scope="row">more/&lt;b&gt;~1~0/1</th><td></td><td><ins>&lt;i&gt;' in page

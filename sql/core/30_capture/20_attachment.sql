@@ -8,6 +8,7 @@ create table pgaudit_wf.attachment (
     label_column text,
     ignore text[] not null,
     redact text[] not null,
+    shallow text[] not null,
     max_value integer,
     on_failure text not null,
     form text not null,
@@ -30,6 +31,7 @@ comment on column pgaudit_wf.attachment.org_column is 'Column that gives org_id;
 comment on column pgaudit_wf.attachment.label_column is 'Column whose value is kept as metadata.label.';
 comment on column pgaudit_wf.attachment.ignore is 'Columns left out of the log altogether: a change of nothing else makes no event.';
 comment on column pgaudit_wf.attachment.redact is 'Columns that are shown as "[redacted]".';
+comment on column pgaudit_wf.attachment.shallow is 'json and jsonb columns that are replaced as a whole, whatever changed within.';
 comment on column pgaudit_wf.attachment.max_value is
     'Bytes up to which a value is recorded as it is, a larger one by its digest; null: up to what jsonb can hold.';
 comment on column pgaudit_wf.attachment.on_failure is

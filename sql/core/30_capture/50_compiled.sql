@@ -9,12 +9,14 @@ create type pgaudit_wf.capture_column as (
     -- From how many bytes on a value may be too large for the event; null: no value is.
     large_from integer,
     -- How many bytes a value may have to be recorded as it is; null: whatever jsonb can hold.
-    longest integer
+    longest integer,
+    -- Whether what changed within a value is recorded, rather than the value as a whole.
+    nested boolean
 );
 comment on type pgaudit_wf.capture_column is 'A column that a trigger records, with what its type asks for.';
 
 create function pgaudit_wf._describe_column(
-    col pg_attribute, redacted boolean, unbounded integer default null, longest integer default null
+    col pg_attribute, redacted boolean, unbounded integer default null, longest integer default null, shallow boolean default true
 ) returns pgaudit_wf.capture_column
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -40,13 +42,15 @@ as $$
             else least(16384 / unbounded,
                 longest / case when base in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype) then 8 else 64 end)
         end,
-        longest
+        longest,
+        base in ('jsonb'::regtype, 'json'::regtype) and not redacted and not shallow
     )::pgaudit_wf.capture_column
     from (select pgaudit_wf._base_type((col).atttypid) as base) as described
 $$;
-comment on function pgaudit_wf._describe_column(pg_attribute, boolean, integer, integer) is
+comment on function pgaudit_wf._describe_column(pg_attribute, boolean, integer, integer, boolean) is
     'A column with what its type asks for. unbounded is the number of columns of the table whose values have no fixed length '
-    '(null: no value of this column is too large), longest the most bytes with which a value is recorded as it is.';
+    '(null: no value of this column is too large), longest the most bytes with which a value is recorded as it is; '
+    'shallow: a json or jsonb value is replaced as a whole.';
 
 create function pgaudit_wf._unbounded(relation oid) returns integer
 language sql stable
@@ -75,7 +79,8 @@ create function pgaudit_wf._capture_columns(setting pgaudit_wf.attachment) retur
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf._describe_column(col, attname = any ((setting).redact), unbounded, (setting).max_value)
+    select pgaudit_wf._describe_column(col, attname = any ((setting).redact), unbounded, (setting).max_value,
+        attname = any ((setting).shallow))
     from pg_attribute as col, pgaudit_wf._unbounded((setting).target) as unbounded
     where attrelid = (setting).target and attnum > 0 and not attisdropped
         and attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[])
@@ -102,9 +107,11 @@ as $$
             -- Equal TOAST ids are the same stored value: then the value, which may be long, is not read at all.
             when (col).toastable then '((pg_column_toast_chunk_id(%1$s) = pg_column_toast_chunk_id(%2$s)) is not true and '
                 || case
+                    when by_image then 'record_image_ne(row(%1$s), row(%2$s)))'
                     when (col).by_text then '%1$s::text collate "C" is distinct from %2$s::text collate "C")'
                     else '%1$s is distinct from %2$s)'
                 end
+            when by_image then 'record_image_ne(row(%1$s), row(%2$s))'
             when (col).by_text then '%1$s::text collate "C" is distinct from %2$s::text collate "C"'
             else '%1$s is distinct from %2$s'
         end,
@@ -113,7 +120,9 @@ as $$
         select pgaudit_wf._field('old', (col).name) as before, pgaudit_wf._field('new', (col).name) as after,
             typlen < 0 and ((col).by_text or not pgaudit_wf._is_built_in((col).type))
                 and pgaudit_wf._base_type((col).type) not in (
-                    'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'json'::regtype, 'xml'::regtype) as may_not_print
+                    'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'json'::regtype, 'xml'::regtype) as may_not_print,
+            -- 1.0 and 1.00 are equal as jsonb, and later operations within the value rest on what was recorded of it.
+            (col).nested and not (col).by_text as by_image
         from pg_type where oid = (col).type
     ) as sides
 $$;
@@ -378,11 +387,45 @@ $$;
 comment on function pgaudit_wf._row_diff_statements(pgaudit_wf.attachment, text) is
     'PL/pgSQL that makes event_diff of the row that was inserted (new) or deleted (old).';
 
+create function pgaudit_wf._nested_statements(col pgaudit_wf.capture_column, otherwise text[]) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when (col).nested then pgaudit_wf._fill(
+$change$event_op := null;
+if {{old fits}} and {{new fits}}
+    -- Many such columns can be more than jsonb holds.
+    and coalesce(pg_column_size(event_diff), 0) < 33554432 then
+    event_op := pgaudit_wf._deep_change({{path}}, {{old}}, {{new}}{{longest}});
+end if;
+if event_op is not null then
+    event_diff := coalesce(event_diff, '[]') || event_op;
+else
+    {{otherwise}}
+end if;$change$,
+        jsonb_build_object(
+            'old fits', format(fits, pgaudit_wf._field('old', (col).name)),
+            'new fits', format(fits, pgaudit_wf._field('new', (col).name)),
+            'path', quote_literal(pgaudit_wf._pointer((col).name)),
+            'old', pgaudit_wf._visible_value(col, 'old'),
+            'new', pgaudit_wf._visible_value(col, 'new'),
+            'longest', case when as_text then '' else coalesce(', ' || (col).longest, '') end,
+            'otherwise', otherwise)) else otherwise end
+    -- Neither reads the value.
+    from (select pgaudit_wf._base_type((col).type) = 'json'::regtype as as_text) as kind,
+    lateral (select case
+        when as_text then 'octet_length(%s::text) <= ' || least(1048576, (col).longest)
+        else 'pg_column_size(%s) <= 1048576' end as fits) as measured
+$$;
+comment on function pgaudit_wf._nested_statements(pgaudit_wf.capture_column, text[]) is
+    'PL/pgSQL that adds to event_diff what changed within a json or jsonb column; '
+    'the other statements where it is to be replaced, and for every other column.';
+
 create function pgaudit_wf._change_statements(col pgaudit_wf.capture_column) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf._fill(
+    select pgaudit_wf._nested_statements(col, pgaudit_wf._fill(
         case when before is null then
 $change$event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', {{path}},
     'old', {{old}},
@@ -407,14 +450,14 @@ end if;$change$ end,
             'put new', pgaudit_wf._put_expression(col, 'new', 'event_op', '{value}', 'event_diff'),
             'put old', pgaudit_wf._put_expression(col, 'old', 'event_op', '{old}', 'event_diff'),
             'old', pgaudit_wf._visible_value(col, 'old'),
-            'new', pgaudit_wf._visible_value(col, 'new')))
+            'new', pgaudit_wf._visible_value(col, 'new'))))
     from (
         select pgaudit_wf._pointer((col).name) as path,
             pgaudit_wf._large_test(col, 'old') as before, pgaudit_wf._large_test(col, 'new') as after
     ) as tests
 $$;
 comment on function pgaudit_wf._change_statements(pgaudit_wf.capture_column) is
-    'PL/pgSQL that adds the operation of a changed column to event_diff.';
+    'PL/pgSQL that adds the operations of a changed column to event_diff.';
 
 create function pgaudit_wf._update_statements(setting pgaudit_wf.attachment) returns text[]
 language plpgsql stable

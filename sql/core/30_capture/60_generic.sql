@@ -109,13 +109,17 @@ comment on function pgaudit_wf._generic_hidden_changes(anyelement, anyelement, p
 
 create function pgaudit_wf._generic_diff(
     before jsonb, after jsonb, hidden_changes text[], nulls_before text[], nulls_after text[],
-    digests_before text[] default '{}', digests_after text[] default '{}'
+    digests_before text[] default '{}', digests_after text[] default '{}', nested text[] default '{}'
 ) returns jsonb
-language sql immutable parallel safe
+language sql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select jsonb_agg(
-        jsonb_build_object('op', 'replace', 'path', pgaudit_wf._pointer(key), 'old', before -> key, 'value', value)
+    select jsonb_agg(op order by key, position)
+    from jsonb_each(after)
+    cross join lateral jsonb_array_elements(coalesce(
+        case when key = any (nested) and key <> all (digests_before || digests_after)
+            then pgaudit_wf._deep_change(pgaudit_wf._pointer(key), before -> key, value) end,
+        jsonb_build_array(jsonb_build_object('op', 'replace', 'path', pgaudit_wf._pointer(key), 'old', before -> key, 'value', value)
             || case when key = any (nulls_before || nulls_after) then jsonb_build_object('json_null', array_remove(array[
                 case when key = any (nulls_before) then 'old' end,
                 case when key = any (nulls_after) then 'value' end], null))
@@ -123,15 +127,14 @@ as $$
             || case when key = any (digests_before || digests_after) then jsonb_build_object('digest', array_remove(array[
                 case when key = any (digests_before) then 'old' end,
                 case when key = any (digests_after) then 'value' end], null))
-                else '{}' end
-        order by key)
-    from jsonb_each(after)
+                else '{}' end))) with ordinality as changed (op, position)
     where before -> key is distinct from value or key = any (hidden_changes)
+        or (key = any (nested) and record_image_ne(row(before -> key), row(value)))
         or (key = any (nulls_before)) <> (key = any (nulls_after))
         or (key = any (digests_before)) <> (key = any (digests_after))
 $$;
-comment on function pgaudit_wf._generic_diff(jsonb, jsonb, text[], text[], text[], text[], text[]) is
-    'JSON Patch between two rows of one table, for triggers of the generic form.';
+comment on function pgaudit_wf._generic_diff(jsonb, jsonb, text[], text[], text[], text[], text[], text[]) is
+    'JSON Patch between two rows of one table, for triggers of the generic form; nested: columns of which the changes within are recorded.';
 
 create function pgaudit_wf._generic_key(record jsonb, id_columns text[], table_id oid) returns text
 language sql stable
@@ -304,8 +307,13 @@ else
     hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
 end if;
 event_diff := pgaudit_wf._generic_diff(
-    shown_before, shown_after, hidden_changes, nulls_before, nulls_after, digests_before, digests_after);$changes$,
-            jsonb_build_object('hidden changes', (
+    shown_before, shown_after, hidden_changes, nulls_before, nulls_after, digests_before, digests_after{{nested}});$changes$,
+            jsonb_build_object(
+                -- No event says what a row had in a column that came unnoticed: operations within it would have nothing to start from.
+                'nested', coalesce((
+                    select format(', case when as_attached then %L::text[] else ''{}'' end', array_agg((c).name))
+                    from pgaudit_wf._capture_columns(setting) as c where (c).nested having count(*) > 0), ''),
+                'hidden changes', (
                 select coalesce('array_remove(array[' || string_agg(format('case when record_image_ne(row(%s), row(%s)) then %L end',
                     pgaudit_wf._field('old', name), pgaudit_wf._field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
                 from unnest(columns) where redacted))),

@@ -98,10 +98,11 @@ begin
         union all select 'label_column', (setting).label_column, 3
         union all select 'ignore', unnest((setting).ignore), 4
         union all select 'redact', unnest((setting).redact), 5
+        union all select 'shallow', unnest((setting).shallow), 6
     ), checked as (
         select named.*, case
             when name <> all ((setting).columns) and (role = 'id_columns' or mentioned is null or name = any (mentioned)) then 'missing'
-            when role in ('ignore', 'redact') then null
+            when role in ('ignore', 'redact', 'shallow') then null
             when role = 'id_columns' and name = any ((setting).ignore) then 'ignored'
             when name = any ((setting).redact) then 'redacted'
             when attgenerated = 'v' then 'virtual'
@@ -142,7 +143,8 @@ create function pgaudit_wf.attach(
     ignore text[] default null,
     redact text[] default null,
     on_failure text default null,
-    max_value integer default null
+    max_value integer default null,
+    shallow text[] default null
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -192,6 +194,7 @@ begin
     setting.label_column := nullif(coalesce(attach.label_column, setting.label_column), '');
     setting.ignore := coalesce(attach.ignore, setting.ignore, array['updated_at']);
     setting.redact := coalesce(attach.redact, setting.redact, '{}');
+    setting.shallow := coalesce(attach.shallow, setting.shallow, '{}');
     setting.max_value := nullif(coalesce(attach.max_value, setting.max_value), 0);
     setting.on_failure := coalesce(attach.on_failure, setting.on_failure, 'abort');
     if not known and 'updated_at' <> all (setting.columns) then
@@ -200,7 +203,8 @@ begin
 
     -- What is named here must exist; what was named before may have been dropped meanwhile, and applies again if it comes back.
     perform pgaudit_wf._check_columns(setting, case when known
-        then coalesce(attach.ignore, '{}') || coalesce(attach.redact, '{}') || attach.org_column || attach.label_column end);
+        then coalesce(attach.ignore, '{}') || coalesce(attach.redact, '{}') || coalesce(attach.shallow, '{}')
+            || attach.org_column || attach.label_column end);
     perform pgaudit_wf._check_action_rule(setting.target, r)
     from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
 
@@ -227,7 +231,7 @@ begin
     perform pgaudit_wf._try_log_partitions();
 end
 $$;
-comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[], text[], text, integer) is
+comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[], text[], text, integer, text[]) is
     'Records every change to a table in security_audit_log from now on. '
     'Called again, it changes the named settings in place; one that is not named keeps its value, '''', ''{}'' or 0 clears it. '
     'Defaults: resource_type is the table''s name; id_columns its primary key; '
@@ -235,7 +239,8 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); '
     'on_failure abort (or warn: let the change through and count the failure); '
     'max_value none (bytes up to which a value is recorded as it is, a longer one by its SHA-256 and length; '
-    'without it, values are recorded as they are as far as jsonb can hold them). '
+    'without it, values are recorded as they are as far as jsonb can hold them); '
+    'shallow none (json and jsonb columns that are replaced as a whole instead of by operations within the value). '
     'Raises PA002 (column), PA003 (rule), PA004 (table), PA008 (argument); the table is then left as it was.';
 
 create function pgaudit_wf._stands_on(relation oid, function_name text) returns boolean
@@ -618,6 +623,7 @@ select
     a.label_column,
     a.ignore,
     a.redact,
+    a.shallow,
     a.max_value,
     a.on_failure,
     a.form,
@@ -635,6 +641,7 @@ comment on column pgaudit_wf.attached.org_column is 'Column that gives org_id; n
 comment on column pgaudit_wf.attached.label_column is 'Column kept as metadata.label.';
 comment on column pgaudit_wf.attached.ignore is 'Columns left out of the log.';
 comment on column pgaudit_wf.attached.redact is 'Columns shown as "[redacted]".';
+comment on column pgaudit_wf.attached.shallow is 'json and jsonb columns that are replaced as a whole.';
 comment on column pgaudit_wf.attached.max_value is 'Bytes up to which a value is recorded as it is; null: no bound but jsonb''s.';
 comment on column pgaudit_wf.attached.on_failure is 'abort or warn.';
 comment on column pgaudit_wf.attached.form is 'compiled or generic.';

@@ -205,9 +205,11 @@ begin
         setting.label_column := pgaudit_wf._renamed(setting.label_column, renames);
         setting.ignore := array(select pgaudit_wf._renamed(name, renames) from unnest(setting.ignore) as name);
         setting.redact := setting.redact || array(select renames ->> name from unnest(setting.redact) as name where renames ? name);
+        setting.shallow := array(select pgaudit_wf._renamed(name, renames) from unnest(setting.shallow) as name);
         update pgaudit_wf.attachment as a
-        set (id_columns, org_column, label_column, ignore, redact, columns)
-            = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.columns)
+        set (id_columns, org_column, label_column, ignore, redact, shallow, columns)
+            = (setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact, setting.shallow,
+                setting.columns)
         where a.target = recompile.target;
 
         update pgaudit_wf.workflow_attachment as w

@@ -5,6 +5,35 @@ language sql immutable strict parallel safe
 as $$ select replace(replace(substr(pointer, 2), '~1', '/'), '~0', '~') $$;
 comment on function pgaudit_wf._unpointer(text) is 'The member that a JSON pointer of one step names (RFC 6901, section 4).';
 
+create function pgaudit_wf._pointer_steps(pointer text) returns text[]
+language sql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select array(
+        select pgaudit_wf._unpointer('/' || step) from string_to_table(substr(pointer, 2), '/') with ordinality as s (step, position)
+        order by position)
+$$;
+comment on function pgaudit_wf._pointer_steps(text) is
+    'The members that a JSON pointer names one within the other; in a captured diff, the first is the column.';
+
+create function pgaudit_wf._put_nested(record jsonb, op jsonb, side text) returns jsonb
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    steps constant text[] := pgaudit_wf._pointer_steps(op ->> 'path');
+begin
+    return case
+        when coalesce(jsonb_typeof(record #> steps[:cardinality(steps) - 1]), '') not in ('object', 'array') then record - steps[1]
+        when op ? side then jsonb_set(record, steps, op -> side)
+        else record #- steps
+    end;
+end
+$$;
+comment on function pgaudit_wf._put_nested(jsonb, jsonb, text) is
+    '_put_side() for an operation within a column''s value. Where the row does not have what it starts from '
+    '(the column was ignored, redacted, or recorded by its digest until then), the column is left out of it.';
+
 create function pgaudit_wf._put_side(record jsonb, op jsonb, side text) returns jsonb
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -14,6 +43,7 @@ as $$
         when op is null then record
         when op ->> 'path' = '' then (op -> side) - case when op ? 'digest'
             then array(select jsonb_array_elements_text(op -> 'digest')) else '{}' end
+        when strpos(substr(op ->> 'path', 2), '/') > 0 then pgaudit_wf._put_nested(coalesce(record, '{}'), op, side)
         when op -> 'digest' ? side then coalesce(record, '{}') - pgaudit_wf._unpointer(op ->> 'path')
         else coalesce(record, '{}') || jsonb_build_object(pgaudit_wf._unpointer(op ->> 'path'), op -> side)
     end
@@ -51,6 +81,17 @@ begin
 end
 $$;
 comment on function pgaudit_wf._revert_diff(jsonb, jsonb) is 'A row before a captured diff, by its "old" values; null before an insert.';
+
+create function pgaudit_wf._lacks(record jsonb, diff jsonb) returns boolean
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+        select from jsonb_array_elements(_lacks.diff) as op
+        where op ->> 'path' ~ '^/[^/]*/' and not record ? (pgaudit_wf._pointer_steps(op ->> 'path'))[1])
+$$;
+comment on function pgaudit_wf._lacks(jsonb, jsonb) is
+    'Whether a row is without a column after a captured diff that changed something within the column''s value.';
 
 create function pgaudit_wf._alter_row(record jsonb, altered jsonb, backwards boolean) returns jsonb
 language sql immutable parallel safe
@@ -123,7 +164,7 @@ comment on function pgaudit_wf._row_departure(text, text, bigint, bigint, boolea
     'The first (or latest) event by which a row left this key for another.';
 
 create function pgaudit_wf._row_forwards(resource_type text, resource_id text, at timestamptz, before_id bigint, truncates boolean,
-    out reached boolean, out rewritten_at timestamptz, out record jsonb)
+    out reached boolean, out rewritten_at timestamptz, out record jsonb, out incomplete boolean)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -134,6 +175,7 @@ declare
     earlier record;
 begin
     reached := false;
+    incomplete := false;
     select l.id, l.occurred_at, l.diff, l.metadata ->> 'previous_resource_id' as previous_id into base
     from pgaudit_wf.security_audit_log as l
     where l.resource_type = _row_forwards.resource_type and l.resource_id = _row_forwards.resource_id and l.captured
@@ -154,6 +196,7 @@ begin
         reached := true;
         rewritten_at := earlier.rewritten_at;
         record := pgaudit_wf._apply_diff(earlier.record, base.diff);
+        incomplete := earlier.incomplete or pgaudit_wf._lacks(record, base.diff);
     end if;
     if truncates and exists (
         select from pgaudit_wf.security_audit_log as l
@@ -164,6 +207,7 @@ begin
     then
         record := null;
         rewritten_at := null;
+        incomplete := false;
         return;
     end if;
     for step in select s.* from pgaudit_wf._row_steps(resource_type, resource_id, base.occurred_at, at, base.id, before_id) as s loop
@@ -174,12 +218,14 @@ begin
             when step.altered is null then pgaudit_wf._apply_diff(record, step.diff)
             else pgaudit_wf._alter_row(record, step.altered, false)
         end;
+        incomplete := incomplete or (record is not null and step.altered is null and pgaudit_wf._lacks(record, step.diff));
     end loop;
 end
 $$;
 comment on function pgaudit_wf._row_forwards(text, text, timestamptz, bigint, boolean) is
     'A row at a moment, replayed from its insert; not reached if the log does not go back to it. '
-    'Where DDL gave it values that the log does not have, rewritten_at says when.';
+    'Where DDL gave it values that the log does not have, rewritten_at says when; '
+    'incomplete: operations within a column had nothing to start from.';
 
 create function pgaudit_wf._row_backwards(target regclass, resource_type text, resource_id text, at timestamptz, after_id bigint,
     out rewritten_at timestamptz, out record jsonb)
@@ -322,10 +368,13 @@ begin
     end if;
     select * into forwards from pgaudit_wf._row_forwards(type, key, row_as_of.at, 9223372036854775807,
         (select relkind <> 'p' from pg_class where oid = row_as_of.target));
-    if forwards.reached and forwards.rewritten_at is null then
+    if forwards.reached and forwards.rewritten_at is null and not forwards.incomplete then
         return forwards.record;
     end if;
     select * into backwards from pgaudit_wf._row_backwards(row_as_of.target, type, key, row_as_of.at, -1);
+    if forwards.incomplete and forwards.rewritten_at is null and (backwards.rewritten_at is not null or backwards.record is null) then
+        return forwards.record;
+    end if;
     if backwards.rewritten_at is not null or (backwards.record is null and forwards.record is not null) then
         raise exception 'row % of % at % is unknown: DDL rewrote the table at %',
             row_as_of.id, row_as_of.target, row_as_of.at, coalesce(backwards.rewritten_at, forwards.rewritten_at)

@@ -36,7 +36,8 @@ create function pgaudit_wf.attach_workflow(
     enabled_column text default null,
     listed_column text default null,
     listing_columns text[] default null,
-    max_value integer default null
+    max_value integer default null,
+    shallow text[] default null
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -82,11 +83,11 @@ begin
         attach_workflow.target, attach_workflow.resource_type, attach_workflow.id_columns, attach_workflow.org_column,
         coalesce(attach_workflow.label_column, case when not exists (
             select from pgaudit_wf.attachment as a where a.target = attach_workflow.target) then workflow.name_column end),
-        attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure, attach_workflow.max_value);
+        attach_workflow.ignore, attach_workflow.redact, attach_workflow.on_failure, attach_workflow.max_value, attach_workflow.shallow);
 end
 $$;
 comment on function pgaudit_wf.attach_workflow(
-    regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[], integer
+    regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[], integer, text[]
 ) is
     'attach() for a table that holds workflows: also keeps versions in workflow_history, '
     'one for every save that changes something meaningful in the graph (nodes_column, edges_column: '

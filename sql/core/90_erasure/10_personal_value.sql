@@ -25,21 +25,24 @@ create function pgaudit_wf._personal_members(diff jsonb) returns setof pgaudit_w
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf._kind_of_value(member.value #>> '{}'), member.value #>> '{}'
+    select pgaudit_wf._kind_of_value(item #>> '{}'), item #>> '{}'
     from jsonb_array_elements(case when jsonb_typeof(diff) = 'array' then diff else '[]' end) as op,
     lateral (values (op -> 'old'), (op -> 'value')) as side (value),
     lateral (
-        select pgaudit_wf._unpointer(op ->> 'path') as name, side.value where op ->> 'path' <> ''
+        select pgaudit_wf._unpointer(substring(op ->> 'path' from '(/[^/]*)(?:/[0-9]+)*$')) as name, side.value where op ->> 'path' <> ''
         union all
-        select whole.key, whole.value
-        from jsonb_each(case when op ->> 'path' = '' and jsonb_typeof(side.value) = 'object' then side.value else '{}' end) as whole
-    ) as member
-    where jsonb_typeof(member.value) = 'string'
+        select whole ->> 'key', whole -> 'value'
+        from jsonb_path_query(side.value, 'strict $.** ? (@.type() == "object").keyvalue()') as whole
+    ) as member,
+    -- What is in an array goes by the array's name.
+    lateral jsonb_path_query(member.value, '$[*]') as item
+    where jsonb_typeof(item) = 'string'
         and member.name ~* '(^|_|-|[a-z])(e[-_]?mail|name|phone)([-_]|$)'
-        and member.value #>> '{}' not in ('', '[redacted]')
+        and item #>> '{}' not in ('', '[redacted]')
 $$;
 comment on function pgaudit_wf._personal_members(jsonb) is
-    'Names, e-mail addresses and telephone numbers in the diff of an actor''s own record, by the names of its columns.';
+    'Names, e-mail addresses and telephone numbers in the diff of an actor''s own record, by the names of its columns '
+    'and of the members of documents in them.';
 
 create function pgaudit_wf._event_values(
     event pgaudit_wf.security_audit_log, actor_id text, actor_types text[]

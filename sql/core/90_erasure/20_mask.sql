@@ -53,6 +53,26 @@ end
 $$;
 comment on function pgaudit_wf._mask_json(jsonb, text[], text[], text) is 'The document with _mask_text() applied to every string in it.';
 
+create function pgaudit_wf._mask_diff(diff jsonb, exact text[], emails text[], pseudonym text) returns jsonb
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A path is made of keys, and has to go on naming the same ones.
+    select case jsonb_typeof(diff) when 'array' then (
+        select coalesce(jsonb_agg(
+            pgaudit_wf._mask_json(op, exact, emails, pseudonym) || case
+                when jsonb_typeof(op -> 'path') = 'string' then jsonb_build_object('path', (
+                    select coalesce(string_agg(pgaudit_wf._pointer(pgaudit_wf._mask_text(step, '{}', emails, pseudonym)), ''
+                        order by position), '')
+                    from unnest(pgaudit_wf._pointer_steps(nullif(op ->> 'path', ''))) with ordinality as s (step, position)))
+                else '{}' end
+            order by number), '[]')
+        from jsonb_array_elements(diff) with ordinality as o (op, number))
+        else pgaudit_wf._mask_json(diff, exact, emails, pseudonym) end
+$$;
+comment on function pgaudit_wf._mask_diff(jsonb, text[], text[], text) is
+    '_mask_json() for a diff, in whose paths keys are masked as they are in documents.';
+
 create function pgaudit_wf._mask_event(
     event pgaudit_wf.security_audit_log, actor_id text, pseudonym text, actor_types text[], known pgaudit_wf.personal_value[] default '{}'
 ) returns pgaudit_wf.security_audit_log
@@ -68,7 +88,7 @@ declare
         or coalesce(event.resource_id = _mask_event.actor_id and event.resource_type = any (actor_types), false)
         or strpos(concat(event.diff::text, event.metadata::text, event.resource_id), to_json(_mask_event.actor_id)::text) > 0
         or (cardinality(emails) > 0 and (
-            pgaudit_wf._mask_json(event.diff, '{}', emails, pseudonym) is distinct from event.diff
+            pgaudit_wf._mask_diff(event.diff, '{}', emails, pseudonym) is distinct from event.diff
             or pgaudit_wf._mask_json(event.metadata, '{}', emails, pseudonym) is distinct from event.metadata));
     exact constant text[] := case when concerned
         then array(select distinct v.value from unnest(found) as v where v.kind <> 'email' and v.value <> pseudonym) else '{}' end;
@@ -81,7 +101,7 @@ begin
         event.actor_label := pgaudit_wf._mask_text(event.actor_label, '{}', emails, pseudonym);
         event.user_agent := pgaudit_wf._mask_text(event.user_agent, '{}', emails, pseudonym);
     end if;
-    event.diff := pgaudit_wf._mask_json(event.diff, exact, emails, pseudonym);
+    event.diff := pgaudit_wf._mask_diff(event.diff, exact, emails, pseudonym);
     event.metadata := pgaudit_wf._mask_json(event.metadata, exact, emails, pseudonym);
     return event;
 end

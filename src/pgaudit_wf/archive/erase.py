@@ -187,4 +187,7 @@ def _mentions(event: Mapping[str, Any], actor_id: str, known: Sequence[tuple[str
     if json.dumps(actor_id, ensure_ascii=False) in joined:
         return True
     lower = joined.lower()
-    return any(kind == "email" and value.lower() in lower for kind, value in known)
+    emails = [value.lower() for kind, value in known if kind == "email"]
+    # As a key, it can also be a step of a path.
+    emails += [value.replace("~", "~0").replace("/", "~1") for value in emails]
+    return any(value in lower for value in emails)

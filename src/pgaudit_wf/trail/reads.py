@@ -106,6 +106,7 @@ class Attachment:
     label_column: str | None
     ignore: tuple[str, ...]
     redact: tuple[str, ...]
+    shallow: tuple[str, ...]
     max_value: int | None
     on_failure: Literal["abort", "warn"]
     form: Literal["compiled", "generic"]
@@ -400,7 +401,7 @@ def attached() -> Read[tuple[Attachment, ...]]:
     """
 
     def shape(rows: Sequence[DictRow]) -> tuple[Attachment, ...]:
-        lists = ("id_columns", "ignore", "redact")
+        lists = ("id_columns", "ignore", "redact", "shallow")
         return tuple(
             Attachment(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in rows
         )

@@ -16,6 +16,7 @@ from starlette.responses import RedirectResponse
 from pgaudit_wf.errors import VersionPrunedError
 from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.trail.digest import describe_digest
+from pgaudit_wf.trail.path import describe_path
 from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import csrf, models, queries
 from pgaudit_wf.web.api import (
@@ -204,7 +205,7 @@ def changed_fields(diff: Sequence[Mapping[str, Any]] | None) -> list[ChangedFiel
                 if value is not None
             ]
             continue
-        name = path.lstrip("/").replace("~1", "/").replace("~0", "~") or "row"
+        name = describe_path(path) or "row"
         rows.append(
             ChangedField(
                 name,

@@ -35,8 +35,8 @@ begin
                 'value', new.org_id);
         end if;
         if old.title is distinct from new.title then
-            if octet_length(old.title) > 5592405
-                or octet_length(new.title) > 5592405 then
+            if octet_length(old.title) > 3355443
+                or octet_length(new.title) > 3355443 then
                 event_op := jsonb_build_object('op', 'replace', 'path', '/title');
                 event_op := pgaudit_wf._put_large(event_op, '{value}', new.title, event_diff);
                 event_diff := coalesce(event_diff, '[]')
@@ -63,8 +63,8 @@ begin
                 'value', new.reading_time);
         end if;
         if old.tags is distinct from new.tags then
-            if pg_column_size(old.tags) > 5461 or pg_column_compression(old.tags) is not null
-                or pg_column_size(new.tags) > 5461 or pg_column_compression(new.tags) is not null then
+            if pg_column_size(old.tags) > 3276 or pg_column_compression(old.tags) is not null
+                or pg_column_size(new.tags) > 3276 or pg_column_compression(new.tags) is not null then
                 event_op := jsonb_build_object('op', 'replace', 'path', '/tags');
                 event_op := pgaudit_wf._put_array(event_op, '{value}', new.tags, event_diff);
                 event_diff := coalesce(event_diff, '[]')
@@ -73,6 +73,52 @@ begin
                 event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/tags',
                     'old', old.tags,
                     'value', new.tags);
+            end if;
+        end if;
+        if ((pg_column_toast_chunk_id(old.settings) = pg_column_toast_chunk_id(new.settings)) is not true and record_image_ne(row(old.settings), row(new.settings))) then
+            event_op := null;
+            if pg_column_size(old.settings) <= 1048576 and pg_column_size(new.settings) <= 1048576
+                -- Many such columns can be more than jsonb holds.
+                and coalesce(pg_column_size(event_diff), 0) < 33554432 then
+                event_op := pgaudit_wf._deep_change('/settings', old.settings, new.settings);
+            end if;
+            if event_op is not null then
+                event_diff := coalesce(event_diff, '[]') || event_op;
+            else
+                if pg_column_size(old.settings) > 13107
+                    or pg_column_size(new.settings) > 13107 then
+                    event_op := jsonb_build_object('op', 'replace', 'path', '/settings');
+                    event_op := pgaudit_wf._put_large(event_op, '{value}', new.settings, event_diff);
+                    event_diff := coalesce(event_diff, '[]')
+                        || pgaudit_wf._put_large(event_op, '{old}', old.settings, event_diff);
+                else
+                    event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/settings',
+                        'old', old.settings,
+                        'value', new.settings);
+                end if;
+            end if;
+            if pg_column_size(old.settings) < 64 and jsonb_typeof(old.settings) = 'null' or pg_column_size(new.settings) < 64 and jsonb_typeof(new.settings) = 'null' then
+                event_diff := jsonb_set(event_diff, '{-1,json_null}', to_jsonb(array_remove(array[
+                    case when pg_column_size(old.settings) < 64 and jsonb_typeof(old.settings) = 'null' then 'old' end,
+                    case when pg_column_size(new.settings) < 64 and jsonb_typeof(new.settings) = 'null' then 'value' end], null)));
+            end if;
+        end if;
+        if ((pg_column_toast_chunk_id(old.draft) = pg_column_toast_chunk_id(new.draft)) is not true and old.draft::text collate "C" is distinct from new.draft::text collate "C") then
+            if pg_column_size(old.draft) > 3276 or pg_column_compression(old.draft) is not null
+                or pg_column_size(new.draft) > 3276 or pg_column_compression(new.draft) is not null then
+                event_op := jsonb_build_object('op', 'replace', 'path', '/draft');
+                event_op := pgaudit_wf._put_large(event_op, '{value}', new.draft, event_diff, expression => 'pgaudit_wf._json_value(to_json($1))');
+                event_diff := coalesce(event_diff, '[]')
+                    || pgaudit_wf._put_large(event_op, '{old}', old.draft, event_diff, expression => 'pgaudit_wf._json_value(to_json($1))');
+            else
+                event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/draft',
+                    'old', pgaudit_wf._json_value(to_json(old.draft)),
+                    'value', pgaudit_wf._json_value(to_json(new.draft)));
+            end if;
+            if pg_column_size(old.draft) < 64 and json_typeof(old.draft) = 'null' or pg_column_size(new.draft) < 64 and json_typeof(new.draft) = 'null' then
+                event_diff := jsonb_set(event_diff, '{-1,json_null}', to_jsonb(array_remove(array[
+                    case when pg_column_size(old.draft) < 64 and json_typeof(old.draft) = 'null' then 'old' end,
+                    case when pg_column_size(new.draft) < 64 and json_typeof(new.draft) = 'null' then 'value' end], null)));
             end if;
         end if;
         if old.access_code is distinct from new.access_code then
@@ -112,8 +158,10 @@ begin
         event_id := new.id::text;
         event_org := left(new.org_id::text, 255);
         event_label := left(new.title::text, 255);
-        if octet_length(new.title) > 5592405
-            or pg_column_size(new.tags) > 5461 or pg_column_compression(new.tags) is not null then
+        if octet_length(new.title) > 3355443
+            or pg_column_size(new.tags) > 3276 or pg_column_compression(new.tags) is not null
+            or pg_column_size(new.settings) > 13107
+            or pg_column_size(new.draft) > 3276 or pg_column_compression(new.draft) is not null then
             event_op := jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
@@ -123,6 +171,8 @@ begin
                 'access_code', case when new.access_code is distinct from null then '[redacted]' end));
             event_op := pgaudit_wf._put_large(event_op, '{value,title}', new.title);
             event_op := pgaudit_wf._put_array(event_op, '{value,tags}', new.tags);
+            event_op := pgaudit_wf._put_large(event_op, '{value,settings}', new.settings);
+            event_op := pgaudit_wf._put_large(event_op, '{value,draft}', new.draft, expression => 'pgaudit_wf._json_value(to_json($1))');
             event_diff := jsonb_build_array(event_op);
         else
             event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
@@ -133,15 +183,25 @@ begin
                 'published_at', new.published_at,
                 'reading_time', new.reading_time,
                 'tags', new.tags,
+                'settings', new.settings,
+                'draft', pgaudit_wf._json_value(to_json(new.draft)),
                 'access_code', case when new.access_code is distinct from null then '[redacted]' end)));
+        end if;
+        if pg_column_size(new.settings) < 64 and jsonb_typeof(new.settings) = 'null'
+            or pg_column_size(new.draft) < 64 and json_typeof(new.draft) = 'null' then
+            event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(array_remove(array[
+            case when pg_column_size(new.settings) < 64 and jsonb_typeof(new.settings) = 'null' then 'settings' end,
+            case when pg_column_size(new.draft) < 64 and json_typeof(new.draft) = 'null' then 'draft' end], null)));
         end if;
         event_action := 'note.created';
     elsif tg_op = 'DELETE' then
         event_id := old.id::text;
         event_org := left(old.org_id::text, 255);
         event_label := left(old.title::text, 255);
-        if octet_length(old.title) > 5592405
-            or pg_column_size(old.tags) > 5461 or pg_column_compression(old.tags) is not null then
+        if octet_length(old.title) > 3355443
+            or pg_column_size(old.tags) > 3276 or pg_column_compression(old.tags) is not null
+            or pg_column_size(old.settings) > 13107
+            or pg_column_size(old.draft) > 3276 or pg_column_compression(old.draft) is not null then
             event_op := jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
@@ -151,6 +211,8 @@ begin
                 'access_code', case when old.access_code is distinct from null then '[redacted]' end));
             event_op := pgaudit_wf._put_large(event_op, '{old,title}', old.title);
             event_op := pgaudit_wf._put_array(event_op, '{old,tags}', old.tags);
+            event_op := pgaudit_wf._put_large(event_op, '{old,settings}', old.settings);
+            event_op := pgaudit_wf._put_large(event_op, '{old,draft}', old.draft, expression => 'pgaudit_wf._json_value(to_json($1))');
             event_diff := jsonb_build_array(event_op);
         else
             event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
@@ -161,7 +223,15 @@ begin
                 'published_at', old.published_at,
                 'reading_time', old.reading_time,
                 'tags', old.tags,
+                'settings', old.settings,
+                'draft', pgaudit_wf._json_value(to_json(old.draft)),
                 'access_code', case when old.access_code is distinct from null then '[redacted]' end)));
+        end if;
+        if pg_column_size(old.settings) < 64 and jsonb_typeof(old.settings) = 'null'
+            or pg_column_size(old.draft) < 64 and json_typeof(old.draft) = 'null' then
+            event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(array_remove(array[
+            case when pg_column_size(old.settings) < 64 and jsonb_typeof(old.settings) = 'null' then 'settings' end,
+            case when pg_column_size(old.draft) < 64 and json_typeof(old.draft) = 'null' then 'draft' end], null)));
         end if;
         event_action := 'note.discarded';
     else

@@ -21,7 +21,7 @@ declare
     event_action text;
     event_diff jsonb;
     event_metadata jsonb;
-    setting constant pgaudit_wf.generic_setting := row('{id,org_id,title,state,published_at,reading_time,tags,access_code,seen_at}'::text[], '{seen_at}'::text[], '{access_code}'::text[], '{8}'::smallint[], '{id,org_id}'::text[], NULL::integer)::pgaudit_wf.generic_setting;
+    setting constant pgaudit_wf.generic_setting := row('{id,org_id,title,state,published_at,reading_time,tags,settings,draft,access_code,seen_at}'::text[], '{seen_at}'::text[], '{access_code}'::text[], '{10}'::smallint[], '{id,org_id}'::text[], NULL::integer)::pgaudit_wf.generic_setting;
     as_attached boolean;
     hidden_changes text[];
     nulls_before text[] := '{}';
@@ -39,11 +39,13 @@ begin
         return null;
     end if;
     begin
-    as_attached := pgaudit_wf._columns_of(tg_relid) = 'access_code:25,id:20,org_id:2950,published_at:1184,reading_time:1186,seen_at:1184,state:<note_state>,tags:1009,title:25';
+    as_attached := pgaudit_wf._columns_of(tg_relid) = 'access_code:25,draft:114,id:20,org_id:2950,published_at:1184,reading_time:1186,seen_at:1184,settings:3802,state:<note_state>,tags:1009,title:25';
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then
-            if octet_length(old.title) > 5592405
-            or pg_column_size(old.tags) > 5461 or pg_column_compression(old.tags) is not null then
+            if octet_length(old.title) > 3355443
+            or pg_column_size(old.tags) > 3276 or pg_column_compression(old.tags) is not null
+            or pg_column_size(old.settings) > 13107
+            or pg_column_size(old.draft) > 3276 or pg_column_compression(old.draft) is not null then
                 event_op := jsonb_build_object('row', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
@@ -53,6 +55,8 @@ begin
                 'access_code', case when old.access_code is distinct from null then '[redacted]' end));
                 event_op := pgaudit_wf._put_large(event_op, '{row,title}', old.title, room => 117440512);
                 event_op := pgaudit_wf._put_array(event_op, '{row,tags}', old.tags, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,settings}', old.settings, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,draft}', old.draft, expression => 'pgaudit_wf._json_value(to_json($1))', room => 117440512);
                 before := event_op -> 'row';
                 digests_before := array(select jsonb_array_elements_text(event_op -> 'digest'));
             else
@@ -64,8 +68,13 @@ begin
                 'published_at', old.published_at,
                 'reading_time', old.reading_time,
                 'tags', old.tags,
+                'settings', old.settings,
+                'draft', pgaudit_wf._json_value(to_json(old.draft)),
                 'access_code', case when old.access_code is distinct from null then '[redacted]' end);
             end if;
+            nulls_before := array_remove(array[
+            case when pg_column_size(old.settings) < 64 and jsonb_typeof(old.settings) = 'null' then 'settings' end,
+            case when pg_column_size(old.draft) < 64 and json_typeof(old.draft) = 'null' then 'draft' end], null);
         else
             event_op := pgaudit_wf._generic_op(old, setting);
             before := event_op -> 'row';
@@ -75,8 +84,10 @@ begin
     end if;
     if tg_op in ('UPDATE', 'INSERT') then
         if as_attached then
-            if octet_length(new.title) > 5592405
-            or pg_column_size(new.tags) > 5461 or pg_column_compression(new.tags) is not null then
+            if octet_length(new.title) > 3355443
+            or pg_column_size(new.tags) > 3276 or pg_column_compression(new.tags) is not null
+            or pg_column_size(new.settings) > 13107
+            or pg_column_size(new.draft) > 3276 or pg_column_compression(new.draft) is not null then
                 event_op := jsonb_build_object('row', jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
@@ -86,6 +97,8 @@ begin
                 'access_code', case when new.access_code is distinct from null then '[redacted]' end));
                 event_op := pgaudit_wf._put_large(event_op, '{row,title}', new.title, room => 117440512);
                 event_op := pgaudit_wf._put_array(event_op, '{row,tags}', new.tags, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,settings}', new.settings, room => 117440512);
+                event_op := pgaudit_wf._put_large(event_op, '{row,draft}', new.draft, expression => 'pgaudit_wf._json_value(to_json($1))', room => 117440512);
                 after := event_op -> 'row';
                 digests_after := array(select jsonb_array_elements_text(event_op -> 'digest'));
             else
@@ -97,8 +110,13 @@ begin
                 'published_at', new.published_at,
                 'reading_time', new.reading_time,
                 'tags', new.tags,
+                'settings', new.settings,
+                'draft', pgaudit_wf._json_value(to_json(new.draft)),
                 'access_code', case when new.access_code is distinct from null then '[redacted]' end);
             end if;
+            nulls_after := array_remove(array[
+            case when pg_column_size(new.settings) < 64 and jsonb_typeof(new.settings) = 'null' then 'settings' end,
+            case when pg_column_size(new.draft) < 64 and json_typeof(new.draft) = 'null' then 'draft' end], null);
         else
             event_op := pgaudit_wf._generic_op(new, setting);
             after := event_op -> 'row';
@@ -123,7 +141,7 @@ begin
             hidden_changes := pgaudit_wf._generic_hidden_changes(old, new, setting);
         end if;
         event_diff := pgaudit_wf._generic_diff(
-            shown_before, shown_after, hidden_changes, nulls_before, nulls_after, digests_before, digests_after);
+            shown_before, shown_after, hidden_changes, nulls_before, nulls_after, digests_before, digests_after, case when as_attached then '{settings}'::text[] else '{}' end);
         if event_diff is null then
             return null;
         end if;

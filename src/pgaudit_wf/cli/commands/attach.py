@@ -60,6 +60,13 @@ RedactOption = Annotated[
         help="Column with a secret, repeatable: the log shows that it changed, never its value.",
     ),
 ]
+ShallowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        show_default=False,
+        help="json or jsonb column to record as a whole when it changes, repeatable.",
+    ),
+]
 MaxValueOption = Annotated[
     int | None,
     typer.Option(
@@ -91,6 +98,7 @@ def attach(
     label_column: LabelColumnOption = None,
     ignore: IgnoreOption = None,
     redact: RedactOption = None,
+    shallow: ShallowOption = None,
     max_value: MaxValueOption = None,
     on_failure: OnFailureOption = None,
     database: DatabaseOption = "",
@@ -113,6 +121,7 @@ def attach(
         "label_column": label_column,
         "ignore": without_empty(ignore),
         "redact": without_empty(redact),
+        "shallow": without_empty(shallow),
         "max_value": max_value,
         "on_failure": on_failure,
     }

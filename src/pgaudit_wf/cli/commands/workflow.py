@@ -34,6 +34,7 @@ from pgaudit_wf.cli.commands.attach import (
     OrgColumnOption,
     RedactOption,
     ResourceTypeOption,
+    ShallowOption,
     TableArgument,
     call_attach,
 )
@@ -91,6 +92,7 @@ def attach_workflow(
     label_column: LabelColumnOption = None,
     ignore: IgnoreOption = None,
     redact: RedactOption = None,
+    shallow: ShallowOption = None,
     max_value: MaxValueOption = None,
     on_failure: OnFailureOption = None,
     database: DatabaseOption = "",
@@ -120,6 +122,7 @@ def attach_workflow(
         "label_column": label_column,
         "ignore": without_empty(ignore),
         "redact": without_empty(redact),
+        "shallow": without_empty(shallow),
         "max_value": max_value,
         "on_failure": on_failure,
     }

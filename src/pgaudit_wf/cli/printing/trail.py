@@ -13,6 +13,7 @@ from rich.text import Text
 from pgaudit_wf.cli.printing.output import console, moment, printable, short, shorten
 from pgaudit_wf.exact_json import dumps, key_parts
 from pgaudit_wf.trail.digest import describe_digest
+from pgaudit_wf.trail.path import describe_path
 from pgaudit_wf.trail.reads import TrailEntry
 
 # Below it, a column for each thing would be all line breaks.
@@ -61,10 +62,6 @@ def origin(entry: TrailEntry) -> Text:
     return Text(printable(" ".join(part for part in parts if part)), style="dim")
 
 
-def _field(path: str) -> str:
-    return path[1:].replace("~1", "/").replace("~0", "~")
-
-
 def _side(operation: dict[str, Any], key: str, write: Callable[[object], str] = dumps) -> str:
     return describe_digest(operation, key, operation[key]) or write(operation[key])
 
@@ -78,7 +75,7 @@ def changes(entry: TrailEntry) -> Text:
         before = _side(operation, "old", short) if "old" in operation else ""
         after = _side(operation, "value", short) if "value" in operation else ""
         change = after if before == after else " → ".join((before or "empty", after or "empty"))
-        found.append((_field(operation["path"]), change))
+        found.append((describe_path(operation["path"]), change))
     found += [
         (name, short(value))
         for name, value in entry.metadata.items()
@@ -109,7 +106,7 @@ def change_lines(entry: TrailEntry) -> Iterable[Text]:
 
 
 def _members(operation: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    path, name = operation["path"], _field(operation["path"])
+    path, name = operation["path"], describe_path(operation["path"])
     if path and "old" in operation and "value" in operation:
         change = f"{_side(operation, 'old')} → {_side(operation, 'value')}"
         return [("~", "yellow", name, change)]
