@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb, set_json_loads
 
+from support.patches import backwards
 from support.server import Conn
 
 loads = partial(json.loads, parse_float=Decimal)
@@ -76,18 +77,6 @@ def change(conn: Conn, before: str, after: str) -> list[dict[str, Any]]:
     run(conn, "insert into {table} (id, c) values (1, %(c)s)", {"c": before})
     run(conn, "update {table} set c = %(c)s", {"c": after})
     return diffs(conn)[-1]
-
-
-def backwards(diff: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The patch that undoes a recorded one, by its "old"."""
-    undo: list[dict[str, Any]] = []
-    for op in reversed(diff):
-        if op["op"] == "add":
-            undo.append({"op": "remove", "path": op["path"]})
-        else:
-            kind = "add" if op["op"] == "remove" else "replace"
-            undo.append({"op": kind, "path": op["path"], "value": op["old"]})
-    return undo
 
 
 def equal(conn: Conn, doc: object, text: str) -> bool:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.types.json import set_json_loads
 
+from support.patches import backwards
 from support.server import Conn
 
 FAST = settings(
@@ -60,11 +61,6 @@ def tables(draw: st.DrawFn) -> tuple[dict[str, str], list[dict[str, str | None]]
     columns = {name: draw(st.sampled_from(sorted(KINDS))) for name in names}
     row = st.fixed_dictionaries({name: st.none() | KINDS[kind] for name, kind in columns.items()})
     return columns, draw(st.lists(row, min_size=1, max_size=5))
-
-
-def backwards(diff: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A patch that undoes a captured one, by its "old"."""
-    return [{"op": "replace", "path": op["path"], "value": op["old"]} for op in reversed(diff)]
 
 
 @pytest.fixture(params=["compiled", "generic"])
