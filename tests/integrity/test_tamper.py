@@ -50,7 +50,8 @@ def sealed(conn: Connection) -> Connection:
     conn.execute("set application_name = 'shop'")
     context: dict[str, Any] = {
         "actor_id": "u_1", "actor_label": "Zoë Ωmega", "org_id": "o_1", "org_label": "Acme",
-        "auth_method": "api_key", "api_key_id": "k_1", "ip": "2001:db8::1", "country": "DE",
+        "auth_method": "api_key", "api_key_id": "k_1", "actor_type": "service",
+        "on_behalf_of": "u_2", "client": "runner", "ip": "2001:db8::1", "country": "DE",
         "user_agent": 'Mozilla/5.0 "x"', "correlation_id": "c_1", "reason": "why not",
     }  # fmt: skip
     for number in range(EVENTS // 3):
@@ -89,7 +90,8 @@ def other_value(column: str, kind: str) -> str:
 
 
 COLUMNS = [
-    "id", "occurred_at", "tx_id", "actor_id", "actor_label", "org_id", "org_label", "auth_method",
+    "id", "occurred_at", "tx_id", "actor_id", "actor_label", "actor_type", "on_behalf_of",
+    "client", "org_id", "org_label", "auth_method",
     "api_key_id", "action", "resource_type", "resource_id", "outcome", "captured", "attested",
     "diff", "metadata", "ip", "country", "user_agent", "correlation_id", "db_user",
     "application_name",

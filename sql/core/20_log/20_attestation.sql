@@ -81,8 +81,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     message constant bytea := convert_to(
-        'pgaudit_wf.attest.v2'
+        'pgaudit_wf.attest.v3'
             || pgaudit_wf._attested_part(current_setting('app.actor_id', true))
+            || pgaudit_wf._attested_part(current_setting('app.actor_type', true))
+            || pgaudit_wf._attested_part(current_setting('app.on_behalf_of', true))
+            || pgaudit_wf._attested_part(current_setting('app.client', true))
             || pgaudit_wf._attested_part(current_setting('app.org_id', true))
             || pgaudit_wf._attested_part(current_setting('app.correlation_id', true))
             || pgaudit_wf._attested_part(bound_to), 'UTF8');
@@ -97,8 +100,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._check_attestation(text, text) is
-    'Whether an attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, organization and correlation id, '
-    'and what it is bound to: a transaction or an attempt. Stated in docs/reference/context.md.';
+    'Whether an attestation (key_id:hex) is HMAC-SHA256 over the context''s actor, its type, in whose name, client, organization and '
+    'correlation id, and what it is bound to: a transaction or an attempt. Stated in docs/reference/context.md.';
 
 create function pgaudit_wf._context_attested() returns boolean
 language sql stable

@@ -12,6 +12,9 @@ create table pgaudit_wf.security_audit_log (
     tx_id bigint not null default txid_current(),
     actor_id text default pgaudit_wf._context_value('app.actor_id'),
     actor_label text default pgaudit_wf._context_value('app.actor_label'),
+    actor_type text default pgaudit_wf._context_value('app.actor_type'),
+    on_behalf_of text default pgaudit_wf._context_value('app.on_behalf_of'),
+    client text default pgaudit_wf._context_value('app.client'),
     org_id text default pgaudit_wf._context_value('app.org_id'),
     org_label text default pgaudit_wf._context_value('app.org_label'),
     auth_method text default pgaudit_wf._context_value('app.auth_method'),
@@ -36,7 +39,7 @@ create table pgaudit_wf.security_audit_log (
 
 comment on table pgaudit_wf.security_audit_log is
     'The security audit trail, one row an event. '
-    'Append-only for everyone; who and from where come from the app.* settings of the transaction by column default, '
+    'Append-only for everyone; who and from where come from the app.* settings of the transaction (or the members of app.context), '
     'each at most 255 characters where nothing else is said. Partitioned by month of occurred_at.';
 comment on column pgaudit_wf.security_audit_log.id is
     'Number of the event, unique; given before commit, so not an order of visibility: read by (tx_id, id).';
@@ -44,9 +47,15 @@ comment on column pgaudit_wf.security_audit_log.occurred_at is
     'Wall-clock time at which the change was made (not when its transaction began or committed).';
 comment on column pgaudit_wf.security_audit_log.tx_id is '64-bit id of the transaction that made the change.';
 comment on column pgaudit_wf.security_audit_log.actor_id is
-    'Who did it (app.actor_id); null when nobody said, then db_user and application_name still do.';
+    'Who really did it (app.actor_id); null when nobody said, then db_user and application_name still do.';
 comment on column pgaudit_wf.security_audit_log.actor_label is
     'Name of the actor at that time (app.actor_label), a snapshot that outlives the account.';
+comment on column pgaudit_wf.security_audit_log.actor_type is
+    'What the actor is (app.actor_type): user, service, agent or system.';
+comment on column pgaudit_wf.security_audit_log.on_behalf_of is
+    'In whose name the actor acted, if in another''s (app.on_behalf_of): the customer of a support engineer, the person of an agent.';
+comment on column pgaudit_wf.security_audit_log.client is
+    'Program or agent that was used, with its version or run (app.client).';
 comment on column pgaudit_wf.security_audit_log.org_id is
     'Organization the changed resource belongs to: its own org column, else app.org_id; null for what belongs to no organization.';
 comment on column pgaudit_wf.security_audit_log.org_label is 'Name of the organization at that time (app.org_label).';
@@ -63,7 +72,8 @@ comment on column pgaudit_wf.security_audit_log.outcome is
 comment on column pgaudit_wf.security_audit_log.captured is
     'True when a trigger saw the change itself; false when the application reported it through record_event().';
 comment on column pgaudit_wf.security_audit_log.attested is
-    'True when the application proved, by an HMAC that injected SQL cannot make, that it set actor, organization and correlation id.';
+    'True when the application proved, by an HMAC that injected SQL cannot make, that it set the actor (with type, in whose name and '
+    'client), organization and correlation id.';
 comment on column pgaudit_wf.security_audit_log.diff is
     'JSON Patch (RFC 6902) from the old row to the new one; remove and replace also carry "old", so that it runs backwards.';
 comment on column pgaudit_wf.security_audit_log.metadata is
@@ -80,6 +90,8 @@ comment on column pgaudit_wf.security_audit_log.application_name is 'application
 create index security_audit_log_org on pgaudit_wf.security_audit_log (org_id, occurred_at, id) where org_id is not null;
 create index security_audit_log_actor on pgaudit_wf.security_audit_log (actor_id, occurred_at, id) where actor_id is not null;
 create index security_audit_log_resource on pgaudit_wf.security_audit_log (resource_type, resource_id, occurred_at, id);
+-- Few, and looked for: what failed or was refused. An event that succeeded pays for the test only.
+create index security_audit_log_refused on pgaudit_wf.security_audit_log (org_id, occurred_at, id) where outcome <> 'succeeded';
 create index security_audit_log_action on pgaudit_wf.security_audit_log (action, occurred_at, id);
 create index security_audit_log_correlation on pgaudit_wf.security_audit_log (correlation_id) where correlation_id is not null;
 -- Finds an event by id alone, and a range of transactions, at next to no cost for the writer.

@@ -79,6 +79,9 @@ declare
     event_id bigint;
     changes jsonb;
 begin
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
     if coalesce(_record_event.action, '') = '' then
         raise exception 'record_event needs an action, such as subscription.change_requested' using errcode = 'PA008';
     end if;
@@ -105,26 +108,31 @@ begin
         _record_event.action, _record_event.resource_type, pgaudit_wf._bounded_key(_record_event.resource_id), changes,
         case when pgaudit_wf._context_reason() is not null then jsonb_build_object('reason', pgaudit_wf._context_reason()) else '{}' end
             || coalesce(pgaudit_wf._bounded_json(_record_event.metadata), '{}'),
-        _record_event.outcome, _record_event.attested)
+        _record_event.outcome, coalesce(_record_event.attested, pgaudit_wf._context_attested()))
     returning id into event_id;
     return event_id;
 end
 $$;
 comment on function pgaudit_wf._record_event(text, text, text, jsonb, jsonb, jsonb, text, boolean) is
-    'Writes the event of record_event() or record_attempt(), which say whether its context is attested.';
+    'Writes the event of record_event() or record_attempt(); attested: whether its context is (null: as the transaction says).';
 
 create function pgaudit_wf._record_release(
     event_id bigint, action text, resource_type text, resource_id text, org_id text, metadata jsonb
 ) returns void
-language sql
+language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+begin
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
     -- Captured, unlike what an application reports by record_event(): that could say anything.
     insert into pgaudit_wf.security_audit_log (id, action, resource_type, resource_id, org_id, captured, metadata)
     overriding system value
     values (_record_release.event_id, _record_release.action, _record_release.resource_type, _record_release.resource_id,
         _record_release.org_id, true,
-        jsonb_strip_nulls(jsonb_build_object('reason', pgaudit_wf._context_reason())) || _record_release.metadata)
+        jsonb_strip_nulls(jsonb_build_object('reason', pgaudit_wf._context_reason())) || _record_release.metadata);
+end
 $$;
 comment on function pgaudit_wf._record_release(bigint, text, text, text, text, jsonb) is
     'Records that a part of the trail was archived, pruned or erased, and exactly which: verify accepts that something is gone '
@@ -157,7 +165,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     select pgaudit_wf._record_event(
         record_event.action, record_event.resource_type, record_event.resource_id, record_event.before, record_event.after,
-        record_event.metadata, record_event.outcome, pgaudit_wf._context_attested())
+        record_event.metadata, record_event.outcome, null)
 $$;
 comment on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text) is
     'Records an event that no table shows (a plan change requested, an export made) in the current transaction, with the current context, '

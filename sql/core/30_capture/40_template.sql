@@ -56,7 +56,7 @@ as $template$ select $body$
 declare
     event_id text;
     event_previous_id text;
-    event_org text{{org at first}};
+    event_org text;
     event_label text;
     event_action text;
     event_diff jsonb;
@@ -71,6 +71,10 @@ begin
     end if;
     {{check of the statement trigger}}
     {{begin of the attempt}}
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
+    {{org of the context}}
     {{rows as JSON}}
     if tg_op = 'UPDATE' then
         {{changed columns}}
@@ -302,8 +306,8 @@ begin
     return jsonb_build_object(
         -- PL/pgSQL keeps plans by the types of a row's columns: another type must make it another function.
         'shape', pgaudit_wf._shape_of((setting).target),
-        'org at first', case when (setting).org_column = any ((setting).columns) then ''
-            else ' := pgaudit_wf._context_value(''app.org_id'')' end,
+        'org of the context', case when (setting).org_column = any ((setting).columns) then ''
+            else 'event_org := pgaudit_wf._context_value(''app.org_id'');' end,
         'variables of a version', case when versioned then array[
             'event_hash text;',
             'event_version pgaudit_wf.version_ref;',

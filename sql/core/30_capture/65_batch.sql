@@ -99,7 +99,7 @@ as $template$ select $body$
 declare
     event_id text;
     event_previous_id text;
-    event_org text{{org at first}};
+    event_org text;
     event_label text;
     event_action text;
     event_diff jsonb;
@@ -109,6 +109,10 @@ declare
     events_size bigint := 0;
     old_row no scroll cursor for select * from old_rows;
 begin
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
+    {{org of the context}}
     if tg_op = 'INSERT' then
         {{inserted rows}}
     elsif tg_op = 'DELETE' then

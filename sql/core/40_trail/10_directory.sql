@@ -34,8 +34,8 @@ set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
     select m.org_id from pgaudit_wf.org_member as m
-    where m.org_id = nullif(current_setting('app.org_id', true), '')
-        and m.actor_id = nullif(current_setting('app.actor_id', true), '')
+    where m.org_id = pgaudit_wf._context_text('org_id')
+        and m.actor_id = pgaudit_wf._context_text('actor_id')
         and m.role in ('owner', 'admin')
     limit 1
 $$;

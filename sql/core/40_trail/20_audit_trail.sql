@@ -39,6 +39,10 @@ create type pgaudit_wf.trail_entry as (
     actor_name text,
     actor_email text,
     actor_role text,
+    actor_type text,
+    on_behalf_of text,
+    on_behalf_of_name text,
+    client text,
     auth_method text,
     api_key_id text,
     action text,
@@ -124,7 +128,7 @@ set jit = off
 as $$
 declare
     restricted constant boolean := row_security_active('pgaudit_wf.security_audit_log');
-    org constant text := coalesce(audit_trail.org_id, case when restricted then nullif(current_setting('app.org_id', true), '') end);
+    org constant text := coalesce(audit_trail.org_id, case when restricted then pgaudit_wf._context_text('org_id') end);
     last_seen record;
     filter text;
 begin
@@ -155,6 +159,7 @@ begin
         case when audit_trail.search is not null then
             ' and (l.actor_label ilike $10 or l.action ilike $10 or l.resource_id ilike $10 or l.metadata ->> ''label'' ilike $10'
             ' or l.metadata ->> ''reason'' ilike $10 or host(l.ip) ilike $10 or l.user_agent ilike $10 or l.correlation_id ilike $10'
+            ' or l.on_behalf_of ilike $10 or l.client ilike $10'
             ' or l.actor_id in (select d.actor_id from ' || case when restricted
                 then 'pgaudit_wf.describe_actors($1, pattern => $10) as d'
                 else 'pgaudit_wf._actors_like($10) as d (actor_id)' end || '))'
@@ -163,7 +168,8 @@ begin
     return query execute 'with event as materialized (select l.* from pgaudit_wf.security_audit_log as l where true'
         || filter || ' order by l.occurred_at desc, l.id desc limit $13), actor as (
             select d.* from pgaudit_wf._present_actors(
-                array(select e.actor_id from event as e order by e.id), array(select e.org_id from event as e order by e.id), $14) as d
+                array(select who.id from event as e, unnest(array[e.actor_id, e.on_behalf_of]) as who (id) order by e.id),
+                array(select e.org_id from event as e, unnest(array[e.actor_id, e.on_behalf_of]) as who (id) order by e.id), $14) as d
         ), resource as (
             select n.* from pgaudit_wf.resource_names(
                 array(select e.resource_type from event as e order by e.id),
@@ -172,6 +178,7 @@ begin
         select
             e.id, e.occurred_at, e.org_id, e.org_label,
             e.actor_id, left(coalesce(actor.name, e.actor_label), 255), left(actor.email, 255), left(actor.role, 255),
+            e.actor_type, e.on_behalf_of, left(coalesce(principal.name, principal.email), 255), e.client,
             e.auth_method, e.api_key_id, e.action,
             e.resource_type, e.resource_id, left(coalesce(resource.name, e.metadata ->> ''label''), 255),
             e.outcome::text, e.captured, e.attested,
@@ -181,6 +188,7 @@ begin
             pgaudit_wf._trail_cursor(e.occurred_at, e.id)
         from event as e
         left join actor on actor.actor_id = e.actor_id and actor.org_id is not distinct from e.org_id
+        left join actor as principal on principal.actor_id = e.on_behalf_of and principal.org_id is not distinct from e.org_id
         left join resource on resource.resource_type = e.resource_type and resource.resource_id = e.resource_id
         order by e.occurred_at desc, e.id desc'
         using org, audit_trail.action, audit_trail.resource_type, audit_trail.resource_id, audit_trail.actor_id, audit_trail.correlation_id,

@@ -21,9 +21,9 @@ set search_path = pg_catalog, pg_temp
 set row_security = off
 as $$
 declare
-    key_id constant text := pgaudit_wf._context_value('app.api_key_id');
-    method constant text := pgaudit_wf._context_value('app.auth_method');
-    actor constant text := pgaudit_wf._context_value('app.actor_id');
+    key_id constant text := left(pgaudit_wf._context_text('api_key_id'), 255);
+    method constant text := left(pgaudit_wf._context_text('auth_method'), 255);
+    actor constant text := left(pgaudit_wf._context_text('actor_id'), 255);
     known text;
 begin
     -- A directory that we may not read must not fail the run: it only costs the name.
@@ -47,7 +47,7 @@ begin
     end);
     if label is null and key_id is null then
         label := coalesce(
-            pgaudit_wf._context_value('app.actor_label'),
+            left(pgaudit_wf._context_text('actor_label'), 255),
             known,
             actor,
             session_user::text);

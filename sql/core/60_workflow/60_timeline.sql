@@ -125,7 +125,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     select h.org_id, h.snapshot, h.content_hash from pgaudit_wf.workflow_history as h
     where h.workflow_id = _org_version_snapshot.workflow_id and h.version = _org_version_snapshot.version
-        and h.org_id is not distinct from nullif(current_setting('app.org_id', true), '')
+        and h.org_id is not distinct from pgaudit_wf._context_text('org_id')
 $$;
 comment on function pgaudit_wf._org_version_snapshot(text, integer) is
     'A version of a workflow of the organization app.org_id, or of none while that is not set; nulls for any other.';
@@ -142,8 +142,7 @@ begin
         select h.snapshot, h.content_hash into kept, hash from pgaudit_wf.workflow_history as h
         where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version
             -- A login that may read all organizations still acts in the one that the request names, if any.
-            and (h.org_id = current_setting('app.org_id', true) or h.org_id is null
-                or coalesce(current_setting('app.org_id', true), '') = '');
+            and (h.org_id = pgaudit_wf._context_text('org_id') or h.org_id is null or pgaudit_wf._context_text('org_id') is null);
     else
         select s.snapshot, s.content_hash into kept, hash
         from pgaudit_wf._org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;

@@ -80,6 +80,7 @@ begin
         'action', (event).action, 'outcome', (event).outcome,
         'actor_id', (event).actor_id, 'actor_name', left(coalesce(actor.name, (event).actor_label), 255),
         'actor_email', left(actor.email, 255),
+        'actor_type', (event).actor_type, 'on_behalf_of', (event).on_behalf_of, 'client', (event).client,
         'db_user', (event).db_user, 'application_name', (event).application_name,
         'org_id', (event).org_id, 'org_label', (event).org_label,
         'resource_type', (event).resource_type, 'resource_id', (event).resource_id,

@@ -45,9 +45,8 @@ begin
     if not found then
         return null;
     end if;
-    foreach field in array array['actor_id', 'actor_label', 'org_id', 'org_label', 'auth_method', 'api_key_id',
-        'ip', 'country', 'user_agent', 'correlation_id', 'reason']
-    loop
+    perform set_config('app.context', '', true), set_config('pgaudit_wf.unpacked', '', true);
+    foreach field in array pgaudit_wf._context_names() loop
         perform set_config('app.' || field, coalesce(entry -> 'context' ->> field, ''), true);
     end loop;
     -- Truncated, where record_event() would refuse: a spooled attempt must not be lost because of a long name. Its attestation is bound

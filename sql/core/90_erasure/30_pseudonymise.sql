@@ -194,11 +194,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-    own constant boolean := current_setting('app.actor_id', true) = pseudonymise.actor_id;
-    label constant text := current_setting('app.actor_label', true);
-    address constant text := current_setting('app.ip', true);
-    agent constant text := current_setting('app.user_agent', true);
-    reason constant text := current_setting('app.reason', true);
+    own boolean;
+    label text;
+    address text;
+    agent text;
+    reason text;
     known pgaudit_wf.personal_value[];
     emails text[];
     part regclass;
@@ -208,6 +208,12 @@ declare
     event_id bigint;
     released jsonb;
 begin
+    perform pgaudit_wf._unpack_context();
+    own := current_setting('app.actor_id', true) = pseudonymise.actor_id;
+    label := current_setting('app.actor_label', true);
+    address := current_setting('app.ip', true);
+    agent := current_setting('app.user_agent', true);
+    reason := current_setting('app.reason', true);
     pseudonym := pgaudit_wf._begin_erasure(pseudonymise.actor_id);
     select e.last_run_at is null, e.release_id into first_run, event_id
     from pgaudit_wf.erasure as e where e.actor_id = pseudonymise.actor_id;

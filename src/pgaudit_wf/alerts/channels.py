@@ -259,7 +259,13 @@ def payload(event: Mapping[str, Any]) -> dict[str, Any]:
         "data": {
             "event_id": event["id"],
             "outcome": event["outcome"],
-            "actor": {"id": event["actor_id"], "name": event["actor_name"]},
+            "actor": {
+                "id": event["actor_id"],
+                "name": event["actor_name"],
+                "type": event["actor_type"],
+            },
+            "on_behalf_of": event["on_behalf_of"],
+            "client": event["client"],
             "org": {"id": event["org_id"], "name": event["org_label"]},
             "resource": {
                 "type": event["resource_type"],

@@ -144,6 +144,8 @@ def _shown(event: Mapping[str, Any]) -> dict[str, str]:
         shown["actor"] = f"{name} ({email})"
     else:
         shown["actor"] = name or email or f"database login {shown['db_user']}"
+    if shown["on_behalf_of"]:
+        shown["actor"] += f" for {shown['on_behalf_of']}"
     shown["attested"] = "attested" if event["attested"] else ""
     shown["org"] = shown["org_label"] or shown["org_id"]
     shown["resource"] = " ".join(
@@ -164,6 +166,9 @@ SAMPLE: Mapping[str, Any] = {
     "actor_id": "u_1",
     "actor_name": "Ana Ferreira",
     "actor_email": "ana@example.com",
+    "actor_type": "user",
+    "on_behalf_of": None,
+    "client": None,
     "db_user": "app",
     "application_name": None,
     "org_id": "o_1",

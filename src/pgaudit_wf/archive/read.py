@@ -44,7 +44,7 @@ _NAME_LENGTH = 255
 _LIKE = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
 _SEARCHED = (
     "actor_label", "action", "resource_id", "metadata->>'$.label'", "metadata->>'$.reason'", "ip",
-    "user_agent", "correlation_id",
+    "user_agent", "correlation_id", "on_behalf_of", "client",
 )  # fmt: skip
 
 
@@ -244,7 +244,7 @@ def apply_mask(
 def _matches(event: Mapping[str, Any], search: str, named: bool) -> bool:
     metadata = loads(event["metadata"])
     texts = [event[name] for name in ("actor_label", "action", "resource_id", "ip", "user_agent",
-                                      "correlation_id")]  # fmt: skip
+                                      "correlation_id", "on_behalf_of", "client")]  # fmt: skip
     if isinstance(metadata, dict):
         texts += [_text(metadata.get("label")), _text(metadata.get("reason"))]
     return named or any(search.casefold() in text.casefold() for text in texts if text)
@@ -316,12 +316,14 @@ def _may_match(archive: Archive, filters: TrailFilter) -> bool:
 def _entries(
     conn: Connection, events: Sequence[dict[str, Any]], org_id: str | None, restricted: bool
 ) -> Iterator[TrailEntry]:
-    acting = [e for e in events if e["actor_id"]]
+    named_in = [
+        (e[name], e["org_id"]) for e in events for name in ("actor_id", "on_behalf_of") if e[name]
+    ]
     people = {
         (row[0], row[1]): row[2:]
         for row in conn.execute(
             "select * from pgaudit_wf._present_actors(%s::text[], %s::text[], %s)",
-            [[e["actor_id"] for e in acting], [e["org_id"] for e in acting], restricted],
+            [[actor for actor, _ in named_in], [org for _, org in named_in], restricted],
         ).fetchall()
     }
     named = [e for e in events if e["resource_type"] and e["resource_id"]]
@@ -338,6 +340,7 @@ def _entries(
             metadata=loads(event["metadata"]),
         )
         name, email, role = map(_cut, people.get((event["actor_id"], event["org_id"]), (None,) * 3))
+        principal = people.get((event["on_behalf_of"], event["org_id"]), (None, None))
         label = event.pop("actor_label")
         del event["tx_id"]
         shown = well_formed(event)
@@ -347,6 +350,7 @@ def _entries(
             actor_name=label if name is None else name,
             actor_email=email,
             actor_role=role,
+            on_behalf_of_name=_cut(principal[0] or principal[1]),
             resource_name=_cut(
                 _text(shown["metadata"].get("label")) if named_now is None else named_now
             ),

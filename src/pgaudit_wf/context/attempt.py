@@ -20,7 +20,7 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
 
 from pgaudit_wf.conninfo import with_timeout
-from pgaudit_wf.context.values import RequestContext
+from pgaudit_wf.context.values import ATTESTED, RequestContext
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool, ConnectionPool
@@ -91,7 +91,7 @@ def _settings_of(context: RequestContext, bound_to: str) -> dict[str, str]:
     if context.attest is not None:
         # The signature, never the key, as this may go into a file.
         settings["attestation"] = context.attest.sign(
-            context.actor_id, context.org_id, context.correlation_id, bound_to
+            (getattr(context, name) for name in ATTESTED), bound_to
         )
     return settings
 

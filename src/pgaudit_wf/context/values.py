@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
@@ -20,12 +20,15 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 from pgaudit_wf.errors import InvalidContextError
 
 IDENTIFIER_LENGTH = 255
-"""Longest actor_id, org_id, api_key_id or correlation_id, in characters; they are indexed."""
+"""Longest identifier (of an actor, organization, client, API key or request), in characters."""
 
 USER_AGENT_LENGTH = 1024
 """Longest user agent, in characters; clients choose its length, so the rest is cut off."""
 
-_IDENTIFIERS = ("actor_id", "org_id", "api_key_id", "correlation_id")
+_IDENTIFIERS = ("actor_id", "on_behalf_of", "client", "org_id", "api_key_id", "correlation_id")
+
+ACTOR_TYPES = ("user", "service", "agent", "system")
+"""What an actor can be."""
 
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -55,27 +58,19 @@ class AttestationKey:
         if not isinstance(self.secret, bytes) or len(self.secret) < 32:
             raise InvalidContextError("an attestation key's secret must have at least 32 bytes")
 
-    def sign(
-        self,
-        actor_id: str | None,
-        org_id: str | None,
-        correlation_id: str | None,
-        bound_to: str,
-    ) -> str:
+    def sign(self, values: Iterable[str | None], bound_to: str) -> str:
         """Return `app.attestation` for a context: the key's name and an HMAC-SHA256 (RFC 2104).
 
-        The signed message is "pgaudit_wf.attest.v2", followed for each of the four by its length
-        in bytes, a colon and the value, or "-" if there is none, in UTF-8.
+        The signed message is "pgaudit_wf.attest.v3", followed for each of ATTESTED and for
+        `bound_to` by its length in bytes, a colon and the value, or "-" if there is none, in UTF-8.
 
         Args:
-            actor_id: As in the context.
-            org_id: As in the context.
-            correlation_id: As in the context.
+            values: Those of the context that are named in ATTESTED, in that order.
             bound_to: What the signature is good for: the transaction, as READ_TRANSACTION reads
                 it, so that another session of the same login cannot use it too.
         """
-        message = b"pgaudit_wf.attest.v2"
-        for value in (actor_id, org_id, correlation_id, bound_to):
+        message = b"pgaudit_wf.attest.v3"
+        for value in (*values, bound_to):
             data = value.encode() if value else b""
             message += b"%d:%b" % (len(data), data) if data else b"-"
         return f"{self.key_id}:{hmac.new(self.secret, message, hashlib.sha256).hexdigest()}"
@@ -86,6 +81,9 @@ class ContextFields(TypedDict, total=False):
 
     actor_id: str | None
     actor_label: str | None
+    actor_type: str | None
+    on_behalf_of: str | None
+    client: str | None
     org_id: str | None
     org_label: str | None
     auth_method: str | None
@@ -111,8 +109,12 @@ class RequestContext:
     PostgreSQL cannot store (NUL, lone surrogates) is refused.
 
     Args:
-        actor_id: Identifier of the user or integration that acts; at most 255 characters.
+        actor_id: Identifier of the user or integration that really acts; at most 255 characters.
         actor_label: Its name at this moment, kept in the log for later readers.
+        actor_type: What it is: "user", "service", "agent" or "system".
+        on_behalf_of: Identifier of the person or customer in whose name it acts, if in another's:
+            a support engineer for a customer, an agent for a person; at most 255 characters.
+        client: The program or agent that is used, with its version or run; at most 255 characters.
         org_id: Identifier of the organization acted for; at most 255 characters.
         org_label: Its name at this moment.
         auth_method: How the actor authenticated, for example "session" or "api_key".
@@ -124,7 +126,8 @@ class RequestContext:
         user_agent: The client's own description; cut off after 1,024 characters.
         correlation_id: Ties everything that one request did together; at most 255 characters.
         reason: Why the change is made; rules may use it to choose an action.
-        attest: Signs actor, organization and correlation id, so that events say `attested`.
+        attest: Signs actor (with type, in whose name and client), organization and correlation
+            id, so that events say `attested`.
 
     Raises:
         InvalidContextError: A value has the wrong type, is too long, or is not a valid address or
@@ -133,6 +136,9 @@ class RequestContext:
 
     actor_id: str | None = None
     actor_label: str | None = None
+    actor_type: str | None = None
+    on_behalf_of: str | None = None
+    client: str | None = None
     org_id: str | None = None
     org_label: str | None = None
     auth_method: str | None = None
@@ -199,12 +205,14 @@ class RequestContext:
             name: The setting.
             token: Names the transaction; without it, there is no attestation.
         """
+        if name == "context":
+            return None
         if name != "attestation":
             value: str | None = getattr(self, name)
             return value
         if self.attest is None or token is None:
             return None
-        return self.attest.sign(self.actor_id, self.org_id, self.correlation_id, token)
+        return self.attest.sign((getattr(self, signed) for signed in ATTESTED), token)
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields that have a value."""
@@ -217,8 +225,12 @@ FIELDS: tuple[str, ...] = tuple(
 )
 """The fields of a context that are settings in the database, `app.<name>`."""
 
-SETTINGS: tuple[str, ...] = (*FIELDS, "attestation")
-"""The settings of a transaction, each `app.<name>`."""
+SETTINGS: tuple[str, ...] = (*FIELDS, "attestation", "context")
+"""The settings of a transaction, each `app.<name>`. `context`, which could hold all of the others,
+is kept empty: sent instead of them, it saves less than it costs the first event to unpack it."""
+
+ATTESTED = ("actor_id", "actor_type", "on_behalf_of", "client", "org_id", "correlation_id")
+"""The fields that an attestation signs."""
 
 READ_TRANSACTION = "select pg_backend_pid() || '.' || (extract(epoch from now()) * 1000000)::bigint"
 """Reads what an attestation is bound to: the backend, and when its transaction began (µs)."""
@@ -265,6 +277,8 @@ def _canonical(name: str, value: object) -> str | None:
         return _canonical_ip(value)
     if name == "user_agent":
         return value[:USER_AGENT_LENGTH]
+    if name == "actor_type" and value not in ACTOR_TYPES:
+        raise InvalidContextError(f"actor_type {value!r} is not one of {', '.join(ACTOR_TYPES)}")
     if name in _IDENTIFIERS and len(value) > IDENTIFIER_LENGTH:
         raise InvalidContextError(
             f"{name} has {len(value)} characters; at most {IDENTIFIER_LENGTH} are allowed"

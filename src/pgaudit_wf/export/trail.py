@@ -296,6 +296,12 @@ def to_ocsf(entry: TrailEntry) -> dict[str, Json]:
                 "attested": entry.attested,
                 "resource_type": entry.resource_type,
                 "auth_method": entry.auth_method,
+                "actor_type": entry.actor_type,
+                # OCSF has a delegated user in newer versions only, and not in each of the classes.
+                "on_behalf_of": _without_none(
+                    {"uid": entry.on_behalf_of, "name": entry.on_behalf_of_name}
+                )
+                or None,
                 "db_user": entry.db_user,
                 "application_name": entry.application_name,
             }
@@ -342,6 +348,8 @@ def _classify(entry: TrailEntry) -> tuple[int, int, str]:
 
 def _message(entry: TrailEntry) -> str:
     who = entry.actor_name or entry.actor_id or entry.db_user
+    if entry.on_behalf_of:
+        who += f" for {entry.on_behalf_of_name or entry.on_behalf_of}"
     of = entry.resource_name or entry.resource_id
     return f"{entry.action}: {entry.resource_type or 'event'}{f' {of}' if of else ''} by {who}"
 
@@ -362,7 +370,7 @@ def _actor(entry: TrailEntry) -> dict[str, Json]:
         user["credential_uid"] = entry.api_key_id
     if entry.org_id:
         user["org"] = _without_none({"uid": entry.org_id, "name": entry.org_label})
-    return _without_none({"user": user, "app_name": entry.application_name})
+    return _without_none({"user": user, "app_name": entry.client or entry.application_name})
 
 
 def _target(entry: TrailEntry) -> dict[str, Json]:

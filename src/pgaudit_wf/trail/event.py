@@ -29,6 +29,9 @@ class EventRow(NamedTuple, Generic[Number, Moment]):
     tx_id: Number
     actor_id: str | None
     actor_label: str | None
+    actor_type: str | None
+    on_behalf_of: str | None
+    client: str | None
     org_id: str | None
     org_label: str | None
     auth_method: str | None
@@ -57,9 +60,11 @@ class TrailEntry:
     """An event of the trail as people read it.
 
     `actor_name` and `resource_name` are the present names, or the ones kept in the event where
-    there are none (any more). `captured` is True for what a trigger saw and False for what the
-    application reported it by `record_event`; `attested` is True if the application proved by a
-    signature who acted. `diff` is a JSON Patch with "old" values, `cursor` the place to go on from.
+    there are none (any more). The actor is who really acted, `on_behalf_of` in whose name, if in
+    another's, and `client` by which program or agent. `captured` is True for what a trigger saw
+    and False for what the application reported by `record_event`; `attested` is True if the
+    application proved by a signature who acted. `diff` is a JSON Patch with "old" values, and
+    `cursor` where to go on.
     """
 
     id: int
@@ -70,6 +75,10 @@ class TrailEntry:
     actor_name: str | None
     actor_email: str | None
     actor_role: str | None
+    actor_type: str | None
+    on_behalf_of: str | None
+    on_behalf_of_name: str | None
+    client: str | None
     auth_method: str | None
     api_key_id: str | None
     action: str
@@ -99,6 +108,9 @@ class LogEvent:
     tx_id: int
     actor_id: str | None
     actor_label: str | None
+    actor_type: str | None
+    on_behalf_of: str | None
+    client: str | None
     org_id: str | None
     org_label: str | None
     auth_method: str | None

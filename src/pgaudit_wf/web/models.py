@@ -114,6 +114,8 @@ class _Event(_Answer):
                     "id": 4711, "occurred_at": _MOMENT, "org_id": "o_acme", "org_label": "Acme",
                     "actor_id": "u_ana", "actor_name": "Ana Ferreira",
                     "actor_email": "ana@acme.example", "actor_role": "owner",
+                    "actor_type": "user", "on_behalf_of": None, "on_behalf_of_name": None,
+                    "client": "console 4.2",
                     "auth_method": "session", "api_key_id": None,
                     "action": "org_api_key.revoked", "resource_type": "api_key",
                     "resource_id": "k_ci", "resource_name": "kh_9f2a…", "outcome": "succeeded",

@@ -145,8 +145,11 @@ def subject(entry: TrailEntry, names: Mapping[str, str]) -> str | None:
 
 
 def actor(entry: TrailEntry) -> str:
-    """Return the actor; if none is given, the login of the database session."""
-    return entry.actor_name or entry.actor_id or entry.db_user
+    """Return the actor, and in whose name; if none is given, the login of the session."""
+    name = entry.actor_name or entry.actor_id or entry.db_user
+    if entry.on_behalf_of:
+        return f"{name} for {entry.on_behalf_of_name or entry.on_behalf_of}"
+    return name
 
 
 def tone(entry: TrailEntry) -> Tone:

@@ -21,6 +21,9 @@ declare
     events_size bigint := 0;
     old_row no scroll cursor for select * from old_rows;
 begin
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
     if tg_op = 'INSERT' then
         begin
             insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)

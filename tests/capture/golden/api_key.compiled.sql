@@ -25,6 +25,9 @@ begin
         -- Recorded at the end of the statement.
         return null;
     end if;
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
     if tg_op = 'UPDATE' then
         if old.id is distinct from new.id then
             if octet_length(old.id) > 2396745

@@ -38,6 +38,9 @@ begin
         -- A subscription that brings the log along brings this event, too.
         return null;
     end if;
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
     as_attached := pgaudit_wf._columns_of(tg_relid) = 'created_at:1184,expires_at:1184,id:25,key_hash:25,key_prefix:25,last_used_at:1184,name:25,org_id:25,revoked_at:1184,scopes:1009,user_id:25';
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then

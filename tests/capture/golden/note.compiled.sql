@@ -23,6 +23,9 @@ begin
         return null;
     end if;
     begin
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
     if tg_op = 'UPDATE' then
         if old.id is distinct from new.id then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',

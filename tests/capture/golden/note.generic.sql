@@ -39,6 +39,9 @@ begin
         return null;
     end if;
     begin
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
     as_attached := pgaudit_wf._columns_of(tg_relid) = 'access_code:25,draft:114,id:20,org_id:2950,published_at:1184,reading_time:1186,seen_at:1184,settings:3802,state:<note_state>,tags:1009,title:25';
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then

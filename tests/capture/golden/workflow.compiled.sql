@@ -28,6 +28,9 @@ begin
         -- A subscription that brings the log along brings this event, too.
         return null;
     end if;
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
     if tg_op = 'UPDATE' then
         if old.id is distinct from new.id then
             event_diff := coalesce(event_diff, '[]') || jsonb_build_object('op', 'replace', 'path', '/id',

@@ -45,6 +45,9 @@ begin
         -- A subscription that brings the log along brings this event, too.
         return null;
     end if;
+    if pgaudit_wf._is_packed() then
+        perform pgaudit_wf._unpack_context();
+    end if;
     as_attached := pgaudit_wf._columns_of(tg_relid) = 'created_at:1184,description:25,edges:3802,enabled:16,id:2950,listed:16,listed_at:1184,listed_slug:25,listing_category:25,listing_currency:25,listing_description:25,listing_price:1700,name:25,nodes:3802,org_id:25,updated_at:1184,user_id:25,visibility:25';
     if tg_op in ('UPDATE', 'DELETE') then
         if as_attached then

@@ -30,7 +30,10 @@ _BAD = {
 def who(entry: TrailEntry) -> Text:
     """Return the actor; if none is given, the database session."""
     if entry.actor_id or entry.actor_name:
-        return Text(printable(entry.actor_name or entry.actor_id or ""))
+        name = entry.actor_name or entry.actor_id or ""
+        if entry.on_behalf_of:
+            name += f" for {entry.on_behalf_of_name or entry.on_behalf_of}"
+        return Text(printable(name))
     program = f" in {entry.application_name}" if entry.application_name else ""
     return Text(printable(f"{entry.db_user}{program}"), style="magenta italic")
 
