@@ -60,6 +60,21 @@ FAULTS = {
         "alter table t drop column state",
         "state",
     ),
+    "a rule calls somebody's function": (
+        "create role remedy_author; create function is_off(text) returns boolean language sql"
+        " as $$ select $1 = 'off' $$; alter function is_off(text) owner to remedy_author;"
+        "insert into pgaudit_wf.action_rule (resource_type, op, condition, action)"
+        " values ('t', 'update', 'public.is_off(new.state)', 't.off')",
+        "remedy_author can replace",
+    ),
+    "a limit calls somebody's function": (
+        'create role remedy_judge; create function "Is on"(text) returns boolean immutable'
+        " language sql as $$ select $1 = 'on' $$;"
+        'alter function "Is on"(text) owner to remedy_judge;'
+        """insert into pgaudit_wf.limit_condition values ('t', 'public . "Is on" (state)');"""
+        "select pgaudit_wf.set_org_limit(null, 't', 5)",
+        "remedy_judge can replace",
+    ),
     "the label's column is gone": ("alter table t drop column name", 'column "name"'),
     "the organization's column is gone": ("alter table t drop column org_id", 'column "org_id"'),
     "an ignored column is gone": ("alter table t drop column updated_at", 'column "updated_at"'),
@@ -190,7 +205,7 @@ def test_a_remedy_ends_its_finding(conn: Conn, fault: str) -> None:
         found = findings(conn)
     assert found == []
     conn.execute("insert into t (id) values (1)")
-    conn.execute("drop role if exists remedy_app")
+    conn.execute("drop role if exists remedy_app, remedy_author, remedy_judge")
     assert conn.execute(
         "select count(*) from pgaudit_wf.security_audit_log where resource_type = 't'"
     ).fetchone() == (1,)

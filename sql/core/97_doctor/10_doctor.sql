@@ -206,6 +206,23 @@ as $$
         format('delete from pgaudit_wf.action_rule where id = %s; -- or change its condition', b.rule_id)
     from pgaudit_wf.broken_rules() as b
     union all
+    select 'error', written.origin,
+        format('it calls %s, which %I can replace, and which then runs with the rights of %I',
+            p.oid::regprocedure, author.rolname, pgaudit_wf._schema_owner()),
+        format('alter function %s owner to %I;', p.oid::regprocedure, pgaudit_wf._schema_owner())
+    from (
+        select format('action rule %s of %s', r.id, r.resource_type) as origin, r.condition from pgaudit_wf.action_rule as r
+        union all
+        select format('limit condition of %s', c.resource_type), c.condition from pgaudit_wf.limit_condition as c
+    ) as written
+    -- By its text, so perhaps too often: whatever is called by a name with a schema.
+    cross join lateral regexp_matches(
+        written.condition, '(?:"((?:[^"]|"")+)"|([[:alpha:]_][\w$]*))\s*\.\s*(?:"((?:[^"]|"")+)"|([[:alpha:]_][\w$]*))\s*\(', 'g') as called
+    join pg_namespace as n on n.nspname = coalesce(replace(called[1], '""', '"'), lower(called[2]))
+    join pg_proc as p on p.pronamespace = n.oid and p.proname = coalesce(replace(called[3], '""', '"'), lower(called[4]))
+    join pg_roles as author on author.oid = p.proowner and not author.rolsuper
+    where author.rolname <> pgaudit_wf._schema_owner()
+    union all
     select distinct 'error', c.oid::regclass::text,
         format('its owner %s may not execute %s: partitions of it cannot be created', c.relowner::regrole, p.oid::regprocedure),
         -- Less than attach(), which takes the owner's rights.
