@@ -11,11 +11,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import workflow
+from benchmarks import instructions, workflow
 from benchmarks.database import ROOT
-from benchmarks.measure import go_first, measure
+from benchmarks.measure import Length, measure
+from benchmarks.pgbench import go_first
 from benchmarks.report import aims, as_json, markdown, summarize
-from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios import SCENARIOS, Scenario
 from pgaudit_wf.dev.binaries import find_binaries
 from pgaudit_wf.dev.server import DevServer
 
@@ -40,6 +41,17 @@ def main() -> None:
     add("--rounds", type=int, default=9, help="runs of each variant (default: %(default)s)")
     add("--seconds", type=int, default=1, help="length of a run (default: %(default)s)")
     add(
+        "--transactions",
+        type=int,
+        metavar="N",
+        help="end a run after so many transactions instead; too few tell nothing of times",
+    )
+    add(
+        "--instructions",
+        action="store_true",
+        help="count the server's instructions by valgrind instead, which takes no rounds",
+    )
+    add(
         "--synchronous-commit",
         action="store_true",
         help="wait for the disk at each commit, as PostgreSQL does by default",
@@ -50,6 +62,8 @@ def main() -> None:
         parser.error(f"there is no scenario {', '.join(sorted(unknown))}; there are {names}")
     if arguments.rounds < 2:
         parser.error("--rounds: a spread takes at least 2")
+    if arguments.instructions:
+        instructions.find_valgrind()
     _install_peers()
 
     settings = {
@@ -60,31 +74,44 @@ def main() -> None:
         "checkpoint_timeout": "1h",
         "max_wal_size": "16GB",
     }
-    results = []
+    chosen = [item for item in SCENARIOS if item.name in (arguments.scenarios or names)]
+    length = Length(arguments.rounds, arguments.seconds, arguments.transactions)
     with DevServer(find_binaries(arguments.pg), settings, durable=True) as server:
-        title = (
-            f"PostgreSQL {server.binaries.major}, synchronous_commit "
-            f"{'on' if arguments.synchronous_commit else 'off'}, {arguments.rounds} rounds of "
-            f"{arguments.seconds} s, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} before"
-        )
+        title = f"PostgreSQL {server.binaries.major}"
+        if not arguments.instructions:
+            commit = "on" if arguments.synchronous_commit else "off"
+            title += (
+                f", synchronous_commit {commit}, {length}, {os.cpu_count()} CPUs, "
+                f"load {os.getloadavg()[0]:.1f} before"
+            )
         print(f"## {title}\n", flush=True)
-        if server.pid:
-            go_first(server.pid)
-        for scenario in SCENARIOS:
-            if not arguments.scenarios or scenario.name in arguments.scenarios:
-                times = measure(server, scenario, arguments.rounds, arguments.seconds)
-                results.append(summarize(scenario, times))
-                print(markdown(results[-1]), flush=True)
-        saves = []
-        if not arguments.scenarios or workflow.NAME in arguments.scenarios:
-            saves = workflow.run(server)
-            print(workflow.markdown(saves), flush=True)
+        report: dict[str, object] = {"title": title}
+        if arguments.instructions:
+            counts = [instructions.count(server, scenario) for scenario in chosen]
+            report["instructions"] = [asdict(row) for row in counts]
+            print(instructions.markdown(counts))
+        else:
+            with_workflow = workflow.NAME in (arguments.scenarios or names)
+            report |= _measure(server, chosen, length, with_workflow)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _measure(
+    server: DevServer, scenarios: list[Scenario], length: Length, with_workflow: bool
+) -> dict[str, object]:
+    if server.pid:
+        go_first(server.pid)
+    results = []
+    for scenario in scenarios:
+        results.append(summarize(scenario, measure(server, scenario, length)))
+        print(markdown(results[-1]), flush=True)
+    saves = workflow.run(server) if with_workflow else []
+    if saves:
+        print(workflow.markdown(saves), flush=True)
     if results:
         print(aims(results))
-    if arguments.json:
-        report = {"title": title, "results": as_json(results),
-                  "workflow": [asdict(row) for row in saves]}  # fmt: skip
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    return {"results": as_json(results), "workflow": [asdict(row) for row in saves]}
 
 
 def _install_peers() -> None:

@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 
 from benchmarks.scenarios import BARE, BARE_ROW, CONTEXT, NONE, OURS, PGHISTORY, Scenario
 from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.schema.migrate import migrate
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -19,34 +20,20 @@ DATABASE = "bench"
 APPLICATION = "bench_app"
 """The role that pgbench logs in as: no superuser, since those skip all checks of rights."""
 
-COPY_LOG = """
-create table bare_log (like pgaudit_wf.security_audit_log including all)
-    partition by range (occurred_at);
-do $$
-declare
-    leaf record;
-begin
-    for leaf in
-        select row_number() over () as number, pg_get_expr(relpartbound, oid) as bound
-        from pg_class join pg_inherits on inhrelid = oid
-        where inhparent = 'pgaudit_wf.security_audit_log'::regclass
-    loop
-        execute format('create table bare_log_%s partition of bare_log %s',
-            leaf.number, leaf.bound);
-    end loop;
-end
-$$;
-"""
+LOGS = {
+    BARE.name: ["bare_log"],
+    OURS.name: ["pgaudit_wf.security_audit_log"],
+    PGHISTORY.name: ["pghistory_app_itemevent", "pghistory_app_documentevent", "pghistory_context"],
+}
+"""What the variants that record write to."""
 
-# All that a default would work out has to be a constant instead, whatever columns the log gets.
-LOG_COLUMNS = """
-select attname, format_type(atttypid, null) from pg_attribute
-where attrelid = 'pgaudit_wf.security_audit_log'::regclass
-    and attnum > 0 and not attisdropped and attidentity = ''
-order by attnum
+LOG_SIZE = """
+select sum(pg_table_size(part)), sum(pg_indexes_size(part))
+from unnest(%s::regclass[]) as log
+cross join lateral (
+    select relid from pg_partition_tree(log) union select log
+) as parts (part)
 """
-EMPTY = {"boolean": "false", "jsonb": "'{}'"}
-"""Constants for columns, by type, that `BARE_ROW` does not name."""
 
 ATTACH = """
 select pgaudit_wf.attach('item_ours', resource_type => 'item', org_column => 'org_id',
@@ -56,7 +43,7 @@ select pgaudit_wf.attach('document_ours', resource_type => 'document', org_colum
 """
 
 
-def create(server: DevServer, scenario: Scenario) -> None:
+def create(server: DevServer, scenario: Scenario, rows: int) -> None:
     """Make the database anew, so that no scenario sees what another one left behind."""
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         admin.execute(f"drop database if exists {DATABASE}")
@@ -68,31 +55,27 @@ def create(server: DevServer, scenario: Scenario) -> None:
         check=True,
         cwd=ROOT,
     )
+    migrate(server.dsn(DATABASE))
+    with psycopg.connect(server.dsn(DATABASE), autocommit=True) as conn:
+        # Before the rows are there: after a checkpoint the first change of each page logs the whole
+        # page, which is not what a transaction costs but what a checkpoint does.
+        conn.execute("checkpoint")
     with psycopg.connect(server.dsn(DATABASE)) as conn:
-        for file in sorted(ROOT.glob("sql/core/*.sql")):
-            _run(conn, file.read_text())
         for variant in (NONE, BARE, OURS):
             _run(conn, _read("copy_table.sql", variant=variant.name))
         # Django's triggers are there already, and its log has to start empty like the others.
         _run(conn, "set local session_replication_role = replica")
         for variant in (NONE, BARE, OURS, PGHISTORY):
-            _run(conn, _read("fill.sql", variant=variant.name, rows=scenario.rows))
+            _run(conn, _read("fill.sql", variant=variant.name, rows=rows))
         _run(conn, "set local session_replication_role = origin")
-        _run(conn, COPY_LOG + _bare(conn, scenario) + ATTACH)
+        # A row without context leaves the actor's and the request's index alone, also the constant.
+        row = BARE_ROW | (CONTEXT if scenario.context else {})
+        columns, values = ", ".join(row), ", ".join(f"'{value}'" for value in row.values())
+        _run(conn, _read("bare_log.sql"))
+        _run(conn, _read("bare.sql", variant=BARE.name, columns=columns, values=values))
+        _run(conn, ATTACH)
         _run(conn, f"grant all on all tables in schema public to {APPLICATION}")
         _run(conn, f"grant all on all sequences in schema public to {APPLICATION}")
-
-
-def _bare(conn: psycopg.Connection[TupleRow], scenario: Scenario) -> str:
-    # A row without context leaves the actor's and the request's index alone: so must the constant.
-    constants = BARE_ROW | (CONTEXT if scenario.context else {})
-    row = {
-        name: f"'{constants[name]}'" if name in constants else EMPTY.get(type_name, "null")
-        for name, type_name in conn.execute(LOG_COLUMNS)
-    }
-    return _read(
-        "bare.sql", variant=BARE.name, columns=", ".join(row), values=", ".join(row.values())
-    )
 
 
 def _read(name: str, **values: object) -> str:
@@ -103,26 +86,42 @@ def _run(conn: psycopg.Connection[TupleRow], text: str) -> None:
     conn.execute(text.encode())
 
 
-def settle(server: DevServer, checkpoint: bool = False) -> None:
-    """Clear the dead rows of the last round; a checkpoint comes first of all, never in between.
-
-    After a checkpoint the first change of each page logs the whole page, which is not what a
-    transaction costs but what a checkpoint does.
-    """
+def settle(server: DevServer, scenario: Scenario) -> None:
+    """Clear the dead rows of the last round, and the rows that a scenario only adds to."""
     with psycopg.connect(server.dsn(DATABASE), autocommit=True) as conn:
+        if scenario.grows:
+            for variant in (NONE, BARE, OURS, PGHISTORY):
+                conn.execute(f"truncate item_{variant.name}".encode())
         conn.execute("vacuum (analyze)")
-        if checkpoint:
-            conn.execute("checkpoint")
         session = psutil.Process(conn.info.backend_pid)
     # What it took would be counted as the next run's.
     psutil.wait_procs([session], timeout=10)
 
 
-def check(server: DevServer, scenario: Scenario) -> None:
-    """Refuse numbers of a run in which a variant did not record what it should have."""
-    touched = scenario.name.startswith("touch")
-    with psycopg.connect(server.dsn(DATABASE)) as conn:
-        for log in ("bare_log", "pgaudit_wf.security_audit_log"):
-            found = conn.execute(f"select exists (select from {log})".encode()).fetchone()
-            if found != (not touched or log == "bare_log",):
-                raise RuntimeError(f"{scenario.name}: {log} has events: {found}")
+def wal_position(conn: psycopg.Connection[TupleRow]) -> int:
+    """Return how many bytes of write-ahead log the server has written in its life."""
+    row = conn.execute("select (pg_current_wal_insert_lsn() - '0/0')::bigint").fetchone()
+    return int(row[0]) if row else 0
+
+
+def log_size(conn: psycopg.Connection[TupleRow], variant: str) -> tuple[int, int]:
+    """Return the bytes of a variant's tables with their TOAST, and of their indexes."""
+    row = conn.execute(LOG_SIZE, [LOGS[variant]]).fetchone()
+    return (int(row[0]), int(row[1])) if row else (0, 0)
+
+
+def count_events(conn: psycopg.Connection[TupleRow], variant: str) -> int:
+    """Return how many changes a variant has recorded."""
+    logs = [log for log in LOGS[variant] if log != "pghistory_context"]
+    query = " + ".join(f"(select count(*) from {log})" for log in logs)
+    row = conn.execute(f"select {query}".encode()).fetchone()
+    return int(row[0]) if row else 0
+
+
+def emptied(conn: psycopg.Connection[TupleRow], scenario: Scenario) -> list[str]:
+    """Return the variants whose table has no row left."""
+    return [
+        variant.name
+        for variant in scenario.variants
+        if not conn.execute(f"select from item_{variant.tables} limit 1".encode()).fetchone()
+    ]

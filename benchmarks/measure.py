@@ -1,104 +1,140 @@
-"""Runs pgbench: one client, prepared statements, a Unix socket, all variants in turn."""
+"""Measures times and bytes: all variants in turn, round by round."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
+import psycopg
+from psycopg.rows import TupleRow
 
 from benchmarks import database
-from benchmarks.scenarios import Scenario
+from benchmarks.pgbench import Client, pgbench_client
+from benchmarks.scenarios import Scenario, Variant
 from pgaudit_wf.dev.server import DevServer
-
-_TPS = re.compile(r"^tps = ([0-9.]+) \(without initial connection time\)", re.MULTILINE)
-_DONE = re.compile(r"^number of transactions actually processed: (\d+)", re.MULTILINE)
-_FAILED = re.compile(r"^number of failed transactions: (\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one run took, in microseconds a transaction."""
+    """What one run took, per transaction."""
 
     elapsed: float
-    """From the client's begin to the client's end."""
+    """Microseconds, from the client's begin to the client's end."""
     cpu: float
-    """What the server's process computed meanwhile; 0 where the system does not say."""
+    """Microseconds that the server's process computed meanwhile; 0 if the system does not say."""
+    wal: float
+    """Bytes of write-ahead log."""
 
 
-Times = dict[str, list[Sample]]
-"""The runs of each variant, one a round."""
+@dataclass(frozen=True)
+class Log:
+    """What one variant stored in all runs of a scenario."""
+
+    events: int
+    transactions: int
+    table: int
+    """Bytes of its tables, TOAST included, less those of empty ones."""
+    indexes: int
 
 
-def measure(server: DevServer, scenario: Scenario, rounds: int, seconds: int) -> Times:
-    """Return the times of one scenario.
+@dataclass(frozen=True)
+class Measured:
+    """The runs of each variant, one a round, and the logs of those that record."""
 
-    Within a round every variant runs for `seconds`, one right after the other, so that what else
-    the machine does hits all alike; every other round goes backwards, so that none is always last.
+    samples: dict[str, list[Sample]]
+    logs: dict[str, Log]
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long to measure: so many rounds of so many seconds, or of so many transactions."""
+
+    rounds: int
+    seconds: int
+    transactions: int | None = None
+
+    @property
+    def limit(self) -> str:
+        """The option for pgbench."""
+        if self.transactions:
+            return f"--transactions={self.transactions}"
+        return f"--time={self.seconds}"
+
+    def rows(self, scenario: Scenario) -> int:
+        """Return how many rows the scenario's table needs to last."""
+        if not scenario.uses_up:
+            return scenario.rows
+        # The first run, which warms up, deletes too.
+        return (self.rounds + 1) * (self.transactions or 30_000 * self.seconds) + 1
+
+    def __str__(self) -> str:
+        length = f"{self.transactions} transactions" if self.transactions else f"{self.seconds} s"
+        return f"{self.rounds} rounds of {length}"
+
+
+def measure(server: DevServer, scenario: Scenario, length: Length) -> Measured:
+    """Measure one scenario.
+
+    Within a round every variant runs once, one right after the other, so that what else the
+    machine does hits all alike; every other round goes backwards, so that none is always last.
+
+    Raises `RuntimeError` when a variant did not record what it should have.
     """
-    database.create(server, scenario)
-    times: Times = {variant.name: [] for variant in scenario.variants}
-    database.settle(server, checkpoint=True)
-    with _scripts(scenario) as scripts:
+    database.create(server, scenario, length.rows(scenario))
+    samples: dict[str, list[Sample]] = {variant.name: [] for variant in scenario.variants}
+    with (
+        pgbench_client(server, scenario) as client,
+        psycopg.connect(server.dsn(database.DATABASE), autocommit=True) as watcher,
+    ):
+        empty = {name: database.log_size(watcher, name) for name in database.LOGS}
+        database.settle(server, scenario)
         for variant in scenario.variants:
-            _pgbench(server, scripts[variant.name], 1)
-        for number in range(rounds):
-            database.settle(server)
+            client.run(variant, length.limit)
+        for number in range(length.rounds):
+            database.settle(server, scenario)
             turn = scenario.variants if number % 2 == 0 else scenario.variants[::-1]
             for variant in turn:
-                times[variant.name].append(_pgbench(server, scripts[variant.name], seconds))
-    database.check(server, scenario)
-    return times
+                samples[variant.name].append(_sample(server, client, watcher, variant, length))
+        logs = {}
+        for name, (table, indexes) in empty.items():
+            size = database.log_size(watcher, name)
+            logs[name] = Log(
+                database.count_events(watcher, name),
+                client.done[name],
+                size[0] - table,
+                size[1] - indexes,
+            )
+        _check(watcher, scenario, logs)
+    return Measured(samples, logs)
 
 
-def go_first(pid: int) -> None:
-    """Let the process, and what it starts from now on, go before others, where root may say so."""
-    with suppress(PermissionError, AttributeError):
-        os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))
-
-
-@contextmanager
-def _scripts(scenario: Scenario) -> Iterator[dict[str, Path]]:
-    with tempfile.TemporaryDirectory() as folder:
-        # The server's user runs pgbench and must be able to read them.
-        Path(folder).chmod(0o755)
-        found = {}
-        for number, variant in enumerate(scenario.variants):
-            found[variant.name] = Path(folder, f"{number}.sql")
-            found[variant.name].write_text(scenario.script(variant))
-        yield found
-
-
-def _pgbench(server: DevServer, script: Path, seconds: int) -> Sample:
+def _sample(
+    server: DevServer,
+    client: Client,
+    watcher: psycopg.Connection[TupleRow],
+    variant: Variant,
+    length: Length,
+) -> Sample:
     postmaster = psutil.Process(server.pid)
-    before, others = _spent(postmaster), set(postmaster.children())
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
-    process = subprocess.Popen(
-        [
-            server.bin("pgbench"),
-            *("--no-vacuum", "--client=1", "--protocol=prepared", f"--time={seconds}"),
-            *(f"--file={script}", f"--host={server.socket_dir}", f"--port={server.port}"),
-            *(f"--username={database.APPLICATION}", database.DATABASE),
-        ],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", env=environment,
-        **server.run_as,
-    )  # fmt: skip
-    go_first(process.pid)
-    out, error = process.communicate()
-    tps, done, failed = _TPS.search(out), _DONE.search(out), _FAILED.search(out)
-    if process.returncode or not (tps and done and failed) or failed[1] != "0":
-        raise RuntimeError(f"pgbench failed on\n{script.read_text()}\n{out}{error}")
-    # Only when the postmaster has seen the session's process end does it know what that took.
-    psutil.wait_procs(set(postmaster.children()) - others, timeout=10)
-    return Sample(1e6 / float(tps[1]), 1e6 * (_spent(postmaster) - before) / int(done[1]))
+    spent, written = _spent(postmaster), database.wal_position(watcher)
+    run = client.run(variant, length.limit)
+    return Sample(
+        run.elapsed,
+        1e6 * (_spent(postmaster) - spent) / run.transactions,
+        (database.wal_position(watcher) - written) / run.transactions,
+    )
 
 
 def _spent(postmaster: psutil.Process) -> float:
     times = postmaster.cpu_times()
     return float(getattr(times, "children_user", 0) + getattr(times, "children_system", 0))
+
+
+def _check(watcher: psycopg.Connection[TupleRow], scenario: Scenario, logs: dict[str, Log]) -> None:
+    for name, log in logs.items():
+        due = scenario.changes * log.transactions if scenario.records(name) else 0
+        # More than due is only what emptied the table between the rounds.
+        if log.events < due or (log.events and not due):
+            raise RuntimeError(f"{scenario.name}: {name} has {log.events} events instead of {due}")
+    if scenario.uses_up and (names := database.emptied(watcher, scenario)):
+        raise RuntimeError(f"{scenario.name}: {', '.join(names)} ran out of rows to delete")

@@ -28,7 +28,7 @@ from psycopg.types.json import Jsonb
 from benchmarks import application
 from benchmarks.application import Graph
 from benchmarks.database import ROOT
-from benchmarks.measure import go_first
+from benchmarks.pgbench import go_first
 from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.schema.migrate import migrate
 
