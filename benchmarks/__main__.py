@@ -69,7 +69,7 @@ def main() -> None:
     settings = {
         "synchronous_commit": arguments.synchronous_commit,
         "shared_buffers": "512MB",
-        # Runs are kept alike by a vacuum and a checkpoint between them; none comes within.
+        # Runs are kept alike by a vacuum between them and a checkpoint before; none comes within.
         "autovacuum": False,
         "checkpoint_timeout": "1h",
         "max_wal_size": "16GB",
@@ -87,9 +87,7 @@ def main() -> None:
         print(f"## {title}\n", flush=True)
         report: dict[str, object] = {"title": title}
         if arguments.instructions:
-            counts = [instructions.count(server, scenario) for scenario in chosen]
-            report["instructions"] = [asdict(row) for row in counts]
-            print(instructions.markdown(counts))
+            report["instructions"] = _count(server, chosen)
         else:
             with_workflow = workflow.NAME in (arguments.scenarios or names)
             report |= _measure(server, chosen, length, with_workflow)
@@ -112,6 +110,15 @@ def _measure(
     if results:
         print(aims(results))
     return {"results": as_json(results), "workflow": [asdict(row) for row in saves]}
+
+
+def _count(server: DevServer, scenarios: list[Scenario]) -> list[dict[str, object]]:
+    print(instructions.HEAD, flush=True)
+    counts = []
+    for scenario in scenarios:
+        counts.append(instructions.count(server, scenario))
+        print(instructions.markdown(counts[-1]), flush=True)
+    return [asdict(row) for row in counts]
 
 
 def _install_peers() -> None:

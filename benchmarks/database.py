@@ -123,5 +123,5 @@ def emptied(conn: psycopg.Connection[TupleRow], scenario: Scenario) -> list[str]
     return [
         variant.name
         for variant in scenario.variants
-        if not conn.execute(f"select from item_{variant.tables} limit 1".encode()).fetchone()
+        if conn.execute(f"select 1 from item_{variant.tables} limit 1".encode()).fetchone() is None
     ]
