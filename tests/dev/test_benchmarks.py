@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.needs import missing
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with what benchmarks/requirements.txt names."""
     folder = tmp_path_factory.mktemp("peers")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    requirements = ROOT / "benchmarks" / "requirements.txt"
+    requirements = str(ROOT / "benchmarks" / "requirements.txt")
     # Django is there already, and would take longer than the test.
     needed = ["--no-deps", "--requirement", requirements, "django-pgtrigger"]
     done = subprocess.run(
