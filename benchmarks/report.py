@@ -122,10 +122,9 @@ def _added(values: dict[str, list[float]], variant: Variant) -> list[float]:
 
 
 def _of_bare(values: dict[str, list[float]], variant: Variant) -> float | None:
-    bare = median(_added(values, BARE))
-    return (
-        None if variant.name == variant.base or not bare else median(_added(values, variant)) / bare
-    )
+    if variant.name == variant.base:
+        return None
+    return _quotient(median(_added(values, variant)), median(_added(values, BARE)))
 
 
 def markdown(result: Result) -> str:
@@ -187,7 +186,7 @@ def aims(results: list[Result]) -> str:
 
 def _quotient(ours: float, peer: float) -> float | None:
     # Where a run is too short to tell, what somebody adds may come out as nothing, or less.
-    return ours / peer if peer > 0 else None
+    return ours / peer if peer > 0.01 else None
 
 
 def as_json(results: list[Result]) -> list[dict[str, object]]:
