@@ -181,9 +181,13 @@ def test_plpgsql_check_finds_nothing(server: DevServer, app_conn: psycopg.Connec
           from pg_proc p
           join pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql'
           left join pg_trigger t on t.tgfoid = p.oid and t.tgparentid = 0
+          -- One function can be that of several triggers, each with the tables that it has.
+         cross join lateral (
+                   select max(o.tgoldtable::text) as old, max(o.tgnewtable::text) as new
+                     from pg_trigger o where o.tgfoid = p.oid and o.tgrelid = t.tgrelid) transition
          cross join lateral public.plpgsql_check_function_tb(
                    p.oid, coalesce(t.tgrelid, 0),
-                   oldtable => t.tgoldtable, newtable => t.tgnewtable,
+                   oldtable => transition.old, newtable => transition.new,
                    fatal_errors => false, other_warnings => false) r
          where p.pronamespace = 'pgaudit_wf'::regnamespace
            and (p.prorettype <> 'trigger'::regtype or t.oid is not null)

@@ -66,12 +66,19 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select array(
-        select substr(tgname, length('!pgaudit_wf_batch_') + 1) from pg_trigger
-        where tgrelid = _batched_ops.target and tgname ~ '^!pgaudit_wf_batch_' and tgenabled <> 'D'
-        order by tgname)
+        select op
+        from unnest(array['delete', 'insert', 'update']) as op
+        left join pg_trigger on tgrelid = _batched_ops.target and tgname = '!pgaudit_wf_batch_' || op
+        where case when tgname is not null then tgenabled <> 'D'
+            -- attach() writes the functions before it can put the triggers there.
+            else not exists (
+                    select from pg_trigger where tgrelid = _batched_ops.target and starts_with(tgname, '!pgaudit_wf_batch_'))
+                and (select pgaudit_wf._has_batch(a) from pgaudit_wf.attachment as a where a.target = _batched_ops.target)
+                and not pgaudit_wf._needs_rows(_batched_ops.target, op) end
+        order by op)
 $$;
 comment on function pgaudit_wf._batched_ops(regclass) is
-    'Which of insert, update and delete are recorded by statement now: those whose trigger is enabled.';
+    'Which of insert, update and delete are recorded by statement: those whose trigger is enabled or is about to be.';
 
 create function pgaudit_wf._leave_to_batch(setting pgaudit_wf.attachment) returns text[]
 language sql stable
@@ -284,14 +291,19 @@ begin
         if pgaudit_wf._has_batch(setting) then
             perform pgaudit_wf._install_trigger((setting).target, '!pgaudit_wf_batch_' || op, 'after ' || op,
                 format('referencing %s for each statement', transition), pgaudit_wf._batch_function_name(setting));
-            execute format(case
-                when pgaudit_wf._needs_rows((setting).target, op) then 'alter table %s disable trigger %I, enable always trigger %I'
-                else 'alter table %s enable replica trigger %3$I' end,
-                (setting).target, '!pgaudit_wf_batch_' || op, '!pgaudit_wf_' || op);
         elsif exists (select from pg_trigger where tgrelid = (setting).target and tgname = '!pgaudit_wf_batch_' || op) then
             execute format('drop trigger %I on %s', '!pgaudit_wf_batch_' || op, (setting).target);
         end if;
     end loop;
+    if pgaudit_wf._has_batch(setting) then
+        -- At once, as each ALTER TABLE is followed.
+        execute (
+            select format('alter table %s %s', (setting).target, string_agg(format(
+                case when pgaudit_wf._needs_rows((setting).target, change) then 'disable trigger %I, enable always trigger %I'
+                    else 'enable trigger %I, enable replica trigger %I' end,
+                '!pgaudit_wf_batch_' || change, '!pgaudit_wf_' || change), ', '))
+            from unnest(array['insert', 'update', 'delete']) as change);
+    end if;
     perform pgaudit_wf._drop_functions(array[pgaudit_wf._batch_function_name(setting)]) where not pgaudit_wf._has_batch(setting);
 end
 $$;
