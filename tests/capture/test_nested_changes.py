@@ -146,7 +146,7 @@ def both(dsn: str) -> Iterator[Conn]:
 
 
 @settings(
-    max_examples=100,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
