@@ -47,11 +47,16 @@ $$;
 comment on function pgaudit_wf._context_names() is 'The settings app.<name>, and members of app.context, that say who is asking.';
 
 create function pgaudit_wf._parse_context(sent text) returns jsonb
-language plpgsql immutable parallel safe
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    context jsonb;
 begin
-    return case when octet_length(sent) <= 65536 and jsonb_typeof(sent::jsonb) = 'object' then sent::jsonb end;
+    if octet_length(sent) <= 65536 then
+        context := sent;
+    end if;
+    return case when jsonb_typeof(context) = 'object' then context end;
 exception
     -- The write that is being audited must not fail because of it.
     when data_exception or program_limit_exceeded or statement_too_complex then
@@ -72,18 +77,31 @@ comment on function pgaudit_wf._context_text(text) is
     'The value of app.<name> or, if that is not set, of the member of app.context; null when neither is set. '
     'For what is not on the write path: there, _unpack_context() comes first.';
 
+create function pgaudit_wf._is_packed() returns boolean
+language sql stable parallel safe
+as $$
+    -- Without "set", so that PostgreSQL inlines it: triggers ask before they call _unpack_context().
+    select current_setting('app.context', true) is distinct from current_setting('pgaudit_wf.unpacked', true)
+$$;
+comment on function pgaudit_wf._is_packed() is 'Whether app.context has been set since it was last unpacked in this session.';
+
 create function pgaudit_wf._unpack_context() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     sent constant text := coalesce(current_setting('app.context', true), '');
-    context constant jsonb := coalesce(pgaudit_wf._parse_context(sent), '{}');
-    -- What an earlier app.context of this transaction was unpacked to, which is not what somebody has set apart from it.
-    before constant jsonb := coalesce(pgaudit_wf._parse_context(nullif(current_setting('pgaudit_wf.unpacked', true), '')), '{}');
+    context jsonb;
+    before jsonb;
     name text;
     known text;
 begin
+    if not pgaudit_wf._is_packed() then
+        return;
+    end if;
+    context := pgaudit_wf._parse_context(nullif(sent, ''));
+    -- What an earlier app.context of this transaction was unpacked to, which is not what somebody has set apart from it.
+    before := pgaudit_wf._parse_context(nullif(current_setting('pgaudit_wf.unpacked', true), ''));
     foreach name in array pgaudit_wf._context_names() loop
         known := coalesce(current_setting('app.' || name, true), '');
         if known = '' or known = before ->> name then
@@ -93,7 +111,7 @@ begin
         end if;
     end loop;
     perform set_config('pgaudit_wf.unpacked', sent, true);
-    if sent <> '' and pgaudit_wf._parse_context(sent) is null then
+    if sent <> '' and context is null then
         raise warning 'app.context is not a JSON object of at most 64 KiB and is not recorded';
     end if;
 end
@@ -101,11 +119,3 @@ $$;
 comment on function pgaudit_wf._unpack_context() is
     'Sets, for the transaction, each app.<name> that is not set apart to its member of app.context: once, '
     'so that the column defaults of the log need not look for it with every event.';
-
-create function pgaudit_wf._is_packed() returns boolean
-language sql stable parallel safe
-as $$
-    -- Without "set", so that PostgreSQL inlines it: what every event pays.
-    select current_setting('app.context', true) is distinct from current_setting('pgaudit_wf.unpacked', true)
-$$;
-comment on function pgaudit_wf._is_packed() is 'Whether app.context has been set since it was last unpacked in this session.';

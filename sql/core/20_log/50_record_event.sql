@@ -79,9 +79,7 @@ declare
     event_id bigint;
     changes jsonb;
 begin
-    if pgaudit_wf._is_packed() then
-        perform pgaudit_wf._unpack_context();
-    end if;
+    perform pgaudit_wf._unpack_context();
     if coalesce(_record_event.action, '') = '' then
         raise exception 'record_event needs an action, such as subscription.change_requested' using errcode = 'PA008';
     end if;
@@ -123,9 +121,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if pgaudit_wf._is_packed() then
-        perform pgaudit_wf._unpack_context();
-    end if;
+    perform pgaudit_wf._unpack_context();
     -- Captured, unlike what an application reports by record_event(): that could say anything.
     insert into pgaudit_wf.security_audit_log (id, action, resource_type, resource_id, org_id, captured, metadata)
     overriding system value

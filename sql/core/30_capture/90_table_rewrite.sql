@@ -15,9 +15,7 @@ begin
     if reason & 6 = 0 then
         return;
     end if;
-    if pgaudit_wf._is_packed() then
-        perform pgaudit_wf._unpack_context();
-    end if;
+    perform pgaudit_wf._unpack_context();
     for setting in
         select a.* from pgaudit_wf.attachment as a
         where a.target in (

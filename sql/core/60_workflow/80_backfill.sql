@@ -73,9 +73,7 @@ declare
     key constant text := pgaudit_wf._workflow_id((workflow).id_prefix, _backfill_workflow.id);
     hash text;
 begin
-    if pgaudit_wf._is_packed() then
-        perform pgaudit_wf._unpack_context();
-    end if;
+    perform pgaudit_wf._unpack_context();
     -- The row lock makes a save by the application wait, or us wait for it: then it has written the first version itself.
     execute format('select %s, %s, %s',
             pgaudit_wf._snapshot_expression(setting, workflow, 'w'),

@@ -120,9 +120,7 @@ declare
     after constant jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) - 'id' end;
 begin
     if before is distinct from after then
-        if pgaudit_wf._is_packed() then
-            perform pgaudit_wf._unpack_context();
-        end if;
+        perform pgaudit_wf._unpack_context();
         insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff)
         values (coalesce(after, before) ->> 'org_id', case when tg_op = 'DELETE' then 'org_limit.removed' else 'org_limit.set' end,
             'org_limit', coalesce(after, before) ->> 'resource_type', true, pgaudit_wf._json_diff(before, after));
