@@ -11,7 +11,6 @@ from pgaudit_wf.errors import InvalidContextError
 from pgaudit_wf.export.trail import CSV_COLUMNS, to_ocsf
 from pgaudit_wf.trail.event import TrailEntry
 from pgaudit_wf.trail.reads import audit_trail
-from pgaudit_wf.web.sentences import actor
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def test_readers_name_both(support: TrailEntry) -> None:
     assert (support.actor_name, support.actor_type) == ("Sue", "user")
     assert (support.on_behalf_of, support.on_behalf_of_name) == ("u_ann", "Ann")
     assert support.client == "console 4.2 run 7"
-    assert actor(support) == "Sue for Ann"
+    assert support.acted_as() == "Sue for Ann"
     assert who(support).plain == "Sue for Ann"
 
 

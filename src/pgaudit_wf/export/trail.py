@@ -347,11 +347,9 @@ def _classify(entry: TrailEntry) -> tuple[int, int, str]:
 
 
 def _message(entry: TrailEntry) -> str:
-    who = entry.actor_name or entry.actor_id or entry.db_user
-    if entry.on_behalf_of:
-        who += f" for {entry.on_behalf_of_name or entry.on_behalf_of}"
     of = entry.resource_name or entry.resource_id
-    return f"{entry.action}: {entry.resource_type or 'event'}{f' {of}' if of else ''} by {who}"
+    resource = f"{entry.resource_type or 'event'}{f' {of}' if of else ''}"
+    return f"{entry.action}: {resource} by {entry.acted_as()}"
 
 
 def _user(uid: str | None, name: str | None, email: str | None = None) -> dict[str, Json]:

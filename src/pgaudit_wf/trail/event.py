@@ -98,6 +98,13 @@ class TrailEntry:
     application_name: str | None
     cursor: str
 
+    def acted_as(self) -> str:
+        """Name who acted, and for whom; the login of the database session if no actor was given."""
+        name = self.actor_name or self.actor_id or self.db_user
+        if self.on_behalf_of:
+            return f"{name} for {self.on_behalf_of_name or self.on_behalf_of}"
+        return name
+
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:

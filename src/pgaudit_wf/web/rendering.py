@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 
 from pgaudit_wf.exact_json import dumps
 from pgaudit_wf.web.paths import link, local_path, segment
-from pgaudit_wf.web.sentences import actor, sentence, subject, tone
+from pgaudit_wf.web.sentences import sentence, subject, tone
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ _ENVIRONMENT = Environment(
 _ENVIRONMENT.filters.update(
     relative=relative, moment=moment, machine_time=machine_time, pretty=pretty, segment=segment
 )
-_ENVIRONMENT.globals.update(actor=actor, sentence=sentence, subject=subject, tone=tone)
+_ENVIRONMENT.globals.update(sentence=sentence, subject=subject, tone=tone)
 
 
 def render(

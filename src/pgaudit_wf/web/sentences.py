@@ -144,14 +144,6 @@ def subject(entry: TrailEntry, names: Mapping[str, str]) -> str | None:
     return None if name is None or name == entry.actor_name else name
 
 
-def actor(entry: TrailEntry) -> str:
-    """Return the actor, and in whose name; if none is given, the login of the session."""
-    name = entry.actor_name or entry.actor_id or entry.db_user
-    if entry.on_behalf_of:
-        return f"{name} for {entry.on_behalf_of_name or entry.on_behalf_of}"
-    return name
-
-
 def tone(entry: TrailEntry) -> Tone:
     """Return whether something was added, changed or removed."""
     verb = entry.action.rpartition(".")[2]

@@ -30,10 +30,7 @@ _BAD = {
 def who(entry: TrailEntry) -> Text:
     """Return the actor; if none is given, the database session."""
     if entry.actor_id or entry.actor_name:
-        name = entry.actor_name or entry.actor_id or ""
-        if entry.on_behalf_of:
-            name += f" for {entry.on_behalf_of_name or entry.on_behalf_of}"
-        return Text(printable(name))
+        return Text(printable(entry.acted_as()))
     program = f" in {entry.application_name}" if entry.application_name else ""
     return Text(printable(f"{entry.db_user}{program}"), style="magenta italic")
 
