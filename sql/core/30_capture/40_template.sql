@@ -154,6 +154,15 @@ $$;
 comment on function pgaudit_wf._refuse_casts(oid, text) is
     'Raises PA003 where a condition over the table''s columns could run a user-defined cast with our rights; for the generic form.';
 
+create function pgaudit_wf._default_action(setting pgaudit_wf.attachment, op text) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select quote_literal((setting).resource_type || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end)
+$$;
+comment on function pgaudit_wf._default_action(pgaudit_wf.attachment, text) is
+    'SQL literal for the action of an insert, update or delete to which no rule applies.';
+
 create function pgaudit_wf._action_expression(setting pgaudit_wf.attachment, op text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -162,14 +171,11 @@ as $$
         select id, position, condition, action from pgaudit_wf.action_rule
         where action_rule.resource_type = (setting).resource_type and action_rule.op = $2
             and not pgaudit_wf._rule_could_cast((setting).target, condition)
-    ), fallback as (
-        select quote_literal((setting).resource_type
-            || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end) as action
     )
     select case when exists (select from rule where condition is not null) then pgaudit_wf._fill(
 $rules$case
     {{rules}}
-    else {{fallback}}
+    else {{default}}
 end$rules$,
         jsonb_build_object(
             'rules', (
@@ -180,43 +186,56 @@ end$rules$,
                     case when strpos(condition, '--') > 0 then array['when ' || condition, format('then %L', action)]
                         else array[format('when %s then %L', coalesce(condition, 'true'), action)] end
                 ) with ordinality as branch (line, number)),
-            'fallback', fallback.action))
-        else array[coalesce((select quote_literal(rule.action) from rule order by position, id limit 1), fallback.action)] end
-    from fallback
+            'default', pgaudit_wf._default_action(setting, op)))
+        else array[coalesce(
+            (select quote_literal(rule.action) from rule order by position, id limit 1), pgaudit_wf._default_action(setting, op))] end
 $$;
 comment on function pgaudit_wf._action_expression(pgaudit_wf.attachment, text) is
     'The lines of an SQL expression that names the action of an insert, update or delete, from action_rule: '
     'a single one, a literal, where no rule has a condition.';
 
-create function pgaudit_wf._action_statements(setting pgaudit_wf.attachment, op text) returns text[]
+create function pgaudit_wf._try_rules(
+    setting pgaudit_wf.attachment, op text, with_rules text[], without_rules text[]
+) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select case when cardinality(expression) = 1 then assignment else pgaudit_wf._fill(
+    select pgaudit_wf._fill(
 $attempt$begin
-    {{check of casts}}
-    {{assignment}}
+    {{with rules}}
 exception
     -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
     when others then
         if sqlstate ~ '^(40|53|57)' then
             raise;
         end if;
-        event_action := {{fallback}};
-        raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', {{type}}, sqlstate, event_action
+        {{without rules}}
+        raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', {{type}}, sqlstate, {{default}}
             using hint = 'pgaudit_wf.doctor() names the rule.';
 end;$attempt$,
         jsonb_build_object(
+            'with rules', with_rules,
+            'without rules', without_rules,
+            'type', quote_literal((setting).resource_type),
+            'default', pgaudit_wf._default_action(setting, op)))
+$$;
+comment on function pgaudit_wf._try_rules(pgaudit_wf.attachment, text, text[], text[]) is
+    'PL/pgSQL that does what evaluates the rules, or else what takes the default action.';
+
+create function pgaudit_wf._action_statements(setting pgaudit_wf.attachment, op text) returns text[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when cardinality(expression) = 1 then assignment else pgaudit_wf._try_rules(
+            setting, op,
             -- A trigger of the generic form is not rewritten when a cast is created later.
-            'check of casts', case when (setting).form = 'generic' then (
-                select format('perform pgaudit_wf._refuse_casts(tg_relid, %L);', string_agg(condition, e'\n'))
+            case when (setting).form = 'generic' then (
+                select array[format('perform pgaudit_wf._refuse_casts(tg_relid, %L);', string_agg(condition, e'\n'))]
                 from pgaudit_wf.action_rule as r
                 where r.resource_type = (setting).resource_type and r.op = $2
-                    and not pgaudit_wf._rule_could_cast((setting).target, condition)) else '' end,
-            'assignment', assignment,
-            'fallback', quote_literal((setting).resource_type
-                || case op when 'insert' then '.created' when 'update' then '.updated' else '.deleted' end),
-            'type', quote_literal((setting).resource_type))) end
+                    and not pgaudit_wf._rule_could_cast((setting).target, condition)) else '{}' end
+                || assignment,
+            array[format('event_action := %s;', pgaudit_wf._default_action(setting, op))]) end
     from pgaudit_wf._action_expression(setting, op) as expression,
     lateral (
         select pgaudit_wf._ending(('event_action := ' || expression[1]) || expression[2:], ';') as assignment

@@ -221,7 +221,6 @@ select {{org}},
 from {{rows}};$insert$;
     op constant text := case record_name when 'new' then 'insert' else 'delete' end;
     action constant text[] := pgaudit_wf._action_expression(setting, op);
-    fallback constant text := quote_literal((setting).resource_type || case op when 'insert' then '.created' else '.deleted' end);
     pieces constant jsonb := jsonb_build_object(
         'org', coalesce('left(' || pgaudit_wf._column_text(setting, (setting).org_column, record_name) || ', 255)', 'event_org'),
         'action', pgaudit_wf._ending(action, ','),
@@ -235,23 +234,8 @@ begin
     if cardinality(action) = 1 then
         return pgaudit_wf._fill(statement, pieces);
     end if;
-    return pgaudit_wf._fill(
-$attempt$begin
-    {{insert}}
-exception
-    -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
-    when others then
-        if sqlstate ~ '^(40|53|57)' then
-            raise;
-        end if;
-        {{insert without rules}}
-        raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', {{type}}, sqlstate, {{fallback}}
-            using hint = 'pgaudit_wf.doctor() names the rule.';
-end;$attempt$, jsonb_build_object(
-        'insert', pgaudit_wf._fill(statement, pieces),
-        'insert without rules', pgaudit_wf._fill(statement, pieces || jsonb_build_object('action', array[fallback || ','])),
-        'type', quote_literal((setting).resource_type),
-        'fallback', fallback));
+    return pgaudit_wf._try_rules(setting, op, pgaudit_wf._fill(statement, pieces), pgaudit_wf._fill(statement,
+        pieces || jsonb_build_object('action', pgaudit_wf._default_action(setting, op) || ',')));
 end
 $$;
 comment on function pgaudit_wf._batch_insert(pgaudit_wf.attachment, text) is

@@ -21,9 +21,10 @@ as $$
     with expected as (
         select a.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', a.function_name)) as function,
             -- Either a statement trigger records, or the row trigger.
-            case when wanted.op = any (pgaudit_wf._batched_ops(a.target)) and not pgaudit_wf._needs_rows(a.target, wanted.op) then 'R'
-                else 'A' end as state
-        from pgaudit_wf.attachment as a,
+            case when wanted.op = any (batch.ops) and not pgaudit_wf._needs_rows(a.target, wanted.op) then 'R' else 'A' end as state
+        from pgaudit_wf.attachment as a
+        -- "offset 0": once a table, not for each of its partitions.
+        cross join lateral (select pgaudit_wf._batched_ops(a.target) as ops offset 0) as batch,
         lateral (
             select a.target as relid, not exists (select from pg_partition_tree(a.target)) as isleaf
             union

@@ -341,7 +341,7 @@ begin
                         raise;
                     end if;
                     event_action := 'api_key.updated';
-                    raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, event_action
+                    raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, 'api_key.updated'
                         using hint = 'pgaudit_wf.doctor() names the rule.';
             end;
             if event_label is not null then

@@ -160,7 +160,7 @@ begin
                     raise;
                 end if;
                 event_action := 'api_key.updated';
-                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, event_action
+                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, 'api_key.updated'
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'INSERT' then
@@ -211,7 +211,7 @@ begin
                     raise;
                 end if;
                 event_action := 'api_key.created';
-                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, event_action
+                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, 'api_key.created'
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'DELETE' then
@@ -264,7 +264,7 @@ begin
                     raise;
                 end if;
                 event_action := 'api_key.deleted';
-                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, event_action
+                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, 'api_key.deleted'
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     else

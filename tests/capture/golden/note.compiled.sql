@@ -154,7 +154,7 @@ begin
                     raise;
                 end if;
                 event_action := 'note.updated';
-                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'note', sqlstate, event_action
+                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'note', sqlstate, 'note.updated'
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'INSERT' then

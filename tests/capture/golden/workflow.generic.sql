@@ -231,7 +231,7 @@ old.enabled and not new.enabled
                     raise;
                 end if;
                 event_action := 'workflow.updated';
-                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'workflow', sqlstate, event_action
+                raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'workflow', sqlstate, 'workflow.updated'
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'INSERT' then
