@@ -369,6 +369,16 @@ comment on function pgaudit_wf._whole_row_statements(pgaudit_wf.capture_column[]
     'PL/pgSQL that records a whole row: by the plain statement or, where a value may be too large, column by column in event_op. '
     'op is the expression it begins with (%s: the other columns), path where they are in it, finish what is done with it.';
 
+create function pgaudit_wf._row_diff(op text, member text, shown text) returns text
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Cheaper than building object and array around the row.
+    select format('jsonb_set(%L, %L, %s)', format('[{"op": "%s", "path": "", "%s": null}]', op, member), format('{0,%s}', member), shown)
+$$;
+comment on function pgaudit_wf._row_diff(text, text, text) is
+    'SQL expression for the diff of an inserted or deleted row, of one for its columns as an object.';
+
 create function pgaudit_wf._row_diff_statements(setting pgaudit_wf.attachment, record_name text) returns text[]
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -378,8 +388,8 @@ as $$
             format('jsonb_build_object(''op'', %L, ''path'', '''', %L, %%s%s)', op, member,
                 replace(pgaudit_wf._with_hash(setting), '%', '%%')),
             array[member], null, array['event_diff := jsonb_build_array(event_op);'],
-            format('event_diff := jsonb_build_array(jsonb_build_object(''op'', %L, ''path'', '''', %L, %s%s));',
-                op, member, pgaudit_wf._row_expression(setting, record_name), pgaudit_wf._with_hash(setting)))
+            format('event_diff := %s;', pgaudit_wf._row_diff(
+                op, member, pgaudit_wf._row_expression(setting, record_name) || pgaudit_wf._with_hash(setting))))
         || pgaudit_wf._json_null_statements(setting, record_name)
     from (values ('new', 'add', 'value'), ('old', 'remove', 'old')) as kind (record, op, member)
     where kind.record = record_name

@@ -326,7 +326,7 @@ end if;$key$, jsonb_build_object('id columns', id_columns)),
         'key of the insert', '',
         'org and label of the insert', '',
         'diff of the insert', pgaudit_wf._fill(
-$diff$event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after{{with its hash}}));
+$diff$event_diff := jsonb_set('[{"op": "add", "path": "", "value": null}]', '{0,value}', shown_after{{with its hash}});
 if nulls_after <> '{}' then
     event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
 end if;
@@ -336,7 +336,7 @@ end if;$diff$, jsonb_build_object('with its hash', pgaudit_wf._with_hash(setting
         'key of the delete', '',
         'org and label of the delete', '',
         'diff of the delete', pgaudit_wf._fill(
-$diff$event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before{{with its hash}}));
+$diff$event_diff := jsonb_set('[{"op": "remove", "path": "", "old": null}]', '{0,old}', shown_before{{with its hash}});
 if nulls_before <> '{}' then
     event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
 end if;

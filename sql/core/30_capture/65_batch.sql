@@ -112,8 +112,8 @@ declare
     event_diff jsonb;
     event_metadata jsonb;
     event_op jsonb;
-    events pgaudit_wf.captured_event[] := '{}';
-    events_size bigint := 0;
+    events pgaudit_wf.captured_event[];
+    events_size bigint;
     old_row no scroll cursor for select * from old_rows;
 begin
     if pgaudit_wf._is_packed() then
@@ -129,30 +129,36 @@ begin
         open old_row;
         for new in select * from new_rows loop
             fetch old_row into old;
-            event_diff := null;
+            if event_diff is not null then
+                -- There is more than one: they are inserted together.
+                events_size := coalesce(events_size, 0) + pg_column_size(event_diff);
+                events := events || row(event_org, event_action, event_id, event_diff, event_metadata)::pgaudit_wf.captured_event;
+                if events_size > 1048576 then
+                    perform pgaudit_wf._record_events({{type}}, events);
+                    events := null;
+                    events_size := null;
+                end if;
+                event_diff := null;
+                event_metadata := null;
+                event_previous_id := null;
+            end if;
             {{changed columns}}
             continue when event_diff is null;
-            event_metadata := null;
-            event_previous_id := null;
             {{key of the update}}
             {{org and label of the update}}
             {{action of the update}}
             {{label, reason and previous key}}
-            events := events || row(event_org, event_action, event_id, event_diff, event_metadata)::pgaudit_wf.captured_event;
-            events_size := events_size + pg_column_size(event_diff);
-            if events_size > 1048576 then
-                perform pgaudit_wf._record_events({{type}}, events);
-                events := '{}';
-                events_size := 0;
-            end if;
         end loop;
         close old_row;
-        if cardinality(events) = 1 then
-            insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-            values ((events[1]).org_id, (events[1]).action, {{type}}, (events[1]).resource_id, true, (events[1]).diff,
-                coalesce((events[1]).metadata, '{}'));
-        elsif events <> '{}' then
+        if events is not null then
+            -- The last row may be one that has not changed.
+            if event_diff is not null then
+                events := events || row(event_org, event_action, event_id, event_diff, event_metadata)::pgaudit_wf.captured_event;
+            end if;
             perform pgaudit_wf._record_events({{type}}, events);
+        elsif event_diff is not null then
+            insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+            values (event_org, event_action, {{type}}, event_id, true, event_diff, coalesce(event_metadata, '{}'));
         end if;
     end if;
     return null;
@@ -167,12 +173,17 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     columns constant pgaudit_wf.capture_column[] := array(select pgaudit_wf._capture_columns(setting));
-    begins constant text := format(
-        'jsonb_build_object(''op'', %L, ''path'', '''', ', case record_name when 'new' then 'add' else 'remove' end);
+    op constant text := case record_name when 'new' then 'add' else 'remove' end;
     member constant text := case record_name when 'new' then 'value' else 'old' end;
-    plain constant text := format('%s%L, %s)', begins, member, pgaudit_wf._row_expression(setting, record_name));
-    large text := format('%s%L, %s)', begins, member, pgaudit_wf._row_object(
+    plain constant text := pgaudit_wf._row_diff(op, member, pgaudit_wf._row_expression(setting, record_name));
+    large_test constant text := (
+        select string_agg(pgaudit_wf._large_test(c, record_name), e'\n        or ') from unnest(columns) as c);
+    nulls constant text := (
+        select format('case when %s then to_jsonb(%s) end', string_agg(test, ' or '), pgaudit_wf._json_null_columns(columns, record_name))
+        from unnest(columns) as c, pgaudit_wf._json_null_test(c, record_name) as test having count(test) > 0);
+    large text := format('jsonb_build_object(''op'', %L, ''path'', '''', %L, %s)', op, member, pgaudit_wf._row_object(
         array(select c from unnest(columns) as c where pgaudit_wf._large_test(c, record_name) is null), record_name));
+    diff text[] := array[plain];
     col pgaudit_wf.capture_column;
 begin
     foreach col in array columns loop
@@ -180,27 +191,17 @@ begin
             large := pgaudit_wf._put_expression(col, record_name, large || e'\n                ', array[member, col.name]);
         end if;
     end loop;
-    return pgaudit_wf._fill(
-        case when not exists (select from unnest(columns) as c where pgaudit_wf._large_test(c, record_name) is not null) then
-$plain$jsonb_build_array(
-    {{plain}}
-    {{JSON nulls}})$plain$
-        else
-$either$jsonb_build_array(case
-    when {{large}}
-        then {{digested}}
-    else {{plain}}
-    end
-    {{JSON nulls}})$either$ end,
-        jsonb_build_object(
-            'large', (select string_agg(pgaudit_wf._large_test(c, record_name), e'\n        or ') from unnest(columns) as c),
-            'digested', large,
-            'plain', plain,
-            'JSON nulls', (
-                select case when count(test) = 0 then ''
-                    else format('|| case when %s then jsonb_build_object(''json_null'', to_jsonb(%s)) else ''{}'' end',
-                        string_agg(test, ' or '), pgaudit_wf._json_null_columns(columns, record_name)) end
-                from unnest(columns) as c, pgaudit_wf._json_null_test(c, record_name) as test)));
+    if large_test is not null then
+        diff := pgaudit_wf._fill(
+$either$case when {{large}}
+    then jsonb_build_array({{digested}})
+    else {{plain}} end$either$, jsonb_build_object('large', large_test, 'digested', large, 'plain', plain));
+    end if;
+    return case when nulls is null then diff else pgaudit_wf._fill(
+$nulls$jsonb_set_lax(
+    {{diff}}
+    '{0,json_null}', {{nulls}}, true, 'return_target')$nulls$,
+        jsonb_build_object('diff', pgaudit_wf._ending(diff, ','), 'nulls', nulls)) end;
 end
 $$;
 comment on function pgaudit_wf._row_diff_expression(pgaudit_wf.attachment, text) is

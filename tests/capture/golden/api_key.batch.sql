@@ -17,8 +17,8 @@ declare
     event_diff jsonb;
     event_metadata jsonb;
     event_op jsonb;
-    events pgaudit_wf.captured_event[] := '{}';
-    events_size bigint := 0;
+    events pgaudit_wf.captured_event[];
+    events_size bigint;
     old_row no scroll cursor for select * from old_rows;
 begin
     if pgaudit_wf._is_packed() then
@@ -34,14 +34,13 @@ begin
                     else 'api_key.created'
                 end,
                 'api_key', pgaudit_wf._bounded_key(new.id::text), true,
-                jsonb_build_array(case
-                    when octet_length(new.id) > 2396745
+                case when octet_length(new.id) > 2396745
         or octet_length(new.org_id) > 2396745
         or octet_length(new.user_id) > 2396745
         or octet_length(new.name) > 2396745
         or octet_length(new.key_prefix) > 2396745
         or pg_column_size(new.scopes) > 2340 or pg_column_compression(new.scopes) is not null
-                        then pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                    then jsonb_build_array(pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
                 'key_hash', case when new.key_hash is distinct from null then '[redacted]' end,
                 'expires_at', new.expires_at,
                 'revoked_at', new.revoked_at,
@@ -51,8 +50,8 @@ begin
                 , '{value,user_id}', new.user_id)
                 , '{value,name}', new.name)
                 , '{value,key_prefix}', new.key_prefix)
-                , '{value,scopes}', new.scopes)
-                    else jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                , '{value,scopes}', new.scopes))
+                    else jsonb_set('[{"op": "add", "path": "", "value": null}]', '{0,value}', jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'user_id', new.user_id,
@@ -62,9 +61,7 @@ begin
                 'scopes', new.scopes,
                 'expires_at', new.expires_at,
                 'revoked_at', new.revoked_at,
-                'created_at', new.created_at))
-                    end
-                    ),
+                'created_at', new.created_at)) end,
                 jsonb_strip_nulls(jsonb_build_object('label', left(new.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
             from new_rows as new;
         exception
@@ -77,14 +74,13 @@ begin
                 select left(new.org_id::text, 255),
                     'api_key.created',
                     'api_key', pgaudit_wf._bounded_key(new.id::text), true,
-                    jsonb_build_array(case
-                        when octet_length(new.id) > 2396745
+                    case when octet_length(new.id) > 2396745
         or octet_length(new.org_id) > 2396745
         or octet_length(new.user_id) > 2396745
         or octet_length(new.name) > 2396745
         or octet_length(new.key_prefix) > 2396745
         or pg_column_size(new.scopes) > 2340 or pg_column_compression(new.scopes) is not null
-                            then pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                        then jsonb_build_array(pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
                 'key_hash', case when new.key_hash is distinct from null then '[redacted]' end,
                 'expires_at', new.expires_at,
                 'revoked_at', new.revoked_at,
@@ -94,8 +90,8 @@ begin
                 , '{value,user_id}', new.user_id)
                 , '{value,name}', new.name)
                 , '{value,key_prefix}', new.key_prefix)
-                , '{value,scopes}', new.scopes)
-                        else jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+                , '{value,scopes}', new.scopes))
+                        else jsonb_set('[{"op": "add", "path": "", "value": null}]', '{0,value}', jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'user_id', new.user_id,
@@ -105,9 +101,7 @@ begin
                 'scopes', new.scopes,
                 'expires_at', new.expires_at,
                 'revoked_at', new.revoked_at,
-                'created_at', new.created_at))
-                        end
-                        ),
+                'created_at', new.created_at)) end,
                     jsonb_strip_nulls(jsonb_build_object('label', left(new.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
                 from new_rows as new;
                 raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, 'api_key.created'
@@ -125,14 +119,13 @@ begin
                     else 'api_key.deleted'
                 end,
                 'api_key', pgaudit_wf._bounded_key(old.id::text), true,
-                jsonb_build_array(case
-                    when octet_length(old.id) > 2396745
+                case when octet_length(old.id) > 2396745
         or octet_length(old.org_id) > 2396745
         or octet_length(old.user_id) > 2396745
         or octet_length(old.name) > 2396745
         or octet_length(old.key_prefix) > 2396745
         or pg_column_size(old.scopes) > 2340 or pg_column_compression(old.scopes) is not null
-                        then pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                    then jsonb_build_array(pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
                 'key_hash', case when old.key_hash is distinct from null then '[redacted]' end,
                 'expires_at', old.expires_at,
                 'revoked_at', old.revoked_at,
@@ -142,8 +135,8 @@ begin
                 , '{old,user_id}', old.user_id)
                 , '{old,name}', old.name)
                 , '{old,key_prefix}', old.key_prefix)
-                , '{old,scopes}', old.scopes)
-                    else jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                , '{old,scopes}', old.scopes))
+                    else jsonb_set('[{"op": "remove", "path": "", "old": null}]', '{0,old}', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'user_id', old.user_id,
@@ -153,9 +146,7 @@ begin
                 'scopes', old.scopes,
                 'expires_at', old.expires_at,
                 'revoked_at', old.revoked_at,
-                'created_at', old.created_at))
-                    end
-                    ),
+                'created_at', old.created_at)) end,
                 jsonb_strip_nulls(jsonb_build_object('label', left(old.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
             from old_rows as old;
         exception
@@ -168,14 +159,13 @@ begin
                 select left(old.org_id::text, 255),
                     'api_key.deleted',
                     'api_key', pgaudit_wf._bounded_key(old.id::text), true,
-                    jsonb_build_array(case
-                        when octet_length(old.id) > 2396745
+                    case when octet_length(old.id) > 2396745
         or octet_length(old.org_id) > 2396745
         or octet_length(old.user_id) > 2396745
         or octet_length(old.name) > 2396745
         or octet_length(old.key_prefix) > 2396745
         or pg_column_size(old.scopes) > 2340 or pg_column_compression(old.scopes) is not null
-                            then pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                        then jsonb_build_array(pgaudit_wf._put_array(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(pgaudit_wf._put_large(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
                 'key_hash', case when old.key_hash is distinct from null then '[redacted]' end,
                 'expires_at', old.expires_at,
                 'revoked_at', old.revoked_at,
@@ -185,8 +175,8 @@ begin
                 , '{old,user_id}', old.user_id)
                 , '{old,name}', old.name)
                 , '{old,key_prefix}', old.key_prefix)
-                , '{old,scopes}', old.scopes)
-                        else jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+                , '{old,scopes}', old.scopes))
+                        else jsonb_set('[{"op": "remove", "path": "", "old": null}]', '{0,old}', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'user_id', old.user_id,
@@ -196,9 +186,7 @@ begin
                 'scopes', old.scopes,
                 'expires_at', old.expires_at,
                 'revoked_at', old.revoked_at,
-                'created_at', old.created_at))
-                        end
-                        ),
+                'created_at', old.created_at)) end,
                     jsonb_strip_nulls(jsonb_build_object('label', left(old.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
                 from old_rows as old;
                 raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, 'api_key.deleted'
@@ -209,7 +197,19 @@ begin
         open old_row;
         for new in select * from new_rows loop
             fetch old_row into old;
-            event_diff := null;
+            if event_diff is not null then
+                -- There is more than one: they are inserted together.
+                events_size := coalesce(events_size, 0) + pg_column_size(event_diff);
+                events := events || row(event_org, event_action, event_id, event_diff, event_metadata)::pgaudit_wf.captured_event;
+                if events_size > 1048576 then
+                    perform pgaudit_wf._record_events('api_key', events);
+                    events := null;
+                    events_size := null;
+                end if;
+                event_diff := null;
+                event_metadata := null;
+                event_previous_id := null;
+            end if;
             if old.id is distinct from new.id then
                 if octet_length(old.id) > 2396745
                     or octet_length(new.id) > 2396745 then
@@ -309,8 +309,6 @@ begin
                     'value', new.created_at);
             end if;
             continue when event_diff is null;
-            event_metadata := null;
-            event_previous_id := null;
             event_id := pgaudit_wf._bounded_key(new.id::text);
             if old.id is distinct from new.id then
                 event_previous_id := pgaudit_wf._bounded_key(old.id::text);
@@ -356,21 +354,17 @@ begin
                 select 'api_key', event_previous_id, event_id, event_org where event_id is not null
                 on conflict on constraint key_change_pkey do nothing;
             end if;
-            events := events || row(event_org, event_action, event_id, event_diff, event_metadata)::pgaudit_wf.captured_event;
-            events_size := events_size + pg_column_size(event_diff);
-            if events_size > 1048576 then
-                perform pgaudit_wf._record_events('api_key', events);
-                events := '{}';
-                events_size := 0;
-            end if;
         end loop;
         close old_row;
-        if cardinality(events) = 1 then
-            insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-            values ((events[1]).org_id, (events[1]).action, 'api_key', (events[1]).resource_id, true, (events[1]).diff,
-                coalesce((events[1]).metadata, '{}'));
-        elsif events <> '{}' then
+        if events is not null then
+            -- The last row may be one that has not changed.
+            if event_diff is not null then
+                events := events || row(event_org, event_action, event_id, event_diff, event_metadata)::pgaudit_wf.captured_event;
+            end if;
             perform pgaudit_wf._record_events('api_key', events);
+        elsif event_diff is not null then
+            insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+            values (event_org, event_action, 'api_key', event_id, true, event_diff, coalesce(event_metadata, '{}'));
         end if;
     end if;
     return null;

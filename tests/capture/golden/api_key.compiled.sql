@@ -186,7 +186,7 @@ begin
             event_op := pgaudit_wf._put_array(event_op, '{value,scopes}', new.scopes);
             event_diff := jsonb_build_array(event_op);
         else
-            event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+            event_diff := jsonb_set('[{"op": "add", "path": "", "value": null}]', '{0,value}', jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'user_id', new.user_id,
@@ -196,7 +196,7 @@ begin
                 'scopes', new.scopes,
                 'expires_at', new.expires_at,
                 'revoked_at', new.revoked_at,
-                'created_at', new.created_at)));
+                'created_at', new.created_at));
         end if;
         begin
             event_action := case
@@ -237,7 +237,7 @@ begin
             event_op := pgaudit_wf._put_array(event_op, '{old,scopes}', old.scopes);
             event_diff := jsonb_build_array(event_op);
         else
-            event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+            event_diff := jsonb_set('[{"op": "remove", "path": "", "old": null}]', '{0,old}', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'user_id', old.user_id,
@@ -247,7 +247,7 @@ begin
                 'scopes', old.scopes,
                 'expires_at', old.expires_at,
                 'revoked_at', old.revoked_at,
-                'created_at', old.created_at)));
+                'created_at', old.created_at));
         end if;
         begin
             event_action := case

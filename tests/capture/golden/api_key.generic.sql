@@ -178,7 +178,7 @@ new.org_id is null');
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'INSERT' then
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after));
+        event_diff := jsonb_set('[{"op": "add", "path": "", "value": null}]', '{0,value}', shown_after);
         if nulls_after <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
         end if;
@@ -203,7 +203,7 @@ new.org_id is null');
                     using hint = 'pgaudit_wf.doctor() names the rule.';
         end;
     elsif tg_op = 'DELETE' then
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before));
+        event_diff := jsonb_set('[{"op": "remove", "path": "", "old": null}]', '{0,old}', shown_before);
         if nulls_before <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
         end if;

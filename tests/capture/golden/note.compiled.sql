@@ -178,7 +178,7 @@ begin
             event_op := pgaudit_wf._put_large(event_op, '{value,draft}', new.draft, expression => 'pgaudit_wf._json_value(to_json($1))');
             event_diff := jsonb_build_array(event_op);
         else
-            event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+            event_diff := jsonb_set('[{"op": "add", "path": "", "value": null}]', '{0,value}', jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'title', new.title,
@@ -188,7 +188,7 @@ begin
                 'tags', new.tags,
                 'settings', new.settings,
                 'draft', pgaudit_wf._json_value(to_json(new.draft)),
-                'access_code', case when new.access_code is distinct from null then '[redacted]' end)));
+                'access_code', case when new.access_code is distinct from null then '[redacted]' end));
         end if;
         if pg_column_size(new.settings) < 64 and jsonb_typeof(new.settings) = 'null'
             or pg_column_size(new.draft) < 64 and json_typeof(new.draft) = 'null' then
@@ -218,7 +218,7 @@ begin
             event_op := pgaudit_wf._put_large(event_op, '{old,draft}', old.draft, expression => 'pgaudit_wf._json_value(to_json($1))');
             event_diff := jsonb_build_array(event_op);
         else
-            event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+            event_diff := jsonb_set('[{"op": "remove", "path": "", "old": null}]', '{0,old}', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'title', old.title,
@@ -228,7 +228,7 @@ begin
                 'tags', old.tags,
                 'settings', old.settings,
                 'draft', pgaudit_wf._json_value(to_json(old.draft)),
-                'access_code', case when old.access_code is distinct from null then '[redacted]' end)));
+                'access_code', case when old.access_code is distinct from null then '[redacted]' end));
         end if;
         if pg_column_size(old.settings) < 64 and jsonb_typeof(old.settings) = 'null'
             or pg_column_size(old.draft) < 64 and json_typeof(old.draft) = 'null' then

@@ -272,7 +272,7 @@ begin
             event_op := pgaudit_wf._put_large(event_op, '{value,listing_currency}', new.listing_currency);
             event_diff := jsonb_build_array(event_op);
         else
-            event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', jsonb_build_object(
+            event_diff := jsonb_set('[{"op": "add", "path": "", "value": null}]', '{0,value}', jsonb_build_object(
                 'id', new.id,
                 'org_id', new.org_id,
                 'user_id', new.user_id,
@@ -287,7 +287,7 @@ begin
                 'listing_category', new.listing_category,
                 'listing_price', new.listing_price,
                 'listing_currency', new.listing_currency,
-                'created_at', new.created_at) || jsonb_build_object('content_hash', event_hash)));
+                'created_at', new.created_at) || jsonb_build_object('content_hash', event_hash));
         end if;
         event_action := 'workflow.created';
     elsif tg_op = 'DELETE' then
@@ -322,7 +322,7 @@ begin
             event_op := pgaudit_wf._put_large(event_op, '{old,listing_currency}', old.listing_currency);
             event_diff := jsonb_build_array(event_op);
         else
-            event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', jsonb_build_object(
+            event_diff := jsonb_set('[{"op": "remove", "path": "", "old": null}]', '{0,old}', jsonb_build_object(
                 'id', old.id,
                 'org_id', old.org_id,
                 'user_id', old.user_id,
@@ -337,7 +337,7 @@ begin
                 'listing_category', old.listing_category,
                 'listing_price', old.listing_price,
                 'listing_currency', old.listing_currency,
-                'created_at', old.created_at) || jsonb_build_object('content_hash', event_hash)));
+                'created_at', old.created_at) || jsonb_build_object('content_hash', event_hash));
         end if;
         event_action := 'workflow.deleted';
     else

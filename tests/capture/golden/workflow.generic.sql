@@ -245,7 +245,7 @@ old.enabled and not new.enabled
             event_hash := event_version.content_hash;
             event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('version', event_version.version);
         end if;
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'add', 'path', '', 'value', shown_after || jsonb_build_object('content_hash', event_hash)));
+        event_diff := jsonb_set('[{"op": "add", "path": "", "value": null}]', '{0,value}', shown_after || jsonb_build_object('content_hash', event_hash));
         if nulls_after <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_after));
         end if;
@@ -259,7 +259,7 @@ old.enabled and not new.enabled
         then
             event_hash := pgaudit_wf._latest_hash(pgaudit_wf._workflow_id('', event_id));
         end if;
-        event_diff := jsonb_build_array(jsonb_build_object('op', 'remove', 'path', '', 'old', shown_before || jsonb_build_object('content_hash', event_hash)));
+        event_diff := jsonb_set('[{"op": "remove", "path": "", "old": null}]', '{0,old}', shown_before || jsonb_build_object('content_hash', event_hash));
         if nulls_before <> '{}' then
             event_diff := jsonb_set(event_diff, '{0,json_null}', to_jsonb(nulls_before));
         end if;
