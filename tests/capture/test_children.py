@@ -14,7 +14,8 @@ Conn = psycopg.Connection[Any]
 
 def recorded(conn: Conn) -> list[tuple[Any, ...]]:
     return conn.execute(
-        "select action, resource_id from pgaudit_wf.security_audit_log where captured order by id"
+        "select action, resource_id from pgaudit_wf.security_audit_log"
+        " where action !~ '^audit[.]' and captured order by id"
     ).fetchall()
 
 

@@ -50,7 +50,9 @@ DEFINERS = {
     "_take_turn": (OWNER, CALLED),
     "_record_org_limit": (OWNER, CALLED),
     "_write_org_limit": (OWNER, CALLED),
-    "_record_policy_change": (OWNER, CALLED),
+    "_record_configuration": (OWNER, CALLED),
+    "_note_altered": (OWNER, DDL),
+    "_note_recording": (OWNER, DDL),
     "_is_moved": (OWNER, "reads of the cluster what a trigger's caller may not"),
     "_current_credential": (
         OWNER,

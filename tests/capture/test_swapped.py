@@ -28,9 +28,9 @@ def test_a_table_swapped_in_by_rename_is_named(conn: Conn) -> None:
     conn.execute(remedy)
     assert findings(conn) == []
     conn.execute("insert into s values (1, 1)")
-    assert conn.execute("select action from pgaudit_wf.security_audit_log").fetchall() == [
-        ("s.created",)
-    ]
+    assert conn.execute(
+        "select action from pgaudit_wf.security_audit_log where action !~ '^audit[.]'"
+    ).fetchall() == [("s.created",)]
 
 
 def test_a_table_that_is_dropped_and_created_again_is_named(conn: Conn) -> None:

@@ -55,7 +55,8 @@ def signed(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
 def events(conn: psycopg.Connection[Any]) -> list[tuple[str | None, bool]]:
     """Return who acted, and whether that is attested, oldest first."""
     return conn.execute(
-        "select actor_id, attested from pgaudit_wf.security_audit_log order by id"
+        "select actor_id, attested from pgaudit_wf.security_audit_log"
+        " where action !~ '^audit[.]' order by id"
     ).fetchall()
 
 

@@ -97,7 +97,7 @@ def test_ids_that_a_restored_copy_gives_again_are_told_apart(
         at_the_start = latest_trail(conn, 0).cursor
         write(conn, 5)
         behind.read(conn)
-        Sealer(KEY, state=state).run(conn)
+        Sealer(KEY, state=state).step(conn)
         kept_keys = message_keys(conn)
     halt(installed)
     backup = installed.socket_dir / "backup"
@@ -107,7 +107,7 @@ def test_ids_that_a_restored_copy_gives_again_are_told_apart(
         write(conn, 4)
         ahead.read(conn)
         at_the_end.cursor = latest_trail(conn, 0).cursor
-        Sealer(KEY, state=state).run(conn)
+        Sealer(KEY, state=state).step(conn)
         lost_keys = message_keys(conn)
         lost = logged(conn)
         # Within one snapshot, what came later is not there yet, and nothing was set back.

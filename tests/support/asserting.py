@@ -14,11 +14,12 @@ from support.server import Conn
 
 
 def events(conn: Conn, columns: LiteralString = "action") -> list[Any]:
-    """What the triggers recorded, oldest first."""
+    """What the triggers of attached tables recorded, oldest first."""
     return conn.execute(
-        sql.SQL("select {} from pgaudit_wf.security_audit_log where captured order by id").format(
-            sql.SQL(columns)
-        )
+        sql.SQL(
+            "select {} from pgaudit_wf.security_audit_log"
+            " where captured and action not like 'audit.%' order by id"
+        ).format(sql.SQL(columns))
     ).fetchall()
 
 

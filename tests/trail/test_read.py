@@ -65,7 +65,7 @@ def test_pages_hold_still_while_events_come_in(app_conn: psycopg.Connection) -> 
     found: list[int] = []
     after, pages = None, 0
     while True:
-        page = audit_trail(app_conn, after=after, page_size=90)
+        page = audit_trail(app_conn, action="account.*", after=after, page_size=90)
         found += [entry.id for entry in page.entries]
         if (after := page.next_cursor) is None:
             break
@@ -81,9 +81,9 @@ def test_pages_hold_still_while_events_come_in(app_conn: psycopg.Connection) -> 
 
 def test_the_last_page_says_so(app_conn: psycopg.Connection) -> None:
     add_users(app_conn, "u", 3)
-    page = audit_trail(app_conn, page_size=2)
+    page = audit_trail(app_conn, action="account.*", page_size=2)
     assert page.next_cursor == page.entries[-1].cursor
-    last = audit_trail(app_conn, page_size=2, after=page.next_cursor)
+    last = audit_trail(app_conn, action="account.*", page_size=2, after=page.next_cursor)
     assert [entry.resource_id for entry in last.entries] == ["u1"]
     assert last.next_cursor is None
 
@@ -291,7 +291,7 @@ def test_nothing_is_lost_between_the_latest_and_what_follows(app_dsn: str) -> No
         add_users(quick, "before-", 3)
         add_users(slow, "slow-", 2)
         add_users(quick, "quick-", 2)
-        start = latest_trail(watch, 10)
+        start = latest_trail(watch, 5)
         shown = [entry.resource_id for entry in start.entries]
         assert shown == ["before-1", "before-2", "before-3", "quick-1", "quick-2"]
         held_back = follow_trail(watch, start.cursor)
@@ -318,7 +318,10 @@ def test_following_in_any_step_gives_each_event_once(
     while (batch := follow_trail(app_conn, cursor, limit)).cursor != cursor:
         cursor = batch.cursor
         found += [entry.id for entry in batch.entries]
-    logged = app_conn.execute("select id from pgaudit_wf.security_audit_log order by tx_id, id")
+    logged = app_conn.execute(
+        "select id from pgaudit_wf.security_audit_log where action !~ '^audit[.]'"
+        " order by tx_id, id"
+    )
     assert found == [id_ for (id_,) in logged]
 
 
@@ -332,9 +335,10 @@ def test_filtered_out_events_move_the_cursor(app_conn: psycopg.Connection) -> No
 
 
 def test_read_log_goes_on_from_its_cursor(app_conn: psycopg.Connection) -> None:
-    assert read_log(app_conn).cursor is None
+    start = read_log(app_conn)
+    assert {event.action.split(".")[0] for event in start.events} == {"audit"}
     add_users(app_conn, "u-", 25)
-    first = read_log(app_conn, max_events=10)
+    first = read_log(app_conn, start.cursor, max_events=10)
     second = read_log(app_conn, first.cursor)
     ids = [event.resource_id for event in first.events + second.events]
     assert ids == [f"u-{n}" for n in range(1, 26)]

@@ -70,7 +70,7 @@ def test_batches_in_the_order_of_ids_and_once_only(db: Conn) -> None:
     assert history(db) == FIRST
     events = db.execute(
         "select resource_id::int, action, metadata, diff -> 0 -> 'value' ->> 'content_hash' "
-        "from pgaudit_wf.security_audit_log where captured order by id"
+        "from pgaudit_wf.security_audit_log where action = 'flow.created' order by id"
     ).fetchall()
     assert events == [
         (number, "flow.created", {"backfilled": True, "version": 1, "label": "W"}, digest)

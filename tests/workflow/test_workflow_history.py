@@ -255,7 +255,7 @@ def test_a_malformed_workflow_from_before_can_be_mended(db_dsn: str) -> None:
             (1, "update", content_hash(NODES, EDGES), "b")
         ]  # fmt: skip
         assert db.execute(
-            "select count(*) from pgaudit_wf.security_audit_log where captured"
+            "select count(*) from pgaudit_wf.security_audit_log where action ~ '^flow[.]'"
         ).fetchone() == (1,)
 
 
@@ -541,7 +541,7 @@ def test_concurrent_savers_leave_no_gap_and_no_double(
     assert present == (kept[-1][2],)
     assert db.execute(
         "select array_agg((metadata -> 'version')::int order by (metadata -> 'version')::int) "
-        "from pgaudit_wf.security_audit_log where captured"
+        "from pgaudit_wf.security_audit_log where action ~ '^flow[.]'"
     ).fetchone() == ([row[0] for row in kept],)
 
 

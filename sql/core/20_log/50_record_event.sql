@@ -137,9 +137,12 @@ comment on function pgaudit_wf._record_release(bigint, text, text, text, text, j
 create function pgaudit_wf._is_release(action text) returns boolean
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
-as $$ select action in ('audit.archived', 'audit.pruned', 'audit.history_pruned', 'audit.archive_rewritten', 'actor.pseudonymised') $$;
+as $$
+    select action in ('audit.archived', 'audit.pruned', 'audit.history_pruned', 'audit.archive_rewritten', 'actor.pseudonymised',
+        'audit.configuration_noted', 'audit.configuration_changed')
+$$;
 comment on function pgaudit_wf._is_release(text) is
-    'Whether events of that action say what has left the trail: no policy ever lets them go.';
+    'Whether events of that action say what has left the trail, or what the next seal compares with: no policy ever lets them go.';
 
 create function pgaudit_wf._next_event_id() returns bigint
 language sql

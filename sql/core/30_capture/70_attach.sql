@@ -210,10 +210,11 @@ begin
 
     setting.attached_at := coalesce(setting.attached_at, now());
     setting.attached_by := coalesce(setting.attached_by, session_user);
-    if known then
-        delete from pgaudit_wf.attachment as a where a.target = attach.target;
-    end if;
-    insert into pgaudit_wf.attachment select setting.*;
+    insert into pgaudit_wf.attachment as a select setting.*
+    on conflict on constraint attachment_pkey do update
+    set (resource_type, id_columns, org_column, label_column, ignore, redact, shallow, max_value, on_failure, form, columns)
+        = (setting.resource_type, setting.id_columns, setting.org_column, setting.label_column, setting.ignore, setting.redact,
+            setting.shallow, setting.max_value, setting.on_failure, setting.form, setting.columns);
     if before is distinct from to_jsonb(setting) then
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, case when known then 'changed' else 'attached' end,

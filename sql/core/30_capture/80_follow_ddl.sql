@@ -547,6 +547,7 @@ begin
     loop
         perform pgaudit_wf._follow_limit(setting, '{}');
     end loop;
+    perform pgaudit_wf._note_dropped_triggers();
     -- A CASCADE (of a type, say) dropped columns of attached tables; ALTER TABLE is seen by _after_ddl().
     if tg_tag <> 'ALTER TABLE' then
         for broken in

@@ -77,8 +77,11 @@ begin
     end if;
     perform pgaudit_wf._check_workflow_columns(workflow);
 
-    delete from pgaudit_wf.workflow_attachment as w where w.target = attach_workflow.target;
-    insert into pgaudit_wf.workflow_attachment select workflow.*;
+    insert into pgaudit_wf.workflow_attachment select workflow.*
+    on conflict on constraint workflow_attachment_pkey do update
+    set (nodes_column, edges_column, name_column, description_column, visibility_column, enabled_column, listed_column, listing_columns)
+        = (workflow.nodes_column, workflow.edges_column, workflow.name_column, workflow.description_column, workflow.visibility_column,
+            workflow.enabled_column, workflow.listed_column, workflow.listing_columns);
     perform pgaudit_wf.attach(
         attach_workflow.target, attach_workflow.resource_type, attach_workflow.id_columns, attach_workflow.org_column,
         coalesce(attach_workflow.label_column, case when not exists (

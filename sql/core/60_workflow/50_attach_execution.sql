@@ -253,6 +253,18 @@ $$;
 comment on function pgaudit_wf._stamp_statement(pgaudit_wf.execution_attachment, text, text, text) is
     'PL/pgSQL that stamps a column with a value, cut to fit; null without a column.';
 
+create function pgaudit_wf._keep_run(run pgaudit_wf.execution_attachment) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    insert into pgaudit_wf.execution_attachment select (run).*
+    on conflict on constraint execution_attachment_pkey do update
+    set (workflow_target, workflow_column, hash_column, type_column, label_column, id_column, org_column, time_column, columns)
+        = (excluded.workflow_target, excluded.workflow_column, excluded.hash_column, excluded.type_column, excluded.label_column,
+            excluded.id_column, excluded.org_column, excluded.time_column, excluded.columns)
+$$;
+comment on function pgaudit_wf._keep_run(pgaudit_wf.execution_attachment) is 'Writes the settings of a table of runs.';
+
 create function pgaudit_wf._follow_stamp(target regclass, renamed_to text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -272,8 +284,7 @@ begin
     run.time_column := pgaudit_wf._renamed(run.time_column, renames);
     if run.columns is distinct from columns_now then
         run.columns := columns_now;
-        delete from pgaudit_wf.execution_attachment as e where e.target = run.target;
-        insert into pgaudit_wf.execution_attachment select run.*;
+        perform pgaudit_wf._keep_run(run);
     end if;
     perform pgaudit_wf._write_stamp(run);
     for problem in select * from pgaudit_wf._lost_stamps(run) loop
@@ -377,8 +388,7 @@ begin
     perform pgaudit_wf._install_trigger(run.target, pgaudit_wf._trigger_name(run.target, 'pgaudit_wf_restamp', run.function_name),
         'before update', 'for each row', run.function_name, always => true);
 
-    delete from pgaudit_wf.execution_attachment as e where e.target = run.target;
-    insert into pgaudit_wf.execution_attachment select run.*;
+    perform pgaudit_wf._keep_run(run);
 end
 $$;
 comment on function pgaudit_wf.attach_execution(regclass, regclass, text, text, text, text, text, text) is

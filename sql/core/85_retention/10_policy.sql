@@ -41,26 +41,6 @@ comment on column pgaudit_wf.version_policy.keep_versions is 'How many of a work
 comment on column pgaudit_wf.version_policy.keep_days is 'Days, from 30 to 1,000,000, for which every version keeps it.';
 insert into pgaudit_wf.version_policy (keep_versions) values (100);
 
-create function pgaudit_wf._record_policy_change() returns trigger
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if not pgaudit_wf._is_applied() then
-        perform pgaudit_wf.record_event(tg_argv[0] || '.changed', tg_argv[0], null,
-            case when tg_op <> 'INSERT' then to_jsonb(old) end, case when tg_op <> 'DELETE' then to_jsonb(new) end);
-    end if;
-    return null;
-end
-$$;
-comment on function pgaudit_wf._record_policy_change() is 'Trigger: records changes to the retention policies.';
-create trigger record_change after insert or update or delete on pgaudit_wf.retention_policy
-    for each row execute function pgaudit_wf._record_policy_change('retention_policy');
-create trigger record_change after insert or update or delete on pgaudit_wf.version_policy
-    for each row execute function pgaudit_wf._record_policy_change('version_policy');
-alter table pgaudit_wf.retention_policy enable always trigger record_change;
-alter table pgaudit_wf.version_policy enable always trigger record_change;
-
 create function pgaudit_wf.retention_days(action text, org_id text default null) returns integer
 language sql stable
 set search_path = pg_catalog, pg_temp

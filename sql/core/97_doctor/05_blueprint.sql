@@ -20,20 +20,28 @@ comment on column pgaudit_wf.blueprint.is_generated is 'Whether attach() or a li
 comment on column pgaudit_wf.blueprint.settings is
     'What attach(), attach_workflow() or attach_execution() wrote it by: their tables are lost when one of their rows cannot be restored.';
 
+create function pgaudit_wf._function_digest(function oid) returns text
+-- Inlined, as there are hundreds.
+language sql stable
+as $$
+    select encode(sha256(convert_to(concat_ws('|', p.prosrc, l.lanname, p.prosecdef, p.provolatile, p.proisstrict, p.proconfig,
+        pg_get_function_arguments(p.oid), pg_get_function_result(p.oid)), 'UTF8')), 'hex')
+    from pg_catalog.pg_proc as p join pg_catalog.pg_language as l on l.oid = p.prolang
+    where p.oid = function
+$$;
+comment on function pgaudit_wf._function_digest(oid) is 'SHA-256 of everything that defines a function, in hex.';
+
 create function pgaudit_wf._describe_function(function oid) returns table (object text, digest text, definition text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('function %s', p.oid::regprocedure),
-        encode(sha256(convert_to(concat_ws('|', p.prosrc, l.lanname, p.prosecdef, p.provolatile, p.proisstrict, p.proconfig,
-            pg_get_function_arguments(p.oid), pg_get_function_result(p.oid)), 'UTF8')), 'hex'),
-        pg_get_functiondef(p.oid) || ';'
-    from pg_proc as p join pg_language as l on l.oid = p.prolang
+    select format('function %s', p.oid::regprocedure), pgaudit_wf._function_digest(p.oid), pg_get_functiondef(p.oid) || ';'
+    from pg_proc as p
     where p.oid = _describe_function.function
 $$;
 comment on function pgaudit_wf._describe_function(oid) is 'A function as the blueprint records it.';
 
-create function pgaudit_wf._describe_objects() returns table (object text, digest text, definition text)
+create function pgaudit_wf._describe_relations() returns table (object text, digest text, definition text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -98,6 +106,15 @@ as $$
         from pg_event_trigger as e where e.evtname ~ '^pgaudit_wf_'
     )
     select found.object, encode(sha256(convert_to(coalesce(found.fingerprint, ''), 'UTF8')), 'hex'), found.definition from found
+$$;
+comment on function pgaudit_wf._describe_relations() is 'What the schema contains now but for functions, in the terms of the blueprint.';
+
+create function pgaudit_wf._describe_objects() returns table (object text, digest text, definition text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+    select described.* from pgaudit_wf._describe_relations() as described
     union all
     select described.* from pg_proc as p, lateral pgaudit_wf._describe_function(p.oid) as described
     where p.pronamespace = 'pgaudit_wf'::regnamespace and p.prokind in ('f', 'p')
@@ -105,17 +122,30 @@ $$;
 comment on function pgaudit_wf._describe_objects() is 'What the schema contains now, in the terms of the blueprint.';
 
 create function pgaudit_wf._write_blueprint() returns void
-language sql
+language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    was constant jsonb := (
+        select jsonb_object_agg(b.object, left(b.digest, 32)) from pgaudit_wf.blueprint as b where not b.is_generated);
+    becomes jsonb;
+begin
     delete from pgaudit_wf.blueprint where not blueprint.is_generated;
     insert into pgaudit_wf.blueprint (object, digest, definition, server_version)
     select now_there.object, now_there.digest, now_there.definition, current_setting('server_version_num')::integer / 10000
     from pgaudit_wf._describe_objects() as now_there
-    on conflict on constraint blueprint_pkey do nothing
+    on conflict on constraint blueprint_pkey do nothing;
+    becomes := (select jsonb_object_agg(b.object, left(b.digest, 32)) from pgaudit_wf.blueprint as b where not b.is_generated);
+    if was <> becomes then
+        perform pgaudit_wf._unpack_context();
+        insert into pgaudit_wf.security_audit_log (org_id, org_label, action, resource_type, captured, diff)
+        values (null, null, 'audit.upgraded', 'pgaudit_wf.blueprint', true, pgaudit_wf._json_diff(was, becomes));
+    end if;
+end
 $$;
 comment on function pgaudit_wf._write_blueprint() is
-    'Records the schema as it is now as installed: called by migrate after it has applied something.';
+    'Records the schema as it is now as installed: called by migrate after it has applied something. '
+    'Where that changed anything, it is the event audit.upgraded, whose diff names what.';
 
 create function pgaudit_wf._note_generated(function regprocedure) returns void
 language sql

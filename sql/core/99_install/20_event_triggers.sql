@@ -20,6 +20,9 @@ begin
     create event trigger pgaudit_wf_follow_as_author on ddl_command_end
         when tag in ('ALTER TABLE', 'CREATE TABLE', 'CREATE SCHEMA', 'CREATE TRIGGER', 'CREATE VIEW')
         execute function pgaudit_wf._follow_as_author();
+    create event trigger pgaudit_wf_note_altered on ddl_command_end
+        when tag in ('ALTER TABLE', 'CREATE TRIGGER', 'ALTER TRIGGER', 'CREATE FUNCTION', 'ALTER FUNCTION')
+        execute function pgaudit_wf._note_altered();
     create event trigger pgaudit_wf_note_rewrite on table_rewrite execute function pgaudit_wf._note_rewrite();
     create event trigger pgaudit_wf_refuse_detach on ddl_command_end when tag in ('ALTER TABLE')
         execute function pgaudit_wf._refuse_detach();
@@ -29,6 +32,7 @@ begin
     alter event trigger pgaudit_wf_after_other_ddl enable always;
     alter event trigger pgaudit_wf_after_drop enable always;
     alter event trigger pgaudit_wf_follow_as_author enable always;
+    alter event trigger pgaudit_wf_note_altered enable always;
     alter event trigger pgaudit_wf_note_rewrite enable always;
     alter event trigger pgaudit_wf_refuse_detach enable always;
     alter event trigger pgaudit_wf_refuse_drop enable always;
@@ -40,6 +44,8 @@ begin
         'Forgets attached tables that are dropped; rewrites the functions of those that lose a column by CASCADE.';
     comment on event trigger pgaudit_wf_follow_as_author is
         'Keeps the triggers on attached tables and their partitions what they must be; lets our views read the columns that they name.';
+    comment on event trigger pgaudit_wf_note_altered is
+        'Records in the trail that an attached table is no longer recorded, or again, and that a function of ours was replaced.';
     comment on event trigger pgaudit_wf_note_rewrite is
         'Records in the trail that DDL computed new values for the rows of an attached table.';
     comment on event trigger pgaudit_wf_refuse_detach is 'Keeps partitions of the log from being detached or renamed.';

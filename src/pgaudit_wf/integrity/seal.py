@@ -8,6 +8,7 @@ nothing, and no two trees of one size are ever signed. Concurrent sealers wait f
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +37,8 @@ READER = "seal"
 # Snapshots may be large, and a step holds all of its own in memory.
 _VERSION_BATCH = 500
 _FETCH = 100
+# Seconds between two looks at the configuration, which cost some 50 ms each.
+_CONFIGURATION_INTERVAL = 60.0
 _ALTERED = "run pgaudit-wf verify to see what was altered, and do not sign until you know why"
 
 
@@ -136,6 +139,7 @@ class Sealer:
         self._batch = batch
         self._signed = signed
         self._last: Checkpoint | None = None
+        self._looked_at: float | None = None
         if state is not None and state.exists():
             self._last = self._open(state.read_text())
 
@@ -175,8 +179,25 @@ class Sealer:
             self._sign_pending(conn)
         return done
 
+    def note_configuration(self, conn: Connection) -> None:
+        """Record what changed of the configuration unrecorded, to be sealed with the rest.
+
+        What it was is in the log itself, so that nobody can change it unnoticed.
+
+        Args:
+            conn: The owner's connection, in autocommit mode.
+
+        Raises:
+            psycopg.Error: The database refused; nothing was recorded.
+        """
+        now = time.monotonic()
+        if self._looked_at is None or now >= self._looked_at + _CONFIGURATION_INTERVAL:
+            with translated():
+                conn.execute("select pgaudit_wf._note_configuration()")
+            self._looked_at = now
+
     def run(self, conn: Connection, stopping: Callable[[], bool] = lambda: False) -> Sealed:
-        """Seal everything; return the totals.
+        """Seal everything, with what changed of the configuration; return the totals.
 
         Args:
             conn: The owner's connection, in autocommit mode.
@@ -187,6 +208,7 @@ class Sealer:
             SigningKeyError: As `step` does.
             psycopg.Error: As `step` does.
         """
+        self.note_configuration(conn)
         events = versions = 0
         while True:
             done = self.step(conn)
