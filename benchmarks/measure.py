@@ -86,7 +86,10 @@ def measure(server: DevServer, scenario: Scenario, length: Length) -> Measured:
         pgbench_client(server, scenario) as client,
         psycopg.connect(server.dsn(database.DATABASE), autocommit=True) as watcher,
     ):
-        empty = {name: database.log_size(watcher, name) for name in database.LOGS}
+        empty = {
+            name: (*database.log_size(watcher, name), database.count_events(watcher, name))
+            for name in database.LOGS
+        }
         database.settle(server, scenario)
         for variant in scenario.variants:
             client.run(variant, length.limit)
@@ -96,10 +99,10 @@ def measure(server: DevServer, scenario: Scenario, length: Length) -> Measured:
             for variant in turn:
                 samples[variant.name].append(_sample(server, client, watcher, variant, length))
         logs = {}
-        for name, (table, indexes) in empty.items():
+        for name, (table, indexes, attached) in empty.items():
             size = database.log_size(watcher, name)
             logs[name] = Log(
-                database.count_events(watcher, name),
+                database.count_events(watcher, name) - attached,
                 client.done[name],
                 size[0] - table,
                 size[1] - indexes,

@@ -178,7 +178,8 @@ def test_status_for_people(on: Callable[..., Result], app_conn: psycopg.Connecti
     add_users(app_conn, "u", 3)
     out = on("status").out
     assert re.search(r"app_user +user +id .* password_hash +\d+ +3 ", out)
-    assert "3 events in all." in out
+    # With those of the rules and attachments of the reference application.
+    assert "83 events in all, pgaudit_wf.action_rule 68" in out
     assert "security_audit_log_default" in out
     quick = on("status", "--no-counts")
     assert quick.code == 0
@@ -211,7 +212,6 @@ def next_month() -> str:
 def test_log_lists_filters_and_pages(
     on: Callable[..., Result], app_conn: psycopg.Connection
 ) -> None:
-    assert on("log").out == "The log is empty.\n"
     add_users(app_conn, "u", 60)
     with request_context(app_conn, actor_id="u1", actor_label="Zoë", ip="203.0.113.9"):
         app_conn.execute("update app_user set email = 'new@example.com' where id = 'u7'")
@@ -226,9 +226,10 @@ def test_log_lists_filters_and_pages(
     # Nobody said who added the users; the session still tells.
     assert re.search(r"postgres +account.created", table.out)
 
-    entries = json.loads(on("log", "--json").out)
+    accounts = ("log", "--json", "--resource-type", "user")
+    entries = json.loads(on(*accounts).out)
     assert len(entries) == 50
-    rest = json.loads(on("log", "--json", "-n", "600", "--after", entries[-1]["cursor"]).out)
+    rest = json.loads(on(*accounts, "-n", "600", "--after", entries[-1]["cursor"]).out)
     assert len(rest) == 11
     ids = [entry["id"] for entry in entries + rest]
     assert ids == sorted(ids, reverse=True)
@@ -351,7 +352,12 @@ def write_at_random(dsn: str, name: str, transactions: int) -> None:
 def test_follow_neither_skips_nor_repeats(app_dsn: str, app_conn: psycopg.Connection) -> None:
     """Eight writers with rollbacks; the follower is interrupted and goes on from its cursor."""
     add_users(app_conn, "old-", 20)
-    before = {id_ for (id_,) in app_conn.execute("select id from pgaudit_wf.security_audit_log")}
+    before = {
+        id_
+        for (id_,) in app_conn.execute(
+            "select id from pgaudit_wf.security_audit_log where action !~ '^audit[.]'"
+        )
+    }
     follow = ["log", "-f", "--json", "--interval", "0.05", "-d", app_dsn]
     lines: list[dict[str, Any]] = []
     writers = [
@@ -378,7 +384,10 @@ def test_follow_neither_skips_nor_repeats(app_dsn: str, app_conn: psycopg.Connec
         for writer in writers:
             writer.join()
         logged = {
-            id_ for (id_,) in app_conn.execute("select id from pgaudit_wf.security_audit_log")
+            id_
+            for (id_,) in app_conn.execute(
+                "select id from pgaudit_wf.security_audit_log where action !~ '^audit[.]'"
+            )
         }
         wait_until(lambda: len(lines) >= len(logged - before))
         time.sleep(0.2)
@@ -553,7 +562,7 @@ def test_libpqs_own_variables_name_the_database(
 def test_a_poor_locale_prints_what_it_can(app_dsn: str, app_conn: psycopg.Connection) -> None:
     app_conn.execute("insert into organization (id, name) values ('o', 'Zoë & 日本')")
     done = subprocess.run(
-        [PROGRAM, "log", "-d", app_dsn],
+        [PROGRAM, "log", "--resource-type", "organization", "-d", app_dsn],
         capture_output=True,
         check=False,
         env={**os.environ, "PYTHONIOENCODING": "latin-1"},

@@ -24,7 +24,7 @@ from pgaudit_wf.integrations.sqlalchemy import install
 ACTOR = "select nullif(current_setting('app.actor_id', true), '')"
 LOG = (
     "select actor_id, resource_id, metadata ->> 'reason' from pgaudit_wf.security_audit_log "
-    "order by id"
+    "where action !~ '^audit[.]' order by id"
 )
 
 

@@ -93,6 +93,7 @@ def play(server: DevServer) -> Day:
     migrate(dsn, with_app_schema=True)
     with psycopg.connect(dsn) as admin:
         admin.execute(_ROLES.encode())
+        (opened,) = admin.execute("select clock_timestamp()").fetchone() or (None,)
     with psycopg.connect(
         server.dsn(DATABASE, APP_ROLE), application_name="workflow-product"
     ) as conn:
@@ -103,7 +104,7 @@ def play(server: DevServer) -> Day:
         run = app.afternoon(workflow_id)
     _repair_by_hand(server, workflow_id)
     with psycopg.connect(dsn, autocommit=True) as admin:
-        trail = audit_trail(admin, page_size=1000).entries[::-1]
+        trail = audit_trail(admin, since=opened, page_size=1000).entries[::-1]
         versions = workflow_versions(admin, workflow_id).versions
         attribution = execution_attribution(admin, "public.workflow_execution", run)
         if attribution is None:
