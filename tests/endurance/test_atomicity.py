@@ -25,7 +25,8 @@ def account(conn: Conn) -> Conn:
 
 def actions(conn: Conn) -> list[Any]:
     return conn.execute(
-        "select action, resource_id from pgaudit_wf.security_audit_log order by id"
+        "select action, resource_id from pgaudit_wf.security_audit_log"
+        " where action !~ '^audit[.]' order by id"
     ).fetchall()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pgaudit_wf import request_context
 from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.errors import SealError
 from pgaudit_wf.integrity.note import SigningKey
 from pgaudit_wf.integrity.seal import Sealer
 from pgaudit_wf.integrity.verify import verify
@@ -342,3 +343,65 @@ def test_an_idle_log_is_noted_once(audited: Conn) -> None:
     for _ in range(3):
         seal(audited)
     assert newest(audited) == before
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        "create or replace function pgaudit_wf._note_configuration() returns void"
+        " language sql as 'select null::void'",
+        "create or replace function pgaudit_wf._configuration() returns jsonb language sql stable"
+        " as $$ select metadata -> 'configuration' from pgaudit_wf.security_audit_log"
+        " where action = 'audit.configuration_noted' order by id desc limit 1 $$",
+    ],
+)
+def test_what_writes_the_note_cannot_be_silenced(
+    audited: Conn, unseen: Callable[[LiteralString], None], replaced: LiteralString
+) -> None:
+    unseen(replaced)
+    with pytest.raises(SealError, match=r"silent about pgaudit_wf\._(note_)?configuration\(\)"):
+        seal(audited)
+
+
+def test_verify_names_what_the_seal_found(
+    audited: Conn, unseen: Callable[[LiteralString], None]
+) -> None:
+    unseen(UNTOLD[0][0] + ";" + UNTOLD[3][0])
+    seal(audited)
+    report = verify(audited, [KEY.verifier])
+    assert report.holds, report.problems
+    assert [(found.action, found.subject) for found in report.untold] == [
+        ("audit.recording_disabled", "public.invoice /unrecorded"),
+        ("audit.configuration_changed", "/object/function pgaudit_wf._context_value(text)"),
+    ]
+
+
+def test_a_note_that_somebody_else_wrote_is_named_by_verify(
+    audited: Conn, unseen: Callable[[LiteralString], None]
+) -> None:
+    unseen(UNTOLD[3][0])
+    audited.execute(
+        "insert into pgaudit_wf.security_audit_log (action, captured, metadata)"
+        " select action, true, metadata || jsonb_build_object('configuration',"
+        " pgaudit_wf._configuration()) from pgaudit_wf.security_audit_log"
+        " where action = 'audit.configuration_noted' order by id desc limit 1"
+    )
+    seal(audited)
+    [problem] = verify(audited, [KEY.verifier]).problems
+    assert "nothing tells of: object/function pgaudit_wf._context_value(text)" in problem.message
+
+
+def test_verify_believes_what_was_told(audited: Conn) -> None:
+    for change, *_ in CHANGES:
+        audited.execute(change)
+        seal(audited)
+    for table in ("a", "b"):
+        audited.execute(f"create table {table} (id int primary key)".encode())
+        audited.execute("select pgaudit_wf.attach(%s)", [table])
+        seal(audited)
+    audited.execute("drop table a")
+    audited.execute("alter table b rename id to number")
+    audited.execute("select pgaudit_wf._write_blueprint()")
+    seal(audited)
+    report = verify(audited, [KEY.verifier])
+    assert (report.holds, report.untold) == (True, []), report.problems

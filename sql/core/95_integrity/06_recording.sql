@@ -140,7 +140,7 @@ begin
     values (null, null, 'audit.function_replaced', 'pgaudit_wf.function', pgaudit_wf._bounded_key(regexp_replace(object, '^function ', '')),
         true, pgaudit_wf._json_diff(jsonb_build_object('sha256', was), jsonb_build_object('sha256', becomes)),
         jsonb_strip_nulls(jsonb_build_object(
-            'reason', pgaudit_wf._context_reason(), 'configuration', 'object' || pgaudit_wf._pointer(object), 'state', becomes)));
+            'reason', pgaudit_wf._context_reason(), 'configuration', 'object/' || object, 'state', becomes)));
 end
 $$;
 comment on function pgaudit_wf._record_replaced(text, text, text) is

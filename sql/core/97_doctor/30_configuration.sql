@@ -243,7 +243,7 @@ begin
                 select event.id, event.metadata ->> 'configuration' as part, event.metadata ->> 'state' as state
                 from event where event.action <> 'audit.upgraded'
                 union all
-                select event.id, 'object' || (op.value ->> 'path'), op.value ->> 'value'
+                select event.id, 'object/' || pgaudit_wf._unpointer(op.value ->> 'path'), op.value ->> 'value'
                 from event, jsonb_array_elements(event.diff) as op where event.action = 'audit.upgraded'
             ) as change
             order by part, id desc
@@ -259,7 +259,7 @@ begin
                         'workflow_attachment/' || substr(c.key, length('workflow ') + 1)))
                 when c.name = 'object' then exists (
                     select from told
-                    where told.part = 'object' || pgaudit_wf._pointer(c.key) and left(told.state, 32) is not distinct from c.state)
+                    where told.part = 'object/' || c.key and left(told.state, 32) is not distinct from c.state)
                     -- Each version of PostgreSQL prints expressions in its own way.
                     or c.key !~ '^function ' and c.was is not null and c.state is not null
                         and last.configuration #> '{database,server_version}' <> taken.configuration #> '{database,server_version}'

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from pgaudit_wf.integrity.configuration import Untold
+
 Kind = Literal["altered", "removed", "inserted", "reordered", "tree", "checkpoint"]
 
 
@@ -43,6 +45,7 @@ class Report:
         unsealed_versions: Versions that no leaf covers yet.
         checkpoints: Checkpoints with a valid signature and root, including those given by file.
         unsigned: Checkpoints that are not signed yet.
+        untold: What sealers found changed of the configuration, of which nothing had told.
         problems: The problems, in the order of the tree; only the first ones are kept.
         found: The total number of problems.
     """
@@ -58,6 +61,7 @@ class Report:
     unsealed_versions: int = 0
     checkpoints: int = 0
     unsigned: int = 0
+    untold: list[Untold] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     found: int = 0
 

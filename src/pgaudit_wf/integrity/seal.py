@@ -22,6 +22,7 @@ from psycopg.types.string import TextLoader
 
 from pgaudit_wf.errors import NoteError, SealError, translated
 from pgaudit_wf.integrity import leaf as leaves
+from pgaudit_wf.integrity.configuration import unnoted_functions
 from pgaudit_wf.integrity.merkle import leaf_hash, tree_root
 from pgaudit_wf.integrity.note import Checkpoint, Signer, open_checkpoint, sign_checkpoint
 from pgaudit_wf.integrity.tiles import (
@@ -188,12 +189,23 @@ class Sealer:
             conn: The owner's connection, in autocommit mode.
 
         Raises:
+            SealError: Functions changed of which the log does not say so.
             psycopg.Error: The database refused; nothing was recorded.
         """
         now = time.monotonic()
         if self._looked_at is None or now >= self._looked_at + _CONFIGURATION_INTERVAL:
+            replaced: list[str] = []
             with translated():
-                conn.execute("select pgaudit_wf._note_configuration()")
+                # Tables may be attached in between.
+                for _ in range(3):
+                    conn.execute("select pgaudit_wf._note_configuration()")
+                    if not (replaced := unnoted_functions(conn)):
+                        break
+            if replaced:
+                raise SealError(
+                    f"the note of the configuration is silent about {', '.join(replaced[:5])}:"
+                    " what writes it was replaced; pgaudit-wf doctor says how to restore it"
+                )
             self._looked_at = now
 
     def run(self, conn: Connection, stopping: Callable[[], bool] = lambda: False) -> Sealed:

@@ -23,6 +23,7 @@ from psycopg.types.string import TextLoader
 from pgaudit_wf.errors import NoteError, translated
 from pgaudit_wf.integrity import leaf as leaves
 from pgaudit_wf.integrity.back_dating import Clock, most_transactions
+from pgaudit_wf.integrity.configuration import History
 from pgaudit_wf.integrity.merkle import HASH_SIZE
 from pgaudit_wf.integrity.note import Checkpoint, Note, VerifierKey, open_checkpoint
 from pgaudit_wf.integrity.release import CANDIDATES, Releases
@@ -72,6 +73,8 @@ class _Verification:
         self.moved: set[str] = set()
         self.releases = Releases((), limit)
         self.clock = Clock(most_transactions(conn))
+        self.history = History(limit)
+        self.report.untold = self.history.untold
         # Checkpoints that held: the size, and when it was sealed.
         self.held: list[tuple[int, datetime | None]] = []
         self.broken = False
@@ -272,6 +275,8 @@ class _Verification:
                 return found
             self.report.events += 1
             self.releases.hear(row)
+            if doubt := self.history.hear(row):
+                self.add(self.problem(item, "inserted", doubt, None))
         else:
             self.report.versions += 1
         return found

@@ -251,6 +251,7 @@ def verify(
             {
                 "holds": report.holds,
                 **{name: getattr(report, name) for name in _COUNTS},
+                "untold": [found._asdict() for found in report.untold[:limit]],
                 "found": report.found,
                 "problems": [_as_dict(problem) for problem in report.problems[:limit]],
             }
@@ -295,6 +296,9 @@ def _print_report(report: Report, limit: int) -> None:
     ):
         if count:
             out.print(f"{count} {text}")
+    for found in report.untold[:limit]:
+        text = f"{found.action} {found.subject} (event {found.event_id}, {found.occurred_at})"
+        out.print(printable(f"Found by a seal, untold before: {text}"), style="yellow")
     if report.holds:
         out.print("Nothing was altered, removed, inserted or reordered.", style="green")
     else:
