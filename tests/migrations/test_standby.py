@@ -112,3 +112,17 @@ def test_a_standby_can_be_read(
             " where relnamespace = 'pgaudit_wf'::regnamespace and relkind = 'v'"
         ).fetchall():
             here.execute(f"select * from {view}")
+
+
+def test_a_standby_that_was_promoted_says_so(primary: DevServer, standby: DevServer) -> None:
+    """The last one: it is no standby any more."""
+    with psycopg.connect(primary.dsn(), autocommit=True) as there:
+        Sealer(KEY).run(there)
+        with psycopg.connect(standby.dsn(), autocommit=True) as here:
+            replayed(there, here)
+            here.execute("select pg_promote()")
+            Sealer(KEY).run(here)
+            [(diff,)] = here.execute(
+                "select diff from pgaudit_wf.security_audit_log where action = 'audit.restored'"
+            ).fetchall()
+    assert [(op["path"], op["value"]) for op in diff] == [("/timeline", "00000002")]
