@@ -17,8 +17,11 @@ returns table (relation regclass, recorded_through regclass, ops text[])
 -- Not SQL, which would be planned anew for each partition that attach() alters.
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
--- A table may have thousands of partitions, and the planner expects hundreds of rows of each function.
+-- A table may have thousands of partitions, and the planner expects hundreds of rows of each function: it would compile the query, and
+-- read catalogs from end to end for the one table that each statement of attach() alters.
 set jit = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
