@@ -96,6 +96,10 @@ class PushError(PgauditError):
     """A checkpoint could not be stored at its destination."""
 
 
+class ReconcileError(PgauditError):
+    """A table cannot be compared with the log, or a file is not the state of such a run."""
+
+
 class ProofError(PgauditError, ValueError):
     """No proof could be made, or a proof is not valid."""
 

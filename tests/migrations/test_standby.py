@@ -71,7 +71,7 @@ COMMANDS = (
     ["doctor"], ["status"], ["log", "-n", "2"], ["history", "WORKFLOW"], ["show", "WORKFLOW"],
     ["validate", "WORKFLOW"], ["row", "public.workflow", "WORKFLOW"], ["api-keys"],
     ["limits", "list"], ["alerts", "list"], ["alerts", "rules"], ["checkpoint", "show"],
-    ["verify", "--key", "KEY"], ["prove", "1"],
+    ["verify", "--key", "KEY"], ["prove", "1"], ["reconcile"],
 )  # fmt: skip
 
 

@@ -190,7 +190,8 @@ comment on column pgaudit_wf.attachment_history.resource_type is 'Its resource t
 comment on column pgaudit_wf.attachment_history.change is
     'attached, changed (settings), detached, altered (its columns, by DDL) or dropped.';
 comment on column pgaudit_wf.attachment_history.detail is
-    'Settings after the change, or the columns added, dropped and renamed ({old name: new name}).';
+    'Settings after the change, or the columns added, dropped and renamed ({old name: new name}). '
+    'before: what attach() found in the table, {"rows": "none"} or {"highest": key}.';
 comment on column pgaudit_wf.attachment_history.db_user is 'Login role that did it.';
 create trigger append_only before update or delete or truncate on pgaudit_wf.attachment_history
     for each statement execute function pgaudit_wf._refuse_change();
@@ -220,6 +221,7 @@ create table pgaudit_wf.key_change (
     org_id text,
     primary key (resource_type, old_id, new_id)
 );
+create index key_change_new on pgaudit_wf.key_change (resource_type, new_id);
 comment on table pgaudit_wf.key_change is 'Rows whose key was changed: where a row''s history continues under another resource_id.';
 comment on column pgaudit_wf.key_change.resource_type is 'resource_type of the row.';
 comment on column pgaudit_wf.key_change.old_id is 'resource_id before.';

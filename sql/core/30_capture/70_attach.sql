@@ -134,6 +134,40 @@ $$;
 comment on function pgaudit_wf._check_columns(pgaudit_wf.attachment, text[]) is
     'Raises PA002, naming the column, where the settings are wrong. mentioned: those that must exist, besides id_columns; null: all.';
 
+create function pgaudit_wf._rows_before(setting pgaudit_wf.attachment) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    key_column constant text := (
+        select attname from pg_attribute
+        where attrelid = (setting).target and array[attname::text] = (setting).id_columns
+            and atttypid in ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype)
+            -- Its index has the highest one at its end.
+            and (setting).id_columns = pgaudit_wf._primary_key((setting).target));
+    -- The rows of tables that inherit from it are not its own.
+    source constant text := (
+        select case relkind when 'p' then '' else 'only ' end || (setting).target from pg_class where oid = (setting).target);
+    has_rows boolean;
+    highest bigint;
+begin
+    if not has_table_privilege((setting).target, 'select') or row_security_active((setting).target) then
+        return '{}';
+    end if;
+    execute format('select exists (select from %s)', source) into has_rows;
+    if not has_rows then
+        return '{"before": {"rows": "none"}}';
+    elsif key_column is null then
+        return '{}';
+    end if;
+    execute format('select max(%I) from %s', key_column, source) into highest;
+    return jsonb_build_object('before', jsonb_build_object('highest', highest));
+end
+$$;
+comment on function pgaudit_wf._rows_before(pgaudit_wf.attachment) is
+    'What tells the rows that a table has when it is attached from those that come later without an event, in attachment_history.detail: '
+    '{"before": {"rows": "none"}} or {"before": {"highest": key}}, for keys that are numbers; else nothing.';
+
 create function pgaudit_wf.attach(
     target regclass,
     resource_type text default null,
@@ -218,7 +252,8 @@ begin
     if before is distinct from to_jsonb(setting) then
         insert into pgaudit_wf.attachment_history (target, resource_type, change, detail)
         values (setting.target, setting.resource_type, case when known then 'changed' else 'attached' end,
-            to_jsonb(setting) - '{target,columns,usage_granted,written_for,attached_at,attached_by}'::text[]);
+            to_jsonb(setting) - '{target,columns,usage_granted,written_for,attached_at,attached_by}'::text[]
+            || case when known then '{}' else pgaudit_wf._rows_before(setting) end);
     end if;
     perform pgaudit_wf._write_functions(setting);
     perform pgaudit_wf._place_triggers(setting);

@@ -18,6 +18,7 @@ from pgaudit_wf.cli.commands import (
     limits,
     maintain,
     migrate,
+    reconcile,
     serve,
     spool,
     trail,
@@ -60,6 +61,7 @@ def main(
         pgaudit-wf serve --org ID --as ACTOR   browse all of this as web pages
         pgaudit-wf doctor                      check that everything is still recorded
         pgaudit-wf verify --key seal.pub       check that nothing sealed was altered
+        pgaudit-wf reconcile                   compare the rows with what the log says
         pgaudit-wf maintain --dry-run          partitions, archives and retention
 
     The database is given by [bold]-d[/], else by the environment variable PGAUDIT_WF_DATABASE,
@@ -79,6 +81,6 @@ def main(
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
     demo, migrate, attach, trail, workflow, versions, alerts, limits, spool, maintain, export,
-    erase, integrity, serve,
+    erase, integrity, reconcile, serve,
 ):  # fmt: skip
     subject.register(app)

@@ -15,3 +15,12 @@ def describe_path(path: str) -> str:
     """
     name = path[1:]
     return name if "/" in name else name.replace("~1", "/").replace("~0", "~")
+
+
+def column_of(path: str) -> str:
+    """Return the column that an operation of a diff changed, or changed something within.
+
+    Args:
+        path: The operation's `path`, a JSON pointer.
+    """
+    return path[1:].partition("/")[0].replace("~1", "/").replace("~0", "~")
