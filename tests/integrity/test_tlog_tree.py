@@ -222,6 +222,61 @@ def test_proofs_do_not_hold_for_anything_else(tiles: Tiles) -> None:
     assert not is_consistent(0, 5, [], EMPTY_ROOT, naive_root(0, 5))
 
 
+# The odd ones among the vectors of transparency-dev/merkle, for verifiers: sizes and roots, whether
+# they are consistent by a proof of nothing or of the empty tree's root.
+NOTHING, SHORT = EMPTY_ROOT, b"don't care 1"
+ODD_CONSISTENCY = [
+    (0, 0, NOTHING, NOTHING, [NOTHING], False),
+    (0, 0, NOTHING, b"don't care 2", [], False),
+    (0, 0, SHORT, SHORT, [], False),
+    (0, 0, SHORT, b"don't care 2", [], False),
+    (0, 1, NOTHING, NOTHING, [NOTHING], False),
+    (0, 1, NOTHING, b"don't care 2", [], False),
+    (0, 1, SHORT, b"don't care 2", [], False),
+    (1, 0, SHORT, b"don't care 2", [], False),
+    (1, 1, NOTHING, NOTHING, [NOTHING], False),
+    (1, 1, NOTHING, b"don't care 2", [], False),
+    (1, 1, SHORT, SHORT, [], True),
+    (1, 1, SHORT, b"don't care 2", [], False),
+    (1, 2, SHORT, b"don't care 2", [], False),
+    (2, 1, SHORT, b"don't care 2", [], False),
+]
+LEAF = leaf_hash(b"")
+ODD_INCLUSION = [
+    *((index, size, leaf, root, False)
+      for index, size in ((0, 0), (0, 1), (1, 0), (2, 1))
+      for leaf, root in ((LEAF, NOTHING), (b"", NOTHING), (LEAF, b""))),
+    (0, 1, b"", b"", False),
+    (0, 1, b"", leaf_hash(b"1"), False),
+    (0, 1, leaf_hash(b"1"), b"", False),
+    (0, 1, leaf_hash(b"1"), leaf_hash(b"1"), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "size", "old_root", "root", "proof", "holds"), ODD_CONSISTENCY)
+def test_odd_consistency_proofs(
+    old: int, size: int, old_root: bytes, root: bytes, proof: list[bytes], holds: bool
+) -> None:
+    assert is_consistent(old, size, proof, old_root, root) is holds
+
+
+@pytest.mark.parametrize(("index", "size", "leaf", "root", "holds"), ODD_INCLUSION)
+def test_odd_inclusion_proofs(index: int, size: int, leaf: bytes, root: bytes, holds: bool) -> None:
+    try:
+        found = root_from_inclusion(index, size, leaf, []) == root
+    except ValueError:
+        found = False
+    assert found is holds
+
+
+def test_hashes_of_another_length_prove_nothing(tiles: Tiles) -> None:
+    node = nodes_from_tiles(tiles.read)
+    proof = inclusion_proof(5, 7, node)
+    cut = [proof[0] + proof[1][:4], proof[1][4:], *proof[2:]]
+    with pytest.raises(ValueError, match="not 32 bytes"):
+        root_from_inclusion(5, 7, leaf_hash(LEAVES[5]), cut)
+
+
 @pytest.mark.parametrize(("index", "size"), [(0, 0), (3, 3), (-1, 3)])
 def test_no_inclusion_proof_of_a_leaf_that_is_not_there(
     tiles: Tiles, index: int, size: int

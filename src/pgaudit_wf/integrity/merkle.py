@@ -108,14 +108,22 @@ def consistency_proof(old_size: int, size: int, node: Node) -> list[bytes]:
     return proof[::-1]
 
 
+def _are_hashes(items: Sequence[bytes]) -> bool:
+    # Else the border between two of them could be moved.
+    return all(len(item) == HASH_SIZE for item in items)
+
+
 def root_from_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes]) -> bytes:
     """Return the root that an inclusion proof leads to (RFC 9162, section 2.1.3.2).
 
     Raises:
-        ValueError: The proof is too long or too short, or the tree has no such leaf.
+        ValueError: The proof is too long or too short, the tree has no such leaf, or something in
+            it is no hash.
     """
     if not 0 <= index < size:
         raise ValueError(f"there is no leaf {index} in a tree of {size}")
+    if not _are_hashes([leaf, *proof]):
+        raise ValueError("a hash of the inclusion proof is not 32 bytes long")
     fn, sn, root = index, size - 1, leaf
     for sibling in proof:
         if sn == 0:
@@ -135,10 +143,15 @@ def root_from_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[byte
 def is_consistent(
     old_size: int, size: int, proof: Sequence[bytes], old_root: bytes, root: bytes
 ) -> bool:
-    """Return whether a consistency proof holds between two trees (RFC 9162, section 2.1.4.2)."""
+    """Return whether a consistency proof holds between two trees (RFC 9162, section 2.1.4.2).
+
+    Nothing is consistent with an empty tree: everything would be.
+    """
+    if old_size < 1:
+        return False
     if old_size == size:
         return not proof and old_root == root
-    if not 0 < old_size < size or not proof:
+    if old_size > size or not proof or not _are_hashes(proof):
         return False
     path = list(proof)
     if old_size & (old_size - 1) == 0:
