@@ -96,6 +96,18 @@ class PushError(PgauditError):
     """A checkpoint could not be stored at its destination."""
 
 
+class WitnessError(PushError):
+    """A witness did not co-sign a checkpoint.
+
+    Attributes:
+        status: The HTTP status by which it refused; None if its answer is not valid.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class ReconcileError(PgauditError):
     """A table cannot be compared with the log, or a file is not the state of such a run."""
 

@@ -71,7 +71,15 @@ TABLES = (
     "security_audit_log", "workflow_history", "log_tile", "log_leaf", "log_kept", "log_checkpoint",
     "erasure", "erased_event",
 )  # fmt: skip
-SAVED = (*TABLES, "log_cosignature", "archive", "reader", "version_place", "log_generation")
+SAVED = (
+    *TABLES,
+    "log_cosignature",
+    "log_timestamp",
+    "archive",
+    "reader",
+    "version_place",
+    "log_generation",
+)
 
 
 def one(conn: Connection, statement: str, *values: object) -> Any:  # noqa: ANN401

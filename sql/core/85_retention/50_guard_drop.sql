@@ -4,7 +4,7 @@ create function pgaudit_wf._trail_tables() returns text[]
 language sql immutable parallel safe
 as $$
     select array['security_audit_log', 'workflow_history', 'attachment_history', 'archive', 'erasure', 'erased_event',
-        'log_tile', 'log_leaf', 'log_kept', 'log_checkpoint', 'log_cosignature']
+        'log_tile', 'log_leaf', 'log_kept', 'log_checkpoint', 'log_cosignature', 'log_timestamp']
 $$;
 comment on function pgaudit_wf._trail_tables() is 'The tables of the audit trail, which can be neither dropped nor moved.';
 

@@ -97,6 +97,20 @@ comment on column pgaudit_wf.log_cosignature.size is 'The checkpoint.';
 comment on column pgaudit_wf.log_cosignature.line is 'The line of the signed note, without its newline.';
 comment on column pgaudit_wf.log_cosignature.added_at is 'When it was added.';
 
+create table pgaudit_wf.log_timestamp (
+    size bigint not null references pgaudit_wf.log_checkpoint (size),
+    response_hash bytea not null,
+    response bytea not null,
+    added_at timestamptz not null default now(),
+    primary key (size, response_hash),
+    constraint log_timestamp_response check (length(response) between 1 and 65536 and response_hash = sha256(response))
+);
+comment on table pgaudit_wf.log_timestamp is 'Time-stamps of checkpoints (RFC 3161).';
+comment on column pgaudit_wf.log_timestamp.size is 'The checkpoint; its note was stamped.';
+comment on column pgaudit_wf.log_timestamp.response_hash is 'SHA-256 of the response.';
+comment on column pgaudit_wf.log_timestamp.response is 'The time-stamp authority''s response, which contains the token, in DER.';
+comment on column pgaudit_wf.log_timestamp.added_at is 'When it was added.';
+
 create table pgaudit_wf.version_place (
     system_identifier bigint primary key,
     below_tx bigint not null,
@@ -153,7 +167,10 @@ alter table pgaudit_wf.log_tile enable always trigger append_only_row, enable al
 alter table pgaudit_wf.log_leaf enable always trigger append_only_row, enable always trigger append_only;
 alter table pgaudit_wf.log_kept enable always trigger append_only_row, enable always trigger append_only;
 alter table pgaudit_wf.log_checkpoint enable always trigger append_only_row, enable always trigger append_only;
+create trigger append_only before update or delete or truncate on pgaudit_wf.log_timestamp
+    for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.log_cosignature enable always trigger append_only;
+alter table pgaudit_wf.log_timestamp enable always trigger append_only;
 
 create function pgaudit_wf._whole_row(op jsonb) returns jsonb
 language sql immutable parallel safe

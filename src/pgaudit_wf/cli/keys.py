@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pgaudit_wf.cli.base import USAGE, Failure
 from pgaudit_wf.integrity.note import CommandSigner, Signer, SigningKey, VerifierKey
+from pgaudit_wf.integrity.timestamp import Authority
 
 
 def read_text(path: str, what: str) -> str:
@@ -56,3 +57,13 @@ def signer_of(key: Path | None, command: str | None, public_key: str | None) -> 
             USAGE,
         )
     return SigningKey.parse(text)
+
+
+def authorities(given: list[str] | None) -> list[Authority]:
+    """Return the time-stamp authorities whose certificates are in the given files.
+
+    Raises:
+        Failure: A file cannot be read.
+        NoteError: It has no certificate.
+    """
+    return [Authority.parse(read_text(path, "certificate")) for path in given or []]

@@ -84,6 +84,24 @@ KeysOption = Annotated[
         help="Public key, or a file with it; repeatable, for rotated keys and for witnesses.",
     ),
 ]
+WitnessOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--witness",
+        metavar="KEY",
+        show_default=False,
+        help="Key of a witness (kind 4), or a file with it; its signatures are stored; repeatable.",
+    ),
+]
+TsaOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tsa",
+        metavar="FILE",
+        show_default=False,
+        help="Certificates of a trusted time-stamp authority in PEM, the root first; repeatable.",
+    ),
+]
 
 
 def watch_option(shortest: float) -> Any:  # noqa: ANN401 - typer's type is private

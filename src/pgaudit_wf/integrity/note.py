@@ -119,6 +119,9 @@ class VerifierKey:
             if len(signature) != 72:
                 return False
             seconds = int.from_bytes(signature[:8], "big")
+            # Without a time it would only say that the tree is consistent.
+            if not 0 < seconds < 1 << 63:
+                return False
             message = b"cosignature/v1\ntime %d\n" % seconds + message
             signature = signature[8:]
         try:

@@ -1,4 +1,4 @@
-"""Copying checkpoints out of the database owner's reach: files, git, HTTP, standard output.
+"""Copying checkpoints out of the database owner's reach: files, git, HTTP, witnesses.
 
 A copy kept elsewhere is what exposes a log that was rewritten or truncated.
 """
@@ -9,20 +9,20 @@ import os
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from pgaudit_wf.errors import NoteError, ProofError, PushError, translated
 from pgaudit_wf.integrity.merkle import HASH_SIZE
-from pgaudit_wf.integrity.note import Checkpoint, Note
+from pgaudit_wf.integrity.note import Checkpoint, Note, VerifierKey
+from pgaudit_wf.integrity.post import host_of, post
 from pgaudit_wf.integrity.proof import prove_consistency
 from pgaudit_wf.integrity.tiles import TILE_WIDTH, tile_path
+from pgaudit_wf.integrity.timestamp import Authority, stamp
+from pgaudit_wf.integrity.witness import cosign
 from pgaudit_wf.trail.statement import Connection
 
 _TIMEOUT = 30
-_MAX_ANSWER = 1 << 20
 
 
 def write_file(path: Path, text: str | bytes) -> None:
@@ -94,33 +94,46 @@ def _push_git(conn: Connection, repository: Path, note: str) -> None:
 
 
 def _push_http(url: str, note: str) -> str:
-    request = urllib.request.Request(  # noqa: S310 - the scheme is checked by the caller
-        url, note.encode(), {"Content-Type": "text/plain; charset=utf-8"}, method="POST"
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310
-            answer: bytes = response.read(_MAX_ANSWER)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        host = urllib.parse.urlsplit(url).hostname
-        reason = getattr(error, "reason", None) or getattr(error, "code", None) or error
-        raise PushError(f"the checkpoint could not be sent to {host}: {reason}") from error
-    return answer.decode(errors="replace")
+    answer = post(url, note.encode(), "text/plain; charset=utf-8")
+    if not 200 <= answer.status < 300:
+        raise PushError(
+            f"the checkpoint could not be sent to {host_of(url)}: it answered {answer.status}"
+        )
+    return answer.body.decode(errors="replace")
 
 
-def push(conn: Connection, note: str, target: str) -> str:
-    """Copy a signed checkpoint to a target; return the lines that a witness answered with, or "".
+def push(
+    conn: Connection,
+    note: str,
+    target: str,
+    witnesses: Sequence[VerifierKey] = (),
+    authorities: Sequence[Authority] = (),
+) -> str:
+    """Copy a signed checkpoint to a target; return the lines that a server answered with, or "".
 
     Args:
-        conn: The owner's connection.
+        conn: The owner's connection, in autocommit mode.
         note: The checkpoint.
-        target: `-` for standard output; `http://…` or `https://…` for a POST of the note, whose
-            response may contain a witness's signature lines; `git+PATH` for a commit of the file
-            `checkpoint` in a clone, pushed if it has a remote; otherwise the path of a file, or of
-            a directory for a file called `checkpoint`.
+        target: `witness+URL` for a witness (C2SP tlog-witness; URL is its submission prefix) and
+            `tsa+URL` for a time-stamp authority (RFC 3161), whose signatures are stored; `-` for
+            standard output; `http://…` or `https://…` for a POST of the note, whose response may
+            contain signature lines; `git+PATH` for a commit of the file `checkpoint` in a clone,
+            pushed if it has a remote; otherwise the path of a file, or of a directory for a file
+            called `checkpoint`.
+        witnesses: The keys of witnesses.
+        authorities: Time-stamp authorities that are trusted.
 
     Raises:
-        PushError: It could not be stored, or the target has a newer checkpoint or another log's.
+        PushError: It could not be stored, or the target has a newer checkpoint or another log's,
+            or refused (`WitnessError`).
+        ProofError: The tree in the database is not that of the checkpoint.
     """
+    if target.startswith("witness+"):
+        cosign(conn, note, target.removeprefix("witness+"), witnesses)
+        return ""
+    if target.startswith("tsa+"):
+        stamp(conn, note, target.removeprefix("tsa+"), authorities)
+        return ""
     if target == "-":
         sys.stdout.write(note)
         return ""

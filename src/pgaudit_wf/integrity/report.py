@@ -29,6 +29,21 @@ class Problem:
     intact_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Voucher:
+    """An outside party vouches for the log.
+
+    Attributes:
+        by: The witness or time-stamp authority.
+        at: The time that it signed.
+        size: The number of leaves that it vouches for.
+    """
+
+    by: str
+    at: datetime
+    size: int
+
+
 @dataclass
 class Report:
     """The result of a verification.
@@ -46,6 +61,8 @@ class Report:
         checkpoints: Checkpoints with a valid signature and root, including those given by file.
         unsigned: Checkpoints that are not signed yet.
         untold: What sealers found changed of the configuration, of which nothing had told.
+        vouched: The newest word of each outside party, the newest first; filled in by
+            `verify_vouchers`.
         problems: The problems, in the order of the tree; only the first ones are kept.
         found: The total number of problems.
     """
@@ -62,6 +79,7 @@ class Report:
     checkpoints: int = 0
     unsigned: int = 0
     untold: list[Untold] = field(default_factory=list)
+    vouched: list[Voucher] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     found: int = 0
 
@@ -69,3 +87,8 @@ class Report:
     def holds(self) -> bool:
         """Whether there are no problems."""
         return self.found == 0
+
+    @property
+    def vouched_until(self) -> datetime | None:
+        """The newest time to which an outside party vouches."""
+        return self.vouched[0].at if self.vouched else None

@@ -11,13 +11,15 @@ import typer
 
 from pgaudit_wf.cli.base import FAILED, Connection, Failure, add, connect, help_text
 from pgaudit_wf.cli.commands.proof import check, consistency, prove
-from pgaudit_wf.cli.keys import read_text, signer_of, verifier_keys
+from pgaudit_wf.cli.keys import authorities, read_text, signer_of, verifier_keys
 from pgaudit_wf.cli.options import (
     DatabaseOption,
     HealthHostOption,
     HealthPortOption,
     JsonOption,
     KeysOption,
+    TsaOption,
+    WitnessOption,
     watch_option,
 )
 from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
@@ -32,6 +34,7 @@ from pgaudit_wf.integrity.push import push as push_checkpoint
 from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.integrity.seal import Sealer
 from pgaudit_wf.integrity.verify import verify as verify_log
+from pgaudit_wf.integrity.vouching import verify_vouchers
 from pgaudit_wf.jobs.maintain import Hook
 from pgaudit_wf.jobs.service import Service, json_logs
 from pgaudit_wf.trail.statement import one
@@ -42,7 +45,8 @@ PushOption = Annotated[
         "--push",
         metavar="TARGET",
         show_default=False,
-        help="Copy the checkpoint there: a file or directory, git+PATH, an HTTP URL, or -.",
+        help="Copy the checkpoint there: a file or directory, git+PATH, witness+URL, tsa+URL, an"
+        " HTTP URL, or -.",
     ),
 ]
 
@@ -110,13 +114,21 @@ def keygen(
     typer.echo(str(key.verifier))
 
 
-def _deliver(conn: Connection, targets: list[str]) -> None:
+def _deliver(
+    conn: Connection, targets: list[str], witness: list[str] | None, tsa: list[str] | None
+) -> None:
     note = newest_checkpoint(conn)
+    keys = verifier_keys(witness) if witness else []
+    trusted = authorities(tsa)
     for target in targets:
-        lines = push_checkpoint(conn, note, target)
-        if lines:
+        lines = push_checkpoint(conn, note, target, keys, trusted)
+        if lines and keys:
+            add_cosignatures(conn, note + lines, keys)
+        elif lines:
             typer.echo(
-                f"{target} answered with a signature; store it with checkpoint cosign", err=True
+                f"{printable(target)} answered with a signature, which is only kept if --witness"
+                " gives its key",
+                err=True,
             )
 
 
@@ -155,6 +167,8 @@ def seal(
         bool, typer.Option("--rotate", help="Continue with a new key of the same name.")
     ] = False,
     push: PushOption = None,
+    witness: WitnessOption = None,
+    tsa: TsaOption = None,
     watch: Annotated[float | None, watch_option(0.1)] = None,
     health_port: HealthPortOption = None,
     health_host: HealthHostOption = "127.0.0.1",
@@ -178,7 +192,7 @@ def seal(
         with connect(database) as conn:
             done = sealer.run(conn, lambda: service.stopping)
             if done.events or done.versions:
-                _deliver(conn, targets)
+                _deliver(conn, targets, witness, tsa)
                 service.log("sealed", events=done.events, versions=done.versions, size=done.size)
         return done.more
 
@@ -191,7 +205,7 @@ def seal(
     with connect(database) as conn:
         done = sealer.run(conn)
         if targets and done.size:
-            _deliver(conn, targets)
+            _deliver(conn, targets, witness, tsa)
     if as_json:
         print_json({"events": done.events, "versions": done.versions, "size": done.size})
     elif "-" not in targets:
@@ -222,6 +236,7 @@ def verify(
             help="Also check the archived events of this directory or URL; repeatable.",
         ),
     ] = None,
+    tsa: TsaOption = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of problems to show.")] = 20,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
@@ -229,7 +244,8 @@ def verify(
     """Check that nothing sealed was altered, removed, inserted or reordered.
 
     Every event and version is hashed again and compared with the tree, the tree with each
-    checkpoint, and each checkpoint with the given key. Exit code 0: the log is intact; 1: it is
+    checkpoint, and each checkpoint with the given key. With the keys of witnesses and time-stamp
+    authorities, it says up to when these vouch for it. Exit code 0: the log is intact; 1: it is
     not.
 
         pgaudit-wf verify --key seal.pub
@@ -246,12 +262,15 @@ def verify(
         report = verify_log(conn, keys, notes=notes, progress=update, limit=max(limit, 100))
         for url in archive or []:
             verify_archives(conn, url, report)
+        verify_vouchers(conn, report, keys, authorities(tsa), notes)
     if as_json:
         print_json(
             {
                 "holds": report.holds,
                 **{name: getattr(report, name) for name in _COUNTS},
                 "untold": [found._asdict() for found in report.untold[:limit]],
+                "vouched_until": report.vouched_until,
+                "vouched": report.vouched,
                 "found": report.found,
                 "problems": [_as_dict(problem) for problem in report.problems[:limit]],
             }
@@ -299,6 +318,16 @@ def _print_report(report: Report, limit: int) -> None:
     for found in report.untold[:limit]:
         text = f"{found.action} {found.subject} (event {found.event_id}, {found.occurred_at})"
         out.print(printable(f"Found by a seal, untold before: {text}"), style="yellow")
+    for voucher in report.vouched:
+        out.print(
+            printable(
+                f"At {voucher.at:%Y-%m-%d %H:%M:%S %z}, {voucher.by} vouched for {voucher.size} of"
+                f" {report.leaves} leaves."
+            ),
+            soft_wrap=True,
+        )
+    if not report.vouched:
+        out.print("No outside party whose key was given vouches for a time.")
     if report.holds:
         out.print("Nothing was altered, removed, inserted or reordered.", style="green")
     else:
@@ -327,34 +356,29 @@ def checkpoint_push(
         bool,
         typer.Option("--tiles", help="Write the whole tree too, as static files for a web server."),
     ] = False,
-    witness: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY",
-            show_default=False,
-            help="Key of a witness (kind 4); its response to a POST is stored as its co-signature.",
-        ),
-    ] = None,
+    witness: WitnessOption = None,
+    tsa: TsaOption = None,
     database: DatabaseOption = "",
 ) -> None:
     """Copy the newest checkpoint out of the database owner's reach.
 
     A target is a file or directory, git+PATH of a clone (committed, and pushed if it has a remote),
-    an HTTP URL (POST), or - for standard output. A file with a checkpoint that this log does not
-    continue is never overwritten: it may be the only evidence left.
+    witness+URL of a witness (C2SP tlog-witness), tsa+URL of a time-stamp authority (RFC 3161), an
+    HTTP URL (POST), or - for standard output. A file with a checkpoint that this log does not
+    continue is never overwritten: it may be the only evidence left. Signatures of witnesses and
+    time-stamps are checked and stored.
 
         pgaudit-wf checkpoint push /mnt/auditor/ git+/srv/checkpoints
-        pgaudit-wf checkpoint push --witness witness.pub https://witness.example.com/sign
+        pgaudit-wf checkpoint push --witness witness.pub witness+https://witness.example.com
+        pgaudit-wf checkpoint push --tsa tsa.pem tsa+https://tsa.example.com
     """
     with connect(database) as conn:
+        if not tiles:
+            _deliver(conn, targets, witness, tsa)
+            return
         note = newest_checkpoint(conn)
         for target in targets:
-            if tiles:
-                export_tiles(conn, Path(target), note)
-                continue
-            lines = push_checkpoint(conn, note, target)
-            if lines and witness:
-                add_cosignatures(conn, note + lines, verifier_keys(witness))
+            export_tiles(conn, Path(target), note)
 
 
 def checkpoint_cosign(

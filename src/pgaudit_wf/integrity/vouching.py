@@ -1,0 +1,153 @@
+"""What outside parties vouch for: witnesses and time-stamp authorities, and up to when.
+
+Nothing that a log says of time binds its owner. That a checkpoint existed at a time is only known
+from somebody else, who saw and signed it then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from pgaudit_wf.errors import NoteError, translated
+from pgaudit_wf.integrity.merkle import tree_root
+from pgaudit_wf.integrity.note import WITNESS, Checkpoint, Note, VerifierKey
+from pgaudit_wf.integrity.report import Problem, Report, Voucher
+from pgaudit_wf.integrity.seal import tile_reader
+from pgaudit_wf.integrity.tiles import MissingTileError, nodes_from_tiles
+from pgaudit_wf.integrity.timestamp import Authority, check_timestamp, is_by_others
+from pgaudit_wf.integrity.witness import cosigned_at
+from pgaudit_wf.trail.statement import Connection
+
+_SKEW = timedelta(minutes=10)
+_MOST = 1000
+_COSIGNED = """
+    select c.size, c.note, s.line
+    from pgaudit_wf.log_cosignature as s join pgaudit_wf.log_checkpoint as c using (size)
+    where c.note is not null order by c.size desc, s.line
+"""
+_STAMPED = """
+    select c.size, c.note, t.response
+    from pgaudit_wf.log_timestamp as t join pgaudit_wf.log_checkpoint as c using (size)
+    where c.note is not null order by c.size desc, t.response_hash
+"""
+
+
+class _Vouching:
+    def __init__(self, conn: Connection, report: Report) -> None:
+        self.conn = conn
+        self.report = report
+        self.node = nodes_from_tiles(tile_reader(conn))
+        self.newest: dict[str, Voucher] = {}
+
+    def rows(self, name: str, query: LiteralString) -> Iterator[tuple[Any, ...]]:
+        with psycopg.ServerCursor(self.conn, name, row_factory=tuple_row) as cursor:
+            cursor.itersize = 100
+            yield from cursor.execute(query)
+
+    def is_ours(self, text: str) -> bool:
+        """Return whether the log is, up to there, the one of a checkpoint."""
+        try:
+            checkpoint = Checkpoint.parse(text)
+            return tree_root(checkpoint.size, self.node) == checkpoint.root
+        except (MissingTileError, NoteError):
+            return False
+
+    def doubt(self, message: str, size: int) -> None:
+        self.report.found += 1
+        if len(self.report.problems) < _MOST:
+            self.report.problems.append(Problem("checkpoint", message, size))
+
+    def hear(self, by: str, text: str, at: datetime) -> None:
+        size = Checkpoint.parse(text).size
+        if at > datetime.now(UTC) + _SKEW:
+            self.doubt(f"{by} vouches for {size} leaves at a time to come, {at}", size)
+        elif self.is_ours(text):
+            known = self.newest.get(by)
+            if known is None or known.at < at:
+                self.newest[by] = Voucher(by, at, size)
+
+    def hear_note(self, note: str, keys: Sequence[VerifierKey], size: int, source: str) -> None:
+        try:
+            parsed = Note.parse(note)
+            parsed.signers(keys)
+        except NoteError as error:
+            self.doubt(f"a co-signature {source} is not valid: {error}", size)
+            return
+        known = {(key.name, key.id): key for key in keys}
+        for signature in parsed.signatures:
+            if (signature.name, signature.key_id) in known:
+                self.hear(f"witness {signature.name}", parsed.text, cosigned_at(signature))
+
+    def hear_witnesses(self, keys: Sequence[VerifierKey]) -> None:
+        # The newest of each is what counts, and a log of years has millions.
+        waiting = {(key.name, key.id) for key in keys}
+        for size, note, line in self.rows("vouching_witnesses", _COSIGNED):
+            if not waiting:
+                return
+            try:
+                [signature] = Note.parse(f"{Note.parse(note).text}\n{line}\n").signatures
+            except NoteError as error:
+                self.doubt(f"a co-signature of {size} leaves is malformed: {error}", size)
+                continue
+            if (signature.name, signature.key_id) in waiting:
+                self.hear_note(
+                    f"{Note.parse(note).text}\n{line}\n", keys, size, f"of {size} leaves"
+                )
+                if f"witness {signature.name}" in self.newest:
+                    waiting.discard((signature.name, signature.key_id))
+
+    def hear_authorities(self, authorities: Sequence[Authority]) -> None:
+        waiting = list(authorities)
+        for size, note, response in self.rows("vouching_authorities", _STAMPED):
+            if not waiting:
+                return
+            failures = []
+            for authority in authorities:
+                try:
+                    at = check_timestamp(note, response, authority)
+                except NoteError as error:
+                    failures.append(str(error))
+                    continue
+                self.hear(f"time-stamp authority {authority.name}", Note.parse(note).text, at)
+                if authority in waiting:
+                    waiting.remove(authority)
+            if len(failures) == len(authorities) and not is_by_others(note, response, authorities):
+                self.doubt(
+                    f"a time-stamp of {size} leaves is not valid: {'; '.join(failures)}", size
+                )
+
+
+def verify_vouchers(
+    conn: Connection,
+    report: Report,
+    keys: Sequence[VerifierKey],
+    authorities: Sequence[Authority] = (),
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Add to a report who vouches for the log, for how much of it, and up to when.
+
+    Args:
+        conn: The owner's connection, in autocommit mode.
+        report: The report of `verify`, which has compared the tree with its checkpoints.
+        keys: Keys; those of witnesses count.
+        authorities: Time-stamp authorities that are trusted.
+        notes: Checkpoints kept elsewhere, with the signatures of witnesses.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    witnesses = [key for key in keys if key.kind == WITNESS]
+    with translated(), conn.transaction():
+        conn.execute("set transaction isolation level repeatable read, read only")
+        work = _Vouching(conn, report)
+        work.hear_witnesses(witnesses)
+        if authorities:
+            work.hear_authorities(authorities)
+        for source, note in (notes or {}).items():
+            work.hear_note(note, witnesses, 0, f"in {source}")
+    report.vouched = sorted(work.newest.values(), key=lambda voucher: voucher.at, reverse=True)
