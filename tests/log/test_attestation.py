@@ -218,6 +218,46 @@ def test_what_another_session_sees_of_a_context_is_of_no_use_to_it(
     assert sorted(attested for _, attested in events(signed)) == [False, False, True]
 
 
+def test_no_other_transaction_is_signed_for_by_what_is_left_in_a_session(
+    signed: psycopg.Connection[Any], dsn: str
+) -> None:
+    with psycopg.connect(dsn, autocommit=True) as thief:
+        thief.execute("begin")
+        (pid, began) = thief.execute("select pg_backend_pid(), now()::text").fetchone() or (0, "")
+        # What injected SQL can do earlier in a session of the pool, with a schema of its own.
+        signed.execute("create schema evil")
+        signed.execute(
+            "create function evil.pg_backend_pid() returns int language sql"
+            f" as 'select {pid}'".encode()
+        )
+        signed.execute(
+            "create function evil.now() returns timestamptz language sql"
+            f" as $$ select timestamptz '{began}' $$".encode()
+        )
+        signed.execute("set search_path = evil, pg_catalog, public")
+        with request_context(signed, actor_id="u_1", attest=KEY):
+            (stolen,) = signed.execute("select current_setting('app.attestation')").fetchone() or (
+                "",
+            )
+            signed.execute("insert into invoice values (1)")
+        thief.execute("set local app.actor_id = 'u_1'")
+        thief.execute(f"set local app.attestation = '{stolen}'".encode())
+        thief.execute("insert into invoice values (2)")
+        thief.execute("commit")
+    assert events(signed) == [("u_1", True), ("u_1", False)]
+
+
+def test_what_an_attestation_does_not_cover(signed: psycopg.Connection[Any]) -> None:
+    # As docs/reference/context.md says.
+    with request_context(signed, actor_id="u_1", actor_label="Ann", ip="192.0.2.1", attest=KEY):
+        signed.execute("set local app.actor_label = 'Bob'; set local app.ip = '192.0.2.2'")
+        signed.execute("insert into invoice values (1)")
+    shown = signed.execute(
+        "select actor_label, host(ip), attested from pgaudit_wf.security_audit_log"
+    ).fetchall()
+    assert shown == [("Bob", "192.0.2.2", True)]
+
+
 def test_an_attempt_is_attested_by_its_id(signed: psycopg.Connection[Any]) -> None:
     with suppress(ZeroDivisionError), request_context(signed, actor_id="u_1", attest=KEY):
         _ = 1 / 0

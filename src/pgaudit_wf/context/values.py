@@ -232,7 +232,12 @@ is kept empty: sent instead of them, it saves less than it costs the first event
 ATTESTED = ("actor_id", "actor_type", "on_behalf_of", "client", "org_id", "correlation_id")
 """The fields that an attestation signs."""
 
-READ_TRANSACTION = "select pg_backend_pid() || '.' || (extract(epoch from now()) * 1000000)::bigint"
+# In full: by functions of the same names and a search_path that it left in a pooled session,
+# injected SQL would otherwise have any other transaction signed for.
+READ_TRANSACTION = (
+    "select pg_catalog.concat(pg_catalog.pg_backend_pid(), '.', (extract(epoch from"
+    " pg_catalog.now()) operator(pg_catalog.*) 1000000)::pg_catalog.int8)"
+)
 """Reads what an attestation is bound to: the backend, and when its transaction began (µs)."""
 
 _NAMES = frozenset((*FIELDS, "attest"))
