@@ -139,11 +139,24 @@ def test_diffs_replay_forwards_and_backwards(
             r for r, before in zip(replayed, [None, *replayed], strict=False) if r != before
         ] == story
         assert db.execute("select pgaudit_wf.row_as_of('t', '1')").fetchone() == (rows[-1],)
+        assert disagreements(db) == []
         db.execute("delete from t")
+        assert disagreements(db) == []
         assert db.execute(
             "select diff #- '{0,json_null}' from pgaudit_wf.security_audit_log"
             " where action = 't.deleted'"
         ).fetchone() == ([{"op": "remove", "path": "", "old": rows[-1]}],)
+
+
+def disagreements(conn: Conn) -> list[Any]:
+    """Where the table and the log do not agree."""
+    return [
+        finding
+        for phase in ("rows", "gone")
+        for finding in conn.execute(
+            "select * from pgaudit_wf._reconcile('t', %s) where kind <> 'slice'", [phase]
+        )
+    ]
 
 
 operation = st.one_of(
@@ -207,6 +220,7 @@ def play(
             at = conn.execute("select clock_timestamp()").fetchone()
             rows = dict(conn.execute("select id, to_jsonb(t) from t").fetchall())
             moments.append((at[0] if at else None, rows))
+    assert disagreements(conn) == []
     truncated = any(what == "truncate" for what, *_ in operations[attach_after:])
     for at, rows in moments:
         for key in (1, 2, 3):
