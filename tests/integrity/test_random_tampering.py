@@ -47,8 +47,7 @@ INVISIBLE = {
 }
 # Not tried at all: `archive` (nothing of it is believed: audit.archived is sealed), and what
 # configures the trail (its changes are sealed events). Invisible by nature are a false newest event
-# or version, sealed like a true one; one dated back by less than Clock can tell; and what an
-# erasure masked, replaced by another text with the pseudonym.
+# or version, sealed like a true one; and one dated back by less than Clock can tell.
 
 # Rows on which something sealed depends; others may come and go.
 VICTIMS = {

@@ -634,6 +634,49 @@ def verify_inside(conn: Connection) -> list[Problem]:
     return work.report.problems
 
 
+KEYS = [KEY.verifier]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_an_erasure_left_is_not_replaced(conn: Connection, again: bool) -> None:
+    """By another text with the same pseudonym in it, as the erasure could have left it."""
+    record(conn, 1, **ADA)
+    ids = record(conn, 1, actor_id="u_bob", actor_label="bob@x.io",
+                 reason="bob@x.io pays 5 to ada.l@x.io")  # fmt: skip
+    seal_all(conn)
+    (pseudonym,) = conn.execute(
+        "select pseudonym from pgaudit_wf.pseudonymise('u_ada', '{ada.l@x.io}')"
+    ).fetchone() or ("",)
+    if again:
+        conn.execute("select pgaudit_wf.pseudonymise('u_bob', '{bob@x.io}')")
+    seal_all(conn)
+    assert verify(conn, [KEY.verifier]).holds
+    assert scalar(conn, f"select metadata ->> 'reason' ~ 'pays 5 to {pseudonym}'"
+                  " from pgaudit_wf.security_audit_log where id = %s", ids[0])  # fmt: skip
+    unlock(conn, "security_audit_log", "log_kept")
+    conn.execute(
+        "update pgaudit_wf.security_audit_log set metadata = jsonb_set(metadata, '{reason}',"
+        " to_jsonb(replace(metadata ->> 'reason', 'pays 5', 'pays 9'))) where id = %s", [ids[0]],
+    )  # fmt: skip
+    [problem] = verify(conn, [KEY.verifier]).problems
+    assert (problem.kind, problem.event_id) == ("altered", ids[0])
+    assert "it left another metadata/" in problem.message
+    # Nor does it help to say that it was so: the event names what it left.
+    conn.execute(
+        "update pgaudit_wf.log_kept as k set masks = jsonb_set(k.masks, '{-1,1}',"
+        " to_jsonb(encode(sha256(convert_to(p.content, 'UTF8')), 'hex')))"
+        " from pgaudit_wf.security_audit_log as l, lateral pgaudit_wf._event_parts(l) as p"
+        " where l.id = %s and k.part = p.part and k.part like 'metadata/%%' and k.masks <> '[]'",
+        [ids[0]],
+    )
+    problems = verify(conn, [KEY.verifier]).problems
+    assert problems
+    assert all("let other parts go than are gone" in p.message for p in problems)
+    for malformed in ("null", "{}", "[1]", "[[1]]", '[["1", "2"]]', "[[1, null]]"):
+        conn.execute("update pgaudit_wf.log_kept set masks = %s", [malformed])
+        assert any("is erased in part" in p.message for p in verify(conn, KEYS).problems)
+
+
 def test_a_second_erasure_of_an_event(conn: Connection) -> None:
     record(conn, 1, **ADA)
     ids = record(conn, 1, actor_id="u_bob", actor_label="bob@x.io", reason="asked by ada.l@x.io")

@@ -54,6 +54,7 @@ create table pgaudit_wf.log_kept (
     key bytea,
     commitment bytea,
     release_id bigint,
+    masks jsonb not null default '[]',
     primary key (leaf_index, part),
     constraint log_kept_rest check (num_nonnulls(key, commitment) = 1 and length(coalesce(key, commitment)) = 32),
     constraint log_kept_release check ((commitment is null) = (release_id is null))
@@ -66,6 +67,8 @@ comment on column pgaudit_wf.log_kept.commitment is
     'The commitment, where the value was erased: it proves nothing about the value without the key, which is gone.';
 comment on column pgaudit_wf.log_kept.release_id is
     'id of the event that says that the value was erased: actor.pseudonymised or audit.history_pruned.';
+comment on column pgaudit_wf.log_kept.masks is
+    'What erasures put in place of the value: the id of the event and SHA-256 of the text, in hex, of each ([[id, hash], …]).';
 
 create table pgaudit_wf.log_checkpoint (
     size bigint primary key,
@@ -139,8 +142,9 @@ begin
         when 'log_tile' then is_now - 'hashes' = was - 'hashes' and starts_with(is_now ->> 'hashes', was ->> 'hashes')
         when 'log_checkpoint' then was ->> 'note' is null and is_now - 'note' = was - 'note'
         when 'log_leaf' then is_now ->> 'salt' is null and is_now - 'salt' = was - 'salt'
-        else is_now ->> 'key' is null and was ->> 'key' is not null
-            and is_now - '{key,commitment,release_id}'::text[] = was - '{key,commitment,release_id}'::text[]
+        else is_now ->> 'key' is null
+            and is_now - '{key,commitment,release_id,masks}'::text[] = was - '{key,commitment,release_id,masks}'::text[]
+            and (was ->> 'key' is not null or is_now - 'masks' = was - 'masks' and is_now -> 'masks' @> (was -> 'masks'))
     end;
     if allowed then
         return new;
@@ -228,6 +232,16 @@ as $$
 $$;
 comment on function pgaudit_wf._version_parts(pgaudit_wf.workflow_history) is 'The parts of a version to which its leaf holds commitments.';
 
+create function pgaudit_wf._mask_of(content text, release_id bigint) returns jsonb
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when content is null then '[]'
+        else jsonb_build_array(jsonb_build_array(release_id, encode(sha256(convert_to(content, 'UTF8')), 'hex'))) end
+$$;
+comment on function pgaudit_wf._mask_of(text, bigint) is
+    'What log_kept.masks has of a text that an erasure puts in place of another; an empty array if it leaves none.';
+
 create function pgaudit_wf._keep_parts(
     leaf_index bigint, before_parts text[], before_contents text[], after_parts text[], after_contents text[], release_id bigint
 ) returns void
@@ -241,19 +255,23 @@ begin
     if secret is null then
         -- Not the first erasure in it.
         update pgaudit_wf.log_kept as k
-        set key = null, commitment = sha256(k.key || convert_to(was.content, 'UTF8')), release_id = _keep_parts.release_id
+        set key = null,
+            commitment = coalesce(k.commitment, sha256(k.key || convert_to(was.content, 'UTF8'))),
+            release_id = coalesce(k.release_id, _keep_parts.release_id),
+            masks = k.masks || pgaudit_wf._mask_of(becomes.content, _keep_parts.release_id)
         from unnest(before_parts, before_contents) as was (part, content)
-        where k.leaf_index = _keep_parts.leaf_index and k.part = was.part and k.key is not null
-            and not exists (
-                select from unnest(after_parts, after_contents) as becomes (part, content)
-                where becomes.part = was.part and becomes.content = was.content);
+        left join unnest(after_parts, after_contents) as becomes (part, content) on becomes.part = was.part
+        where k.leaf_index = _keep_parts.leaf_index and k.part = was.part and becomes.content is distinct from was.content
+            -- The same once more: in the archive, and then in the log.
+            and (k.key is not null or not k.masks @> pgaudit_wf._mask_of(becomes.content, _keep_parts.release_id));
         return;
     end if;
-    insert into pgaudit_wf.log_kept (leaf_index, part, key, commitment, release_id)
+    insert into pgaudit_wf.log_kept (leaf_index, part, key, commitment, release_id, masks)
     select _keep_parts.leaf_index, was.part,
         case when becomes.content = was.content then own.key end,
         case when becomes.content = was.content then null else sha256(own.key || convert_to(was.content, 'UTF8')) end,
-        case when becomes.content = was.content then null else _keep_parts.release_id end
+        case when becomes.content = was.content then null else _keep_parts.release_id end,
+        case when becomes.content = was.content then '[]' else pgaudit_wf._mask_of(becomes.content, _keep_parts.release_id) end
     from unnest(before_parts, before_contents) as was (part, content)
     left join unnest(after_parts, after_contents) as becomes (part, content) on becomes.part = was.part,
     lateral (select sha256(secret || convert_to(was.part, 'UTF8')) as key) as own;
@@ -261,7 +279,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._keep_parts(bigint, text[], text[], text[], text[], bigint) is
-    'Keeps the commitments to those parts of a leaf that are about to change, and of the others the keys; destroys the leaf''s secret.';
+    'Keeps the commitments to those parts of a leaf that are about to change, and of the others the keys, and hashes of what comes in '
+    'their place; destroys the leaf''s secret.';
 
 create function pgaudit_wf._lock_seal() returns void
 language plpgsql

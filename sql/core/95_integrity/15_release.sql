@@ -35,9 +35,16 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select case when count(*) = 0 then '{}' else jsonb_build_object('parts', count(*), 'digest', encode(sha256(convert_to(
-        string_agg(format(e'%s %s\n', k.leaf_index, k.part), '' order by k.leaf_index, k.part collate "C"), 'UTF8')), 'hex')) end
-    from pgaudit_wf.log_kept as k where k.release_id = _released_parts.release_id
+        string_agg(format(e'%s %s%s\n', k.leaf_index, k.part, mask.hashes), '' order by k.leaf_index, k.part collate "C"),
+        'UTF8')), 'hex')) end
+    from pgaudit_wf.log_kept as k,
+    lateral (
+        select coalesce(string_agg(' ' || (m.value ->> 1), '' order by m.position), '') as hashes
+        from jsonb_array_elements(k.masks) with ordinality as m (value, position)
+        where (m.value ->> 0)::bigint = _released_parts.release_id
+    ) as mask
+    where k.release_id = _released_parts.release_id or k.masks @> jsonb_build_array(jsonb_build_array(_released_parts.release_id))
 $$;
 comment on function pgaudit_wf._released_parts(bigint) is
-    'Which parts of which leaves an event lets go: how many, and SHA-256 over a line with the number of the leaf and the name of the part '
-    'for each; nothing if there are none.';
+    'Which parts of which leaves an event lets go: how many, and SHA-256 over a line for each with the number of the leaf, the name of '
+    'the part and the hash of the text that took its place, if any; nothing if there are none.';

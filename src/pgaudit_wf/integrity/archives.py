@@ -10,7 +10,7 @@ from pgaudit_wf.archive.files import Row, list_archives, open_filesystem, read_r
 from pgaudit_wf.errors import ProofError, translated
 from pgaudit_wf.integrity import leaf as leaves
 from pgaudit_wf.integrity.report import Problem, Report
-from pgaudit_wf.integrity.sealed_row import Item, item_hash, read_kept
+from pgaudit_wf.integrity.sealed_row import Item, altered_mask, item_hash, read_kept
 from pgaudit_wf.trail.event import EventRow
 from pgaudit_wf.trail.statement import Connection, one
 
@@ -95,7 +95,8 @@ def verify_archives(conn: Connection, url: str, report: Report) -> None:
                     index, salt, stored, is_live = known
                     item = Item(index, (str(row.id), str(row.tx_id), ""), salt, None, None)
                     kept = None if salt is not None else read_kept(conn, index)
-                    if item_hash(item, _row(conn, row), kept) != stored:
+                    texts = _row(conn, row)
+                    if item_hash(item, texts, kept) != stored or altered_mask(texts, kept or {}):
                         _add(report, "altered", f"event {row.id} (leaf {index}) in {archive.url}"
                              " is not what was sealed", index, row.id)  # fmt: skip
                         continue

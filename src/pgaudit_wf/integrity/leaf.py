@@ -68,12 +68,19 @@ _ROW_ENDS = {_ADD: "}}", _REMOVE: '}, "path": ""}'}
 class Kept:
     """The remains of a part after an erasure: its key or, if it was erased, its commitment.
 
-    `release_id` is the id of the event that says that it was erased.
+    `release_id` is the id of the event that says that it was erased. `masks` is what erasures put
+    in its place: the event's id and the text's SHA-256, in hex, of each.
     """
 
     key: bytes | None
     commitment: bytes | None
     release_id: int | None = None
+    masks: tuple[tuple[int, str], ...] = ()
+
+    def masked(self, text: str) -> bool:
+        """Return whether a text is what an erasure put in place of the part."""
+        found = sha256(text.encode()).hexdigest()
+        return any(mask == found for _, mask in self.masks)
 
 
 def canonical(leaf: object) -> bytes:

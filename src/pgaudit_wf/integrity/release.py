@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from pgaudit_wf.integrity import leaf as leaves
-from pgaudit_wf.integrity.sealed_row import ERASED, Item
+from pgaudit_wf.integrity.sealed_row import ERASED, Item, altered_mask
 from pgaudit_wf.integrity.tiles import TILE_WIDTH
 from pgaudit_wf.trail.event import EventRow
 from pgaudit_wf.trail.statement import Connection
@@ -168,11 +168,15 @@ class Releases:
     def _lack(self, item: Item, kept: Mapping[str, leaves.Kept]) -> None:
         """Take a leaf of which parts are gone."""
         for name in sorted(kept, key=str.encode):
-            release = kept[name].release_id
-            if release is not None:
+            rest = kept[name]
+            events = {event for event, _ in rest.masks}
+            if rest.release_id is not None:
+                events.add(rest.release_id)
+            for release in events:
                 parts = self._parts.setdefault(release, _Parts(item))
                 parts.count += 1
-                parts.digest.update(f"{item.index} {name}\n".encode())
+                masks = "".join(f" {mask}" for event, mask in rest.masks if event == release)
+                parts.digest.update(f"{item.index} {name}{masks}\n".encode())
 
     def doubt(
         self,
@@ -236,6 +240,8 @@ class Releases:
                 masked = any(pseudonym in text for pseudonym in pseudonyms.values())
             if not masked:
                 return f"was altered after an erasure: an erasure does not leave this {name}"
+        if altered := altered_mask(row, kept):
+            return f"was altered after an erasure: it left another {altered}"
         self.erased_leaves += 1
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -104,6 +105,10 @@ SEALED_TWICE = """
 """
 
 
+# What cannot be read is by no event that there is.
+_NO_MASKS = ((0, ""),)
+
+
 def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> bytes:
     """Return the hash of the leaf made from a row and a leaf's secrets.
 
@@ -127,7 +132,34 @@ def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | Non
 def read_kept(conn: Connection, index: int) -> dict[str, leaves.Kept]:
     """Return the remaining secrets of a leaf after an erasure."""
     rows = conn.execute(
-        "select part, key, commitment, release_id from pgaudit_wf.log_kept where leaf_index = %s",
+        "select part, key, commitment, release_id, masks::text from pgaudit_wf.log_kept"
+        " where leaf_index = %s",
         [index],
     ).fetchall()
-    return {part: leaves.Kept(*rest) for part, *rest in rows}
+    return {
+        part: leaves.Kept(key, commitment, release, _masks(masks))
+        for part, key, commitment, release, masks in rows
+    }
+
+
+def _masks(text: str) -> tuple[tuple[int, str], ...]:
+    try:
+        masks = tuple((event, mask) for event, mask in json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return _NO_MASKS
+    is_read = all(isinstance(event, int) and isinstance(mask, str) for event, mask in masks)
+    return masks if is_read else _NO_MASKS
+
+
+def altered_mask(row: leaves.Row, kept: Mapping[str, leaves.Kept]) -> str | None:
+    """Return the name of an erased part in whose place is not what an erasure put there, or None.
+
+    Args:
+        row: The row.
+        kept: The rest of its leaf's secrets.
+    """
+    for name, text in leaves.parts_of(row):
+        rest = kept.get(name)
+        if rest is not None and rest.commitment is not None and not rest.masked(text):
+            return name
+    return None
