@@ -590,6 +590,13 @@ set lc_monetary = 'C'
 set extra_float_digits = 1
 set quote_all_identifiers = off
 set jit = off
+-- A slice is small, and the log is not: without statistics, PostgreSQL would read all of it for each.
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_hashagg = off
+set enable_sort = off
+set enable_bitmapscan = off
+set enable_seqscan = off
 as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = _reconcile.target);
