@@ -202,6 +202,20 @@ def test_a_witness_that_refuses_says_why(conn: Conn, witness: Witness, url: str)
         push(conn, str(stranger), url, keys)
 
 
+def test_others_are_told_what_one_does_not_take(
+    conn: Conn, dsn: str, witness: Witness, url: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    grow(conn, 2)
+    down = "witness+http://127.0.0.1:1"
+    push_all = ["checkpoint", "push", "-d", dsn, down, url, tmp_path, "--witness", witness.vkey]
+    told = command(capsys, *push_all)
+    assert told.code == 1
+    assert "nothing could be sent to 127.0.0.1" in told.err
+    assert Note.parse(newest_checkpoint(conn)).signers(keys_of(witness)) == keys_of(witness)
+    assert (tmp_path / "checkpoint").exists()
+
+
 def test_a_witness_is_not_fooled_by_a_rewritten_log(conn: Conn, witness: Witness, url: str) -> None:
     push(conn, grow(conn, 4), url, keys_of(witness))
     unlock(conn)

@@ -23,6 +23,7 @@ from pgaudit_wf.cli.options import (
     watch_option,
 )
 from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
+from pgaudit_wf.errors import PgauditError
 from pgaudit_wf.integrity.archives import verify_archives
 from pgaudit_wf.integrity.note import SigningKey
 from pgaudit_wf.integrity.proof import (
@@ -120,8 +121,14 @@ def _deliver(
     note = newest_checkpoint(conn)
     keys = verifier_keys(witness) if witness else []
     trusted = authorities(tsa)
+    failed: PgauditError | None = None
     for target in targets:
-        lines = push_checkpoint(conn, note, target, keys, trusted)
+        try:
+            lines = push_checkpoint(conn, note, target, keys, trusted)
+        except PgauditError as error:
+            # A witness that is down must not keep the others from being told.
+            failed = failed or error
+            continue
         if lines and keys:
             add_cosignatures(conn, note + lines, keys)
         elif lines:
@@ -130,6 +137,8 @@ def _deliver(
                 " gives its key",
                 err=True,
             )
+    if failed is not None:
+        raise failed
 
 
 def seal(
@@ -187,12 +196,17 @@ def seal(
     """
     sealer = Sealer(signer_of(key, sign_command, public_key), state=state, rotate=rotate)
     targets = push or []
+    undelivered = False
 
     def job(service: Service) -> bool:
+        nonlocal undelivered
         with connect(database) as conn:
             done = sealer.run(conn, lambda: service.stopping)
-            if done.events or done.versions:
+            undelivered = undelivered or bool(done.events or done.versions)
+            if undelivered:
                 _deliver(conn, targets, witness, tsa)
+                undelivered = False
+            if done.events or done.versions:
                 service.log("sealed", events=done.events, versions=done.versions, size=done.size)
         return done.more
 
