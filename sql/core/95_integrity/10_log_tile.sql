@@ -106,7 +106,8 @@ create table pgaudit_wf.log_timestamp (
     response bytea not null,
     added_at timestamptz not null default now(),
     primary key (size, response_hash),
-    constraint log_timestamp_response check (length(response) between 1 and 65536 and response_hash = sha256(response))
+    constraint log_timestamp_response check (length(response) between 1 and 65536),
+    constraint log_timestamp_hash check (response_hash = sha256(response))
 );
 comment on table pgaudit_wf.log_timestamp is 'Time-stamps of checkpoints (RFC 3161).';
 comment on column pgaudit_wf.log_timestamp.size is 'The checkpoint; its note was stamped.';
