@@ -140,12 +140,29 @@ def test_diffs_replay_forwards_and_backwards(
         ] == story
         assert db.execute("select pgaudit_wf.row_as_of('t', '1')").fetchone() == (rows[-1],)
         assert disagreements(db) == []
+        with db.transaction(force_rollback=True):
+            db.execute(
+                "create temporary table was on commit drop as select to_jsonb(t.*) as r from t"
+            )
+            db.execute("alter table t disable trigger user")
+            change(db, "update t set id = id{changes}", columns, versions[0])
+            different = db.execute(
+                "select n.key from t, was, jsonb_each(to_jsonb(t.*)) as n"
+                " where n.value is distinct from was.r -> n.key"
+            ).fetchall()
+            assert {finding[2] for finding in disagreements(db)} == {
+                pointer(name) for (name,) in different
+            }
         db.execute("delete from t")
         assert disagreements(db) == []
         assert db.execute(
             "select diff #- '{0,json_null}' from pgaudit_wf.security_audit_log"
             " where action = 't.deleted'"
         ).fetchone() == ([{"op": "remove", "path": "", "old": rows[-1]}],)
+
+
+def pointer(name: str) -> str:
+    return "/" + name.replace("~", "~0").replace("/", "~1")
 
 
 def disagreements(conn: Conn) -> list[Any]:
