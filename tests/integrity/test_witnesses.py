@@ -153,8 +153,8 @@ def test_a_witness_signs_what_continues_what_it_saw(conn: Conn, witness: Witness
     conn.execute("delete from pgaudit_wf.log_cosignature")
     push(conn, grow(conn, 1), url, keys)
     assert [request.old_size for request in witness.requests[3:]] == [0, 308]
-    # Once more, and there is nothing to prove.
-    push(conn, newest_checkpoint(conn), url, keys)
+    # Once more, and there is nothing to prove; this is the address that is asked.
+    push(conn, newest_checkpoint(conn), f"{url.removeprefix('witness+')}/add-checkpoint", keys)
     assert (witness.requests[-1].old_size, witness.requests[-1].proof) == (309, [])
 
 

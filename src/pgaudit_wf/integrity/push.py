@@ -114,12 +114,12 @@ def push(
     Args:
         conn: The owner's connection, in autocommit mode.
         note: The checkpoint.
-        target: `witness+URL` for a witness (C2SP tlog-witness; URL is its submission prefix) and
-            `tsa+URL` for a time-stamp authority (RFC 3161), whose signatures are stored; `-` for
-            standard output; `http://…` or `https://…` for a POST of the note, whose response may
-            contain signature lines; `git+PATH` for a commit of the file `checkpoint` in a clone,
-            pushed if it has a remote; otherwise the path of a file, or of a directory for a file
-            called `checkpoint`.
+        target: `witness+URL` for a witness (C2SP tlog-witness; URL is its submission prefix; a URL
+            that ends with `/add-checkpoint` is one, too) and `tsa+URL` for a time-stamp authority
+            (RFC 3161), whose signatures are stored; `-` for standard output; `http://…` or
+            `https://…` for a POST of the note, whose response may contain signature lines;
+            `git+PATH` for a commit of the file `checkpoint` in a clone, pushed if it has a remote;
+            otherwise the path of a file, or of a directory for a file called `checkpoint`.
         witnesses: The keys of witnesses.
         authorities: Time-stamp authorities that are trusted.
 
@@ -128,8 +128,9 @@ def push(
             or refused (`WitnessError`).
         ProofError: The tree in the database is not that of the checkpoint.
     """
-    if target.startswith("witness+"):
-        cosign(conn, note, target.removeprefix("witness+"), witnesses)
+    if target.startswith("witness+") or target.endswith("/add-checkpoint"):
+        prefix = target.removeprefix("witness+").removesuffix("/add-checkpoint")
+        cosign(conn, note, prefix, witnesses)
         return ""
     if target.startswith("tsa+"):
         stamp(conn, note, target.removeprefix("tsa+"), authorities)
