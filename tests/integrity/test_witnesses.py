@@ -121,6 +121,10 @@ def grow(conn: Conn, count: int) -> str:
     return newest_checkpoint(conn)
 
 
+def size_of(note: str) -> int:
+    return Checkpoint.parse(Note.parse(note).text).size
+
+
 def keys_of(*witnesses: Witness) -> list[VerifierKey]:
     return [VerifierKey.parse(one.vkey) for one in witnesses]
 
@@ -134,8 +138,10 @@ def vouched(conn: Conn, *witnesses: Witness, authorities: tuple[Authority, ...] 
 
 def test_a_witness_signs_what_continues_what_it_saw(conn: Conn, witness: Witness, url: str) -> None:
     keys = keys_of(witness)
-    for size in (5, 3, 300):
-        note = grow(conn, size)
+    sizes = [0]
+    for count in (5, 3, 300):
+        note = grow(conn, count)
+        sizes.append(size_of(note))
         before = datetime.now(UTC).replace(microsecond=0)
         push(conn, note, url, keys)
         signed = Note.parse(newest_checkpoint(conn))
@@ -147,15 +153,16 @@ def test_a_witness_signs_what_continues_what_it_saw(conn: Conn, witness: Witness
         [voucher] = report.vouched
         assert (voucher.by, voucher.size) == ("witness witness.example.com/w1", report.leaves)
     # It is told what it saw last, and so needs to be asked only once.
-    assert [request.old_size for request in witness.requests] == [0, 5, 8]
+    assert [request.old_size for request in witness.requests] == sizes[:3]
     # Without that, it says so.
     unlock(conn)
     conn.execute("delete from pgaudit_wf.log_cosignature")
-    push(conn, grow(conn, 1), url, keys)
-    assert [request.old_size for request in witness.requests[3:]] == [0, 308]
+    note = grow(conn, 1)
+    push(conn, note, url, keys)
+    assert [request.old_size for request in witness.requests[3:]] == [0, sizes[3]]
     # Once more, and there is nothing to prove; this is the address that is asked.
     push(conn, newest_checkpoint(conn), f"{url.removeprefix('witness+')}/add-checkpoint", keys)
-    assert (witness.requests[-1].old_size, witness.requests[-1].proof) == (309, [])
+    assert (witness.requests[-1].old_size, witness.requests[-1].proof) == (size_of(note), [])
 
 
 def test_a_witness_that_refuses_says_why(conn: Conn, witness: Witness, url: str) -> None:
@@ -174,11 +181,12 @@ def test_a_witness_that_refuses_says_why(conn: Conn, witness: Witness, url: str)
 
     status, message = refusal(old)
     assert status == 409
-    assert "has seen 7 leaves of this log, and the checkpoint has 3" in message
+    has = f"has seen {size_of(note)} leaves of this log, and the checkpoint has {size_of(old)}"
+    assert has in message
     witness.seen[KEY.name] = (3, b"x" * 32)
     status, message = refusal(note)
     assert (status, "does not continue what it has seen" in message) == (422, True)
-    witness.seen[KEY.name] = (7, b"x" * 32)
+    witness.seen[KEY.name] = (size_of(note), b"x" * 32)
     assert refusal(note)[0] == 422
     del witness.seen[KEY.name]
     witness.clock = time.time() + 3600
@@ -197,7 +205,7 @@ def test_a_witness_that_refuses_says_why(conn: Conn, witness: Witness, url: str)
     with pytest.raises(PushError, match="not an HTTP URL"):
         push(conn, note, "witness+file:///etc/passwd", keys)
     # What does not fit the tree is not even sent.
-    stranger = sign_checkpoint(Checkpoint(KEY.name, 7, b"y" * 32), KEY)
+    stranger = sign_checkpoint(Checkpoint(KEY.name, size_of(note), b"y" * 32), KEY)
     with pytest.raises(ProofError, match="differs from the checkpoint"):
         push(conn, str(stranger), url, keys)
 
@@ -230,8 +238,10 @@ def test_a_witness_is_not_fooled_by_a_rewritten_log(conn: Conn, witness: Witness
 
 
 def test_a_forged_signature_of_a_witness_is_named(conn: Conn, witness: Witness, url: str) -> None:
-    push(conn, grow(conn, 4), url, keys_of(witness))
-    push(conn, grow(conn, 4), url, keys_of(witness))
+    sizes = []
+    for _ in range(2):
+        sizes.append(size_of(note := grow(conn, 4)))
+        push(conn, note, url, keys_of(witness))
     held = vouched(conn, witness)
     unlock(conn)
     (line,) = one(conn, "select line from pgaudit_wf.log_cosignature order by size desc limit 1")
@@ -239,13 +249,15 @@ def test_a_forged_signature_of_a_witness_is_named(conn: Conn, witness: Witness, 
     raw = bytearray(base64.b64decode(value))
     raw[11] ^= 1
     for forged in (f"— {name} {base64.b64encode(raw).decode()}", f"— {name} AAAA"):
-        conn.execute("update pgaudit_wf.log_cosignature set line = %s where size = 8", [forged])
+        conn.execute(
+            "update pgaudit_wf.log_cosignature set line = %s where size = %s", [forged, sizes[1]]
+        )
         report = vouched(conn, witness)
-        assert [(p.kind, p.leaf_index) for p in report.problems] == [("checkpoint", 8)]
+        assert [(p.kind, p.leaf_index) for p in report.problems] == [("checkpoint", sizes[1])]
         # What is left is the word of before.
-        assert [v.size for v in report.vouched] == [4]
+        assert [v.size for v in report.vouched] == sizes[:1]
     # On a tree that is not this log's, it says nothing of this log.
-    conn.execute("delete from pgaudit_wf.log_cosignature where size = 8")
+    conn.execute("delete from pgaudit_wf.log_cosignature where size = %s", [sizes[1]])
     conn.execute("update pgaudit_wf.log_tile set hashes = overlay(hashes placing 'x' from 1)")
     assert vouched(conn, witness).vouched == []
     assert held.vouched_until is not None
@@ -275,7 +287,9 @@ def test_an_authority_stamps_checkpoints(
     report = vouched(conn, authorities=(trusted,))
     assert report.holds
     [voucher] = report.vouched
-    assert (voucher.by, voucher.size) == ("time-stamp authority Test TSA root", 3)
+    assert (voucher.by, voucher.size) == (
+        "time-stamp authority Test TSA root", size_of(note),
+    )  # fmt: skip
     assert before <= voucher.at <= datetime.now(UTC)
     # Anybody's tools check it.
     (response,) = one(conn, "select response from pgaudit_wf.log_timestamp")
@@ -321,22 +335,27 @@ def test_a_forged_time_stamp_is_named(
 ) -> None:
     trusted = Authority.parse(stamps.root.read_text())
     other = Authority.parse(make_authority(tmp_path / "other", "Other").root.read_text())
-    push(conn, grow(conn, 3), stamps_url, authorities=[trusted])
-    push(conn, grow(conn, 3), stamps_url, authorities=[trusted])
+    sizes = []
+    for _ in range(2):
+        sizes.append(size_of(note := grow(conn, 3)))
+        push(conn, note, stamps_url, authorities=[trusted])
     # That of an authority that is not asked about is no forgery.
     assert vouched(conn, authorities=(other,)).holds
     unlock(conn)
-    (response,) = one(conn, "select response from pgaudit_wf.log_timestamp where size = 3")
+    (response,) = one(
+        conn, "select response from pgaudit_wf.log_timestamp where size = %s", [sizes[0]]
+    )
     altered = bytearray(response)
     altered[-4] ^= 1
     for forged in (response, bytes(altered), b"\x00", b"\x30\x80"):
-        conn.execute("delete from pgaudit_wf.log_timestamp where size = 6")
+        conn.execute("delete from pgaudit_wf.log_timestamp where size = %s", [sizes[1]])
         conn.execute(
-            "insert into pgaudit_wf.log_timestamp values (6, sha256(%(r)s), %(r)s)", {"r": forged}
+            "insert into pgaudit_wf.log_timestamp values (%(size)s, sha256(%(r)s), %(r)s)",
+            {"size": sizes[1], "r": forged},
         )
         report = vouched(conn, authorities=(trusted,))
-        assert [(p.kind, p.leaf_index) for p in report.problems] == [("checkpoint", 6)]
-        assert [v.size for v in report.vouched] == [3]
+        assert [(p.kind, p.leaf_index) for p in report.problems] == [("checkpoint", sizes[1])]
+        assert [v.size for v in report.vouched] == sizes[:1]
     with pytest.raises(NoteError):
         check_timestamp(newest_checkpoint(conn), bytes(altered), trusted)
 
@@ -361,8 +380,9 @@ def test_the_commands(
     options = ["-d", dsn, "--key", KEY.verifier, "--key", public, "--tsa", stamps.root]
     told = command(capsys, "verify", *options)
     assert told.code == 0
-    assert "witness witness.example.com/w1 vouched for 3 of 3 leaves." in told.out
-    assert "time-stamp authority Test TSA root vouched for 3 of 3 leaves." in told.out
+    size = size_of(newest_checkpoint(conn))
+    assert f"witness witness.example.com/w1 vouched for {size} of {size} leaves." in told.out
+    assert f"authority Test TSA root vouched for {size} of {size} leaves." in told.out
     document = json.loads(command(capsys, "verify", *options, "--json").out)
     assert len(document["vouched"]) == 2
     assert document["vouched_until"] == max(v["at"] for v in document["vouched"])
@@ -372,7 +392,7 @@ def test_the_commands(
     unlock(conn)
     conn.execute("delete from pgaudit_wf.log_cosignature")
     options = ["-d", dsn, "--key", KEY.verifier, "--key", public, "--checkpoint", kept]
-    assert "vouched for 3 of 3" in command(capsys, "verify", *options).out
+    assert f"vouched for {size} of {size}" in command(capsys, "verify", *options).out
     refused = command(capsys, "checkpoint", "push", "-d", dsn, f"{url}/x", "--witness", public)
     assert (refused.code, refused.err.count("\n")) == (1, 1)
     assert command(capsys, "verify", *options, "--tsa", tmp_path).code == 2

@@ -254,6 +254,7 @@ def test_what_an_attestation_does_not_cover(signed: psycopg.Connection[Any]) -> 
         signed.execute("insert into invoice values (1)")
     shown = signed.execute(
         "select actor_label, host(ip), attested from pgaudit_wf.security_audit_log"
+        " where action = 'invoice.created'"
     ).fetchall()
     assert shown == [("Bob", "192.0.2.2", True)]
 
