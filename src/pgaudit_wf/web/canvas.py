@@ -11,6 +11,10 @@ from pgaudit_wf.workflow.model import Snapshot, VersionDiff
 
 NODE_WIDTH = 210
 NODE_HEIGHT = 60
+# Drawn at a time.
+NODES = 200
+EDGES = 500
+_LABEL = 80
 _MARGIN = 24
 _GAP_X = 50
 _GAP_Y = 70
@@ -43,7 +47,11 @@ class DrawnEdge:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """The drawing, and the area that it covers."""
+    """The drawing, and the area that it covers.
+
+    `first` is the number of the first node, of `total`; `edges_left_out` counts connections between
+    these nodes.
+    """
 
     nodes: tuple[DrawnNode, ...]
     edges: tuple[DrawnEdge, ...]
@@ -51,12 +59,24 @@ class Canvas:
     top: int
     width: int
     height: int
+    first: int
+    total: int
+    edges_left_out: int
     node_width: int = NODE_WIDTH
     node_height: int = NODE_HEIGHT
 
 
-def draw(now: Snapshot, before: Snapshot | None, change: VersionDiff) -> Canvas:
-    """Draw a version; removed nodes are taken from the version before, if it is known."""
+def draw(
+    now: Snapshot, before: Snapshot | None, change: VersionDiff, skip: int = 0
+) -> Canvas:  # fmt: skip
+    """Draw a version, changed nodes first; removed ones are taken from the version before.
+
+    Args:
+        now: The version.
+        before: The one before, if it is known.
+        change: What changed between them.
+        skip: How many nodes precede those to draw; beyond the last, it is the beginning.
+    """
     present = _by_id(now.nodes)
     tones = {node.id: "add" for node in change.nodes_added}
     tones |= {node.id: "change" for node in change.nodes_changed}
@@ -74,23 +94,31 @@ def draw(now: Snapshot, before: Snapshot | None, change: VersionDiff) -> Canvas:
             for edge in before.edges
             if isinstance(edge, Mapping) and _ends(edge) in lost - kept
         ]
-    shown = {**present, **gone}
-    places = _places(shown, [_ends(edge) for edge, _ in edges])
+    every = {**present, **gone}
+    total = len(every)
+    skip = skip if skip < total else 0
+    if total > NODES:
+        first = sorted(every, key=lambda id_: id_ not in tones and id_ not in gone)
+        every = {id_: every[id_] for id_ in first[skip : skip + NODES]}
+    ends = [(*_ends(edge), tone) for edge, tone in edges]
+    ends = [end for end in ends if end[0] in every and end[1] in every]
+    between = len(ends)
+    # Changed ones first; the others stay in their order.
+    ends = sorted(ends, key=lambda end: not end[2])[:EDGES] if between > EDGES else ends
+    places = _places(every, [(source, target) for source, target, _ in ends])
     nodes = tuple(
         _node(id_, node, places[id_], "remove" if id_ in gone else tones.get(id_, ""))
-        for id_, node in shown.items()
+        for id_, node in every.items()
     )
     drawn = {node.id: node for node in nodes}
-    lines = tuple(
-        _edge(drawn[source], drawn[target], tone)
-        for (source, target), tone in ((_ends(edge), tone) for edge, tone in edges)
-        if source in drawn and target in drawn
-    )
+    lines = tuple(_edge(drawn[source], drawn[target], tone) for source, target, tone in ends)
     left = min((node.x for node in nodes), default=0) - _MARGIN
     top = min((node.y for node in nodes), default=0) - _MARGIN
     right = max((node.x for node in nodes), default=0) + NODE_WIDTH + _MARGIN
     bottom = max((node.y for node in nodes), default=0) + NODE_HEIGHT + _MARGIN
-    return Canvas(nodes, lines, left, top, right - left, bottom - top)
+    return Canvas(
+        nodes, lines, left, top, right - left, bottom - top, skip + 1, total, between - len(lines)
+    )
 
 
 def _by_id(nodes: Iterable[Any]) -> dict[str, Mapping[str, Any]]:
@@ -109,14 +137,18 @@ def _node(id_: str, node: Mapping[str, Any], place: tuple[int, int], tone: str) 
     kind = config.get("actionType") or config.get("triggerType") or node.get("type") or "node"
     return DrawnNode(
         id=id_,
-        label=str(data.get("label") or id_),
-        kind=str(kind),
+        label=_cut(str(data.get("label") or id_)),
+        kind=_cut(str(kind)),
         x=place[0],
         y=place[1],
         tone=tone,
         sign=_SIGNS.get(tone, ""),
         word=_WORDS.get(tone, ""),
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LABEL else f"{text[:_LABEL]}…"
 
 
 def _edge(source: DrawnNode, target: DrawnNode, tone: str) -> DrawnEdge:

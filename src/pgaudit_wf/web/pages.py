@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from itertools import islice
+from typing import Annotated
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -15,8 +15,6 @@ from starlette.responses import RedirectResponse
 
 from pgaudit_wf.errors import VersionPrunedError
 from pgaudit_wf.integrity.report import Report
-from pgaudit_wf.trail.digest import describe_digest
-from pgaudit_wf.trail.path import describe_path
 from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import csrf, models, queries
 from pgaudit_wf.web.api import (
@@ -30,9 +28,10 @@ from pgaudit_wf.web.api import (
 )
 from pgaudit_wf.web.canvas import draw
 from pgaudit_wf.web.database import Session
+from pgaudit_wf.web.excerpt import changed_fields, excerpt
 from pgaudit_wf.web.paths import link, segment
 from pgaudit_wf.web.problems import ProblemError
-from pgaudit_wf.web.rendering import pretty, render
+from pgaudit_wf.web.rendering import brief, render
 from pgaudit_wf.web.sealed_log import Integrity
 from pgaudit_wf.web.sentences import member_of
 from pgaudit_wf.workflow.model import Snapshot, VersionDiff
@@ -41,6 +40,10 @@ from pgaudit_wf.workflow.reads import compare_versions, version_snapshot, workfl
 router = APIRouter(include_in_schema=False)
 
 _PAGE = 50
+# Of each version in a list of them.
+_LINES_OF_MANY = 20
+_ROOM_OF_MANY = 2_000
+Skip = Annotated[int, Query(ge=0, le=1_000_000_000)]
 _CHIPS: Sequence[tuple[str, Mapping[str, str]]] = (
     ("All", {}),
     ("API keys", {"resource_type": "api_key"}),
@@ -58,16 +61,6 @@ _NARROWED = {
     "correlation_id": "of request",
     "action": "with action",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedField:
-    """A row of the table with an event's diff."""
-
-    name: str
-    before: str | None
-    after: str | None
-    tone: str
 
 
 @router.get("/")
@@ -106,11 +99,15 @@ async def activity(request: Request, who: Who, database: Data) -> Response:
     live = None
     async with database.reading(request, who) as session:
         if after is None:
-            batch = await session.run(latest_trail.read(_PAGE, **filters))
+            batch = await session.run(
+                queries.without_diff(latest_trail.read(_PAGE, **filters), "_log_end")
+            )
             entries, live = batch.entries[::-1], batch.cursor
             next_cursor = entries[-1].cursor if len(entries) == _PAGE else None
         else:
-            page = await session.run(audit_trail.read(after=after, page_size=_PAGE, **filters))
+            page = await session.run(
+                queries.without_diff(audit_trail.read(after=after, page_size=_PAGE, **filters))
+            )
             entries, next_cursor = page.entries, page.next_cursor
         names = await _members(session, who, entries)
     return render(
@@ -157,15 +154,19 @@ async def live(request: Request, who: Who, database: Data) -> Response:
 
 
 @router.get("/activity/{cursor}")
-async def event(request: Request, who: Who, database: Data, cursor: models.Cursor) -> Response:
+async def event(
+    request: Request, who: Who, database: Data, cursor: models.Cursor, skip: Skip = 0
+) -> Response:
     """One event in full, and the other events of its request."""
     async with database.reading(request, who) as session:
         entry = await event_at(session, cursor)
         related: tuple[TrailEntry, ...] = ()
         if entry.correlation_id:
             page = await session.run(
-                audit_trail.read(
-                    correlation_id=entry.correlation_id, org_id=who.org_id, page_size=50
+                queries.without_diff(
+                    audit_trail.read(
+                        correlation_id=entry.correlation_id, org_id=who.org_id, page_size=_PAGE
+                    )
                 )
             )
             related = tuple(other for other in page.entries if other.id != entry.id)
@@ -176,53 +177,25 @@ async def event(request: Request, who: Who, database: Data, cursor: models.Curso
         entry=entry,
         related=related,
         names=names,
-        rows=changed_fields(entry.diff),
+        page=changed_fields(entry.diff, skip),
+        metadata=[*islice(entry.metadata.items(), _PAGE)],
         provable=_sealed_log(request) is not None,
     )
 
 
-def _value(operation: Mapping[str, Any], name: str, value: object) -> str:
-    return describe_digest(operation, name, value) or pretty(value)
-
-
-def changed_fields(diff: Sequence[Mapping[str, Any]] | None) -> list[ChangedField]:
-    """Return a JSON Patch as rows of field, before and after; a whole row column by column."""
-    rows: list[ChangedField] = []
-    for operation in diff or ():
-        path, kind = operation.get("path", ""), operation.get("op")
-        tone = {"add": "add", "remove": "remove"}.get(str(kind), "change")
-        before, after = operation.get("old"), operation.get("value")
-        whole = after if tone == "add" else before
-        if path == "" and tone != "change" and isinstance(whole, Mapping):
-            rows += [
-                ChangedField(
-                    name,
-                    _value(operation, name, value) if tone == "remove" else None,
-                    _value(operation, name, value) if tone == "add" else None,
-                    tone,
-                )
-                for name, value in whole.items()
-                if value is not None
-            ]
-            continue
-        name = describe_path(path) or "row"
-        rows.append(
-            ChangedField(
-                name,
-                None if tone == "add" else _value(operation, "old", before),
-                None if tone == "remove" else _value(operation, "value", after),
-                tone,
-            )
-        )
-    return rows
-
-
 @router.get("/workflows")
-async def workflows(request: Request, who: Who, database: Data) -> Response:
+async def workflows(
+    request: Request, who: Who, database: Data, after: str | None = None
+) -> Response:
     """The workflows that have versions."""
     async with database.reading(request, who) as session:
-        found = await queries.workflows(session, who)
-    return render(request, "workflows.html", workflows=found)
+        page = await queries.workflows(session, who, after=after or None)
+    return render(
+        request,
+        "workflows.html",
+        workflows=page.workflows,
+        next=page.next_cursor and link(request, "/workflows", after=page.next_cursor),
+    )
 
 
 def _root(workflow_id: str) -> str:
@@ -240,7 +213,7 @@ async def _snapshot(session: Session, workflow_id: str, version: int) -> Snapsho
 
 async def _name(session: Session, workflow_id: str, version: int) -> str:
     kept = await _snapshot(session, workflow_id, version)
-    return (kept.name if kept else None) or workflow_id
+    return brief((kept.name if kept else None) or workflow_id)
 
 
 VersionInPath = Annotated[int, Path(ge=1, le=2_147_483_647)]
@@ -248,7 +221,13 @@ VersionInPath = Annotated[int, Path(ge=1, le=2_147_483_647)]
 
 @router.get("/workflows/{workflow_id:path}/versions/{version}")
 async def version_page(
-    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    version: VersionInPath,
+    skip: Skip = 0,
+    skip_nodes: Skip = 0,
 ) -> Response:
     """A version on the canvas."""
     async with database.reading(request, who) as session:
@@ -263,8 +242,9 @@ async def version_page(
         "version.html",
         version=found,
         newest=newest.version,
-        name=now.name or workflow_id,
-        canvas=draw(now, before, found.change if version > 1 else _NOTHING),
+        name=brief(now.name or workflow_id),
+        canvas=draw(now, before, found.change if version > 1 else _NOTHING, skip_nodes),
+        changed=excerpt(found.change, skip),
         root=_root(workflow_id),
         may_write=database.may_write,
     )
@@ -281,14 +261,15 @@ async def compare(
     workflow_id: WorkflowId,
     before: Annotated[models.VersionNumber, Query(alias="from")],
     after: Annotated[models.VersionNumber, Query(alias="to")],
+    skip: Skip = 0,
 ) -> Response:
     """Any two versions compared."""
     async with database.reading(request, who) as session:
         diff = await session.run(compare_versions.read(workflow_id, before, after))
         name = await _name(session, workflow_id, after)
     return render(
-        request, "compare.html", diff=diff, before=before, after=after, name=name,
-        root=_root(workflow_id),
+        request, "compare.html", changed=excerpt(diff, skip), before=before, after=after,
+        name=name, root=_root(workflow_id),
     )  # fmt: skip
 
 
@@ -307,8 +288,8 @@ async def confirm(
         name = await _name(session, workflow_id, newest.version)
     token = csrf.token_of(request)
     answer = render(
-        request, "restore.html", diff=diff, version=version, name=name, root=_root(workflow_id),
-        field=csrf.FIELD, token=token,
+        request, "restore.html", changed=excerpt(diff), newest=newest.version, version=version,
+        name=name, root=_root(workflow_id), field=csrf.FIELD, token=token,
     )  # fmt: skip
     csrf.keep_token(request, answer, token)
     return answer
@@ -360,7 +341,10 @@ async def history(
         request,
         "history.html",
         name=name,
-        versions=page.versions,
+        versions=[
+            (version, excerpt(version.change, lines=_LINES_OF_MANY, room=_ROOM_OF_MANY))
+            for version in page.versions
+        ],
         newest=newest.version,
         node=node_id,
         restored=restored,
@@ -372,11 +356,17 @@ async def history(
 
 
 @router.get("/api-keys")
-async def api_keys(request: Request, who: Who, database: Data) -> Response:
+async def api_keys(request: Request, who: Who, database: Data, skip: Skip = 0) -> Response:
     """The history of each API key."""
     async with database.reading(request, who) as session:
         keys = await queries.api_keys(session, who)
-    return render(request, "api_keys.html", keys=keys)
+    rest = skip + queries.PAGE
+    return render(
+        request,
+        "api_keys.html",
+        keys=keys[skip:rest],
+        next=link(request, "/api-keys", skip=rest) if len(keys) > rest else None,
+    )
 
 
 @router.get("/runs")

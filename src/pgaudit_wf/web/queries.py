@@ -6,18 +6,21 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg import sql
 
 from pgaudit_wf.errors import CursorError
 from pgaudit_wf.trail.reads import TrailEntry, api_key_activity, audit_trail
-from pgaudit_wf.web.database import Session
+from pgaudit_wf.trail.statement import Read, columns
+from pgaudit_wf.web.database import Session, T
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.workflow.model import RunAttribution, Version
 from pgaudit_wf.workflow.reads import execution_attribution, workflow_versions
+
+PAGE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,28 @@ class WorkflowRow:
     name: str | None
     version: int
     changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowPage:
+    """Workflows, the last changed first, and where the next page begins."""
+
+    workflows: tuple[WorkflowRow, ...]
+    next_cursor: str | None
+
+
+def without_diff(read: Read[T], *more: LiteralString) -> Read[T]:
+    """Return a read of entries for a list, which does not load what they changed.
+
+    Args:
+        read: The read.
+        *more: Its columns besides those of an entry.
+    """
+    kept = sql.SQL(", ").join([columns(TrailEntry, "e", {"diff"}), *map(sql.SQL, more)])
+    return replace(
+        read,
+        statement=sql.SQL("select {}, null as diff from ({}) as e").format(kept, read.statement),
+    )
 
 
 async def find_event(session: Session, cursor: str) -> TrailEntry | None:
@@ -115,16 +140,33 @@ async def find_version(
     return page.versions[0]
 
 
-async def workflows(session: Session, principal: Principal) -> list[WorkflowRow]:
-    """Return the organization's workflows, the last changed first, 200 at most."""
+async def workflows(
+    session: Session, principal: Principal, *, after: str | None = None, page_size: int = PAGE
+) -> WorkflowPage:
+    """Return a page of the organization's workflows, the last changed first.
+
+    Raises:
+        CursorError: `after` was not returned by this function.
+    """
+    time, id_ = _position(after) if after is not None else (None, None)
     rows = await session.rows(
         sql.SQL(
-            "select workflow_id, name, version, changed_at from pgaudit_wf.workflow_list"
-            " where org_id = %(org)s order by changed_at desc, workflow_id limit 200"
+            "select workflow_id, left(name, 256) as name, version, changed_at"
+            " from pgaudit_wf.workflow_list"
+            " where org_id = %(org)s and (%(time)s::timestamptz is null"
+            " or (changed_at, workflow_id) < (%(time)s, %(id)s::text))"
+            " order by changed_at desc, workflow_id desc limit %(page_size)s"
         ),
         org=principal.org_id,
+        time=time,
+        id=id_,
+        page_size=page_size,
     )
-    return [WorkflowRow(**row) for row in rows]
+    found = tuple(WorkflowRow(**row) for row in rows)
+    full = len(found) == page_size
+    return WorkflowPage(
+        found, _cursor(found[-1].changed_at.isoformat(), found[-1].workflow_id) if full else None
+    )
 
 
 async def run_tables(session: Session) -> list[dict[str, Any]]:
@@ -181,7 +223,7 @@ async def runs(
             )
         )
     if after is not None:
-        position = dict(zip(("time", "id"), _run_position(after), strict=True))
+        position = dict(zip(("time", "id"), _position(after), strict=True))
         where.append(
             sql.SQL("({}, {}::text) < (%(time)s::timestamptz, %(id)s)").format(time, column["id"])
         )
@@ -212,18 +254,18 @@ async def runs(
     positions = [row.pop("position") for row in rows]
     found = tuple(Run(**row) for row in rows)
     full = len(found) == page_size
-    return RunPage(found, _run_cursor(positions[-1], found[-1].execution_id) if full else None)
+    return RunPage(found, _cursor(positions[-1], found[-1].execution_id) if full else None)
 
 
-def _run_cursor(started: str, execution_id: str) -> str:
+def _cursor(started: str, execution_id: str) -> str:
     position = json.dumps([started, execution_id]).encode()
     return base64.urlsafe_b64encode(position).decode().rstrip("=")
 
 
-def _run_position(cursor: str) -> tuple[datetime, str]:
+def _position(cursor: str) -> tuple[datetime, str]:
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), "-_", validate=True)
         started, execution_id = json.loads(text)
         return datetime.fromisoformat(started), str(execution_id)
     except (ValueError, TypeError, binascii.Error):
-        raise CursorError("the cursor was not made by a page of runs", sqlstate="PA007") from None
+        raise CursorError("the cursor was not made by this page", sqlstate="PA007") from None

@@ -52,6 +52,7 @@ def machine_time(value: datetime) -> str:
 
 
 _LONGEST = 10_000
+_NAME = 255
 
 
 def pretty(value: object) -> str:
@@ -64,6 +65,11 @@ def pretty(value: object) -> str:
     return f"{text[:_LONGEST]}… ({len(text):,} characters in all; the export has them)"
 
 
+def brief(text: str) -> str:
+    """Return a name up to the length that the trail has for one."""
+    return text if len(text) <= _NAME else f"{text[:_NAME]}…"
+
+
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
@@ -72,7 +78,12 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters.update(
-    relative=relative, moment=moment, machine_time=machine_time, pretty=pretty, segment=segment
+    brief=brief,
+    relative=relative,
+    moment=moment,
+    machine_time=machine_time,
+    pretty=pretty,
+    segment=segment,
 )
 _ENVIRONMENT.globals.update(sentence=sentence, subject=subject, tone=tone)
 
