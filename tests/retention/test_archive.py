@@ -365,6 +365,28 @@ def test_memory_does_not_grow_with_the_number_of_events(
     assert max(used.values()) < 350, used
 
 
+def test_a_document_that_the_trail_gives_by_its_digest_is_not_loaded_from_an_archive(
+    conn: Conn, tmp_path: Path
+) -> None:
+    conn.execute(
+        "insert into pgaudit_wf.security_audit_log"
+        " (occurred_at, action, actor_id, actor_label, diff, metadata)"
+        " values ('2021-02-15', 'x', 'u_1', 'Una', jsonb_build_array(jsonb_build_object("
+        "  'op', 'add', 'path', '/a', 'value', repeat('é', 8388608))), '{\"label\": \"Una\"}'),"
+        " ('2021-02-15', 'x', 'u_1', 'Una', '[]', jsonb_build_object('n', repeat('x', 16777216)))"
+    )
+    conn.execute("select pgaudit_wf.add_log_partition('2021-02-01')")
+    live = audit_trail(conn, page_size=2, until=OLD).entries
+    assert [len(str(entry)) < 2_000 for entry in live] == [True, True]
+    archive_partition(conn, PARTITIONS[0], str(tmp_path))
+    archives = list_archives(str(tmp_path))
+    assert tuple(archived_trail(conn, archives)) == live
+    conn.execute("select pgaudit_wf.pseudonymise('u_1')")
+    masked = list(archived_trail(conn, archives))
+    assert [entry.diff for entry in masked] == [entry.diff for entry in live]
+    assert "Una" not in str(masked)
+
+
 def test_entries_are_what_the_trail_gives(old: Conn, tmp_path: Path) -> None:
     page = audit_trail(old, until=OLD, page_size=1).entries
     archive_partition(old, PARTITIONS[0], str(tmp_path))

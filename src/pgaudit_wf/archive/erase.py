@@ -72,7 +72,7 @@ def find_archived_values(
     if not archives:
         return 0, found
     condition = ["(actor_id = ? or resource_id = ?)"]
-    for batch in select(archives, condition, [actor_id, actor_id]):
+    for batch in select(archives, condition, [actor_id, actor_id], whole=True):
         rows = conn.execute(
             "select r.position, v.kind, v.value from unnest(%(plain)s::text[], %(diff)s::text[],"
             " %(metadata)s::text[]) with ordinality as r (plain, diff, metadata, position),"

@@ -37,10 +37,14 @@ __all__ = [
 
 _PAGE = 1000
 _SLICE = 2000
-# As audit_trail() cuts names.
+# As audit_trail() cuts names, and documents.
 _NAME_LENGTH = 255
-
-
+_LONGEST = 16_777_216
+# As _readable_json() has it.
+_BOUNDED = (
+    f"case when strlen({{0}}) <= {_LONGEST} then {{0}} else"
+    """ '{{"bytes": ' || strlen({0}) || ', "sha256": "' || sha256({0}) || '"}}' end as {0}"""
+)
 _LIKE = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
 _SEARCHED = (
     "actor_label", "action", "resource_id", "metadata->>'$.label'", "metadata->>'$.reason'", "ip",
@@ -133,12 +137,19 @@ def _duckdb(filesystem: FileSystem) -> Iterator[Any]:
 
 
 def select(
-    archives: Sequence[Archive], conditions: Sequence[str], values: Sequence[object]
-) -> Iterator[list[dict[str, Any]]]:
+    archives: Sequence[Archive], conditions: Sequence[str], values: Sequence[object],
+    *, whole: bool = False,
+) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     """Yield matching events, newest first, in slices of time, as a full sort would read them all.
 
     The first query sorts the times only, to find the slices; each of the others reads the row
     groups of its slice.
+
+    Args:
+        archives: Where to look.
+        conditions: All of them must hold.
+        values: Of their parameters.
+        whole: Load a diff or metadata of any size; else a long one by its digest.
     """
     filesystem, _ = open_filesystem(archives[0].url)
     paths = [
@@ -147,18 +158,27 @@ def select(
     ]
     where = " and ".join(conditions) or "true"
     names = [name for name in EVENT_COLUMNS if name != "occurred_at"]
+    loaded = [
+        _BOUNDED.format(name) if name in ("diff", "metadata") and not whole else name
+        for name in names
+    ]
     source = "select *, epoch_us(occurred_at) as micros from read_parquet(?)"
     # A month that was archived twice has its events in both files.
     months = [archive.manifest["partition"] for archive in archives]
     once = "distinct on (id)" if len(months) != len(set(months)) else ""
     times = f"select micros from ({source}) where {where} order by micros desc"  # noqa: S608
     events = (
-        f"select * from (select {once} {', '.join(names)}, micros"  # noqa: S608
+        f"select * from (select {once} {', '.join(loaded)}, micros"  # noqa: S608
         f" from ({source} where occurred_at >= make_timestamptz(?::bigint)"
         f" and occurred_at < make_timestamptz(?::bigint)) where {where})"
         " order by micros desc, id desc"
     )
     with _duckdb(filesystem) as engine:
+        # Beyond the memory to sort in, room for the largest value and what is made of it.
+        (largest,) = engine.execute(
+            "select max(total_uncompressed_size) from parquet_metadata(?)", [paths]
+        ).fetchone()
+        engine.execute(f"set memory_limit = '{256 + 4 * largest // 1_000_000}MB'")
         cuts: list[int] = []
         before = 0
         matching = engine.execute(times, [paths, *values])
