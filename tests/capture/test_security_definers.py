@@ -53,6 +53,7 @@ DEFINERS = {
     "_record_configuration": (OWNER, CALLED),
     "_note_altered": (OWNER, DDL),
     "_note_recording": (OWNER, DDL),
+    "_note_arrival": (OWNER, "writes what the owner of a subscription may not"),
     "_is_moved": (OWNER, "reads of the cluster what a trigger's caller may not"),
     "_current_credential": (
         OWNER,

@@ -15,16 +15,23 @@ from psycopg import sql
 
 from pgaudit_wf.dev.binaries import OLDEST_MAJOR, find_binaries
 from pgaudit_wf.dev.server import DevServer
+from pgaudit_wf.integrity.note import SigningKey
+from pgaudit_wf.integrity.seal import Sealer
+from pgaudit_wf.integrity.verify import verify
 from pgaudit_wf.schema.migrate import migrate
+from support.copied import copy_files, halt
 
 pytestmark = pytest.mark.slow
 
 Conn = psycopg.Connection[Any]
 
+FINISH: LiteralString = "select pgaudit_wf.finish_switchover()"
 EVENTS: LiteralString = "select id, tx_id, action from pgaudit_wf.security_audit_log order by id"
 CAUGHT_UP: LiteralString = (
     "select confirmed_flush_lsn >= %s from pg_replication_slots where slot_name = %s"
 )
+
+KEY = SigningKey.generate("example.com/audit")
 
 _number = itertools.count()
 
@@ -151,12 +158,8 @@ def test_readers_go_on_where_they_were(pair: Pair, late: bool) -> None:
     live(pair)
     before = pair.old.execute(EVENTS).fetchall()
     assert pair.new.execute(EVENTS).fetchall() == before
-    finish = "select pgaudit_wf.finish_switchover()"
     written = 0
-    for statement in (
-        "select * from pgaudit_wf.read_log()",
-        "select pgaudit_wf.finish_switchover()",
-    ):
+    for statement in ("select * from pgaudit_wf.read_log()", FINISH):
         with pytest.raises(psycopg.Error) as caught:
             pair.new.execute(statement.encode())
         assert caught.value.sqlstate == "PA011"
@@ -173,8 +176,8 @@ def test_readers_go_on_where_they_were(pair: Pair, late: bool) -> None:
     with pytest.raises(psycopg.Error) as caught:
         advance(pair.new, 100)
     assert caught.value.sqlstate == "PA011"
-    assert pair.new.execute(finish.encode()).fetchone() == (written,)
-    assert pair.new.execute(finish.encode()).fetchone() == (0,)
+    assert pair.new.execute(FINISH.encode()).fetchone() == (written,)
+    assert pair.new.execute(FINISH.encode()).fetchone() == (0,)
     for value in range(5):
         pair.new.execute("insert into t (v) values (%s)", [value])
     after = [number for number, _, _ in pair.new.execute(EVENTS).fetchall()]
@@ -236,7 +239,7 @@ def test_events_of_savepoints_are_told_from_those_that_came_along(
     with pytest.raises(psycopg.Error) as caught:
         advance(pair.new, 100)
     assert caught.value.sqlstate == "PA011"
-    finished = pair.new.execute("select pgaudit_wf.finish_switchover()").fetchone()
+    finished = pair.new.execute(FINISH).fetchone()
     after = pair.new.execute(EVENTS).fetchall()
     assert set(before) <= set(after)
     assert len({number for number, _, _ in after}) == len(after)
@@ -290,6 +293,93 @@ def test_a_subscription_that_stands_still_is_named(pair: Pair) -> None:
     pair.new.execute("delete from t where id = 41")
     pair.catch_up()
     wait(lambda: not findings())
+
+
+@pytest.fixture
+def copied() -> Iterator[Pair]:
+    """A copy of the old server's files subscribes to it, as hosted blue/green deployments do."""
+    settings = {"wal_level": "logical", "wal_retrieve_retry_interval": "300ms"}
+    with (
+        DevServer(find_binaries(OLDEST_MAJOR), settings) as blue,
+        DevServer(find_binaries(OLDEST_MAJOR), settings) as green,
+    ):
+        migrate(blue.dsn(), with_app_schema=True)
+        with psycopg.connect(blue.dsn(), autocommit=True) as old:
+            old.execute("insert into organization (id, name) values ('o_1', 'One')")
+            old.execute("create table t (id bigint generated always as identity primary key,"
+                        " v int); select pgaudit_wf.attach('t')")  # fmt: skip
+            for value in range(40):
+                old.execute("insert into t (v) values (%s)", [value])
+            old.execute("create publication up for all tables"
+                        " with (publish_via_partition_root = true)")  # fmt: skip
+            old.execute("select pg_create_logical_replication_slot('up', 'pgoutput')")
+        halt(blue)
+        halt(green)
+        copy_files(blue.data_dir, green.data_dir)
+        blue.start()
+        green.restart({"port": green.port})
+        with (
+            psycopg.connect(blue.dsn(), autocommit=True) as old,
+            psycopg.connect(green.dsn(), autocommit=True) as new,
+        ):
+            new.execute("select pg_drop_replication_slot('up'); drop publication up")
+            new.execute(
+                f"create subscription up connection '{blue.dsn()}' publication up"
+                " with (create_slot = false, copy_data = false)"
+            )
+            yield Pair(old, new, "up")
+            if new.execute("select from pg_subscription").fetchall():
+                new.execute("drop subscription up")
+
+
+def save_workflow(conn: Conn, name: str) -> None:
+    conn.execute(
+        "insert into workflow (id, org_id, name, nodes, edges)"
+        " values (gen_random_uuid(), 'o_1', %s, '[]', '[]')",
+        [name],
+    )
+
+
+@pytest.mark.parametrize(("late", "ahead"), [(0, "old"), (3, "new"), (30, "old")])
+def test_a_copy_of_the_files_is_recognized(copied: Pair, late: int, ahead: str) -> None:
+    pair = copied
+    read = advance(pair.old, 15)
+    save_workflow(pair.old, "before")
+    Sealer(KEY).run(pair.old)
+    # Transaction ids, which the copy shares up to here.
+    for _ in range(200):
+        (pair.old if ahead == "old" else pair.new).execute("select pg_current_xact_id()")
+    live(pair)
+    before = pair.old.execute(EVENTS).fetchall()
+    assert pair.new.execute(EVENTS).fetchall() == before
+    pair.new.execute(f"drop subscription {pair.subscription}")
+    for value in range(late):
+        pair.new.execute(
+            "insert into t (id, v) overriding system value values (%s, %s)", [900 + value, value]
+        )
+    findings = pair.new.execute("select severity, remedy from pgaudit_wf.doctor()").fetchall()
+    assert ("error", FINISH + ";") in findings
+    with pytest.raises(psycopg.Error) as caught:
+        advance(pair.new, 100)
+    assert caught.value.sqlstate == "PA011"
+    assert pair.new.execute(FINISH.encode()).fetchone() == (late,)
+    assert pair.new.execute(FINISH.encode()).fetchone() == (0,)
+    for value in range(5):
+        pair.new.execute("insert into t (v) values (%s)", [value])
+    save_workflow(pair.new, "after")
+    after = pair.new.execute(EVENTS).fetchall()
+    assert set(before) <= set(after)
+    assert len({number for number, _, _ in after}) == len(after) == len(before) + late + 6
+    while found := advance(pair.new, 7):
+        read += found
+    assert sorted(read) == [number for number, _, _ in after]
+    Sealer(KEY).run(pair.new)
+    report = verify(pair.new, [KEY.verifier])
+    assert report.problems == []
+    assert (report.events, report.versions, report.unsealed) == (len(after), 2, 0)
+    assert not pair.new.execute(
+        "select from pgaudit_wf.doctor() where severity = 'error'"
+    ).fetchall()
 
 
 def test_setting_the_replication_role_switches_nothing_off(conn: Conn) -> None:

@@ -33,7 +33,8 @@ begin
         execute format(
             'with late as (delete from only pgaudit_wf.security_audit_log_default where occurred_at >= $1 and occurred_at < $2 returning *)'
             ' insert into pgaudit_wf.%I select * from late', partition_name) using from_time, to_time;
-        alter table pgaudit_wf.security_audit_log_default enable always trigger append_only_row, enable always trigger append_only;
+        alter table pgaudit_wf.security_audit_log_default
+            enable always trigger append_only_row, enable always trigger append_only, enable replica trigger note_arrival;
     end if;
 
     execute format('alter table pgaudit_wf.security_audit_log attach partition pgaudit_wf.%I for values from (%L) to (%L)',

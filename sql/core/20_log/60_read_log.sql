@@ -11,6 +11,9 @@
 -- Transaction ids start over in a cluster restored from a dump, so the log has generations: the events that came with the dump,
 -- then those written since. A materialized view is what a restore runs by itself: it notes, in the new cluster and before the
 -- first write, which cluster this is and the last id that came along.
+--
+-- A subscription that brings events along mixes the transaction ids of two clusters as well, also where the schema came as a copy of
+-- the files, which nothing in the database tells from its original. A trigger that fires for no one else notes that events arrived.
 
 create table pgaudit_wf.log_generation (
     inherited_id bigint primary key,
@@ -51,6 +54,29 @@ comment on materialized view pgaudit_wf.log_origin is
 comment on column pgaudit_wf.log_origin.system_identifier is 'pg_control_system().system_identifier of the cluster.';
 comment on column pgaudit_wf.log_origin.inherited_id is 'Last id given before the log was restored here; 0 in its first cluster.';
 
+create sequence pgaudit_wf.log_arrival_seq;
+comment on sequence pgaudit_wf.log_arrival_seq is
+    'Called once a subscription has brought events here, until finish_switchover(): the first event id that could be given here since.';
+
+create function pgaudit_wf._note_arrival() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- A sequence, as replication leaves it alone, and a dump does not.
+    if not (select s.is_called from pgaudit_wf.log_arrival_seq as s) and pgaudit_wf._is_applied() then
+        perform setval('pgaudit_wf.log_arrival_seq', (
+            select case when s.is_called then s.last_value + 1 else 1 end from pgaudit_wf.security_audit_log_id_seq as s));
+    end if;
+    return null;
+end
+$$;
+comment on function pgaudit_wf._note_arrival() is 'Trigger on the log for what a subscription applies: notes that it was brought along.';
+
+create trigger note_arrival after insert on pgaudit_wf.security_audit_log
+    for each row execute function pgaudit_wf._note_arrival();
+alter table pgaudit_wf.security_audit_log enable replica trigger note_arrival;
+
 create function pgaudit_wf._is_moved() returns boolean
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -59,7 +85,10 @@ declare
     origin record;
     newest record;
 begin
-    -- Restored without data: a subscription filled the log.
+    if (select s.is_called from pgaudit_wf.log_arrival_seq as s) then
+        return true;
+    end if;
+    -- Restored without data: a subscription will fill the log.
     if not (select relispopulated from pg_class where oid = 'pgaudit_wf.log_origin'::regclass) then
         return true;
     end if;

@@ -253,6 +253,9 @@ begin
         select format('table %s', c.oid::regclass) from pg_class as c
         where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
         union all
+        -- Those of columns follow their tables.
+        select 'sequence pgaudit_wf.log_arrival_seq'
+        union all
         select format('type %s', t.oid::regtype) from pg_type as t left join pg_class as c on c.oid = t.typrelid
         where t.typnamespace = 'pgaudit_wf'::regnamespace and (t.typtype = 'd' or c.relkind = 'c')
         union all

@@ -56,9 +56,11 @@ as $$
 declare
     -- The last number given here.
     given constant bigint := (select case when is_called then last_value else 0 end from pgaudit_wf.security_audit_log_id_seq);
+    -- What a copy of the files has from before is not from here.
+    first_here constant bigint := (select case when is_called then last_value else 1 end from pgaudit_wf.log_arrival_seq);
     moved bigint;
 begin
-    if given = 0 then
+    if given < first_here then
         return 0;
     end if;
     perform pgaudit_wf._open_log(true);
@@ -70,7 +72,7 @@ begin
     execute format(
         'with event as materialized ('
         '    select id, tx_id, occurred_at, xmin::text::bigint as written, (xmin::text::bigint - tx_id) & 4294967295 as behind'
-        '    from pgaudit_wf.security_audit_log where id <= $2'
+        '    from pgaudit_wf.security_audit_log where id between $3 and $2'
         '), applied as materialized ('
         '    select greatest('
         '        0,'
@@ -93,7 +95,7 @@ begin
         ' select $1 + 1 + row_number() over (order by tx_id, id), %1$s from mine',
         (select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
             where attrelid = 'pgaudit_wf.security_audit_log'::regclass and attnum > 0 and not attisdropped and attname <> 'id'))
-        using _renumber_events.newest, given;
+        using _renumber_events.newest, given, first_here;
     get diagnostics moved = row_count;
     perform pgaudit_wf._open_log(false);
     return moved;
@@ -129,6 +131,12 @@ begin
     perform setval('pgaudit_wf.security_audit_log_id_seq', newest + 1);
     refresh materialized view pgaudit_wf.log_origin;
     perform setval('pgaudit_wf.security_audit_log_id_seq', greatest(written, newest + 1));
+    perform setval('pgaudit_wf.log_arrival_seq', 1, false);
+    -- A copy of the files has its original's system identifier: a generation all the same, and sealed anew.
+    insert into pgaudit_wf.log_generation (inherited_id, system_identifier)
+    select o.inherited_id, o.system_identifier from pgaudit_wf.log_origin as o
+    on conflict on constraint log_generation_pkey do nothing;
+    delete from pgaudit_wf.version_place as p using pgaudit_wf.log_origin as o where p.system_identifier = o.system_identifier;
     perform pgaudit_wf._note_generation();
 end
 $$;
