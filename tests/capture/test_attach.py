@@ -946,3 +946,19 @@ def test_a_cascade_to_the_same_table_comes_second(db: Conn) -> None:
     for key in ("10", "2"):
         now, told = as_it_is(db, "emp", key)
         assert now == told is not None
+
+
+@pytest.mark.parametrize("name", ["old", "new"])
+def test_a_column_may_be_named_as_the_trigger_names_a_row(db: Conn, name: str) -> None:
+    """Of such a table, `to_jsonb(new)` would be the column."""
+    db.execute(f"create table t (id int primary key, {name} int)".encode())
+    db.execute("select pgaudit_wf.attach('t')")
+    db.execute("insert into t values (1, 7)")
+    db.execute(f"update t set {name} = 8".encode())
+    assert db.execute("select pgaudit_wf.row_as_of('t', '1')").fetchone() == ({"id": 1, name: 8},)
+    db.execute("delete from t")
+    assert events(db, "diff -> 0") == [
+        ({"op": "add", "path": "", "value": {"id": 1, name: 7}},),
+        ({"op": "replace", "path": f"/{name}", "old": 7, "value": 8},),
+        ({"op": "remove", "path": "", "old": {"id": 1, name: 8}},),
+    ]

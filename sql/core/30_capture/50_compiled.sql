@@ -284,7 +284,7 @@ as $$
     select case when bool_and(pgaudit_wf._json_without_casts(atttypid) and not pgaudit_wf._holds_json(atttypid)
                 and (attlen > 0 or attgenerated = 'v'
                     or (attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[]) and attname <> all ((setting).redact))))
-        then format('to_jsonb(%I)', record_name)
+        then format('to_jsonb(%I.*)', record_name)
             || case
                 when pgaudit_wf._hidden_columns(setting) = '{}' then ''
                 else format(e'\n            - %L::text[]', pgaudit_wf._hidden_columns(setting))
