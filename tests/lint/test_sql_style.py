@@ -55,6 +55,25 @@ def test_keywords_are_lower_case_in_function_bodies_too(path: Path) -> None:
     assert shouted == []
 
 
+def plain_backslashes(text: str) -> Iterator[str]:
+    """Literals '…' with a backslash, also those in a dollar-quoted text that is run as SQL."""
+    for token in scan(text):
+        if token.name == "SCONST":
+            literal = text[token.start : token.end + 1]
+            if literal.startswith("'") and "\\" in literal:
+                yield literal
+            elif tag := re.match(r"\$[^$]*\$", literal):
+                yield from plain_backslashes(literal[len(tag[0]) : -len(tag[0])])
+
+
+@pytest.mark.lint
+@pytest.mark.parametrize("path", SOURCES, ids=label)
+def test_literals_mean_the_same_whatever_the_session_makes_of_backslashes(path: Path) -> None:
+    """A session with standard_conforming_strings = off parses the bodies of functions by that."""
+    found = [literal for text in bodies(path.read_text()) for literal in plain_backslashes(text)]
+    assert found == []
+
+
 @pytest.mark.lint
 @pytest.mark.parametrize("path", SOURCES, ids=label)
 def test_no_line_is_longer_than_140_characters(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Nobody changes what was recorded, and an application writes only what its changes write."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, LiteralString
 
 import psycopg
@@ -228,3 +229,24 @@ def test_deliberate_ddl_is_noticed(recorded: Conn) -> None:
         "the log's append-only trigger is missing or disabled",
     ) in problems
     assert any("pgaudit_wf_update is disabled" in problem for _, problem in problems)
+
+
+def test_what_a_session_makes_of_backslashes_changes_nothing(recorded: Conn) -> None:
+    """It parses the bodies of functions, and so their regular expressions, by that setting."""
+    part = f"pgaudit_wf.security_audit_log_y{datetime.now(UTC):%Ym%m}"
+    with psycopg.connect(
+        recorded.info.dsn, autocommit=True, options="-c standard_conforming_strings=off"
+    ) as old_fashioned:
+        with pytest.raises(psycopg.Error) as caught:
+            old_fashioned.execute(f"drop table {part}".encode())
+        assert caught.value.sqlstate == "PA343"
+        findings = "select * from pgaudit_wf.doctor()"
+        assert old_fashioned.execute(findings).fetchall() == recorded.execute(findings).fetchall()
+        batch = "select cursor from pgaudit_wf.read_log(%s, 1)"
+        first = old_fashioned.execute(batch, [None]).fetchone()
+        assert first
+        assert old_fashioned.execute(batch, first).fetchone()
+        assert old_fashioned.execute(
+            "select pgaudit_wf._mask_text('to sam@x.example.', '{}', '{sam@x.example}', '[gone]'),"
+            " pgaudit_wf._kind_of_value('sam@x.example')"
+        ).fetchone() == ("to [gone].", "email")

@@ -122,3 +122,19 @@ def test_what_the_product_does_itself_is_no_finding(app_conn: Conn) -> None:
         " select id as actor_id, id as name, null::text as email from (values (text 'u')) as u (id)"
     )
     assert errors(app_conn) == []
+
+
+def test_findings_do_not_depend_on_how_a_session_sees_definitions(app_dsn: str) -> None:
+    """Each would come with a remedy, which drops what it takes for somebody else's."""
+    for setting, value in (
+        ("standard_conforming_strings", "off"),
+        ("quote_all_identifiers", "on"),
+        ("intervalstyle", "sql_standard"),
+        ("datestyle", "German"),
+        ("bytea_output", "escape"),
+        ("search_path", ""),
+        ("search_path", "pgaudit_wf"),
+    ):
+        with psycopg.connect(app_dsn, options=f"-c {setting}={value}") as conn:
+            found = conn.execute("select subject, problem from pgaudit_wf.doctor()").fetchall()
+            assert found == [], (setting, value)

@@ -241,7 +241,7 @@ as $$
 declare
     generation record;
     part constant text[] := regexp_match(read_log.after,
-        '^(\d+)/(\d+)/(\d{1,18})/(\d{1,18})/(-?(?:\d{1,12}\.\d{6}|Infinity))$');
+        e'^(\\d+)/(\\d+)/(\\d{1,18})/(\\d{1,18})/(-?(?:\\d{1,12}\\.\\d{6}|Infinity))$');
     after_tx bigint := coalesce(part[3]::bigint, -1);
     after_id bigint := coalesce(part[4]::bigint, -1);
     reached_at constant timestamptz := to_timestamp(part[5]::double precision);

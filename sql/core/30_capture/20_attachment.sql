@@ -38,7 +38,7 @@ comment on column pgaudit_wf.attachment.on_failure is
     'abort: no change without its record. warn: the change goes through, the failure is counted.';
 comment on column pgaudit_wf.attachment.form is
     'compiled: native comparisons, kept up to date by the DDL event trigger. generic: by to_jsonb, for servers without that event trigger.';
-comment on column pgaudit_wf.attachment.function_name is 'Trigger function in schema pgaudit_wf; read it with \sf.';
+comment on column pgaudit_wf.attachment.function_name is e'Trigger function in schema pgaudit_wf; read it with \\sf.';
 comment on column pgaudit_wf.attachment.columns is 'The table''s columns as compiled, in order: how a rename is recognized.';
 comment on column pgaudit_wf.attachment.usage_granted is 'Owner of a partitioned table, granted USAGE on our schema because of it.';
 comment on column pgaudit_wf.attachment.written_for is

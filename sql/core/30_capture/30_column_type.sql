@@ -101,7 +101,7 @@ exception
 end
 $$;
 comment on function pgaudit_wf._json_value(json) is
-    'json as jsonb; its text as a JSON string where jsonb cannot hold it (\u0000, a lone surrogate, a number beyond numeric).';
+    e'json as jsonb; its text as a JSON string where jsonb cannot hold it (\\u0000, a lone surrogate, a number beyond numeric).';
 
 create function pgaudit_wf._json_without_casts(type oid) returns boolean
 language plpgsql stable strict

@@ -7,7 +7,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     missing constant text := (
-        select slot[1] from regexp_matches(template, '\{\{([^{}]+)\}\}', 'g') as slot where pieces ->> slot[1] is null limit 1);
+        select slot[1] from regexp_matches(template, e'\\{\\{([^{}]+)\\}\\}', 'g') as slot where pieces ->> slot[1] is null limit 1);
 begin
     if missing is not null then
         raise exception 'no piece for the slot "%"', missing using errcode = 'internal_error';
@@ -17,7 +17,7 @@ begin
     return array(
         select filled.line
         from string_to_table(template, e'\n') with ordinality as given (line, number)
-        cross join lateral regexp_match(given.line, '^( *)\{\{([^{}]+)\}\}$') as alone
+        cross join lateral regexp_match(given.line, e'^( *)\\{\\{([^{}]+)\\}\\}$') as alone
         cross join lateral (
             select alone[1] || piece.line as line, piece.number
             from jsonb_array_elements_text(
@@ -111,13 +111,13 @@ begin
 end
 $body$ $template$;
 comment on function pgaudit_wf._trigger_template() is
-    'The trigger function of an attached table as \sf shows it, with slots for _fill(): '
+    e'The trigger function of an attached table as \\sf shows it, with slots for _fill(): '
     'see _common_pieces(), _compiled_pieces() and _generic_pieces().';
 
 create function pgaudit_wf._mentions_row(condition text) returns boolean
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp
-as $$ select condition ~* '\m(old|new)\M\s*($|[^.[:space:]]|\.\s*\*)' $$;
+as $$ select condition ~* e'\\m(old|new)\\M\\s*($|[^.[:space:]]|\\.\\s*\\*)' $$;
 comment on function pgaudit_wf._mentions_row(text) is
     'Whether a condition mentions old or new as a whole: by its text, so rather too often.';
 
@@ -128,7 +128,7 @@ as $$
     -- By its text alone, so rather too often: a mention of the column, or of the row as a whole.
     select coalesce(bool_or(
         case
-            when name ~ '^\w+$' then condition ~* ('\m' || name || '\M')
+            when name ~ e'^\\w+$' then condition ~* (e'\\m' || name || e'\\M')
             else strpos(condition, replace(name, '"', '""')) > 0
         end
         or pgaudit_wf._mentions_row(condition)), false)

@@ -165,7 +165,7 @@ begin
 end
 $body$ $template$;
 comment on function pgaudit_wf._batch_template() is
-    'The statement trigger function of an attached table as \sf shows it, with slots for _fill(): see _batch_pieces().';
+    e'The statement trigger function of an attached table as \\sf shows it, with slots for _fill(): see _batch_pieces().';
 
 create function pgaudit_wf._row_diff_expression(setting pgaudit_wf.attachment, record_name text) returns text[]
 language plpgsql stable

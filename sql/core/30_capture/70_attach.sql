@@ -681,7 +681,7 @@ comment on column pgaudit_wf.attached.shallow is 'json and jsonb columns that ar
 comment on column pgaudit_wf.attached.max_value is 'Bytes up to which a value is recorded as it is; null: no bound but jsonb''s.';
 comment on column pgaudit_wf.attached.on_failure is 'abort or warn.';
 comment on column pgaudit_wf.attached.form is 'compiled or generic.';
-comment on column pgaudit_wf.attached.function_name is 'Trigger function: \sf pgaudit_wf.<function_name>.';
+comment on column pgaudit_wf.attached.function_name is e'Trigger function: \\sf pgaudit_wf.<function_name>.';
 comment on column pgaudit_wf.attached.rules is 'Number of action rules for its resource type.';
 comment on column pgaudit_wf.attached.failures is 'Changes that went through unrecorded (on_failure warn).';
 comment on column pgaudit_wf.attached.attached_at is 'When it was first attached.';

@@ -23,7 +23,7 @@ comment on function pgaudit_wf._find_rename(text[], text[], text) is
 
 create function pgaudit_wf._quote_regexp(literal text) returns text
 language sql immutable strict parallel safe
-as $$ select regexp_replace(literal, '([][\\.^$*+?(){}|-])', '\\\1', 'g') $$;
+as $$ select regexp_replace(literal, e'([][\\\\.^$*+?(){}|-])', e'\\\\\\1', 'g') $$;
 comment on function pgaudit_wf._quote_regexp(text) is 'A regular expression that matches the text, taken literally.';
 
 create function pgaudit_wf._rename_in_rules(resource_type text, old_name text, new_name text) returns void
@@ -36,10 +36,10 @@ as $$
     from (
         select
             case when old_name ~ '^[a-z_][a-z0-9_$]*$'
-                then format('\m(old|new)\s*\.\s*%s(?![[:alnum:]_$])', replace(old_name, '$', '\$')) else '(?!)' end as plain,
-            format('\m([oO][lL][dD]|[nN][eE][wW])\s*\.\s*%s',
+                then format(e'\\m(old|new)\\s*\\.\\s*%s(?![[:alnum:]_$])', replace(old_name, '$', e'\\$')) else '(?!)' end as plain,
+            format(e'\\m([oO][lL][dD]|[nN][eE][wW])\\s*\\.\\s*%s',
                 pgaudit_wf._quote_regexp(format('"%s"', replace(old_name, '"', '""')))) as quoted,
-            '\1.' || replace(pgaudit_wf._quote_column(new_name), '\', '\\') as replacement
+            e'\\1.' || replace(pgaudit_wf._quote_column(new_name), e'\\', e'\\\\') as replacement
     ) as rename
     where action_rule.resource_type = _rename_in_rules.resource_type and (condition ~* plain or condition ~ quoted)
 $$;

@@ -67,13 +67,13 @@ comment on type pgaudit_wf.trail_entry is
 
 create function pgaudit_wf._like_pattern(text_part text) returns text
 language sql immutable strict parallel safe
-as $$ select '%' || replace(replace(replace(text_part, '\', '\\'), '%', '\%'), '_', '\_') || '%' $$;
+as $$ select '%' || replace(replace(replace(text_part, e'\\', e'\\\\'), '%', e'\\%'), '_', e'\\_') || '%' $$;
 comment on function pgaudit_wf._like_pattern(text) is 'LIKE pattern for a text that contains the given one, taken literally.';
 
 create function pgaudit_wf._matches_pattern(action text, pattern text) returns boolean
 language sql immutable strict parallel safe
 as $$
-    select action like replace(replace(replace(replace(pattern, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%')
+    select action like replace(replace(replace(replace(pattern, e'\\', e'\\\\'), '%', e'\\%'), '_', e'\\_'), '*', '%')
 $$;
 comment on function pgaudit_wf._matches_pattern(text, text) is
     'Whether an action matches a pattern in which * stands for any characters. Inlined, so that an index on the action can serve it.';

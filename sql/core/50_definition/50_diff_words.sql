@@ -18,7 +18,7 @@ language sql immutable parallel safe
 return case
     when coalesce(_readable_text.value, '') = '' then 'empty'
     when strpos(_readable_text.value, '{{@') = 0 then _readable_text.value
-    else regexp_replace(_readable_text.value, '\{\{@[^:}]+:([^}]+)\}\}', '{{\1}}', 'g')
+    else regexp_replace(_readable_text.value, e'\\{\\{@[^:}]+:([^}]+)\\}\\}', e'{{\\1}}', 'g')
 end;
 comment on function pgaudit_wf._readable_text(text) is
     'A configuration text for people: template references {{@nodeId:Display.field}} read {{Display.field}}, nothing reads '

@@ -140,7 +140,7 @@ begin
     if current_setting('session_replication_role') = 'replica' then
         return true;
     end if;
-    if not restoring and not (stamped and current_query() ~* '^\s*copy\M') then
+    if not restoring and not (stamped and current_query() ~* e'^\\s*copy\\M') then
         return false;
     end if;
     -- Anybody can claim to restore: believed of those who may disable the trigger, by their login, as the trigger is security definer.

@@ -21,8 +21,8 @@ create table pgaudit_wf.alert_rule (
     constraint alert_rule_address_fits_channel check (
         case channel
             when 'smtp' then length(address) <= 254
-                and address ~ '^[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+@[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+$'
-            when 'webhook' then address ~ '^(https://|http://(localhost|127\.0\.0\.1|\[::1\])[:/])[^[:space:][:cntrl:]@]+$'
+                and address ~ e'^[^[:space:][:cntrl:]@<>,;:"()\\[\\]\\\\]+@[^[:space:][:cntrl:]@<>,;:"()\\[\\]\\\\]+$'
+            when 'webhook' then address ~ e'^(https://|http://(localhost|127\\.0\\.0\\.1|\\[::1\\])[:/])[^[:space:][:cntrl:]@]+$'
             else address ~ '^[a-z0-9_.-]+$'
         end),
     constraint alert_rule_once unique nulls not distinct (action_pattern, outcome, org_id, channel, audience, address)
@@ -155,7 +155,7 @@ begin
     select array_agg(distinct lower(d.email)) into reachable from pgaudit_wf.actor_directory as d
     where d.actor_id = any (actor_ids)
         -- Anything but a plain address could smuggle in a header or a second recipient.
-        and d.email ~ '^[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+@[^[:space:][:cntrl:]@<>,;:"()\[\]\\]+$' and length(d.email) <= 254;
+        and d.email ~ e'^[^[:space:][:cntrl:]@<>,;:"()\\[\\]\\\\]+@[^[:space:][:cntrl:]@<>,;:"()\\[\\]\\\\]+$' and length(d.email) <= 254;
     if reachable is null and (_alert_recipients.rule).audience <> 'admins' then
         return next '';
     end if;

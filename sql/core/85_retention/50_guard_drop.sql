@@ -21,9 +21,9 @@ begin
     for gone in
         select d.object_name, d.object_identity from pg_event_trigger_dropped_objects() as d
         where d.schema_name = 'pgaudit_wf' and d.object_type = 'table'
-            and (d.object_name = any (pgaudit_wf._trail_tables()) or d.object_name ~ '^security_audit_log_(y\d{4}m\d{2}|default)$')
+            and (d.object_name = any (pgaudit_wf._trail_tables()) or d.object_name ~ e'^security_audit_log_(y\\d{4}m\\d{2}|default)$')
     loop
-        month := to_timestamp(substring(gone.object_name from 'y(\d{4}m\d{2})$'), 'YYYY"m"MM');
+        month := to_timestamp(substring(gone.object_name from e'y(\\d{4}m\\d{2})$'), 'YYYY"m"MM');
         -- A future month holds nothing.
         continue when month > now();
         if month is not null then
@@ -67,7 +67,8 @@ begin
         and (c.relname ~ '^security_audit_log_' or i.inhparent = 'pgaudit_wf.security_audit_log'::regclass)
         and (i.inhparent is null or i.inhdetachpending or c.relnamespace <> 'pgaudit_wf'::regnamespace
             or c.relname <> case pg_get_expr(c.relpartbound, c.oid) when 'DEFAULT' then 'security_audit_log_default'
-                else regexp_replace(pg_get_expr(c.relpartbound, c.oid), '^.*FROM \(''(\d{4})-(\d{2})-.*$', 'security_audit_log_y\1m\2') end)
+                else regexp_replace(
+                    pg_get_expr(c.relpartbound, c.oid), e'^.*FROM \\(''(\\d{4})-(\\d{2})-.*$', e'security_audit_log_y\\1m\\2') end)
     limit 1;
     if stray is not null then
         raise exception '% is part of the audit trail and can be neither detached nor moved nor renamed', stray

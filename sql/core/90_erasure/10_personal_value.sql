@@ -18,7 +18,7 @@ comment on function pgaudit_wf._actor_resource_types() is
 
 create function pgaudit_wf._kind_of_value(value text) returns text
 language sql immutable strict parallel safe
-as $$ select case when value ~ '^[^@\s]+@[^@\s]+$' then 'email' else 'name' end $$;
+as $$ select case when value ~ e'^[^@\\s]+@[^@\\s]+$' then 'email' else 'name' end $$;
 comment on function pgaudit_wf._kind_of_value(text) is 'Whether a label is an e-mail address or a name.';
 
 create function pgaudit_wf._personal_members(diff jsonb) returns setof pgaudit_wf.personal_value

@@ -14,7 +14,7 @@ begin
         if strpos(lower(text_part), lower(value)) > 0 then
             -- Only as a whole: neither the end of a longer address nor the beginning of a longer domain.
             text_part := regexp_replace(text_part,
-                '(?<![[:alnum:]._%+-])' || pgaudit_wf._quote_regexp(value) || '(?![[:alnum:]-]|\.[[:alnum:]])', pseudonym, 'gi');
+                '(?<![[:alnum:]._%+-])' || pgaudit_wf._quote_regexp(value) || e'(?![[:alnum:]-]|\\.[[:alnum:]])', pseudonym, 'gi');
         end if;
     end loop;
     foreach value in array exact loop

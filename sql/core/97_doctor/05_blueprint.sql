@@ -45,6 +45,12 @@ create function pgaudit_wf._describe_relations() returns table (object text, dig
 language sql stable
 set search_path = pg_catalog, pg_temp
 set jit = off
+-- By which definitions are written.
+set standard_conforming_strings = on
+set quote_all_identifiers = off
+set intervalstyle = postgres
+set datestyle = iso
+set bytea_output = hex
 as $$
     with ours as (
         select c.oid, c.oid::regclass as name, c.relkind, c.relrowsecurity, c.relforcerowsecurity
@@ -97,7 +103,7 @@ as $$
             format('create or replace view %s as %s', ours.name, pg_get_viewdef(ours.oid))
         from ours
         -- Not those that an application points at its own tables.
-        where ours.relkind in ('v', 'm') and ours.name::text !~ '\.(actor_directory|org_member|credential_directory)$'
+        where ours.relkind in ('v', 'm') and ours.name::text !~ e'\\.(actor_directory|org_member|credential_directory)$'
         union all
         select format('event trigger %I', e.evtname), concat_ws('|', e.evtevent, e.evttags, e.evtfoid::regprocedure, e.evtenabled),
             concat(format('drop event trigger if exists %1$I; create event trigger %1$I on %2$s', e.evtname, e.evtevent),
@@ -283,7 +289,7 @@ as $$
             when b.object is not null then b.definition
             when now_there.object ~ '^default of ' then regexp_replace(now_there.definition, ' set default .*$', ' drop default;')
             when now_there.object ~ '^constraint '
-                then regexp_replace(now_there.object, '^constraint (.*) of (.*)$', 'alter table \2 drop constraint \1;')
+                then regexp_replace(now_there.object, '^constraint (.*) of (.*)$', e'alter table \\2 drop constraint \\1;')
             else format('drop %s;', now_there.object)
         end
     from pgaudit_wf.blueprint as b

@@ -17,6 +17,7 @@ language sql
 set search_path = pg_catalog, pg_temp
 -- The planner overestimates so long a query, and would JIT-compile it for seconds to run it for milliseconds.
 set jit = off
+set quote_all_identifiers = off
 as $$
     with expected as (
         select a.target, tree.relid, wanted.name, to_regprocedure(format('pgaudit_wf.%I()', a.function_name)) as function,
@@ -218,7 +219,9 @@ as $$
     ) as written
     -- By its text, so perhaps too often: whatever is called by a name with a schema.
     cross join lateral regexp_matches(
-        written.condition, '(?:"((?:[^"]|"")+)"|([[:alpha:]_][\w$]*))\s*\.\s*(?:"((?:[^"]|"")+)"|([[:alpha:]_][\w$]*))\s*\(', 'g') as called
+        written.condition,
+        e'(?:"((?:[^"]|"")+)"|([[:alpha:]_][\\w$]*))\\s*\\.\\s*(?:"((?:[^"]|"")+)"|([[:alpha:]_][\\w$]*))\\s*\\(',
+        'g') as called
     join pg_namespace as n on n.nspname = coalesce(replace(called[1], '""', '"'), lower(called[2]))
     join pg_proc as p on p.pronamespace = n.oid and p.proname = coalesce(replace(called[3], '""', '"'), lower(called[4]))
     join pg_roles as author on author.oid = p.proowner and not author.rolsuper
