@@ -142,6 +142,9 @@ declare
     faulty text[];
 begin
     select * into workflow from pgaudit_wf.workflow_attachment as w where w.target = _usable_workflow.target;
+    if not found then
+        return null;
+    end if;
     select coalesce(array_agg(problem.name), '{}') into faulty from pgaudit_wf._workflow_problems(workflow) as problem;
     if faulty && array[workflow.nodes_column, workflow.edges_column]
         or (select pgaudit_wf._key_columns(a) = '{}' from pgaudit_wf.attachment as a where a.target = workflow.target)

@@ -403,10 +403,13 @@ begin
         )
         select distinct part.relid::regclass as relation, p.proname as function_name, own.name, own.event, own.transition
         from part
-        -- A foreign table can have none of these.
-        join pg_class as c on c.oid = part.relid and c.relispartition and c.relkind <> 'f'
+        -- "offset 0": the planner takes functions for many rows, and would read all of pg_class and pg_trigger rather than look these up.
+        cross join lateral (
+            -- A foreign table can have none of these.
+            select found.relkind from pg_class as found
+            where found.oid = part.relid and found.relispartition and found.relkind <> 'f' offset 0
+        ) as c
         join pg_partition_ancestors(part.relid) as parent on parent.relid <> part.relid
-        -- "offset 0": the planner takes the function for many rows, and would not look their triggers up one by one.
         cross join lateral (
             select found.tgname, found.tgfoid from pg_trigger as found
             where found.tgrelid = parent.relid and found.tgname ~ '^(!pgaudit_wf_insert_|pgaudit_wf_limit_insert$)' offset 0
@@ -472,7 +475,11 @@ begin
         )
         select batch.tgrelid::regclass as relation, batch.tgname as batch, replace(batch.tgname, '_batch_', '_') as by_row
         from concerned
-        join pg_trigger as batch on batch.tgrelid = concerned.relation and batch.tgname ~ '^!pgaudit_wf_batch_' and batch.tgenabled <> 'D'
+        -- As above: there may be thousands of these, each to be looked for among all constraints.
+        cross join lateral (
+            select found.tgrelid, found.tgname, found.tgtype from pg_trigger as found
+            where found.tgrelid = concerned.relation and found.tgname ~ '^!pgaudit_wf_batch_' and found.tgenabled <> 'D' offset 0
+        ) as batch
         -- Not for a parent: whoever adds a child takes no lock that its writers would wait for. Attaching the child sees to it.
         where exists (select from pg_inherits where inhrelid = batch.tgrelid)
             or exists (
