@@ -42,7 +42,7 @@ as $$
         || case when setting ? 'inner_pad' then '{"inner_pad": "[redacted]", "outer_pad": "[redacted]"}' else '{}'::jsonb end
         -- What the path of a webhook contains is often its secret.
         || case when setting ->> 'channel' = 'webhook'
-            then jsonb_build_object('address', regexp_replace(setting ->> 'address', '^([a-z]+://[^/?#]*).*$', '\1/[redacted]'))
+            then jsonb_build_object('address', regexp_replace(setting ->> 'address', '^([a-z]+://[^/?#]*).*$', e'\\1/[redacted]'))
             else '{}'::jsonb end
 $$;
 comment on function pgaudit_wf._without_secrets(jsonb) is
@@ -63,7 +63,7 @@ declare
     becomes jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) end;
     setting constant jsonb := coalesce(becomes, was);
     -- A table that was dropped is only a number by now.
-    dropped constant boolean := coalesce(setting ->> 'target' ~ '^\d+$', false);
+    dropped constant boolean := coalesce(setting ->> 'target' ~ e'^\\d+$', false);
 begin
     select c.action, c.key, c.derived into configured from pgaudit_wf._configuration_tables() as c where c.name = tg_table_name;
     was := was - configured.derived;

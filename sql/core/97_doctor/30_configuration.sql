@@ -263,7 +263,8 @@ begin
                     -- Each version of PostgreSQL prints expressions in its own way.
                     or c.key !~ '^function ' and c.was is not null and c.state is not null
                         and last.configuration #> '{database,server_version}' <> taken.configuration #> '{database,server_version}'
-                when c.name = 'function' then pgaudit_wf._is_as_written(regexp_replace(c.key, '^function pgaudit_wf\."?(.*?)"?\(\)$', '\1'))
+                when c.name = 'function' then pgaudit_wf._is_as_written(
+                    regexp_replace(c.key, e'^function pgaudit_wf\\."?(.*?)"?\\(\\)$', e'\\1'))
                 else false
             end as explained
         from pgaudit_wf._configuration_changes(last.configuration, taken.configuration) as c
