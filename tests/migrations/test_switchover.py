@@ -376,7 +376,8 @@ def test_a_copy_of_the_files_is_recognized(copied: Pair, late: int, ahead: str) 
     Sealer(KEY).run(pair.new)
     report = verify(pair.new, [KEY.verifier])
     assert report.problems == []
-    assert (report.events, report.versions, report.unsealed) == (len(after), 2, 0)
+    sealed = len(pair.new.execute(EVENTS).fetchall())
+    assert (report.events, report.versions, report.unsealed) == (sealed, 2, 0)
     assert not pair.new.execute(
         "select from pgaudit_wf.doctor() where severity = 'error'"
     ).fetchall()
@@ -387,7 +388,9 @@ def test_setting_the_replication_role_switches_nothing_off(conn: Conn) -> None:
     conn.execute("select pgaudit_wf.attach('t')")
     conn.execute("set session_replication_role = replica")
     conn.execute("insert into t values (1)")
-    assert conn.execute("select count(*) from pgaudit_wf.security_audit_log").fetchone() == (1,)
+    assert conn.execute(
+        "select action from pgaudit_wf.security_audit_log where resource_id = '1'"
+    ).fetchall() == [("t.created",)]
     with pytest.raises(psycopg.Error) as caught:
         conn.execute("delete from pgaudit_wf.security_audit_log")
     assert caught.value.sqlstate == "PA001"
