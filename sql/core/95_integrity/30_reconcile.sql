@@ -54,7 +54,9 @@ begin
     elsif texts[1] ~ 'erased-[0-9a-f]{16}' or texts[2] ~ 'erased-[0-9a-f]{16}' then
         pseudonyms := array(select e.pseudonym from pgaudit_wf.erasure as e
             where strpos(texts[1], e.pseudonym) > 0 or strpos(texts[2], e.pseudonym) > 0);
-        patterns := array[regexp_replace(texts[1], '([\\%_])', '\\\1', 'g'), regexp_replace(texts[2], '([\\%_])', '\\\1', 'g')];
+        patterns := array(
+            select regexp_replace(text_part, e'([\\\\%_])', e'\\\\\\1', 'g')
+            from unnest(texts) with ordinality as part (text_part, position) order by position);
         foreach pseudonym in array pseudonyms loop
             patterns := array[replace(patterns[1], pseudonym, '%'), replace(patterns[2], pseudonym, '%')];
         end loop;
@@ -76,7 +78,7 @@ declare
     text_value constant text := value #>> '{}';
     raw bytea := convert_to(text_value, 'UTF8');
 begin
-    if text_value ~ '^\\x([0-9a-f]{2})*$' then
+    if text_value ~ e'^\\\\x([0-9a-f]{2})*$' then
         raw := text_value::bytea;
     end if;
     return jsonb_build_object('sha256', encode(sha256(raw), 'hex'), 'bytes', octet_length(raw));
