@@ -7,7 +7,7 @@ import json
 import psycopg
 import pytest
 
-from pgaudit_wf.integrity.leaf import canonical, commitments, event_leaf, event_parts
+from pgaudit_wf.integrity.leaf import canonical, commitments, event_parts, leaf_of
 from pgaudit_wf.integrity.seal import text_cursor
 from pgaudit_wf.integrity.sealed_row import BY_ID
 from pgaudit_wf.trail.event import EventRow
@@ -141,7 +141,8 @@ def test_the_leaf_of_an_event_does_not_tell_how_its_context_was_sent(thing: Conn
             )
             assert row is not None
             event = EventRow(*row)._replace(id="1", occurred_at="then", tx_id="1")
-            leaves.append(canonical(event_leaf(event, commitments(event_parts(event), b"salt"))))
+            parts = commitments(event_parts(event), b"salt")
+            leaves.append(canonical(leaf_of(event, parts, None)))
     assert leaves[0] == leaves[1]
     assert b'"on_behalf_of":"u_2"' in leaves[0]
 

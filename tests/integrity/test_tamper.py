@@ -214,7 +214,7 @@ def test_a_row_is_deleted_with_its_leaf(sealed: Connection) -> None:
     sealed.execute(f"delete from {LOG} where id = %s", [victim])
     sealed.execute("delete from pgaudit_wf.log_leaf where leaf_index = 5")
     report = check(sealed)
-    assert [(p.kind, p.leaf_index) for p in report.problems] == [("tree", 5)]
+    assert [(p.kind, p.leaf_index) for p in report.problems] == [("tree", 5), ("chain", 6)]
 
 
 def forge(conn: Connection, like: int, **changes: str) -> None:
@@ -285,9 +285,8 @@ def test_row_and_tile_are_changed_to_fit(sealed: Connection) -> None:
     """The forger computes hashes too, but cannot sign: the first checkpoint after it fails."""
     rewrite(sealed, 13, "action = 'invoice.forgotten'")
     report = check(sealed)
-    assert report.problems[0].kind == "checkpoint"
-    assert "between leaves 10 and 19" in report.problems[0].message
-    assert report.problems[0].leaf_index == 10
+    assert [(p.kind, p.leaf_index) for p in report.problems] == [("chain", 14), ("checkpoint", 10)]
+    assert "between leaves 10 and 19" in report.problems[1].message
 
 
 def rewrite(conn: Connection, place: int, change: str) -> None:
@@ -296,6 +295,7 @@ def rewrite(conn: Connection, place: int, change: str) -> None:
     from pgaudit_wf.integrity.merkle import leaf_hash
     from pgaudit_wf.integrity.proof import _EVENT
     from pgaudit_wf.integrity.seal import pin_format, text_cursor
+    from pgaudit_wf.integrity.sealed_row import link_of
     from pgaudit_wf.trail.event import EventRow
 
     victim = event_ids(conn)[place]
@@ -303,8 +303,8 @@ def rewrite(conn: Connection, place: int, change: str) -> None:
     with conn.transaction():
         pin_format(conn)
         found = conn.execute(
-            "select event_id, tx_id, occurred_at, salt from pgaudit_wf.log_leaf"
-            " where leaf_index = %s",
+            "select event_id, tx_id, occurred_at, salt, org_number, org_previous"
+            " from pgaudit_wf.log_leaf where leaf_index = %s",
             [place],
         ).fetchone()
         assert found is not None
@@ -313,7 +313,7 @@ def rewrite(conn: Connection, place: int, change: str) -> None:
         assert kept is not None
         row: leaves.EventText = EventRow._make(kept)
         parts = leaves.commitments(leaves.event_parts(row), found[3])
-        forged = leaf_hash(leaves.canonical(leaves.event_leaf(row, parts)))
+        forged = leaf_hash(leaves.canonical(leaves.leaf_of(row, parts, link_of(*found[4:]))))
     conn.execute(
         "update pgaudit_wf.log_tile set hashes = overlay(hashes placing %s from %s for 32)"
         " where level = 0",

@@ -29,10 +29,15 @@ create table pgaudit_wf.log_leaf (
     version integer,
     salt bytea,
     snapshot bytea,
+    chain text,
+    org_number bigint,
+    org_previous bytea,
     constraint log_leaf_subject check (num_nonnulls(event_id, tx_id, occurred_at) in (0, 3) and num_nonnulls(workflow_id, version) in (0, 2)
         and (event_id is null) <> (workflow_id is null)),
     constraint log_leaf_salt check (length(salt) = 16),
-    constraint log_leaf_snapshot check (length(snapshot) = 32)
+    constraint log_leaf_snapshot check (length(snapshot) = 32),
+    constraint log_leaf_chain check (num_nonnulls(chain, org_number) in (0, 2)
+        and case when org_number > 1 then length(org_previous) = 32 else org_previous is null end)
 );
 comment on table pgaudit_wf.log_leaf is
     'Which event, or version of a workflow, each leaf of the tree is, and the secret of its commitments. For the owner only.';
@@ -45,6 +50,13 @@ comment on column pgaudit_wf.log_leaf.version is 'Its number.';
 comment on column pgaudit_wf.log_leaf.salt is
     'Random; with it the commitments of the leaf can be opened. Null once part of it was erased: log_kept holds the rest.';
 comment on column pgaudit_wf.log_leaf.snapshot is 'Commitment to a version''s snapshot, which may be pruned before the version.';
+comment on column pgaudit_wf.log_leaf.chain is
+    'Whose leaf it is: org/ and the id of an organization; configuration: what the database recorded about the trail itself; none. '
+    'Null for a leaf of format /1, which has no number.';
+comment on column pgaudit_wf.log_leaf.org_number is 'Its number among the leaves of its chain, from 1.';
+comment on column pgaudit_wf.log_leaf.org_previous is 'Hash of the leaf before it in its chain; null for the first.';
+-- Tells a sealer where a chain ends, and that no number is given twice.
+create unique index log_leaf_chain on pgaudit_wf.log_leaf (chain, org_number) where chain is not null;
 create unique index log_leaf_event on pgaudit_wf.log_leaf (event_id, tx_id) where event_id is not null;
 create unique index log_leaf_version on pgaudit_wf.log_leaf (workflow_id, version) where workflow_id is not null;
 
@@ -176,6 +188,25 @@ create trigger append_only before update or delete or truncate on pgaudit_wf.log
     for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.log_cosignature enable always trigger append_only;
 alter table pgaudit_wf.log_timestamp enable always trigger append_only;
+
+create function pgaudit_wf._chain_heads(chains text[]) returns table (chain text, org_number bigint, leaf bytea)
+language sql stable
+set search_path = pg_catalog, pg_temp
+-- A plan made while there were few leaves would read all of them for each chain.
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set jit = off
+as $$
+    select wanted.chain, head.org_number, (
+        select substr(t.hashes, (head.leaf_index % 256 * 32 + 1)::integer, 32)
+        from pgaudit_wf.log_tile as t where t.level = 0 and t.tile_number = head.leaf_index / 256)
+    from unnest(_chain_heads.chains) as wanted (chain)
+    cross join lateral (
+        select l.org_number, l.leaf_index from pgaudit_wf.log_leaf as l
+        where l.chain = wanted.chain order by l.org_number desc limit 1) as head
+$$;
+comment on function pgaudit_wf._chain_heads(text[]) is 'The last leaf of each chain that has any: its number in the chain, and its hash.';
 
 create function pgaudit_wf._whole_row(op jsonb) returns jsonb
 language sql immutable parallel safe

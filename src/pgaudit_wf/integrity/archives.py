@@ -10,12 +10,12 @@ from pgaudit_wf.archive.files import Row, list_archives, open_filesystem, read_r
 from pgaudit_wf.errors import ProofError, translated
 from pgaudit_wf.integrity import leaf as leaves
 from pgaudit_wf.integrity.report import Problem, Report
-from pgaudit_wf.integrity.sealed_row import Item, altered_mask, item_hash, read_kept
+from pgaudit_wf.integrity.sealed_row import Item, altered_mask, item_hash, link_of, read_kept
 from pgaudit_wf.trail.event import EventRow
 from pgaudit_wf.trail.statement import Connection, one
 
 _LEAVES = """
-    select l.event_id, l.tx_id, l.leaf_index, l.salt,
+    select l.event_id, l.tx_id, l.leaf_index, l.salt, l.org_number, l.org_previous,
         substr(t.hashes, (l.leaf_index %% 256 * 32 + 1)::integer, 32),
         exists (
             select from pgaudit_wf.security_audit_log as e
@@ -92,8 +92,9 @@ def verify_archives(conn: Connection, url: str, report: Report) -> None:
                             _add(report, "inserted", f"event {row.id} in {archive.url} was"
                                  " inserted: it was never sealed", None, row.id)  # fmt: skip
                         continue
-                    index, salt, stored, is_live = known
-                    item = Item(index, (str(row.id), str(row.tx_id), ""), salt, None, None)
+                    index, salt, number, previous, stored, is_live = known
+                    subject = (str(row.id), str(row.tx_id), "")
+                    item = Item(index, subject, salt, None, None, link_of(number, previous), None)
                     kept = None if salt is not None else read_kept(conn, index)
                     texts = _row(conn, row)
                     if item_hash(item, texts, kept) != stored or altered_mask(texts, kept or {}):
@@ -117,7 +118,7 @@ def _add(report: Report, kind: Any, message: str, index: int | None, event: int 
 
 def _with_leaves(
     conn: Connection, batch: list[Row]
-) -> Iterator[tuple[Row, tuple[int, bytes | None, bytes, bool] | None]]:
+) -> Iterator[tuple[Row, tuple[Any, ...] | None]]:
     known = {
         (row[0], row[1]): row[2:]
         for row in conn.execute(_LEAVES, [[archived.id for archived in batch]]).fetchall()

@@ -25,8 +25,11 @@ from pgaudit_wf.errors import DefinitionError
 from pgaudit_wf.trail.event import EventRow
 
 SALT_SIZE = 16
-EVENT_FORMAT = "pgaudit_wf.event/1"
-VERSION_FORMAT = "pgaudit_wf.workflow_version/1"
+# The first of each was sealed before leaves were linked to the one before of their organization.
+EVENT_FORMATS = ("pgaudit_wf.event/1", "pgaudit_wf.event/2")
+VERSION_FORMATS = ("pgaudit_wf.workflow_version/1", "pgaudit_wf.workflow_version/2")
+# Chains of leaves without an organization. That of an organization is ORGANIZATION and its id.
+CONFIGURATION, UNASSIGNED, ORGANIZATION = "configuration", "none", "org/"
 
 
 class VersionRow(NamedTuple):
@@ -56,6 +59,14 @@ Leaf = dict[str, object]
 # The parts of a leaf that are included as commitments: name of the part, its text.
 Parts = list[tuple[str, str]]
 
+
+class Link(NamedTuple):
+    """A leaf's place in its chain: its number, from 1, and the hash of the leaf before, if any."""
+
+    number: int
+    previous: bytes | None
+
+
 # Numbers are skipped as text: those of jsonb may have more digits than Python converts.
 _scan = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
@@ -81,6 +92,19 @@ class Kept:
         """Return whether a text is what an erasure put in place of the part."""
         found = sha256(text.encode()).hexdigest()
         return any(mask == found for _, mask in self.masks)
+
+
+def chain_of(row: Row) -> str:
+    """Return the chain to which an event or version belongs.
+
+    What the database records about the trail itself has a chain of its own, so that all of it can
+    be shown to any organization without showing what else belongs to none.
+    """
+    if row.org_id is not None:
+        return ORGANIZATION + row.org_id
+    if isinstance(row, EventRow) and row.captured is True and row.action.startswith("audit."):
+        return CONFIGURATION
+    return UNASSIGNED
 
 
 def canonical(leaf: object) -> bytes:
@@ -228,8 +252,7 @@ def _listed(name: str, found: Mapping[str, str]) -> str | list[str]:
     return listed
 
 
-def event_leaf(row: EventText, found: Mapping[str, str]) -> Leaf:
-    """Return an event's leaf, given the commitments to its parts."""
+def _event_leaf(row: EventText, found: Mapping[str, str]) -> Leaf:
     return {
         "action": row.action,
         "actor_id": row.actor_id,
@@ -244,7 +267,6 @@ def event_leaf(row: EventText, found: Mapping[str, str]) -> Leaf:
         "country": row.country,
         "db_user": row.db_user,
         "diff": None if row.diff is None else _listed("diff", found),
-        "format": EVENT_FORMAT,
         "id": row.id,
         "metadata": _listed("metadata", found),
         "occurred_at": row.occurred_at,
@@ -259,8 +281,7 @@ def event_leaf(row: EventText, found: Mapping[str, str]) -> Leaf:
     }
 
 
-def version_leaf(row: VersionRow, found: Mapping[str, str]) -> Leaf:
-    """Return a version's leaf, given the commitments to its parts."""
+def _version_leaf(row: VersionRow, found: Mapping[str, str]) -> Leaf:
     return {
         "actor_id": row.actor_id,
         "api_key_id": row.api_key_id,
@@ -269,7 +290,6 @@ def version_leaf(row: VersionRow, found: Mapping[str, str]) -> Leaf:
         "content_hash": row.content_hash,
         "correlation_id": row.correlation_id,
         "created_at": row.created_at,
-        "format": VERSION_FORMAT,
         "org_id": row.org_id,
         "previous_hash": row.previous_hash,
         "previous_version": row.previous_version,
@@ -282,6 +302,20 @@ def version_leaf(row: VersionRow, found: Mapping[str, str]) -> Leaf:
     }
 
 
-def leaf_of(row: Row, found: Mapping[str, str]) -> Leaf:
-    """Return the leaf of an event or a version, given the commitments to its parts."""
-    return event_leaf(row, found) if isinstance(row, EventRow) else version_leaf(row, found)
+def leaf_of(row: Row, found: Mapping[str, str], link: Link | None) -> Leaf:
+    """Return the leaf of an event or a version.
+
+    Args:
+        row: The event or version.
+        found: The commitments to its parts.
+        link: Its place in its chain; None: it was sealed before there were chains.
+    """
+    if isinstance(row, EventRow):
+        leaf, formats = _event_leaf(row, found), EVENT_FORMATS
+    else:
+        leaf, formats = _version_leaf(row, found), VERSION_FORMATS
+    leaf["format"] = formats[0 if link is None else 1]
+    if link is not None:
+        leaf["org_number"] = str(link.number)
+        leaf["org_previous"] = None if link.previous is None else link.previous.hex()
+    return leaf

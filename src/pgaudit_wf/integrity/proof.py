@@ -33,6 +33,7 @@ from pgaudit_wf.integrity.note import (
     open_checkpoint,
 )
 from pgaudit_wf.integrity.seal import column_list, pin_format, text_cursor, tile_reader
+from pgaudit_wf.integrity.sealed_row import link_of
 from pgaudit_wf.integrity.tiles import MissingTileError, nodes_from_tiles
 from pgaudit_wf.trail.event import EVENT_COLUMNS, EventRow
 from pgaudit_wf.trail.statement import Connection, Json
@@ -41,7 +42,8 @@ PROOF_FORMAT: Final = "pgaudit_wf.proof/1"
 CONSISTENCY_FORMAT: Final = "pgaudit_wf.consistency/1"
 
 _LEAF = (
-    "select leaf_index, salt, snapshot, event_id, tx_id, occurred_at, workflow_id, version"
+    "select leaf_index, salt, snapshot, org_number, org_previous,"
+    " event_id, tx_id, occurred_at, workflow_id, version"
     " from pgaudit_wf.log_leaf where "
 )
 _EVENT = sql.SQL(
@@ -88,7 +90,7 @@ def read_event(leaf: Mapping[str, Json], opened: Mapping[str, str]) -> dict[str,
     who = loads(opened["who"]) if "who" in opened else None
     del event["who"]
     names = ("actor_label", "ip", "user_agent")
-    for number, name in enumerate(names if leaf["format"] == leaves.EVENT_FORMAT else names[:1]):
+    for number, name in enumerate(names if leaf["format"] in leaves.EVENT_FORMATS else names[:1]):
         event[name] = who[number] if who else None
     return event
 
@@ -196,11 +198,11 @@ def _prove(
         found = conn.execute(_LEAF + condition, subject).fetchone()
         if found is None:
             raise ProofError(f"{name} is not sealed; run pgaudit-wf seal, or check its id")
-        index, salt, snapshot = found[:3]
+        index, salt, snapshot, *link = found[:5]
         keyed = dict(
             zip(
                 ("event_id", "tx_id", "occurred_at", "workflow_id", "version"),
-                found[3:],
+                found[5:],
                 strict=True,
             )
         )
@@ -231,7 +233,7 @@ def _prove(
             )
         if not is_event and snapshot is not None:
             found_commitments.setdefault("snapshot", bytes(snapshot).hex())
-        leaf = leaves.leaf_of(row, found_commitments)
+        leaf = leaves.leaf_of(row, found_commitments, link_of(*link))
         try:
             if index >= checkpoint.size:
                 raise ProofError(f"{name} is sealed but not signed yet; run pgaudit-wf seal")
@@ -318,7 +320,7 @@ def check(proof: Mapping[str, Json], keys: Sequence[VerifierKey]) -> Checked:
             raise ProofError(f"unknown format of the proof: {proof['format']!r}")
         checkpoint = open_checkpoint(proof["checkpoint"], keys)
         leaf = proof["leaf"]
-        if leaf["format"] not in (leaves.EVENT_FORMAT, leaves.VERSION_FORMAT):
+        if leaf["format"] not in leaves.EVENT_FORMATS + leaves.VERSION_FORMATS:
             raise ProofError(f"unknown format of the leaf: {leaf['format']!r}")
         root = root_from_inclusion(
             proof["index"],

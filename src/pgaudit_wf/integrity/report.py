@@ -8,7 +8,7 @@ from typing import Literal
 
 from pgaudit_wf.integrity.configuration import Untold
 
-Kind = Literal["altered", "removed", "inserted", "reordered", "tree", "checkpoint"]
+Kind = Literal["altered", "removed", "inserted", "reordered", "tree", "checkpoint", "chain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +16,9 @@ class Problem:
     """Something that differs from what was sealed.
 
     `kind` is altered, removed, inserted or reordered for events and versions, tree for tiles and
-    leaves, checkpoint for signatures and roots. `leaf_index`, `event_id`, `workflow_id` and
-    `version` identify it, if applicable; `intact_at` is when it was sealed, so it changed later.
+    leaves, checkpoint for signatures and roots, chain for the numbers that an organization's leaves
+    have. `leaf_index`, `event_id`, `workflow_id` and `version` identify it, if applicable;
+    `intact_at` is when it was sealed, so it changed later.
     """
 
     kind: Kind

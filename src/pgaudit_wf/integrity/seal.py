@@ -22,8 +22,9 @@ from psycopg.types.string import TextLoader
 
 from pgaudit_wf.errors import NoteError, SealError, translated
 from pgaudit_wf.integrity import leaf as leaves
+from pgaudit_wf.integrity.chain import Heads
 from pgaudit_wf.integrity.configuration import unnoted_functions
-from pgaudit_wf.integrity.merkle import leaf_hash, tree_root
+from pgaudit_wf.integrity.merkle import tree_root
 from pgaudit_wf.integrity.note import Checkpoint, Signer, open_checkpoint, sign_checkpoint
 from pgaudit_wf.integrity.tiles import (
     MissingTileError,
@@ -43,8 +44,8 @@ _CONFIGURATION_INTERVAL = 60.0
 _ALTERED = "run pgaudit-wf verify to see what was altered, and do not sign until you know why"
 
 
-# Id, tx_id and occurred_at, salt, and the hash of the leaf.
-_SealedEvent: TypeAlias = tuple[str, str, str, bytes, bytes]
+# Id, tx_id and occurred_at, salt, chain and place in it, and the hash of the leaf.
+_SealedEvent: TypeAlias = tuple[str, str, str, bytes, str, leaves.Link, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +236,8 @@ class Sealer:
             " where current_setting('synchronous_commit') in ('off', 'local')"
         )
         # Takes the reader's lock: from here on this is the only sealer.
-        events, last = self._events(conn)
+        heads = Heads(conn)
+        events, last = self._events(conn, heads)
         position = one(
             conn,
             "select g.system_identifier, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,"
@@ -250,7 +252,7 @@ class Sealer:
             self._note_position(conn, position)
             return Sealed(0, 0, size, False)
         tree = self._tree(conn, size)
-        self._write(conn, tree, events, versions)
+        self._write(conn, tree, events, versions, heads)
         if events:
             conn.execute(
                 "select pgaudit_wf.advance_reader(%s, %s, %s)", [READER, last, len(events)]
@@ -260,7 +262,7 @@ class Sealer:
         more = len(events) == self._batch or len(versions) == _VERSION_BATCH
         return Sealed(len(events), len(versions), tree.size, more)
 
-    def _events(self, conn: Connection) -> tuple[list[_SealedEvent], str | None]:
+    def _events(self, conn: Connection, heads: Heads) -> tuple[list[_SealedEvent], str | None]:
         """Return the next events as they are sealed, and the cursor after them.
 
         Their content may exceed memory, so it is read in small parts.
@@ -269,14 +271,16 @@ class Sealer:
         last = None
         with psycopg.ServerCursor(conn, "pgaudit_wf_seal", row_factory=tuple_row) as cursor:
             _as_text(cursor)
-            cursor.itersize = _FETCH
-            for cursor_after, *values in cursor.execute(_EVENTS, [self._batch]):
-                last = cursor_after
-                row: leaves.EventText = EventRow._make(values)
-                salt = os.urandom(leaves.SALT_SIZE)
-                found = leaves.commitments(leaves.event_parts(row), salt)
-                leaf = leaf_hash(leaves.canonical(leaves.event_leaf(row, found)))
-                events.append((row.id, row.tx_id, row.occurred_at, salt, leaf))
+            cursor.execute(_EVENTS, [self._batch])
+            while fetched := cursor.fetchmany(_FETCH):
+                last = fetched[-1][0]
+                rows: list[leaves.EventText] = [EventRow._make(values[1:]) for values in fetched]
+                heads.find(rows)
+                for row in rows:
+                    salt = os.urandom(leaves.SALT_SIZE)
+                    found = leaves.commitments(leaves.event_parts(row), salt)
+                    chain, link, leaf = heads.append(row, found)
+                    events.append((row.id, row.tx_id, row.occurred_at, salt, chain, link, leaf))
         return events, last
 
     def _note_position(self, conn: Connection, position: tuple[int, int, int]) -> None:
@@ -327,22 +331,24 @@ class Sealer:
         tree: TreeBuilder,
         events: list[_SealedEvent],
         versions: list[leaves.VersionRow],
+        heads: Heads,
     ) -> None:
+        heads.find(versions)
         with conn.cursor().copy(
             "copy pgaudit_wf.log_leaf (leaf_index, event_id, tx_id, occurred_at, workflow_id,"
-            " version, salt, snapshot) from stdin"
+            " version, salt, snapshot, chain, org_number, org_previous) from stdin"
         ) as copy:
-            for number, tx_id, occurred_at, salt, leaf in events:
-                copy.write_row((tree.size, number, tx_id, occurred_at, None, None, salt, None))
+            for *event, salt, chain, link, leaf in events:
+                copy.write_row((tree.size, *event, None, None, salt, None, chain, *link))
                 tree.append(leaf)
             for row in versions:
                 salt = os.urandom(leaves.SALT_SIZE)
                 found = leaves.commitments(leaves.version_parts(row), salt)
                 snapshot = bytes.fromhex(found["snapshot"]) if "snapshot" in found else None
-                copy.write_row(
-                    (tree.size, None, None, None, row.workflow_id, row.version, salt, snapshot)
-                )
-                tree.append(leaf_hash(leaves.canonical(leaves.version_leaf(row, found))))
+                chain, link, leaf = heads.append(row, found)
+                subject = (None, None, None, row.workflow_id, row.version)
+                copy.write_row((tree.size, *subject, salt, snapshot, chain, *link))
+                tree.append(leaf)
         conn.cursor().executemany(
             "insert into pgaudit_wf.log_tile (level, tile_number, hashes) values (%s, %s, %s)"
             " on conflict (level, tile_number) do update set hashes = excluded.hashes",

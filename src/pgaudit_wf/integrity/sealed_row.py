@@ -26,6 +26,8 @@ class Item:
     subject: tuple[str, ...]
     salt: bytes | None
     snapshot: bytes | None
+    chain: str | None
+    link: leaves.Link | None
     row: leaves.Row | None
 
     @property
@@ -42,13 +44,15 @@ class Item:
 
 
 EVENTS = sql.SQL(
-    "select l.leaf_index, l.event_id, l.tx_id, l.occurred_at, l.salt, {} from pgaudit_wf.log_leaf"
+    "select l.leaf_index, l.event_id, l.tx_id, l.occurred_at, l.salt,"
+    " l.chain, l.org_number, l.org_previous, {} from pgaudit_wf.log_leaf"
     " as l left join pgaudit_wf.security_audit_log as e"
     " on e.tx_id = l.tx_id and e.id = l.event_id and e.occurred_at = l.occurred_at"
     " where num_nonnulls(l.event_id, l.tx_id, l.occurred_at) = 3 order by l.leaf_index"
 ).format(column_list(EVENT_COLUMNS, sql.SQL("e")))
 VERSIONS = sql.SQL(
-    "select l.leaf_index, l.workflow_id, l.version, l.salt, l.snapshot, {} from pgaudit_wf.log_leaf"
+    "select l.leaf_index, l.workflow_id, l.version, l.salt, l.snapshot,"
+    " l.chain, l.org_number, l.org_previous, {} from pgaudit_wf.log_leaf"
     " as l left join pgaudit_wf.workflow_history as h"
     " on h.workflow_id = l.workflow_id and h.version = l.version"
     " where num_nonnulls(l.workflow_id, l.version) = 2 order by l.leaf_index"
@@ -126,7 +130,12 @@ def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | Non
             found.setdefault("snapshot", snapshot)
         if found.get("snapshot") != snapshot:
             raise ValueError("the commitment to its snapshot in log_leaf was altered")
-    return leaf_hash(leaves.canonical(leaves.leaf_of(row, found)))
+    return leaf_hash(leaves.canonical(leaves.leaf_of(row, found, item.link)))
+
+
+def link_of(number: str | int | None, previous: bytes | None) -> leaves.Link | None:
+    """Return a leaf's place in its chain from the columns of log_leaf."""
+    return None if number is None else leaves.Link(int(number), previous)
 
 
 def read_kept(conn: Connection, index: int) -> dict[str, leaves.Kept]:

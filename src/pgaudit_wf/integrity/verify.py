@@ -23,6 +23,7 @@ from psycopg.types.string import TextLoader
 from pgaudit_wf.errors import NoteError, translated
 from pgaudit_wf.integrity import leaf as leaves
 from pgaudit_wf.integrity.back_dating import Clock, most_transactions
+from pgaudit_wf.integrity.chain import Chains
 from pgaudit_wf.integrity.configuration import History
 from pgaudit_wf.integrity.merkle import HASH_SIZE
 from pgaudit_wf.integrity.note import Checkpoint, Note, VerifierKey, open_checkpoint
@@ -37,6 +38,7 @@ from pgaudit_wf.integrity.sealed_row import (
     WITHOUT_LEAF,
     Item,
     item_hash,
+    link_of,
     read_kept,
 )
 from pgaudit_wf.integrity.tiles import TILE_WIDTH, TreeBuilder, split_hashes, tile_path
@@ -72,6 +74,7 @@ class _Verification:
         self.swappable: list[tuple[Item, leaves.Row, bytes, int]] = []
         self.moved: set[str] = set()
         self.releases = Releases((), limit)
+        self.chains = Chains()
         self.clock = Clock(most_transactions(conn))
         self.history = History(limit)
         self.report.untold = self.history.untold
@@ -102,17 +105,19 @@ class _Verification:
     def events(self) -> Iterator[Item]:
         with self.cursor("verify_events") as cursor:
             for row in cursor.execute(EVENTS):
-                index, number, tx_id, at, salt, *values = row
+                index, number, tx_id, at, salt, chain, place, previous, *values = row
                 event: leaves.EventText | None = None
                 if values[0] is not None:
                     event = EventRow._make(values)
-                yield Item(int(index), (number, tx_id, at), salt, None, event)
+                link = link_of(place, previous)
+                yield Item(int(index), (number, tx_id, at), salt, None, chain, link, event)
 
     def versions(self) -> Iterator[Item]:
         with self.cursor("verify_versions") as cursor:
             for row in cursor.execute(VERSIONS):
-                version = leaves.VersionRow._make(row[5:]) if row[5] is not None else None
-                yield Item(int(row[0]), (row[1], row[2]), row[3], row[4], version)
+                version = leaves.VersionRow._make(row[8:]) if row[8] is not None else None
+                link = link_of(row[6], row[7])
+                yield Item(int(row[0]), (row[1], row[2]), row[3], row[4], row[5], link, version)
 
     def hashes(self) -> Iterator[bytes]:
         expected = 0
@@ -193,6 +198,8 @@ class _Verification:
                 self.add(Problem("tree", f"leaf {size} is missing from log_leaf", size))
             else:
                 found = self.check(item, stored)
+                if broken := self.chains.follow(item.chain, item.link, item.row, stored, found):
+                    self.add(self.problem(item, "chain", broken, None))
                 if item.is_event:
                     self.releases.see(item, stored)
                 item = self.following(items, size)
