@@ -48,3 +48,23 @@ $$;
 comment on function pgaudit_wf._released_parts(bigint) is
     'Which parts of which leaves an event lets go: how many, and SHA-256 over a line for each with the number of the leaf, the name of '
     'the part and the hash of the text that took its place, if any; nothing if there are none.';
+
+create function pgaudit_wf._mark_configuration() returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    event_id constant bigint := pgaudit_wf._next_event_id();
+begin
+    -- Every organization is shown it, so it says neither for whom nor by whom.
+    insert into pgaudit_wf.security_audit_log (id, action, captured, metadata, actor_id, actor_label, actor_type, on_behalf_of, client,
+        org_id, org_label, auth_method, api_key_id, ip, country, user_agent, correlation_id, attested)
+    overriding system value
+    values (event_id, 'audit.configuration_shown', true, '{}', null, null, null, null, null,
+        null, null, null, null, null, null, null, null, false);
+    return event_id;
+end
+$$;
+comment on function pgaudit_wf._mark_configuration() is
+    'Records that the configuration is about to be shown to an auditor, and returns the event''s id: once it is sealed, no earlier change '
+    'of the configuration can be left out unnoticed.';

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -63,6 +65,53 @@ def archived_row(conn: Connection, url: str, event_id: int) -> leaves.EventText:
                     if archived.id == event_id:
                         return _row(conn, archived)
     raise ProofError(f"event {event_id} is not in any archive there")
+
+
+class ArchivedEvents:
+    """An organization's events in archives, by id; a context manager.
+
+    They are kept in a temporary file, as archives need not have them in the order of their leaves.
+
+    Args:
+        conn: A connection.
+        url: Path or URL of the archives; None: there are none.
+        org_id: The organization.
+
+    Raises:
+        ArchiveError: (on entry) An archive cannot be read.
+    """
+
+    def __init__(self, conn: Connection, url: str | None, org_id: str) -> None:
+        self._conn = conn
+        self._url = url
+        self._org_id = org_id
+        self._kept = sqlite3.connect("")
+
+    def __enter__(self) -> ArchivedEvents:
+        self._kept.execute("create table event (id text, tx_id text, row text)")
+        for archive in list_archives(self._url) if self._url else ():
+            for batch in read_rows(*open_filesystem(archive.url)):
+                self._kept.executemany(
+                    "insert into event values (?, ?, ?)",
+                    [
+                        (row.id, row.tx_id, json.dumps(row))
+                        for row in (
+                            _row(self._conn, row) for row in batch if row.org_id == self._org_id
+                        )
+                    ],
+                )
+        self._kept.execute("create index event_id on event (id, tx_id)")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.close()
+
+    def find(self, event_id: str, tx_id: str) -> leaves.EventText | None:
+        """Return an event's row, or None."""
+        found = self._kept.execute(
+            "select row from event where id = ? and tx_id = ?", [event_id, tx_id]
+        ).fetchone()
+        return found and EventRow._make(json.loads(found[0]))
 
 
 def verify_archives(conn: Connection, url: str, report: Report) -> None:

@@ -270,29 +270,44 @@ def prove_consistency(conn: Connection, old: str, new: str | None = None) -> dic
     with translated(), conn.transaction():
         conn.execute("set transaction isolation level repeatable read, read only")
         new = new or newest_checkpoint(conn)
-        older, newer = (Checkpoint.parse(Note.parse(note).text) for note in (old, new))
-        if older.size > newer.size:
-            raise ProofError(
-                f"the older checkpoint has {older.size} leaves, and the newer {newer.size}:"
-                " the log was truncated, or they are in the wrong order"
-            )
-        node = nodes_from_tiles(tile_reader(conn))
-        try:
-            for checkpoint in (older, newer):
-                if tree_root(checkpoint.size, node) != checkpoint.root:
-                    raise ProofError(
-                        f"the root of the tree of {checkpoint.size} leaves differs from the"
-                        " checkpoint: it belongs to another log, or this log was rewritten"
-                    )
-            path = consistency_proof(older.size, newer.size, node)
-        except (MissingTileError, ValueError) as error:
-            raise ProofError(str(error)) from error
+        path = consistency_path(conn, old, new)
     return {
         "format": CONSISTENCY_FORMAT,
         "old": old,
         "new": new,
-        "consistency": _encode(path),
+        "consistency": path,
     }
+
+
+def consistency_path(conn: Connection, old: str, new: str) -> list[str]:
+    """Return the hashes that prove that the log of a checkpoint continues that of an older one.
+
+    Args:
+        conn: A connection in a transaction.
+        old: The older signed checkpoint.
+        new: The newer one.
+
+    Raises:
+        ProofError: They do not belong to the same log.
+        NoteError: A checkpoint is malformed.
+    """
+    older, newer = (Checkpoint.parse(Note.parse(note).text) for note in (old, new))
+    if older.size > newer.size:
+        raise ProofError(
+            f"the older checkpoint has {older.size} leaves, and the newer {newer.size}:"
+            " the log was truncated, or they are in the wrong order"
+        )
+    node = nodes_from_tiles(tile_reader(conn))
+    try:
+        for checkpoint in (older, newer):
+            if tree_root(checkpoint.size, node) != checkpoint.root:
+                raise ProofError(
+                    f"the root of the tree of {checkpoint.size} leaves differs from the"
+                    " checkpoint: it belongs to another log, or this log was rewritten"
+                )
+        return _encode(consistency_proof(older.size, newer.size, node))
+    except (MissingTileError, ValueError) as error:
+        raise ProofError(str(error)) from error
 
 
 def _decode(hashes: Json) -> list[bytes]:

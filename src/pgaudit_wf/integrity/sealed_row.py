@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import psycopg
 from psycopg import sql
+from psycopg.rows import tuple_row
+from psycopg.types.string import TextLoader
 
 from pgaudit_wf.integrity import leaf as leaves
 from pgaudit_wf.integrity.merkle import leaf_hash
 from pgaudit_wf.integrity.seal import column_list
 from pgaudit_wf.trail.event import EVENT_COLUMNS, EventRow
 from pgaudit_wf.trail.statement import Connection
+
+_ITEM_SIZE = 100
 
 
 @dataclass(slots=True)
@@ -43,20 +50,22 @@ class Item:
         return f"version {self.subject[1]} of workflow {self.subject[0]}"
 
 
-EVENTS = sql.SQL(
+_EVENT_LEAVES = sql.SQL(
     "select l.leaf_index, l.event_id, l.tx_id, l.occurred_at, l.salt,"
     " l.chain, l.org_number, l.org_previous, {} from pgaudit_wf.log_leaf"
     " as l left join pgaudit_wf.security_audit_log as e"
     " on e.tx_id = l.tx_id and e.id = l.event_id and e.occurred_at = l.occurred_at"
-    " where num_nonnulls(l.event_id, l.tx_id, l.occurred_at) = 3 order by l.leaf_index"
+    " where num_nonnulls(l.event_id, l.tx_id, l.occurred_at) = 3 "
 ).format(column_list(EVENT_COLUMNS, sql.SQL("e")))
-VERSIONS = sql.SQL(
+_VERSION_LEAVES = sql.SQL(
     "select l.leaf_index, l.workflow_id, l.version, l.salt, l.snapshot,"
     " l.chain, l.org_number, l.org_previous, {} from pgaudit_wf.log_leaf"
     " as l left join pgaudit_wf.workflow_history as h"
     " on h.workflow_id = l.workflow_id and h.version = l.version"
-    " where num_nonnulls(l.workflow_id, l.version) = 2 order by l.leaf_index"
+    " where num_nonnulls(l.workflow_id, l.version) = 2 "
 ).format(column_list(leaves.VersionRow._fields, sql.SQL("h")))
+# Which leaves, and in which order.
+ALL_LEAVES = sql.SQL("order by l.leaf_index")
 BY_ID = sql.SQL("select {} from pgaudit_wf.security_audit_log as e where e.id = %s").format(
     column_list(EVENT_COLUMNS, sql.SQL("e"))
 )
@@ -111,10 +120,66 @@ SEALED_TWICE = """
 
 # What cannot be read is by no event that there is.
 _NO_MASKS = ((0, ""),)
+def _cursor(conn: Connection, name: str) -> psycopg.ServerCursor[Any]:
+    cursor = psycopg.ServerCursor(conn, name, row_factory=tuple_row)
+    for kind in ("int4", "int8", "timestamptz", "jsonb", "inet"):
+        cursor.adapters.register_loader(kind, TextLoader)
+    cursor.itersize = _ITEM_SIZE
+    return cursor
+
+
+def read_items(
+    conn: Connection, which: sql.Composable = ALL_LEAVES, parameters: Sequence[object] = ()
+) -> Iterator[Item]:
+    """Yield leaves with their rows, in the order of the tree, with constant memory.
+
+    Args:
+        conn: A connection in a transaction whose values print as in leaves.
+        which: Which of them: an end of the statement's condition on log_leaf as l, and an order
+            that is the tree's.
+        parameters: Values for it.
+    """
+    return heapq.merge(
+        _event_items(conn, which, parameters),
+        _version_items(conn, which, parameters),
+        key=lambda item: item.index,
+    )
+
+
+def _event_items(
+    conn: Connection, which: sql.Composable, parameters: Sequence[object]
+) -> Iterator[Item]:
+    with _cursor(conn, "event_leaves") as cursor:
+        for row in cursor.execute(_EVENT_LEAVES + which, parameters):
+            index, number, tx_id, at, salt, chain, place, previous, *values = row
+            event: leaves.EventText | None = None
+            if values[0] is not None:
+                event = EventRow._make(values)
+            link = link_of(place, previous)
+            yield Item(int(index), (number, tx_id, at), salt, None, chain, link, event)
+
+
+def _version_items(
+    conn: Connection, which: sql.Composable, parameters: Sequence[object]
+) -> Iterator[Item]:
+    with _cursor(conn, "version_leaves") as cursor:
+        for row in cursor.execute(_VERSION_LEAVES + which, parameters):
+            version = leaves.VersionRow._make(row[8:]) if row[8] is not None else None
+            link = link_of(row[6], row[7])
+            yield Item(int(row[0]), (row[1], row[2]), row[3], row[4], row[5], link, version)
 
 
 def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> bytes:
     """Return the hash of the leaf made from a row and a leaf's secrets.
+
+    Raises:
+        ValueError: What is kept for when the snapshot is pruned is not the commitment to it.
+    """
+    return leaf_hash(leaves.canonical(item_leaf(item, row, kept)))
+
+
+def item_leaf(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | None) -> leaves.Leaf:
+    """Return the leaf made from a row and a leaf's secrets.
 
     Raises:
         ValueError: What is kept for when the snapshot is pruned is not the commitment to it.
@@ -130,7 +195,7 @@ def item_hash(item: Item, row: leaves.Row, kept: Mapping[str, leaves.Kept] | Non
             found.setdefault("snapshot", snapshot)
         if found.get("snapshot") != snapshot:
             raise ValueError("the commitment to its snapshot in log_leaf was altered")
-    return leaf_hash(leaves.canonical(leaves.leaf_of(row, found, item.link)))
+    return leaves.leaf_of(row, found, item.link)
 
 
 def link_of(number: str | int | None, previous: bytes | None) -> leaves.Link | None:

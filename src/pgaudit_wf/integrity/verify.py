@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -32,13 +31,11 @@ from pgaudit_wf.integrity.report import Kind, Problem, Report
 from pgaudit_wf.integrity.seal import pin_format, tile_reader
 from pgaudit_wf.integrity.sealed_row import (
     BY_ID,
-    EVENTS,
     SEALED_TWICE,
-    VERSIONS,
     WITHOUT_LEAF,
     Item,
     item_hash,
-    link_of,
+    read_items,
     read_kept,
 )
 from pgaudit_wf.integrity.tiles import TILE_WIDTH, TreeBuilder, split_hashes, tile_path
@@ -85,13 +82,6 @@ class _Verification:
         self.tree = TreeBuilder()
         self.base = TreeBuilder()
 
-    def cursor(self, name: str) -> psycopg.ServerCursor[Any]:
-        cursor = psycopg.ServerCursor(self.conn, name, row_factory=tuple_row)
-        for kind in ("int4", "int8", "timestamptz", "jsonb", "inet"):
-            cursor.adapters.register_loader(kind, TextLoader)
-        cursor.itersize = _ITEM_SIZE
-        return cursor
-
     def add(self, problem: Problem) -> None:
         self.report.found += 1
         if len(self.report.problems) < self.limit:
@@ -99,34 +89,15 @@ class _Verification:
 
     # Streams
 
-    def items(self) -> Iterator[Item]:
-        return heapq.merge(self.events(), self.versions(), key=lambda item: item.index)
-
-    def events(self) -> Iterator[Item]:
-        with self.cursor("verify_events") as cursor:
-            for row in cursor.execute(EVENTS):
-                index, number, tx_id, at, salt, chain, place, previous, *values = row
-                event: leaves.EventText | None = None
-                if values[0] is not None:
-                    event = EventRow._make(values)
-                link = link_of(place, previous)
-                yield Item(int(index), (number, tx_id, at), salt, None, chain, link, event)
-
-    def versions(self) -> Iterator[Item]:
-        with self.cursor("verify_versions") as cursor:
-            for row in cursor.execute(VERSIONS):
-                version = leaves.VersionRow._make(row[8:]) if row[8] is not None else None
-                link = link_of(row[6], row[7])
-                yield Item(int(row[0]), (row[1], row[2]), row[3], row[4], row[5], link, version)
-
     def hashes(self) -> Iterator[bytes]:
         expected = 0
-        with self.cursor("verify_tiles") as cursor:
+        with psycopg.ServerCursor(self.conn, "verify_tiles", row_factory=tuple_row) as cursor:
+            cursor.itersize = _ITEM_SIZE
             cursor.execute(
                 "select tile_number, hashes from pgaudit_wf.log_tile where level = 0 order by 1"
             )
             for number, hashes in cursor:
-                if int(number) != expected:
+                if number != expected:
                     self.add(Problem("tree", f"{tile_path(0, expected)} is missing"))
                     return
                 yield from split_hashes(bytes(hashes))
@@ -189,7 +160,7 @@ class _Verification:
         self.releases = Releases(self.conn.execute(CANDIDATES).fetchall(), self.limit)
         marks = self.marks()
         mark = next(marks, None)
-        items, hashes = self.items(), self.hashes()
+        items, hashes = read_items(self.conn), self.hashes()
         item = self.following(items, -1)
         size = 0
         for stored in hashes:

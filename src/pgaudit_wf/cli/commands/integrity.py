@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pgaudit_wf.cli.base import FAILED, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli.commands.bundle import bundle
 from pgaudit_wf.cli.commands.proof import check, consistency, prove
 from pgaudit_wf.cli.keys import authorities, read_text, signer_of, verifier_keys
 from pgaudit_wf.cli.options import (
@@ -54,7 +55,7 @@ PushOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    for command in (keygen, seal, verify, prove, check, consistency):
+    for command in (keygen, seal, verify, prove, check, consistency, bundle):
         add(app, command)
     group = typer.Typer(
         name="checkpoint", help="Show, push and co-sign checkpoints.", no_args_is_help=True

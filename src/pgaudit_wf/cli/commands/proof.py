@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pgaudit_wf.cli.base import USAGE, Failure, connect
+from pgaudit_wf.cli.commands.bundle import check_zip
 from pgaudit_wf.cli.keys import read_text, verifier_keys
 from pgaudit_wf.cli.options import (
     DatabaseOption,
@@ -67,17 +69,32 @@ def prove(
 
 
 def check(
-    proof: Annotated[str, typer.Argument(metavar="PROOF", help="File with the proof, or -.")],
+    proof: Annotated[
+        str, typer.Argument(metavar="PROOF", help="File with the proof or bundle; - for a proof.")
+    ],
     key: KeysOption = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Of a bundle: the checkpoint kept from last time, which it must continue.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a proof, of an event or of consistency, without a database.
+    """Check a proof, of an event or of consistency, or a bundle, without a database.
 
-    Exit code 0: it is valid, and its content is printed; 1: it is not.
+    Exit code 0: it is valid, and its content is printed; 1: it is not; 4: nothing is wrong with
+    the bundle, but it does not show everything, such as where the period ends.
 
         pgaudit-wf check proof.json --key seal.pub
+        pgaudit-wf check period.zip --key seal.pub --checkpoint kept
     """
     keys = verifier_keys(key)
+    kept = read_text(checkpoint, "checkpoint") if checkpoint else ""
+    if _is_zip(proof):
+        check_zip(proof, keys, kept, as_json)
     try:
         loaded = loads(read_text(proof, "proof"))
     except ValueError as error:
@@ -97,6 +114,14 @@ def check(
         )
         return
     _print_checked(checked)
+
+
+def _is_zip(path: str) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(2) == b"PK"
+    except OSError:
+        return False
 
 
 def _print_checked(checked: Checked) -> None:

@@ -1,0 +1,189 @@
+"""`bundle`: an organization's events in a period, for its auditor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from pgaudit_wf import request_context
+from pgaudit_wf.cli.base import Failure, connect, parse_time
+from pgaudit_wf.cli.keys import read_text
+from pgaudit_wf.cli.options import ArchivesOption, AsOption, DatabaseOption
+from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
+from pgaudit_wf.errors import MissingExtraError
+from pgaudit_wf.exact_json import dumps
+from pgaudit_wf.integrity.note import VerifierKey
+from pgaudit_wf.trail.statement import one
+
+
+def bundle(
+    org: Annotated[str, typer.Option("--org", metavar="ID", help="The organization.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The zip file to write.")
+    ],
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=parse_time,
+            metavar="TIME",
+            show_default=False,
+            help="From this time on; default: from --since-checkpoint on, or from the beginning.",
+        ),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=parse_time,
+            metavar="TIME",
+            show_default=False,
+            help="Before this time; default: now.",
+        ),
+    ] = None,
+    since_checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="The checkpoint that the auditor kept from last time.",
+        ),
+    ] = None,
+    archive: ArchivesOption = None,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="How long to wait for the sealer, at most."),
+    ] = 60,
+    as_actor: AsOption = None,
+    reason: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", show_default=False, help="The reason, which is recorded."),
+    ] = None,
+    database: DatabaseOption = "",
+) -> None:
+    """Write a zip file by which an auditor can tell that nothing of an organization was left out.
+
+    It has the events as JSON and CSV, their proofs, the checkpoint, what was recorded and how, and
+    a program that checks all of it. It shows nothing of other organizations. That it is made is an
+    event too; once that is sealed, it shows where the period ends: leave the sealer running.
+
+        pgaudit-wf bundle --org o_acme --since 2026-01-01 --until 2026-04-01 -o period.zip
+        pgaudit-wf bundle --org o_acme --since-checkpoint kept -o period.zip
+        pgaudit-wf check period.zip --key seal.pub --checkpoint kept
+    """
+    with _checking():
+        from pgaudit_wf.integrity.bundle import await_seal, mark_configuration, write_bundle
+
+    end = until or datetime.now(UTC)
+    old = read_text(since_checkpoint, "checkpoint") if since_checkpoint else None
+    filters = {name: at.isoformat() for name, at in (("since", since), ("until", end)) if at}
+
+    def record(events: int | None, outcome: str) -> int:
+        statement = "select pgaudit_wf.record_export('bundle', %s, %s, %s)"
+        with request_context(conn, actor_id=as_actor, org_id=org, reason=reason):
+            (event_id,) = one(conn, statement, [dumps(filters), events, outcome])
+        return int(event_id)
+
+    with connect(database) as conn:
+        marks = [record(None, "succeeded"), mark_configuration(conn)]
+        if not await_seal(conn, marks, wait):
+            console(stderr=True).print(
+                f"Not sealed within {wait:g} s: unless there is a later event, the bundle cannot"
+                " show where the period ends. Run pgaudit-wf seal, and make it again."
+            )
+        written: int | None = None
+        try:
+            with _destination(output) as file, progress_bar(False) as bar:
+                task = bar.add_task("Writing", total=None)
+                done = write_bundle(
+                    conn, file, org, since=since, until=end, old=old, archives=archive,
+                    progress=lambda count: bar.update(task, completed=count),
+                )  # fmt: skip
+            written = done.leaves
+        finally:
+            if not conn.closed:
+                record(written or 0, "failed" if written is None else "succeeded")
+    console(stderr=True).print(
+        f"{done.leaves:,} events and versions in {output}"
+        + (f", numbers {done.first} to {done.last}" if done.leaves else "")
+    )
+
+
+@contextmanager
+def _destination(output: Path) -> Iterator[IO[bytes]]:
+    # It gets its name only when it is complete.
+    temporary = output.with_name(f".{output.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(output)
+    except OSError as error:
+        raise Failure(f"{output} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _checking() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            "signatures need one more package: pip install 'pgaudit-wf[integrity]'"
+        ) from error
+
+
+def check_zip(path: str, keys: list[VerifierKey], kept: str, as_json: bool) -> None:
+    """Check a bundle, print what it shows, and end the command with the exit code that says so.
+
+    Args:
+        path: The bundle.
+        keys: The keys of the log and of witnesses.
+        kept: The checkpoint kept from last time, or "".
+        as_json: Whether to print JSON.
+    """
+    with _checking():
+        from pgaudit_wf.integrity.check import check_bundle, read_keys
+
+    report = check_bundle(path, [key for text in keys for key in read_keys(str(text))], kept)
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+    raise typer.Exit(report["exit_code"])
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    out = console()
+    for problem in report["problems"]:
+        out.print(printable(f"WRONG: {problem}"), style="red")
+    if "numbers" in report:
+        numbers = " to ".join(map(str, report["numbers"])) or "none"
+        since = f"from {report['since']} " if report["since"] else ""
+        out.print(printable(
+            f"Organization {report['org_id']}, {since}until {report['until']}: numbers {numbers},"
+            f" under the checkpoint of {report['size']} leaves of {report['origin']}."
+        ))  # fmt: skip
+        if report["old_size"]:
+            out.print(f"The log continues the checkpoint of {report['old_size']} leaves.")
+        for witness in report["witnesses"]:
+            out.print(printable(f"Seen by the witness {witness}."))
+        for what, found in report["gone"].items():
+            listed = ", ".join(map(str, found[:10])) + (", …" if len(found) > 10 else "")
+            out.print(f"Number {listed}: {what}.")
+        for gap in report["off"]:
+            until = f"until {gap['until']}" if gap["until"] else "and is not yet again"
+            out.print(printable(f"{gap['table']} was not recorded from {gap['from']} {until}."))
+        if not report["off"]:
+            out.print("Recording was on throughout.")
+        for what in report["not_shown"]:
+            out.print(f"NOT SHOWN: {what}.", style="yellow")
+    if report["problems"]:
+        out.print("This is NOT a complete and unaltered trail.", style="bold red")
+    elif report["not_shown"]:
+        out.print("Nothing is wrong with what is there, but not everything is shown.")
+    else:
+        out.print("Complete and unaltered.", style="green")
