@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import threading
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from starlette.testclient import TestClient
 
 from pgaudit_wf import audit_trail
+from pgaudit_wf.integrity.check import check_bundle, read_keys
 from pgaudit_wf.integrity.merkle import tree_root
 from pgaudit_wf.integrity.note import SigningKey, open_checkpoint
 from pgaudit_wf.integrity.proof import check
@@ -99,3 +105,54 @@ def test_without_the_sealed_log_nothing_is_pretended(world: World) -> None:
     with TestClient(mounted_app(world), base_url="http://testserver/audit", headers=ANA) as client:
         assert "without a connection to the sealed log" in client.get("/integrity").text
         assert client.get("/checkpoint").status_code == 501
+
+
+def bundled(client: TestClient, tmp_path: Path, query: str = "") -> dict[str, Any]:
+    answer = client.get(f"/integrity/bundle{query}")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/zip"
+    path = tmp_path / "period.zip"
+    path.write_bytes(answer.content)
+    return check_bundle(str(path), read_keys(str(KEY.verifier)))
+
+
+def test_an_owner_downloads_all_of_one_organization(
+    client: TestClient, world: World, tmp_path: Path
+) -> None:
+    Sealer(KEY).run(world.conn)
+    assert "Download bundle" in client.get("/integrity").text
+    stop = threading.Event()
+
+    def keep_sealing() -> None:
+        with psycopg.connect(world.conn.info.dsn, autocommit=True) as own:
+            while not stop.wait(0.1):
+                Sealer(KEY).run(own)
+
+    sealer = threading.Thread(target=keep_sealing)
+    sealer.start()
+    try:
+        report = bundled(client, tmp_path)
+        size = report["size"]
+        assert (report["exit_code"], report["org_id"], report["numbers"][0]) == (0, "o_acme", 1)
+        data = zipfile.ZipFile(tmp_path / "period.zip").read("leaves.ndjson")
+        assert b"globex" not in data
+        report = bundled(client, tmp_path, f"?since=2020-01-01&until=&old_size={size}")
+        assert (report["exit_code"], report["old_size"]) == (0, size)
+    finally:
+        stop.set()
+        sealer.join()
+    actions = [entry.action for entry in audit_trail(world.conn, org_id="o_acme").entries[:2]]
+    assert actions == ["audit.exported", "audit.export_started"]
+
+
+def test_a_bundle_that_cannot_be_made_is_refused(
+    client: TestClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgaudit_wf.web.sealed_log._SEAL_WAIT", 0)
+    Sealer(KEY).run(world.conn)
+    assert client.get("/integrity/bundle?old_size=99999").status_code == 409
+    assert client.get("/integrity/bundle?since=yesterday").status_code == 422
+    for user, status in (("bo", 403), ("liar", 403), ("nobody", 401)):
+        assert client.get("/integrity/bundle", headers={"x-test-user": user}).status_code == status
+    monkeypatch.setattr("pgaudit_wf.web.sealed_log._BUNDLE_LEAVES", 1)
+    assert "more than the 1 that fit" in client.get("/integrity/bundle").text

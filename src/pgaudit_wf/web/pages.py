@@ -26,6 +26,7 @@ from pgaudit_wf.web.api import (
     no_version,
     restore_version,
 )
+from pgaudit_wf.web.bundling import Day, Size, bundle_response
 from pgaudit_wf.web.canvas import draw
 from pgaudit_wf.web.database import Session
 from pgaudit_wf.web.excerpt import changed_fields, excerpt
@@ -401,6 +402,22 @@ async def verify(request: Request, who: Who) -> Response:
         raise ProblemError(501, "These pages are configured without a key to verify with.")
     report = await sealed.verify()
     return await _integrity(request, who, report, busy=report is None)
+
+
+@router.get("/integrity/bundle")
+async def bundle(
+    request: Request,
+    who: Who,
+    database: Data,
+    since: Day = None,
+    until: Day = None,
+    old_size: Size = None,
+) -> Response:
+    """The organization's trail for its auditor."""
+    sealed = _sealed_log(request)
+    if sealed is None:
+        raise ProblemError(501, "These pages are configured without the sealed log.")
+    return await bundle_response(request, database, who, sealed, since, until, old_size)
 
 
 def _sealed_log(request: Request) -> Integrity | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import psycopg
 from anyio import to_thread
@@ -23,6 +25,8 @@ from pgaudit_wf.integrity.verify import verify
 from pgaudit_wf.trail.statement import one
 
 T = TypeVar("T")
+# How many bundles at once, of how many leaves, and how long each waits for the sealer.
+_BUNDLES, _BUNDLE_LEAVES, _SEAL_WAIT = 2, 20_000, 10.0
 _TILE = re.compile(r"(\d{1,2})/((?:x\d{3}/)*\d{3})(?:\.p/(\d{1,3}))?")
 
 
@@ -49,6 +53,7 @@ class Integrity:
         self._pool = pool
         self._keys = keys
         self._verifying = threading.Lock()
+        self._bundling = threading.Semaphore(_BUNDLES)
 
     @property
     def may_verify(self) -> bool:
@@ -113,6 +118,51 @@ class Integrity:
             return await self._call(lambda conn: verify(conn, self._keys))
         finally:
             self._verifying.release()
+
+    async def bundle(
+        self,
+        org_id: str,
+        since: datetime | None,
+        until: datetime,
+        old_size: int | None,
+        recorded: int,
+    ) -> tuple[IO[bytes], int] | None:
+        """Return a temporary file with an organization's bundle, and its leaves; None if busy.
+
+        The caller must check that the user may see all of the organization's events.
+
+        Args:
+            org_id: The organization.
+            since: The start of the period.
+            until: Its end.
+            old_size: The size of the checkpoint kept from last time.
+            recorded: The event that says that the bundle is made, which is sealed first.
+
+        Raises:
+            ProofError: It is too large, or not what was sealed, or there is no such checkpoint.
+        """
+        if not self._bundling.acquire(blocking=False):
+            return None
+
+        def work(conn: psycopg.Connection[Any]) -> tuple[IO[bytes], int]:
+            # Without the extra integrity, the other pages work.
+            from pgaudit_wf.integrity.bundle import await_seal, mark_configuration, write_bundle
+
+            await_seal(conn, [recorded, mark_configuration(conn)], _SEAL_WAIT)
+            old = newest_checkpoint(conn, old_size) if old_size is not None else None
+            with ExitStack() as stack:
+                file = stack.enter_context(tempfile.TemporaryFile())
+                done = write_bundle(
+                    conn, file, org_id, since=since, until=until, old=old, limit=_BUNDLE_LEAVES
+                )
+                # Whoever sends it closes it.
+                stack.pop_all()
+            return file, done.leaves
+
+        try:
+            return await self._call(work)
+        finally:
+            self._bundling.release()
 
     async def proof(self, event_id: int) -> dict[str, Any]:
         """Return the proof of an event; the caller must check that the user may see it.
