@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -126,6 +127,10 @@ def test_check_py_alone_says_the_same(log: Connection, tmp_path: Path) -> None:
 
 def test_it_shows_nothing_of_another_organization(log: Connection, tmp_path: Path) -> None:
     path = tmp_path / "p.zip"
+    log.execute(
+        f"insert into {LOG} (action, captured, metadata)"
+        " values ('audit.alert_rule_changed', true, '{\"org_id\": \"o_2\"}')"
+    )
     make(log, path, until=close(log))
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist()) - {"check.py", "README.txt", "configuration.json"}
@@ -174,6 +179,29 @@ def test_a_period_without_events_is_shown_to_have_none(log: Connection, tmp_path
     assert (report["numbers"], report["exit_code"]) == ([], 0)
 
 
+def test_events_that_are_not_in_the_order_of_their_times_are_all_shown(
+    dsn: str, tmp_path: Path
+) -> None:
+    with (
+        psycopg.connect(dsn, autocommit=True) as conn,
+        psycopg.connect(dsn, autocommit=True) as long,
+    ):
+        with long.transaction():
+            long.execute("select set_config('app.org_id', 'o_1', true)")
+            long.execute("select pgaudit_wf.record_event('long.began', 'report', '1')")
+            record(conn, "o_1")
+            middle = now()
+            long.execute("select pgaudit_wf.record_event('long.ended', 'report', '1')")
+        end = close(conn)
+        # By number: long.began, long.ended, report.made; by time, report.made is the second.
+        for since, until, numbers in (
+            (middle, end, [2, 3]), (None, middle, [1, 3]), (middle, middle, []),
+        ):  # fmt: skip
+            report = make(conn, tmp_path / "p.zip", since=since, until=until)
+            assert (report["numbers"], report["problems"]) == (numbers, [])
+            assert report["not_shown"] == [], (since, until)
+
+
 def test_an_open_end_is_told(log: Connection, tmp_path: Path) -> None:
     report = make(log, tmp_path / "p.zip", until=now() + timedelta(days=1))
     assert report["exit_code"] == 4
@@ -193,6 +221,11 @@ def test_recording_that_was_off_is_told(log: Connection, tmp_path: Path) -> None
     report = make(log, tmp_path / "p.zip", until=close(log))
     found = [(gap["table"], gap["until"] is not None) for gap in report["off"]]
     assert (found, report["exit_code"]) == ([("thing", True), ("other", False)], 0)
+    done = CliRunner().invoke(
+        app, ["check", str(tmp_path / "p.zip"), "--key", str(KEY.verifier)], env={"COLUMNS": "200"}
+    )
+    assert re.search("^thing was not recorded from .* until ", done.output, re.MULTILINE)
+    assert re.search("^other was not recorded from .* not yet again", done.output, re.MULTILINE)
 
 
 def test_what_was_erased_is_told(log: Connection, tmp_path: Path) -> None:
@@ -616,7 +649,7 @@ def test_the_commands(dsn: str, tmp_path: Path) -> None:
     key = ["--key", str(KEY.verifier)]
     done = run(app, ["check", str(path), *key])
     assert (done.exit_code, done.output.splitlines()[-1]) == (0, "Complete and unaltered.")
-    assert "Recording was on throughout." in done.output
+    assert "Recording was on throughout" in done.output
     done = run(app, ["check", str(path), *key, "--json"])
     assert json.loads(done.output)["numbers"] == [1, 3]
     arguments = ["bundle", "--org", "o_1", "-o", str(path), "-d", dsn, "--wait", "0"]

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from pgaudit_wf.context.block import request_context
-from pgaudit_wf.errors import SigningKeyError
+from pgaudit_wf.errors import SealError, SigningKeyError
 from pgaudit_wf.integrity import leaf as leaves
 from pgaudit_wf.integrity.merkle import leaf_hash
 from pgaudit_wf.integrity.note import Checkpoint, CommandSigner, SigningKey, sign_checkpoint
@@ -344,3 +344,23 @@ def test_an_altered_number_or_chain_in_the_table_is_told(
     unlock(conn)
     conn.execute(f"update pgaudit_wf.log_leaf set {change} where leaf_index = {index}".encode())
     assert any(f"(leaf {index})" in problem.message for problem in problems(conn))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "delete from pgaudit_wf.log_tile where level = 0 and tile_number = 0",
+        "update pgaudit_wf.log_tile set hashes = '' where level = 0 and tile_number = 0",
+        "update pgaudit_wf.log_leaf set org_number = null where leaf_index = 0",
+    ],
+)
+def test_a_chain_whose_end_is_gone_is_not_continued(conn: Connection, change: str) -> None:
+    record(conn, "o_1")
+    record(conn, "o_2", 300)
+    seal(conn)
+    unlock(conn)
+    conn.execute("alter table pgaudit_wf.log_tile drop constraint log_tile_hashes")
+    conn.execute(change.encode())
+    record(conn, "o_1")
+    with pytest.raises(SealError, match="the last leaf of the chain of organization o_1"):
+        seal(conn)

@@ -59,23 +59,40 @@ check.py                    checks all of it: python check.py BUNDLE.zip --key K
 
 Take the key, and a copy of check.py, from somebody else than whoever made this file.
 """
-# Parts of these may name other organizations, or people of theirs.
-_CLOSED = {"audit.alert_rule_changed", "audit.retention_changed", "audit.limit_changed"}
-_RANGE = """
-    select min(n.number) filter (where n.chosen), max(n.number) filter (where n.chosen),
-        max(n.number) filter (where n.at < %(until)s)
-    from (
-        select l.org_number as number, s.at, s.at < %(until)s and case
-            when %(since)s::timestamptz is null and %(old_size)s::bigint is null then true
-            else coalesce(s.at >= %(since)s, false) or coalesce(l.leaf_index >= %(old_size)s, false)
-        end as chosen
+# Parts of other changes of the configuration may name other organizations, or people of theirs.
+_OPEN = {
+    "audit.archived", "audit.attached", "audit.detached", "audit.function_replaced",
+    "audit.history_pruned", "audit.pruned", "audit.recording_disabled", "audit.recording_enabled",
+    "audit.restored", "audit.role_granted", "audit.role_revoked", "audit.rule_changed",
+    "audit.settings_changed", "audit.upgraded",
+}  # fmt: skip
+_PLACES = sql.SQL("""
+    select n.* from (
+        select l.org_number as number, s.at >= %(until)s as late,
+            coalesce(s.at < %(since)s, true) and coalesce(l.leaf_index < %(old_size)s, true)
+                and num_nonnulls(%(since)s::timestamptz, %(old_size)s::bigint) > 0 as early
         from pgaudit_wf.log_leaf as l
         left join pgaudit_wf.workflow_history as h
             on h.workflow_id = l.workflow_id and h.version = l.version,
         lateral (select coalesce(l.occurred_at, h.created_at) as at) as s
         where l.chain = %(chain)s and l.leaf_index < %(size)s
     ) as n
-"""
+""")
+# The numbers in the period; those between them may be from another time.
+_WITHIN = sql.SQL("""
+    select coalesce(min(p.number) filter (where not p.early and not p.late),
+            max(p.number) filter (where not p.late) + 1, 1),
+        coalesce(max(p.number) filter (where not p.early and not p.late),
+            max(p.number) filter (where not p.late), 0)
+    from ({}) as p
+""").format(_PLACES)
+# So that the leaf before is from before the period, and the one after from after it.
+_WIDENED = sql.SQL("""
+    select coalesce(max(p.number) filter (where p.early and p.number < %(first)s), 0) + 1,
+        coalesce(min(p.number) filter (where p.late and p.number > %(last)s) - 1,
+            max(p.number), 0)
+    from ({}) as p
+""").format(_PLACES)
 _UNNUMBERED = """
     select count(*) from pgaudit_wf.security_audit_log as e
     join pgaudit_wf.log_leaf as l on l.event_id = e.id and l.tx_id = e.tx_id and l.chain is null
@@ -223,11 +240,9 @@ class _Bundle:
         old_size = Checkpoint.parse(Note.parse(old).text).size if old else None
         period = {"since": since, "until": until}
         chain = leaves.ORGANIZATION + self._org_id
-        first, last, before = one(
-            self._conn, _RANGE, {**period, "chain": chain, "size": self._size, "old_size": old_size}
-        )
-        if first is None:
-            first, last = (before or 0) + 1, before or 0
+        place = {**period, "chain": chain, "size": self._size, "old_size": old_size}
+        first, last = one(self._conn, _WITHIN, place)
+        first, last = one(self._conn, _WIDENED, {**place, "first": first, "last": last})
         if limit is not None and last - first >= limit:
             raise ProofError(
                 f"the period has {last - first + 1} events and versions, more than the {limit} that"
@@ -332,7 +347,7 @@ class _Bundle:
         }
         if item.chain == leaves.CONFIGURATION:
             self._proved.add(int(item.subject[0]))
-            if leaf["action"] in _CLOSED:
+            if leaf["action"] not in _OPEN:
                 opened = {}
         else:
             self._releases |= {int(release) for release in erased.values()}

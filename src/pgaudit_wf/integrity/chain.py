@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from pgaudit_wf.errors import SealError
 from pgaudit_wf.integrity import leaf as leaves
-from pgaudit_wf.integrity.merkle import leaf_hash
+from pgaudit_wf.integrity.merkle import HASH_SIZE, leaf_hash
 from pgaudit_wf.trail.statement import Connection
 
 
@@ -32,7 +33,11 @@ class Heads:
         self._next: dict[str, leaves.Link] = {}
 
     def find(self, rows: Iterable[leaves.Row]) -> None:
-        """Look up where the chains of some rows end."""
+        """Look up where the chains of some rows end.
+
+        Raises:
+            SealError: The last leaf of one has no number, or no hash in the tree.
+        """
         new = {leaves.chain_of(row) for row in rows} - self._next.keys()
         if new:
             self._next |= dict.fromkeys(new, leaves.Link(1, None))
@@ -40,6 +45,12 @@ class Heads:
                 "select chain, org_number, leaf from pgaudit_wf._chain_heads(%s)", [list(new)]
             )
             for chain, number, leaf in heads.fetchall():
+                if number is None or leaf is None or len(leaf) != HASH_SIZE:
+                    raise SealError(
+                        f"the last leaf of the chain of {name_chain(chain)} was altered, or is"
+                        " missing from the tree; run pgaudit-wf verify, and do not sign until you"
+                        " know why"
+                    )
                 self._next[chain] = leaves.Link(number + 1, bytes(leaf))
 
     def append(self, row: leaves.Row, found: Mapping[str, str]) -> tuple[str, leaves.Link, bytes]:

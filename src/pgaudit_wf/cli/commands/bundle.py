@@ -156,6 +156,17 @@ def check_zip(path: str, keys: list[VerifierKey], kept: str, as_json: bool) -> N
     raise typer.Exit(report["exit_code"])
 
 
+def _overlaps(gap: dict[str, str | None], period: dict[str, Any]) -> bool:
+    """Return whether something was off within the period of a bundle."""
+    at = {
+        name: datetime.fromisoformat(time) for name, time in gap.items() if name != "table" and time
+    }
+    is_over = (
+        "until" in at and period["since"] and at["until"] <= datetime.fromisoformat(period["since"])
+    )
+    return not is_over and at["from"] < datetime.fromisoformat(period["until"])
+
+
 def _print_report(report: dict[str, Any]) -> None:
     out = console()
     for problem in report["problems"]:
@@ -174,11 +185,12 @@ def _print_report(report: dict[str, Any]) -> None:
         for what, found in report["gone"].items():
             listed = ", ".join(map(str, found[:10])) + (", …" if len(found) > 10 else "")
             out.print(f"Number {listed}: {what}.")
-        for gap in report["off"]:
+        gaps = [gap for gap in report["off"] if _overlaps(gap, report)]
+        for gap in gaps:
             until = f"until {gap['until']}" if gap["until"] else "and is not yet again"
             out.print(printable(f"{gap['table']} was not recorded from {gap['from']} {until}."))
-        if not report["off"]:
-            out.print("Recording was on throughout.")
+        if not gaps:
+            out.print("Recording was on throughout, as far as changes of it are shown.")
         for what in report["not_shown"]:
             out.print(f"NOT SHOWN: {what}.", style="yellow")
     if report["problems"]:
