@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +19,8 @@ from pgaudit_wf.archive.write import archive_partition
 from pgaudit_wf.context.block import request_context
 from pgaudit_wf.errors import SealError
 from pgaudit_wf.integrity.archives import verify_archives
+from pgaudit_wf.integrity.bundle import write_bundle
+from pgaudit_wf.integrity.check import check_bundle, read_keys
 from pgaudit_wf.integrity.note import SigningKey
 from pgaudit_wf.integrity.proof import newest_checkpoint
 from pgaudit_wf.integrity.report import Report
@@ -105,6 +108,13 @@ class History:
         if report.holds and any(self.archives.iterdir()):
             verify_archives(self.conn, str(self.archives), report)
         return report
+
+    def bundle(self, path: Path) -> dict[str, Any]:
+        with path.open("wb") as file:
+            write_bundle(self.conn, file, "o_1", until=datetime.now(UTC))
+        return check_bundle(
+            str(path), [k for key in self.keys for k in read_keys(str(key.verifier))]
+        )
 
     def begin(self) -> None:
         self.conn.execute(
@@ -393,6 +403,8 @@ def test_whatever_the_owner_does_is_told(app_conn: Connection, tmp_path: Path, s
     notes = {"auditor.txt": newest_checkpoint(app_conn)}
     report = history.verify(notes)
     assert report.holds, report.problems
+    bundle = history.bundle(tmp_path.with_suffix(".zip"))
+    assert (bundle["problems"], "withheld" in bundle["gone"]) == ([], False)
     owner = Owner(app_conn, random)
     missed = []
     for _ in range(ACTS_PER_HISTORY):
