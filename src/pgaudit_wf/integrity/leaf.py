@@ -30,6 +30,7 @@ EVENT_FORMATS = ("pgaudit_wf.event/1", "pgaudit_wf.event/2")
 VERSION_FORMATS = ("pgaudit_wf.workflow_version/1", "pgaudit_wf.workflow_version/2")
 # Chains of leaves without an organization. That of an organization is ORGANIZATION and its id.
 CONFIGURATION, UNASSIGNED, ORGANIZATION = "configuration", "none", "org/"
+VERSION_POLICY = "pgaudit_wf.version_policy"
 
 
 class VersionRow(NamedTuple):
@@ -103,7 +104,8 @@ def chain_of(row: Row) -> str:
     if row.org_id is not None:
         return ORGANIZATION + row.org_id
     if isinstance(row, EventRow) and row.captured is True and row.action.startswith("audit."):
-        return CONFIGURATION
+        # The subject of a change of such a policy is an organization.
+        return UNASSIGNED if row.resource_type == VERSION_POLICY else CONFIGURATION
     return UNASSIGNED
 
 
