@@ -434,14 +434,14 @@ def renumbered(entries: list[Entry]) -> list[Entry]:
     ("change", "message"),
     [
         (without(0), "what was before the first number"),
-        (without(1), "number 5 is next, others left out, after number 3"),
-        (without(4), "number 8 is next, others left out, after number 6"),
-        (without(-2), "number 10 is next, others left out, after number 8"),
+        (without(1), "number 5 leaves others out, after number 3"),
+        (without(4), "number 8 leaves others out, after number 6"),
+        (without(-2), "number 10 leaves others out, after number 8"),
         (without(-1), "what came after the last"),
         (bracketed(1), "what was before the first number"),
         (bracketed(-1), "what came after the last"),
-        (swapped, "number 6 is next, others left out, after number 4"),
-        (lambda entries: [*entries[:4], *entries[3:]], "number 6 is repeated, or late"),
+        (swapped, "number 6 leaves others out, after number 4"),
+        (lambda entries: [*entries[:4], *entries[3:]], "number 6 is repeated or late"),
         (altered, "number 6 is not in the log, or was altered"),
         (renumbered, "number 99 is not in the log, or was altered"),
         (reopened, "number 6 has an altered who"),
@@ -652,6 +652,7 @@ def test_the_commands(dsn: str, tmp_path: Path) -> None:
     done = run(app, ["check", str(path), *key])
     assert (done.exit_code, done.output.splitlines()[-1]) == (0, "Complete and unaltered.")
     assert "Recording was on throughout" in done.output
+    assert run(app, ["bundle", "--org", "o_7", "-o", str(path), "-d", dsn]).exit_code == 2
     done = run(app, ["check", str(path), *key, "--json"])
     assert json.loads(done.output)["numbers"] == [1, 3]
     arguments = ["bundle", "--org", "o_1", "-o", str(path), "-d", dsn, "--wait", "0"]
@@ -660,6 +661,8 @@ def test_the_commands(dsn: str, tmp_path: Path) -> None:
     assert (done.exit_code, "cannot show where the period ends" in said) == (0, True)
     done = run(app, ["check", str(path), *key, "--checkpoint", str(kept)])
     assert (done.exit_code, "NOT SHOWN" in done.output) == (4, True)
+    kept.write_text("no checkpoint\x1b")
+    assert run(app, [*arguments, "--since-checkpoint", str(kept)]).exit_code == 1
     path.write_bytes(path.read_bytes()[:-500])
     done = run(app, ["check", str(path), *key])
     assert (done.exit_code, "WRONG" in done.output) == (1, True)

@@ -143,7 +143,7 @@ class Bundle:
                     now = int((leaf or entry)["org_number"])
                     what = f"{name}: number {now}"
                     hashed, texts = self.prove(entry, org_id)
-                    gap = "is repeated, or late," if now <= number else "is next, others left out,"
+                    gap = "is repeated or late, coming" if now <= number else "leaves others out,"
                     expect(not follows or now == number + 1, f"{gap} after number {number}")
                     continues = not (follows and leaf) or leaf["org_previous"] == previous
                     expect(continues and entry["index"] > index, f"does not continue {number}")

@@ -11,13 +11,13 @@ from typing import IO, Annotated, Any
 import typer
 
 from pgaudit_wf import request_context
-from pgaudit_wf.cli.base import Failure, connect, parse_time
+from pgaudit_wf.cli.base import USAGE, Failure, connect, parse_time
 from pgaudit_wf.cli.keys import read_text
 from pgaudit_wf.cli.options import ArchivesOption, AsOption, DatabaseOption
 from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
 from pgaudit_wf.errors import MissingExtraError
 from pgaudit_wf.exact_json import dumps
-from pgaudit_wf.integrity.note import VerifierKey
+from pgaudit_wf.integrity.note import Note, VerifierKey
 from pgaudit_wf.trail.statement import one
 
 
@@ -79,6 +79,8 @@ def bundle(
 
     end = until or datetime.now(UTC)
     old = read_text(since_checkpoint, "checkpoint") if since_checkpoint else None
+    if old:
+        Note.parse(old)
     filters = {name: at.isoformat() for name, at in (("since", since), ("until", end)) if at}
 
     def record(events: int | None, outcome: str) -> int:
@@ -88,6 +90,10 @@ def bundle(
         return int(event_id)
 
     with connect(database) as conn:
+        statement = "select exists (select from pgaudit_wf.security_audit_log where org_id = %s)"
+        if not one(conn, statement, [org])[0] and not archive:
+            # A typo must not pass for an organization in which nothing happened.
+            raise Failure(f"there is no event of organization {org!r}", "check its id", USAGE)
         marks = [record(None, "succeeded"), mark_configuration(conn)]
         if not await_seal(conn, marks, wait):
             console(stderr=True).print(
