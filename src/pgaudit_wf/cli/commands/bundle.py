@@ -196,12 +196,15 @@ def _print_report(report: dict[str, Any]) -> None:
             until = f"until {gap['until']}" if gap["until"] else "and is not yet again"
             out.print(printable(f"{gap['table']} was not recorded from {gap['from']} {until}."))
         if not gaps:
-            out.print("Recording was on throughout, as far as changes of it are shown.")
+            is_open = "the configuration until the end" in report["not_shown"]
+            out.print(f"Recording was on throughout{', as far as is shown' if is_open else ''}.")
         for what in report["not_shown"]:
             out.print(f"NOT SHOWN: {what}.", style="yellow")
     if report["problems"]:
         out.print("This is NOT a complete and unaltered trail.", style="bold red")
     elif report["not_shown"]:
         out.print("Nothing is wrong with what is there, but not everything is shown.")
+    elif report["numbers"]:
+        out.print(f"Complete from number {numbers}, and unaltered.", style="green")
     else:
-        out.print("Complete and unaltered.", style="green")
+        out.print("Complete and unaltered: nothing happened in the period.", style="green")
