@@ -128,8 +128,9 @@ def test_check_py_alone_says_the_same(log: Connection, tmp_path: Path) -> None:
 def test_it_shows_nothing_of_another_organization(log: Connection, tmp_path: Path) -> None:
     path = tmp_path / "p.zip"
     log.execute(
-        f"insert into {LOG} (action, captured, metadata)"
-        " values ('audit.alert_rule_changed', true, '{\"org_id\": \"o_2\"}')"
+        "insert into pgaudit_wf.version_policy (org_id, keep_versions) values ('o_2', 7);"
+        "insert into pgaudit_wf.retention_policy (action_pattern, org_id, keep_days)"
+        " values ('thing.*', 'o_2', 4000)"
     )
     make(log, path, until=close(log))
     with zipfile.ZipFile(path) as archive:
@@ -211,21 +212,23 @@ def test_an_open_end_is_told(log: Connection, tmp_path: Path) -> None:
 
 
 def test_recording_that_was_off_is_told(log: Connection, tmp_path: Path) -> None:
-    log.execute(
-        f"insert into {LOG} (action, captured, resource_type, resource_id, diff) values"
-        " ('audit.recording_disabled', true, 'pgaudit_wf.attachment', 'thing', null),"
-        " ('audit.recording_enabled', true, 'pgaudit_wf.attachment', 'thing',"
-        ' \'[{"op": "replace", "path": "/unrecorded", "old": ["delete"], "value": []}]\'),'
-        " ('audit.recording_disabled', true, 'pgaudit_wf.attachment', 'other', null)"
-    )
+    log.execute("create table other (id int primary key)")
+    log.execute("select pgaudit_wf.attach('other')")
+    log.execute("alter table thing disable trigger all")
+    log.execute("alter table thing enable trigger all")
+    log.execute("select pgaudit_wf.detach('other')")
     report = make(log, tmp_path / "p.zip", until=close(log))
     found = [(gap["table"], gap["until"] is not None) for gap in report["off"]]
-    assert (found, report["exit_code"]) == ([("thing", True), ("other", False)], 0)
+    assert (found, report["exit_code"]) == (
+        [("public.thing", True), ("public.other", False)], 0,
+    )  # fmt: skip
     done = CliRunner().invoke(
         app, ["check", str(tmp_path / "p.zip"), "--key", str(KEY.verifier)], env={"COLUMNS": "200"}
     )
-    assert re.search("^thing was not recorded from .* until ", done.output, re.MULTILINE)
-    assert re.search("^other was not recorded from .* not yet again", done.output, re.MULTILINE)
+    assert re.search("^public.thing was not recorded from .* until ", done.output, re.MULTILINE)
+    assert re.search(
+        "^public.other was not recorded from .* not yet again", done.output, re.MULTILINE
+    )
 
 
 def test_what_was_erased_is_told(log: Connection, tmp_path: Path) -> None:
