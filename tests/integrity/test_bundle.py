@@ -279,6 +279,26 @@ def test_archived_events_are_told_or_shown(conn: Connection, tmp_path: Path) -> 
     assert (report["gone"], report["exit_code"]) == ({}, 0)
 
 
+def test_an_archived_configuration_is_told_or_shown(conn: Connection, tmp_path: Path) -> None:
+    conn.execute(
+        f"insert into {LOG} (occurred_at, action, captured)"
+        " values ('2021-03-10Z', 'audit.rule_changed', true)"
+    )
+    conn.execute("select pgaudit_wf.add_log_partition('2021-03-01')")
+    seal(conn)
+    month = "security_audit_log_y2021m03"
+    archives = tmp_path / "archives"
+    archive_partition(conn, month, str(archives))
+    seal(conn)
+    conn.execute("select pgaudit_wf.prune(%s)", [month])
+    until = close(conn)
+    report = make(conn, tmp_path / "p.zip", until=until)
+    assert (report["problems"], report["not_shown"]) == ([], ["what was archived"])
+    assert list(report["gone"]) == ["archived configuration"]
+    report = make(conn, tmp_path / "p.zip", until=until, archives=str(archives))
+    assert (report["gone"], report["exit_code"]) == ({}, 0)
+
+
 def test_witnesses_are_named(log: Connection, tmp_path: Path) -> None:
     from pgaudit_wf.integrity.note import Signature
 
@@ -480,7 +500,7 @@ def test_another_checkpoint_than_the_kept_one_is_named(bundles: dict[str, Path])
     with zipfile.ZipFile(bundles["stale"]) as archive:
         kept = archive.read("checkpoint").decode()
     report = check.check_bundle(str(bundles["o_1"]), KEYS, kept)
-    assert any("continues the checkpoint that you kept" in told for told in report["problems"])
+    assert any("yours is not in it" in told for told in report["problems"])
 
 
 @pytest.mark.parametrize("place", [0, 1, -1])

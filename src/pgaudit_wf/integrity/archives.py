@@ -68,7 +68,7 @@ def archived_row(conn: Connection, url: str, event_id: int) -> leaves.EventText:
 
 
 class ArchivedEvents:
-    """An organization's events in archives, by id; a context manager.
+    """An organization's events in archives, and the configuration's, by id; a context manager.
 
     They are kept in a temporary file, as archives need not have them in the order of their leaves.
 
@@ -96,7 +96,10 @@ class ArchivedEvents:
                     [
                         (row.id, row.tx_id, json.dumps(row))
                         for row in (
-                            _row(self._conn, row) for row in batch if row.org_id == self._org_id
+                            _row(self._conn, row)
+                            for row in batch
+                            if row.org_id == self._org_id
+                            or (row.org_id is None and row.action.startswith("audit."))
                         )
                     ],
                 )

@@ -319,6 +319,8 @@ class _Bundle:
         if item.row is None and item.is_event:
             item.row = self._archived.find(*item.subject[:2])
         if item.row is None:
+            if not item.is_event:
+                raise ProofError(f"{item.name} is missing; run pgaudit-wf verify")
             by = self._conn.execute(_ARCHIVED_BY, {"at": item.subject[2]}).fetchone()
             assert item.link is not None  # noqa: S101
             return entry | {

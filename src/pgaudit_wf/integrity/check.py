@@ -91,8 +91,7 @@ def part_names(leaf: Json) -> list[str]:
 
 def readable(leaf: Json, texts: dict[str, str], columns: list[str]) -> list[bytes]:
     """Return the line of events.ndjson and the row of events.csv that a leaf and its parts make."""
-    hidden = PARTS[leaf["format"]]
-    clear = {k: v for k, v in sorted(leaf.items()) if k not in hidden and v is not None}
+    clear = {k: v for k, v in leaf.items() if v is not None and k not in PARTS[leaf["format"]]}
     parts = {k: f"{{{text}}}" if MEMBER.match(text) else text for k, text in texts.items()}
     shown = {k: json.dumps(v, ensure_ascii=False) for k, v in clear.items()} | parts
     line = f"{{{', '.join(f'{json.dumps(name)}: {text}' for name, text in shown.items())}}}\n"
@@ -109,9 +108,8 @@ class Bundle:
         expect(len(infos) == len({info.filename for info in infos}), "it contains a file twice")
         most = max(MAX_BUNDLE, 100 * sum(info.compress_size for info in infos))
         expect(sum(info.file_size for info in infos) <= most, "it unpacks to too much")
-        self.problems, self.off = list[str](), list[Json]()
+        self.problems, self.off, self.note = list[str](), list[Json](), self.read("checkpoint")
         self.told, self.releases = dict[str, list[int]](), dict[str, int]()
-        self.note = self.read("checkpoint")
         self.origin, self.size, self.root, self.seen = open_checkpoint(self.note, keys)
     def read(self, name: str) -> str:
         return self.archive.open(name).read(MAX_LINE).decode()
@@ -155,7 +153,10 @@ class Bundle:
     def configuration(self) -> Json:
         """Note when what was off, and what is gone by which event; return the last event."""
         off, leaf = dict[str, Json](), Json()
-        for _, _, leaf, texts in self.walk("configuration.ndjson", None, True):
+        for now, _, leaf, texts in self.walk("configuration.ndjson", None, True):
+            if leaf is None:
+                self.tell("archived configuration", now)
+                continue
             expect(leaf["captured"] and leaf["action"][:6] == "audit.", "not the configuration")
             said, action, name = "\n".join(texts.values()), leaf["action"], leaf["resource_id"]
             size = re.search('^"tree_size": ([0-9]{1,18})$', said, re.MULTILINE)
@@ -177,8 +178,7 @@ class Bundle:
             expect(roots == (root, self.root), "the log does not continue the old checkpoint")
         mine = open_checkpoint(kept or self.note, keys)[1:3]
         expect(mine[0] <= self.size, "it is stale: your checkpoint is of more leaves than its own")
-        expect(mine in ((self.size, self.root), old and (old_size, root)),
-               "it does not show that the log continues the checkpoint that you kept")
+        expect(mine in ((self.size, self.root), old and (old_size, root)), "yours is not in it")
         since, until = (about[k] and datetime.fromisoformat(about[k]) for k in ("since", "until"))
         newest = self.configuration()
         for line in io.StringIO(self.read("releases.ndjson")):
@@ -210,11 +210,12 @@ class Bundle:
         begins = ("bracket" in first and (old or since) and not (old and first["index"] >= old_size)
                   and not (since and time_of(first["leaf"]) >= since))
         shown = {
-            "what was before the first number": begins or numbers[:1] == [1],
+            "what was before the first number": begins or
+            str((first.get("leaf") or first).get("org_number")) == "1",
             "what came after the last": "bracket" in last and time_of(last["leaf"]) >= until,
             "the configuration until the end": newest and time_of(newest) >= until,
             "events sealed before they were numbered": not about["unnumbered"],
-            "what was archived": "archived" not in self.told,
+            "what was archived": "archived" not in " ".join(self.told),
             "what is withheld": "withheld" not in self.told,
         }
         return {**about, "origin": self.origin, "size": self.size, "old_size": old_size,
@@ -245,6 +246,5 @@ if __name__ == "__main__":
         mine = Path(given.checkpoint).read_text() if given.checkpoint else ""
     except (OSError, ValueError) as wrong:
         parser.error(ascii(str(wrong)))
-    answer = check_bundle(given.bundle, found, mine)
-    print(json.dumps(answer, indent=2))
+    print(json.dumps(answer := check_bundle(given.bundle, found, mine), indent=2))
     raise SystemExit(answer["exit_code"])
