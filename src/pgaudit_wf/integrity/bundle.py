@@ -127,6 +127,21 @@ class Bundled:
     leaves: int
 
 
+def has_events(conn: Connection, org_id: str) -> bool:
+    """Return whether the database has an event of an organization.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    with translated():
+        (found,) = one(
+            conn,
+            "select exists (select from pgaudit_wf.security_audit_log as e where e.org_id = %s)",
+            [org_id],
+        )
+    return bool(found)
+
+
 def mark_configuration(conn: Connection) -> int:
     """Record that the configuration was looked at, and return the event's id.
 

@@ -75,7 +75,12 @@ def bundle(
         pgaudit-wf check period.zip --key seal.pub --checkpoint kept
     """
     with _checking():
-        from pgaudit_wf.integrity.bundle import await_seal, mark_configuration, write_bundle
+        from pgaudit_wf.integrity.bundle import (
+            await_seal,
+            has_events,
+            mark_configuration,
+            write_bundle,
+        )
 
     end = until or datetime.now(UTC)
     old = read_text(since_checkpoint, "checkpoint") if since_checkpoint else None
@@ -90,8 +95,7 @@ def bundle(
         return int(event_id)
 
     with connect(database) as conn:
-        statement = "select exists (select from pgaudit_wf.security_audit_log where org_id = %s)"
-        if not one(conn, statement, [org])[0] and not archive:
+        if not has_events(conn, org) and not archive:
             # A typo must not pass for an organization in which nothing happened.
             raise Failure(f"there is no event of organization {org!r}", "check its id", USAGE)
         marks = [record(None, "succeeded"), mark_configuration(conn)]
