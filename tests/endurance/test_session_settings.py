@@ -98,7 +98,8 @@ def test_the_same_change_gives_the_same_bytes(
                 session.execute("delete from public.event_of_all_kinds")
             events = conn.execute(
                 "select action, resource_id, org_id, diff::text, metadata::text "
-                "from pgaudit_wf.security_audit_log where application_name = %s order by id",
+                "from pgaudit_wf.security_audit_log where application_name = %s"
+                " and action !~ '^audit[.]' order by id",
                 [f"session {number}"],
             ).fetchall()
             seen.setdefault((rebuilt, *events), []).append(number)

@@ -66,6 +66,9 @@ def _side(operation: dict[str, Any], key: str, write: Callable[[object], str] = 
     return describe_digest(operation, key, operation[key]) or write(operation[key])
 
 
+_COMPARED = ("configuration", "state", "snapshot", "digest")
+
+
 def changes(entry: TrailEntry) -> Text:
     """Return the changes in short: the fields of an update, else the event's metadata."""
     found = []
@@ -80,6 +83,8 @@ def changes(entry: TrailEntry) -> Text:
         (name, short(value))
         for name, value in entry.metadata.items()
         if name not in ("label", "reason")
+        # What the next seal compares with is nothing to read.
+        and not (entry.action.startswith("audit.") and name in _COMPARED)
     ]
     text = Text()
     for name, change in found[:_MOST_CHANGES]:
