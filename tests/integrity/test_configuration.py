@@ -162,6 +162,29 @@ def test_what_switches_recording_off_and_on_is_an_event(audited: Conn) -> None:
     assert found[-1][2][0]["value"] == ["delete"]
 
 
+def test_the_owner_of_a_table_who_switches_it_off_and_on_is_seen(audited: Conn) -> None:
+    owner = f"owner_of_{audited.info.dbname}"
+    audited.execute(f"create role {owner}".encode())
+    try:
+        audited.execute(f"alter table invoice owner to {owner}".encode())
+        before = newest(audited)
+        audited.execute(f"set role {owner}".encode())
+        audited.execute("alter table invoice disable trigger user")
+        audited.execute("insert into invoice values (1)")
+        for op in ("insert", "update", "delete"):
+            audited.execute(f'alter table invoice enable trigger "!pgaudit_wf_batch_{op}"'.encode())
+        audited.execute("alter table invoice enable always trigger pgaudit_wf_truncate")
+        audited.execute("reset role")
+        assert [event[0] for event in configuration(audited, before)] == [
+            "audit.recording_disabled", *["audit.recording_enabled"] * 4,
+        ]  # fmt: skip
+        assert configuration(audited)[-1][2][0]["value"] == []
+    finally:
+        audited.execute("reset role")
+        audited.execute("drop table invoice")
+        audited.execute(f"drop role {owner}".encode())
+
+
 def test_ddl_that_changes_nothing_of_the_recording_is_none_of_its_events(audited: Conn) -> None:
     before = newest(audited)
     audited.execute("alter table invoice add column note text, drop column paid")

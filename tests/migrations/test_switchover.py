@@ -159,7 +159,11 @@ def test_readers_go_on_where_they_were(pair: Pair, late: bool) -> None:
     before = pair.old.execute(EVENTS).fetchall()
     assert pair.new.execute(EVENTS).fetchall() == before
     written = 0
-    for statement in ("select * from pgaudit_wf.read_log()", FINISH):
+    for statement in (
+        "select * from pgaudit_wf.read_log()",
+        "select pgaudit_wf._note_configuration()",
+        FINISH,
+    ):
         with pytest.raises(psycopg.Error) as caught:
             pair.new.execute(statement.encode())
         assert caught.value.sqlstate == "PA011"

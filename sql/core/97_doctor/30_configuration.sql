@@ -208,6 +208,8 @@ declare
     unexplained jsonb := '[]';
     change record;
 begin
+    -- Refuses where the log is still being replicated: nothing may be written to it.
+    perform from pgaudit_wf.log_generations();
     perform pgaudit_wf._unpack_context();
     perform pgaudit_wf._note_recording();
     select noted.* into last
