@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from typing import Any, LiteralString
@@ -384,6 +385,39 @@ def test_what_writes_the_note_cannot_be_silenced(
     unseen(replaced)
     with pytest.raises(SealError, match=r"silent about pgaudit_wf\._(note_)?configuration\(\)"):
         seal(audited)
+
+
+def test_each_function_that_is_replaced_is_named(app_conn: Conn) -> None:
+    """By one that does the same, as far as sealing needs it, so that all can be at once."""
+    seal(app_conn)
+    names = [
+        row[0]
+        for row in app_conn.execute(
+            "select evtname from pg_event_trigger where evtname ~ '^pgaudit_wf_'"
+        )
+    ]
+    for name in names:
+        app_conn.execute(f"alter event trigger {name} disable".encode())
+    functions = app_conn.execute(
+        "select p.oid::regprocedure::text, pg_get_functiondef(p.oid), p.prosqlbody is not null,"
+        " p.prorettype::regtype::text from pg_proc as p"
+        " where p.pronamespace = 'pgaudit_wf'::regnamespace"
+    ).fetchall()
+    for _, definition, is_parsed, result in functions:
+        if is_parsed:
+            head = re.split(r"\n *(?:RETURN|BEGIN ATOMIC)\b", definition)[0]
+            app_conn.execute(f"{head} return null::{result}".encode())
+        else:
+            changed = definition.replace("$function$", "$function$ ", 1)
+            app_conn.execute(changed.encode())
+    for name in names:
+        app_conn.execute(f"alter event trigger {name} enable always".encode())
+    seal(app_conn)
+    [(_, _, diff)] = [
+        event for event in configuration(app_conn) if event[0] == "audit.configuration_changed"
+    ]
+    named = {op["path"].split("/", 2)[2].removeprefix("function ") for op in diff}
+    assert {name for name, *_ in functions} <= named
 
 
 def test_verify_names_what_the_seal_found(

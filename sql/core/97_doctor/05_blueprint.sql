@@ -25,7 +25,7 @@ create function pgaudit_wf._function_digest(function oid) returns text
 language sql stable
 as $$
     select encode(sha256(convert_to(concat_ws('|', p.prosrc, l.lanname, p.prosecdef, p.provolatile, p.proisstrict, p.proconfig,
-        pg_get_function_arguments(p.oid), pg_get_function_result(p.oid)), 'UTF8')), 'hex')
+        pg_get_function_arguments(p.oid), pg_get_function_result(p.oid), pg_get_function_sqlbody(p.oid)), 'UTF8')), 'hex')
     from pg_catalog.pg_proc as p join pg_catalog.pg_language as l on l.oid = p.prolang
     where p.oid = function
 $$;
@@ -298,7 +298,7 @@ as $$
         -- A detached table no longer has a function.
         and not (now_there.object is null and b.is_generated)
         -- Each major version prints expressions in its own way.
-        and (b.object is null or now_there.object is null or b.object ~ '^function '
+        and (b.object is null or now_there.object is null or b.object ~ '^function ' and b.definition ~ e'\nAS '
             or b.server_version = current_setting('server_version_num')::integer / 10000)
     union all
     select 'error', c.oid::regclass::text, format('the rule %I rewrites what is written to it', r.rulename),

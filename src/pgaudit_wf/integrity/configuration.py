@@ -25,8 +25,8 @@ _FUNCTIONS = """
 select 'function ' || p.oid::pg_catalog.regprocedure, pg_catalog.left(pg_catalog.encode(
     pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.concat_ws('|', p.prosrc, l.lanname,
         p.prosecdef, p.provolatile, p.proisstrict, p.proconfig,
-        pg_catalog.pg_get_function_arguments(p.oid), pg_catalog.pg_get_function_result(p.oid)),
-        'UTF8')), 'hex'), 32)
+        pg_catalog.pg_get_function_arguments(p.oid), pg_catalog.pg_get_function_result(p.oid),
+        pg_catalog.pg_get_function_sqlbody(p.oid)), 'UTF8')), 'hex'), 32)
 from pg_catalog.pg_proc as p join pg_catalog.pg_language as l on l.oid = p.prolang
 where p.pronamespace = 'pgaudit_wf'::pg_catalog.regnamespace
 """
