@@ -120,6 +120,8 @@ SEALED_TWICE = """
 
 # What cannot be read is by no event that there is.
 _NO_MASKS = ((0, ""),)
+
+
 def _cursor(conn: Connection, name: str) -> psycopg.ServerCursor[Any]:
     cursor = psycopg.ServerCursor(conn, name, row_factory=tuple_row)
     for kind in ("int4", "int8", "timestamptz", "jsonb", "inet"):
