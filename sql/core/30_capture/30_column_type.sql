@@ -1,15 +1,21 @@
 -- How a column has to be compared and read, by its type.
 
-create function pgaudit_wf._base_type(type oid) returns oid
+create function pgaudit_wf._domain_base(domain oid) returns oid
 language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    info pg_type := (select t from pg_type as t where t.oid = _base_type.type);
+    info pg_type := (select t from pg_type as t where t.oid = _domain_base.domain);
 begin
-    return case when info.typtype = 'd' then pgaudit_wf._base_type(info.typbasetype) else info.oid end;
+    return case when info.typtype = 'd' then pgaudit_wf._domain_base(info.typbasetype) else info.oid end;
 end
 $$;
+comment on function pgaudit_wf._domain_base(oid) is 'What a domain is made of, which may be a domain, too; any other type itself.';
+
+create function pgaudit_wf._base_type(type oid) returns oid
+-- Inlined, as attach() asks hundreds of times. No type of PostgreSQL's own with a number below 10,000 is a domain.
+language sql stable parallel safe
+as $$ select case when type operator(pg_catalog.<) 10000::pg_catalog.oid then type else pgaudit_wf._domain_base(type) end $$;
 comment on function pgaudit_wf._base_type(oid) is 'The type itself, or what a domain is made of.';
 
 create function pgaudit_wf._quote_column(name text) returns text

@@ -22,6 +22,7 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_hashjoin = off
 set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 begin
