@@ -552,6 +552,18 @@ $$;
 comment on function pgaudit_wf._reconcile_row(pgaudit_wf.attachment, text, pgaudit_wf.replayed, jsonb) is
     'Where a row differs from what the log says of it, column by column; incomparable counts the values of which the log cannot tell.';
 
+create type pgaudit_wf.replay_step as (
+    key text,
+    place jsonb,
+    op jsonb,
+    moved boolean,
+    occurred_at timestamptz,
+    id bigint,
+    diff jsonb,
+    is_last boolean
+);
+comment on type pgaudit_wf.replay_step is 'An event of a row that is being replayed, or the row without any, as _steps_query() returns it.';
+
 create function pgaudit_wf._steps_query(rows text, resource_type text) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -610,7 +622,7 @@ declare
     fresh constant pgaudit_wf.replayed := row(null, '{}', '{}', '{}', 0, false, null, null, '{}');
     state pgaudit_wf.replayed := fresh;
     reached jsonb;
-    step record;
+    step pgaudit_wf.replay_step;
     compared record;
     looked bigint := 0;
     keyless bigint := 0;
