@@ -151,7 +151,12 @@ declare
     has_rows boolean;
     highest bigint;
 begin
-    if not has_table_privilege((setting).target, 'select') or row_security_active((setting).target) then
+    if not has_table_privilege((setting).target, 'select') or row_security_active((setting).target)
+        -- Another server's are not read for this.
+        or exists (
+            select from pg_class
+            where relkind = 'f' and (oid = (setting).target or oid in (select relid from pg_partition_tree((setting).target))))
+    then
         return '{}';
     end if;
     execute format('select exists (select from %s)', source) into has_rows;

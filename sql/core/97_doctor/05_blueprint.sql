@@ -34,6 +34,8 @@ comment on function pgaudit_wf._function_digest(oid) is 'SHA-256 of everything t
 create function pgaudit_wf._describe_function(function oid) returns table (object text, digest text, definition text)
 language sql stable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+set quote_all_identifiers = off
 as $$
     select format('function %s', p.oid::regprocedure), pgaudit_wf._function_digest(p.oid), pg_get_functiondef(p.oid) || ';'
     from pg_proc as p

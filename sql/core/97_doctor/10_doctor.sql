@@ -5,7 +5,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((
-        select pgaudit_wf._call_with('attach', relation, h.detail - '{form,function_name}'::text[])
+        select pgaudit_wf._call_with('attach', relation, h.detail - '{form,function_name,before}'::text[])
         from pgaudit_wf.attachment_history as h
         where h.target = _attach_again.relation::text and h.change in ('attached', 'changed')
         order by h.id desc limit 1), format('select pgaudit_wf.attach(%L);', _attach_again.relation))

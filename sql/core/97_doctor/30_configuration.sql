@@ -29,6 +29,8 @@ comment on function pgaudit_wf._configuration_rows() is
 create function pgaudit_wf._configuration() returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+set quote_all_identifiers = off
 set jit = off
 as $$
     with recursive ours as (

@@ -53,7 +53,10 @@ def unnoted_functions(conn: Connection) -> list[str]:
         psycopg.Error: The database could not answer.
     """
     with conn.transaction():
-        conn.execute("set local search_path = pg_catalog, pg_temp")
+        conn.execute(
+            "set local search_path = pg_catalog, pg_temp;"
+            " set local standard_conforming_strings = on; set local quote_all_identifiers = off"
+        )
         row = conn.execute(_NEWEST_NOTE, [NOTED, CHANGED]).fetchone()
         found = dict(conn.execute(_FUNCTIONS).fetchall())
     noted: Mapping[str, Any] = row[0] if row else {}
