@@ -65,15 +65,20 @@ create type pgaudit_wf.trail_entry as (
 comment on type pgaudit_wf.trail_entry is
     'An event of the trail as people read it: with the current names of actor and resource, else the ones stored in the event.';
 
+create function pgaudit_wf._like_literal(text_part text) returns text
+language sql immutable strict parallel safe
+as $$ select replace(replace(replace(text_part, e'\\', e'\\\\'), '%', e'\\%'), '_', e'\\_') $$;
+comment on function pgaudit_wf._like_literal(text) is 'LIKE pattern for a text, taken literally.';
+
 create function pgaudit_wf._like_pattern(text_part text) returns text
 language sql immutable strict parallel safe
-as $$ select '%' || replace(replace(replace(text_part, e'\\', e'\\\\'), '%', e'\\%'), '_', e'\\_') || '%' $$;
+as $$ select '%' || pgaudit_wf._like_literal(text_part) || '%' $$;
 comment on function pgaudit_wf._like_pattern(text) is 'LIKE pattern for a text that contains the given one, taken literally.';
 
 create function pgaudit_wf._matches_pattern(action text, pattern text) returns boolean
 language sql immutable strict parallel safe
 as $$
-    select action like replace(replace(replace(replace(pattern, e'\\', e'\\\\'), '%', e'\\%'), '_', e'\\_'), '*', '%')
+    select action like replace(pgaudit_wf._like_literal(pattern), '*', '%')
 $$;
 comment on function pgaudit_wf._matches_pattern(text, text) is
     'Whether an action matches a pattern in which * stands for any characters. Inlined, so that an index on the action can serve it.';

@@ -55,7 +55,7 @@ begin
         pseudonyms := array(select e.pseudonym from pgaudit_wf.erasure as e
             where strpos(texts[1], e.pseudonym) > 0 or strpos(texts[2], e.pseudonym) > 0);
         patterns := array(
-            select regexp_replace(text_part, e'([\\\\%_])', e'\\\\\\1', 'g')
+            select pgaudit_wf._like_literal(text_part)
             from unnest(texts) with ordinality as part (text_part, position) order by position);
         foreach pseudonym in array pseudonyms loop
             patterns := array[replace(patterns[1], pseudonym, '%'), replace(patterns[2], pseudonym, '%')];
