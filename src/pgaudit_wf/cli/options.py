@@ -104,6 +104,19 @@ TsaOption = Annotated[
 ]
 
 
+ReasonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reason", metavar="TEXT", show_default=False, help="The reason, which is recorded."
+    ),
+]
+
+
+def time_option(text: str) -> Any:  # noqa: ANN401 - typer's type is private
+    """Return an option that is a time, with its help text."""
+    return typer.Option(parser=parse_time, metavar="TIME", show_default=False, help=text)
+
+
 def watch_option(shortest: float) -> Any:  # noqa: ANN401 - typer's type is private
     """Return the option that keeps a job running, with the shortest pause allowed."""
     return typer.Option(
@@ -143,19 +156,9 @@ def _trail_filter(
     ] = None,
     since: Annotated[
         datetime | None,
-        typer.Option(
-            parser=parse_time,
-            metavar="TIME",
-            show_default=False,
-            help="From this time on: 2026-03-01, '2026-03-01 14:30', yesterday, 90m, 7d.",
-        ),
+        time_option("From this time on: 2026-03-01, '2026-03-01 14:30', yesterday, 90m, 7d."),
     ] = None,
-    until: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=parse_time, metavar="TIME", show_default=False, help="Before this time."
-        ),
-    ] = None,
+    until: Annotated[datetime | None, time_option("Before this time.")] = None,
     search: Annotated[
         str | None,
         typer.Option(

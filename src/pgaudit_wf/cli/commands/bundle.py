@@ -11,9 +11,15 @@ from typing import IO, Annotated, Any
 import typer
 
 from pgaudit_wf import request_context
-from pgaudit_wf.cli.base import USAGE, Failure, connect, parse_time
+from pgaudit_wf.cli.base import USAGE, Failure, connect
 from pgaudit_wf.cli.keys import read_text
-from pgaudit_wf.cli.options import ArchivesOption, AsOption, DatabaseOption
+from pgaudit_wf.cli.options import (
+    ArchivesOption,
+    AsOption,
+    DatabaseOption,
+    ReasonOption,
+    time_option,
+)
 from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
 from pgaudit_wf.errors import MissingExtraError
 from pgaudit_wf.exact_json import dumps
@@ -28,22 +34,11 @@ def bundle(
     ],
     since: Annotated[
         datetime | None,
-        typer.Option(
-            parser=parse_time,
-            metavar="TIME",
-            show_default=False,
-            help="From this time on; default: from --since-checkpoint on, or from the beginning.",
+        time_option(
+            "From this time on; default: from --since-checkpoint on, or from the beginning."
         ),
     ] = None,
-    until: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=parse_time,
-            metavar="TIME",
-            show_default=False,
-            help="Before this time; default: now.",
-        ),
-    ] = None,
+    until: Annotated[datetime | None, time_option("Before this time; default: now.")] = None,
     since_checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -58,10 +53,7 @@ def bundle(
         typer.Option(min=0, metavar="SECONDS", help="How long to wait for the sealer, at most."),
     ] = 60,
     as_actor: AsOption = None,
-    reason: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", show_default=False, help="The reason, which is recorded."),
-    ] = None,
+    reason: ReasonOption = None,
     database: DatabaseOption = "",
 ) -> None:
     """Write a zip file by which an auditor can tell that nothing of an organization was left out.

@@ -14,7 +14,13 @@ import typer
 from pgaudit_wf import request_context
 from pgaudit_wf.archive.files import list_archives
 from pgaudit_wf.cli.base import Connection, Failure, add, connect
-from pgaudit_wf.cli.options import ArchivesOption, AsOption, DatabaseOption, filtering
+from pgaudit_wf.cli.options import (
+    ArchivesOption,
+    AsOption,
+    DatabaseOption,
+    ReasonOption,
+    filtering,
+)
 from pgaudit_wf.cli.printing.output import console
 from pgaudit_wf.export.trail import Format, export_trail
 from pgaudit_wf.trail.reads import TrailFilter
@@ -39,10 +45,7 @@ def export(
     ] = None,
     archive: ArchivesOption = None,
     as_actor: AsOption = None,
-    reason: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", show_default=False, help="The reason, which is recorded."),
-    ] = None,
+    reason: ReasonOption = None,
     database: DatabaseOption = "",
 ) -> None:
     """Write the trail to a file for a spreadsheet, a program or a SIEM, newest first.

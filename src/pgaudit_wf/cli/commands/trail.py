@@ -18,7 +18,7 @@ from rich.text import Text
 from pgaudit_wf import request_context
 from pgaudit_wf.archive.files import list_archives
 from pgaudit_wf.archive.read import whole_trail
-from pgaudit_wf.cli.base import UNREACHABLE, USAGE, Connection, Failure, add, connect, parse_time
+from pgaudit_wf.cli.base import UNREACHABLE, USAGE, Connection, Failure, add, connect
 from pgaudit_wf.cli.options import (
     ArchivesOption,
     AsOption,
@@ -27,6 +27,7 @@ from pgaudit_wf.cli.options import (
     OrgOption,
     UtcOption,
     filtering,
+    time_option,
 )
 from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table, shorten
 from pgaudit_wf.cli.printing.trail import print_line, print_trail
@@ -229,12 +230,7 @@ def row(
     ],
     at: Annotated[
         datetime | None,
-        typer.Option(
-            parser=parse_time,
-            metavar="TIME",
-            show_default=False,
-            help="When: 2026-03-01, '2026-03-01 14:30', yesterday, 90m (ago). Default: now.",
-        ),
+        time_option("When: 2026-03-01, '2026-03-01 14:30', yesterday, 90m (ago). Default: now."),
     ] = None,
     org: OrgOption = None,
     as_actor: AsOption = None,
