@@ -48,6 +48,22 @@ $$;
 comment on function pgaudit_wf._without_secrets(jsonb) is
     'A row of the configuration as an event may show it: without keys, and without more of a webhook''s URL than its host.';
 
+create function pgaudit_wf._record_audit(action text, resource_type text, resource_id text, diff jsonb, metadata jsonb default '{}')
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgaudit_wf._unpack_context();
+    insert into pgaudit_wf.security_audit_log (org_id, org_label, action, resource_type, resource_id, captured, diff, metadata)
+    values (null, null, _record_audit.action, _record_audit.resource_type, pgaudit_wf._bounded_key(_record_audit.resource_id), true,
+        _record_audit.diff, _record_audit.metadata);
+    return found;
+end
+$$;
+comment on function pgaudit_wf._record_audit(text, text, text, jsonb, jsonb) is
+    'Records what changed about the trail itself, for no organization; false: something swallowed the event.';
+
 create function pgaudit_wf._record_configuration() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -72,10 +88,7 @@ begin
     if was is not distinct from becomes or current_setting('check_function_bodies') = 'off' or pgaudit_wf._is_applied() then
         return null;
     end if;
-    perform pgaudit_wf._unpack_context();
-    insert into pgaudit_wf.security_audit_log (org_id, org_label, action, resource_type, resource_id, captured, diff, metadata)
-    values (
-        null, null,
+    perform pgaudit_wf._record_audit(
         case when tg_table_name <> 'attachment' then configured.action
             when tg_op = 'INSERT' then 'audit.attached' when tg_op = 'DELETE' then 'audit.detached' else configured.action end,
         'pgaudit_wf.' || tg_table_name,
@@ -83,7 +96,6 @@ begin
                 select h.target from pgaudit_wf.attachment_history as h
                 where h.detail ->> 'function_name' = setting ->> configured.key order by h.id desc limit 1), setting ->> configured.key)
             else coalesce(setting ->> 'target', setting ->> configured.key) end,
-        true,
         pgaudit_wf._json_diff(pgaudit_wf._without_secrets(was), pgaudit_wf._without_secrets(becomes)) || coalesce((
             select jsonb_agg(jsonb_build_object('op', 'replace', 'path', '/' || member.key, 'old', member.value, 'value', member.value))
             from jsonb_each(pgaudit_wf._without_secrets(was)) as member

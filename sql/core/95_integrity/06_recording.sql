@@ -113,12 +113,10 @@ begin
         end if;
         -- Nothing of a table that was detached or dropped is to be recorded, which has its own event.
         continue when change.recorded_through is null;
-        perform pgaudit_wf._unpack_context();
-        insert into pgaudit_wf.security_audit_log (org_id, org_label, action, resource_type, resource_id, captured, diff, metadata)
-        values (null, null,
+        perform pgaudit_wf._record_audit(
             case when change.ops_now is null or change.ops_now <@ change.ops_before
                 then 'audit.recording_enabled' else 'audit.recording_disabled' end,
-            'pgaudit_wf.attachment', change.relation::text, true,
+            'pgaudit_wf.attachment', change.relation::text,
             pgaudit_wf._json_diff(
                 jsonb_build_object('unrecorded', coalesce(change.ops_before, '{}')),
                 jsonb_build_object('unrecorded', coalesce(change.ops_now, '{}'))),
@@ -139,10 +137,8 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform pgaudit_wf._unpack_context();
-    insert into pgaudit_wf.security_audit_log (org_id, org_label, action, resource_type, resource_id, captured, diff, metadata)
-    values (null, null, 'audit.function_replaced', 'pgaudit_wf.function', pgaudit_wf._bounded_key(regexp_replace(object, '^function ', '')),
-        true, pgaudit_wf._json_diff(jsonb_build_object('sha256', was), jsonb_build_object('sha256', becomes)),
+    perform pgaudit_wf._record_audit('audit.function_replaced', 'pgaudit_wf.function', regexp_replace(object, '^function ', ''),
+        pgaudit_wf._json_diff(jsonb_build_object('sha256', was), jsonb_build_object('sha256', becomes)),
         jsonb_strip_nulls(jsonb_build_object(
             'reason', pgaudit_wf._context_reason(), 'configuration', 'object/' || object, 'state', becomes)));
 end

@@ -145,9 +145,7 @@ begin
     on conflict on constraint blueprint_pkey do nothing;
     becomes := (select jsonb_object_agg(b.object, left(b.digest, 32)) from pgaudit_wf.blueprint as b where not b.is_generated);
     if was <> becomes then
-        perform pgaudit_wf._unpack_context();
-        insert into pgaudit_wf.security_audit_log (org_id, org_label, action, resource_type, captured, diff)
-        values (null, null, 'audit.upgraded', 'pgaudit_wf.blueprint', true, pgaudit_wf._json_diff(was, becomes));
+        perform pgaudit_wf._record_audit('audit.upgraded', 'pgaudit_wf.blueprint', null, pgaudit_wf._json_diff(was, becomes));
     end if;
 end
 $$;

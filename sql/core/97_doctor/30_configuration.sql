@@ -181,15 +181,8 @@ create function pgaudit_wf._record_found(action text, resource_type text, resour
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    event_id bigint;
 begin
-    insert into pgaudit_wf.security_audit_log (org_id, org_label, action, resource_type, resource_id, captured, diff, metadata)
-    values (null, null, _record_found.action, _record_found.resource_type, pgaudit_wf._bounded_key(_record_found.resource_id), true,
-        _record_found.diff, '{"found_by": "seal"}' || _record_found.metadata)
-    returning id into event_id;
-    -- By a trigger; with a rule, PostgreSQL itself refuses.
-    if event_id is null then
+    if not pgaudit_wf._record_audit(action, resource_type, resource_id, diff, '{"found_by": "seal"}' || metadata) then
         raise exception 'the log takes no events: something swallows them'
             using hint = 'pgaudit_wf.doctor() names it.';
     end if;
@@ -212,7 +205,6 @@ declare
 begin
     -- Refuses where the log is still being replicated: nothing may be written to it.
     perform from pgaudit_wf.log_generations();
-    perform pgaudit_wf._unpack_context();
     perform pgaudit_wf._note_recording();
     select noted.* into last
     from unnest(array['audit.configuration_noted', 'audit.configuration_changed']) as kind,
