@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pgaudit_wf.errors import NoteError, ProofError, PushError, WitnessError
+from pgaudit_wf.integrity.bundle import write_bundle
 from pgaudit_wf.integrity.note import (
     Checkpoint,
     Note,
@@ -358,6 +360,56 @@ def test_a_forged_time_stamp_is_named(
         assert [v.size for v in report.vouched] == sizes[:1]
     with pytest.raises(NoteError):
         check_timestamp(newest_checkpoint(conn), bytes(altered), trusted)
+
+
+def test_a_bundle_has_the_newest_time_stamp(
+    conn: Conn, dsn: str, stamps: TimeStamps, stamps_url: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    trusted = Authority.parse(stamps.root.read_text())
+    other = make_authority(tmp_path / "other", "Other")
+    sizes = []
+    for count in (3, 2, 2):
+        sizes.append(size_of(note := grow(conn, count)))
+        if len(sizes) < 3:
+            push(conn, note, stamps_url, authorities=[trusted])
+    path = tmp_path / "period.zip"
+    with path.open("wb") as file:
+        write_bundle(conn, file, "o_1", until=datetime.now(UTC))
+    check = ["check", path, "--key", KEY.verifier, "--tsa"]
+    told = command(capsys, *check, stamps.root)
+    # When the period ends is another matter.
+    assert (told.code, told.err) == (4, "")
+    assert f"authority Test TSA root saw {sizes[1]} leaves at " in told.out
+    (vouched,) = json.loads(command(capsys, *check, stamps.root, "--json").out)["vouched"]
+    assert vouched["size"] == sizes[1]
+    refused = command(capsys, *check, other.root)
+    assert (refused.code, "by other authorities" in refused.out) == (1, True)
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path)
+    stamped = tmp_path / "stamped"
+    openssl = ["openssl", "ts", "-verify", "-in", f"{stamped}/1.tsr", "-data"]
+    openssl += [f"{stamped}/checkpoint", "-CAfile", str(stamps.root)]
+    assert b"Verification: OK" in subprocess.run(openssl, check=True, capture_output=True).stdout
+    for name, content, complaint in (
+        ("stamped/1.tsr", b"", "not a time-stamp"),
+        ("stamped/1.tsr", None, "by other authorities"),
+        ("stamped/checkpoint", None, "no time-stamp authority"),
+        ("stamped/checkpoint", b"x", "is not the checkpoint"),
+        ("stamped/consistency.json", None, "cannot be read"),
+        ("stamped/consistency.json", b"[" * 100_000, "cannot be read"),
+        ("stamped/consistency.json", b"{}", "proof"),
+    ):
+        altered = tmp_path / "altered.zip"
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(altered, "w") as target:
+            for member in source.namelist():
+                if member != name:
+                    target.writestr(member, source.read(member))
+                elif content is not None:
+                    target.writestr(member, content)
+        told = command(capsys, "check", altered, *check[2:], stamps.root)
+        said = " ".join(told.out.split())
+        assert (told.code, complaint in said, told.err) == (1, True, ""), told
 
 
 def test_the_commands(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import threading
 import zipfile
@@ -16,8 +17,14 @@ from starlette.testclient import TestClient
 from pgaudit_wf import audit_trail
 from pgaudit_wf.integrity.check import check_bundle, read_keys
 from pgaudit_wf.integrity.merkle import tree_root
-from pgaudit_wf.integrity.note import SigningKey, open_checkpoint
-from pgaudit_wf.integrity.proof import check
+from pgaudit_wf.integrity.note import (
+    WITNESS,
+    Note,
+    SigningKey,
+    VerifierKey,
+    open_checkpoint,
+)
+from pgaudit_wf.integrity.proof import add_cosignatures, check, newest_checkpoint
 from pgaudit_wf.integrity.seal import Sealer
 from pgaudit_wf.integrity.tiles import nodes_from_tiles, tile_path
 from support.web_world import World, mounted_app
@@ -156,3 +163,20 @@ def test_a_bundle_that_cannot_be_made_is_refused(
         assert client.get("/integrity/bundle", headers={"x-test-user": user}).status_code == status
     monkeypatch.setattr("pgaudit_wf.web.sealed_log._BUNDLE_LEAVES", 1)
     assert "more than the 1 that fit" in client.get("/integrity/bundle").text
+
+
+def test_verifying_tells_who_vouches(world: World) -> None:
+    witness = SigningKey("witness.example.com/w1", bytes(range(32, 64)))
+    public = VerifierKey(witness.name, WITNESS, witness.verifier.public_key)
+    Sealer(KEY).step(world.conn)
+    keys = (KEY.verifier, public)
+    app = mounted_app(world, verify_keys=keys)
+    with TestClient(app, base_url="http://testserver/audit", headers=ANA) as client:
+        assert "No outside party vouches" in verify_now(client)
+        note = newest_checkpoint(world.conn)
+        message = f"cosignature/v1\ntime 1770000000\n{Note.parse(note).text}"
+        value = (1770000000).to_bytes(8, "big") + witness.sign(message.encode())
+        line = f"\u2014 {witness.name} {base64.b64encode(public.id + value).decode()}\n"
+        add_cosignatures(world.conn, note + line, [public])
+        size = open_checkpoint(note, keys).size
+        assert f"The witness witness.example.com/w1 saw {size} leaves" in verify_now(client)

@@ -27,10 +27,11 @@ from pgaudit_wf.integrity import leaf as leaves
 from pgaudit_wf.integrity.archives import ArchivedEvents
 from pgaudit_wf.integrity.merkle import inclusion_proof, leaf_hash
 from pgaudit_wf.integrity.note import Checkpoint, Note
-from pgaudit_wf.integrity.proof import consistency_path, newest_checkpoint
+from pgaudit_wf.integrity.proof import consistency_path, newest_checkpoint, prove_consistency
 from pgaudit_wf.integrity.seal import pin_format, tile_reader
 from pgaudit_wf.integrity.sealed_row import Item, item_leaf, read_items, read_kept
 from pgaudit_wf.integrity.tiles import MissingTileError, nodes_from_tiles
+from pgaudit_wf.integrity.witness import log_part
 from pgaudit_wf.trail.statement import Connection, one
 
 BUNDLE_FORMAT: Final = "pgaudit_wf.bundle/1"
@@ -55,6 +56,8 @@ configuration.json          what is recorded now, and how; only the database's o
 checkpoint                  the signed state of the log, with the signatures of witnesses
 old-checkpoint              the one that the auditor kept from last time, if any
 consistency.json            the proof that the log only grew since then
+stamped/                    the newest checkpoint that a time-stamp authority signed, if any, its
+                            answers (RFC 3161), and the proof that the log only grew since then
 check.py                    checks all of it: python check.py BUNDLE.zip --key KEY
 
 Take the key, and a copy of check.py, from somebody else than whoever made this file.
@@ -112,6 +115,11 @@ _CHAIN = sql.SQL(
     "and l.chain = %s and l.org_number between %s and %s and l.leaf_index < %s"
     " order by l.org_number"
 )
+_STAMPED = """
+    select c.note, array_agg(t.response order by t.response_hash)
+    from pgaudit_wf.log_timestamp as t join pgaudit_wf.log_checkpoint as c using (size)
+    where c.note is not null and c.size <= %s group by c.size, c.note order by c.size desc limit 1
+"""
 _EVENT = sql.SQL("and l.event_id = %s and l.leaf_index < %s order by l.leaf_index")
 
 
@@ -274,6 +282,7 @@ class _Bundle:
         self._put("old-checkpoint", old or "")
         proof = consistency_path(self._conn, old, self._note) if old else []
         self._put("consistency.json", json.dumps(proof))
+        self._put_stamps()
         self._put("configuration.json", dumps(self._in_force(), 2))
         with self._member("configuration.ndjson") as out:
             for item in self._items(_CHAIN, [leaves.CONFIGURATION, 1, self._size, self._size]):
@@ -373,7 +382,19 @@ class _Bundle:
             entry["opened"] = {}
         return entry
 
-    def _put(self, name: str, text: str) -> None:
+    def _put_stamps(self) -> None:
+        found = self._conn.execute(_STAMPED, [self._size]).fetchone()
+        if found is not None:
+            note, responses = found
+            # Just what was stamped, as `openssl ts -verify -data` reads it.
+            self._put("stamped/checkpoint", str(log_part(note)))
+            self._put("stamped/consistency.json", json.dumps(
+                prove_consistency(self._conn, note, self._note)
+            ))  # fmt: skip
+            for number, response in enumerate(responses, 1):
+                self._put(f"stamped/{number}.tsr", response)
+
+    def _put(self, name: str, text: str | bytes) -> None:
         self._archive.writestr(_info(name), text)
 
     @contextmanager

@@ -6,6 +6,9 @@ from somebody else, who saw and signed it then.
 
 from __future__ import annotations
 
+import json
+import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
@@ -13,16 +16,19 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import tuple_row
 
-from pgaudit_wf.errors import NoteError, translated
+from pgaudit_wf.errors import NoteError, ProofError, translated
 from pgaudit_wf.integrity.merkle import tree_root
 from pgaudit_wf.integrity.note import WITNESS, Checkpoint, Note, VerifierKey
+from pgaudit_wf.integrity.proof import check
 from pgaudit_wf.integrity.report import Problem, Report, Voucher
 from pgaudit_wf.integrity.seal import tile_reader
 from pgaudit_wf.integrity.tiles import MissingTileError, nodes_from_tiles
 from pgaudit_wf.integrity.timestamp import Authority, check_timestamp, is_by_others
-from pgaudit_wf.integrity.witness import cosigned_at
+from pgaudit_wf.integrity.witness import cosigned_at, log_part
 from pgaudit_wf.trail.statement import Connection
 
+# Of a file in a bundle; a time-stamp has some 5 KB, a proof of consistency 3.
+_MOST_BYTES = 1 << 20
 _SKEW = timedelta(minutes=10)
 _MOST = 1000
 _COSIGNED = """
@@ -151,3 +157,63 @@ def verify_vouchers(
         for source, note in (notes or {}).items():
             work.hear_note(note, witnesses, 0, f"in {source}")
     report.vouched = sorted(work.newest.values(), key=lambda voucher: voucher.at, reverse=True)
+
+
+def bundle_vouchers(
+    path: str, keys: Sequence[VerifierKey], authorities: Sequence[Authority]
+) -> list[Voucher]:
+    """Return which time-stamp authorities vouch for a log up to when, by what is in a bundle.
+
+    The bundle itself is for `check.py`, which needs no authority.
+
+    Args:
+        path: The bundle.
+        keys: The keys of the log.
+        authorities: Time-stamp authorities that are trusted.
+
+    Raises:
+        ProofError: The log of the bundle does not continue the checkpoint that was stamped, or no
+            authority stamped that one.
+        NoteError: A time-stamp is not valid, or by none of the authorities.
+        OSError: The bundle cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+
+            def read(name: str) -> bytes:
+                with archive.open(name) as file:
+                    return file.read(_MOST_BYTES)
+
+            if "stamped/checkpoint" not in archive.namelist():
+                raise ProofError("no time-stamp authority has signed a checkpoint in this bundle")
+            proof = json.loads(read("stamped/consistency.json"))
+            newer = check(proof, keys)
+            if proof["new"] != read("checkpoint").decode():
+                raise ProofError("what was stamped is compared with another checkpoint")
+            stamped = proof["old"]
+            if str(log_part(stamped)).encode() != read("stamped/checkpoint"):
+                raise ProofError("what was stamped is not the checkpoint that is compared")
+            responses = [
+                read(name) for name in archive.namelist() if re.fullmatch(r"stamped/\d+\.tsr", name)
+            ]
+    except (NoteError, ProofError):
+        raise
+    except (zipfile.BadZipFile, KeyError, ValueError, RecursionError) as error:
+        raise ProofError(f"the time-stamps of the bundle cannot be read: {error}") from error
+    assert newer.old is not None  # noqa: S101 - a proof of consistency has one
+    found = []
+    for response in responses:
+        failures = []
+        for authority in authorities:
+            try:
+                at = check_timestamp(stamped, response, authority)
+            except NoteError as error:
+                failures.append(str(error))
+            else:
+                found.append(Voucher(f"time-stamp authority {authority.name}", at, newer.old.size))
+                break
+        if len(failures) == len(authorities) and not is_by_others(stamped, response, authorities):
+            raise NoteError(f"a time-stamp in the bundle is not valid: {'; '.join(failures)}")
+    if not found:
+        raise NoteError("the time-stamps in the bundle are by other authorities")
+    return sorted(found, key=lambda voucher: voucher.at, reverse=True)

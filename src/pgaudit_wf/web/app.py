@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgaudit_wf.integrity.note import VerifierKey
+from pgaudit_wf.integrity.timestamp import Authority
 from pgaudit_wf.web import api, pages, problems, rendering
 from pgaudit_wf.web.database import Database, Pool
 from pgaudit_wf.web.models import Problem
@@ -118,6 +119,7 @@ def create_app(
     write_pool: Pool | None = None,
     integrity_pool: ConnectionPool[Any] | None = None,
     verify_keys: Iterable[VerifierKey] = (),
+    authorities: Iterable[Authority] = (),
     title: str = "Audit",
     sign_in_url: str | None = None,
     reader_role: str = "pgaudit_wf_reader",
@@ -143,6 +145,7 @@ def create_app(
             Integrity page says that it is not available, and proofs return 501.
         verify_keys: The public keys of the log and of witnesses; without any, "Verify now" is not
             offered.
+        authorities: The time-stamp authorities whose word "Verify now" shows.
         title: The title of each page.
         sign_in_url: The sign-in page that the 401 page links to.
         reader_role: The role for reads.
@@ -163,7 +166,9 @@ def create_app(
         database=database,
         settings=rendering.Settings(title, sign_in_url),
         open_health=open_health,
-        integrity=Integrity(integrity_pool, tuple(verify_keys)) if integrity_pool else None,
+        integrity=Integrity(integrity_pool, tuple(verify_keys), tuple(authorities))
+        if integrity_pool
+        else None,
     )
     problems.handle(app)
     app.mount("/static", _Static(directory=_STATIC), name="static")

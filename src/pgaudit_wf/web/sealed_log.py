@@ -21,7 +21,9 @@ from pgaudit_wf.integrity.proof import newest_checkpoint, prove_event
 from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.integrity.seal import tile_reader
 from pgaudit_wf.integrity.tiles import TILE_WIDTH
+from pgaudit_wf.integrity.timestamp import Authority
 from pgaudit_wf.integrity.verify import verify
+from pgaudit_wf.integrity.vouching import verify_vouchers
 from pgaudit_wf.trail.statement import one
 
 T = TypeVar("T")
@@ -46,12 +48,19 @@ class Integrity:
 
     Args:
         pool: Connections of the schema's owner.
-        keys: The public keys that checkpoints must be signed by.
+        keys: The public keys that checkpoints must be signed by, and those of witnesses.
+        authorities: Time-stamp authorities that are trusted.
     """
 
-    def __init__(self, pool: ConnectionPool[Any], keys: Sequence[VerifierKey]) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool[Any],
+        keys: Sequence[VerifierKey],
+        authorities: Sequence[Authority],
+    ) -> None:
         self._pool = pool
         self._keys = keys
+        self._authorities = authorities
         self._verifying = threading.Lock()
         self._bundling = threading.Semaphore(_BUNDLES)
 
@@ -114,8 +123,14 @@ class Integrity:
         """Verify the whole log; None if another verification is running."""
         if not self._verifying.acquire(blocking=False):
             return None
+
+        def work(conn: psycopg.Connection[Any]) -> Report:
+            report = verify(conn, self._keys)
+            verify_vouchers(conn, report, self._keys, self._authorities)
+            return report
+
         try:
-            return await self._call(lambda conn: verify(conn, self._keys))
+            return await self._call(work)
         finally:
             self._verifying.release()
 

@@ -21,9 +21,11 @@ from pgaudit_wf.cli.options import (
     time_option,
 )
 from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
-from pgaudit_wf.errors import MissingExtraError
+from pgaudit_wf.errors import MissingExtraError, NoteError, ProofError
 from pgaudit_wf.exact_json import dumps
 from pgaudit_wf.integrity.note import Note, VerifierKey
+from pgaudit_wf.integrity.timestamp import Authority
+from pgaudit_wf.integrity.vouching import bundle_vouchers
 from pgaudit_wf.trail.statement import one
 
 
@@ -138,19 +140,31 @@ def _checking() -> Iterator[None]:
         ) from error
 
 
-def check_zip(path: str, keys: list[VerifierKey], kept: str, as_json: bool) -> None:
+def check_zip(
+    path: str, keys: list[VerifierKey], kept: str, trusted: list[Authority], as_json: bool
+) -> None:
     """Check a bundle, print what it shows, and end the command with the exit code that says so.
 
     Args:
         path: The bundle.
         keys: The keys of the log and of witnesses.
         kept: The checkpoint kept from last time, or "".
+        trusted: Time-stamp authorities; with any, the time-stamps in the bundle are checked too.
         as_json: Whether to print JSON.
     """
     with _checking():
         from pgaudit_wf.integrity.check import check_bundle, read_keys
 
     report = check_bundle(path, [key for text in keys for key in read_keys(str(text))], kept)
+    if trusted and report["exit_code"] != 1:
+        try:
+            report["vouched"] = [
+                {"by": voucher.by, "at": voucher.at.isoformat(), "size": voucher.size}
+                for voucher in bundle_vouchers(path, keys, trusted)
+            ]
+        except (ProofError, NoteError, OSError) as error:
+            report["problems"].append(str(error))
+            report["exit_code"] = 1
     if as_json:
         print_json(report)
     else:
@@ -184,6 +198,10 @@ def _print_report(report: dict[str, Any]) -> None:
             out.print(f"The log continues the checkpoint of {report['old_size']} leaves.")
         for witness in report["witnesses"]:
             out.print(printable(f"Seen by the witness {witness}."))
+        for voucher in report.get("vouched", []):
+            out.print(printable(
+                f"The {voucher['by']} saw {voucher['size']} leaves at {voucher['at']}."
+            ))  # fmt: skip
         for what, found in report["gone"].items():
             listed = ", ".join(map(str, found[:10])) + (", …" if len(found) > 10 else "")
             out.print(f"Number {listed}: {what}.")

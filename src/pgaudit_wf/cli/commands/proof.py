@@ -9,11 +9,12 @@ import typer
 
 from pgaudit_wf.cli.base import USAGE, Failure, connect
 from pgaudit_wf.cli.commands.bundle import check_zip
-from pgaudit_wf.cli.keys import read_text, verifier_keys
+from pgaudit_wf.cli.keys import authorities, read_text, verifier_keys
 from pgaudit_wf.cli.options import (
     DatabaseOption,
     JsonOption,
     KeysOption,
+    TsaOption,
 )
 from pgaudit_wf.cli.printing.output import print_json, printable
 from pgaudit_wf.exact_json import dumps, loads
@@ -81,6 +82,7 @@ def check(
             help="Of a bundle: the checkpoint kept from last time, which it must continue.",
         ),
     ] = None,
+    tsa: TsaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a proof, of an event or of consistency, or a bundle, without a database.
@@ -89,12 +91,12 @@ def check(
     the bundle, but it does not show everything, such as where the period ends.
 
         pgaudit-wf check proof.json --key seal.pub
-        pgaudit-wf check period.zip --key seal.pub --checkpoint kept
+        pgaudit-wf check period.zip --key seal.pub --checkpoint kept --tsa tsa.pem
     """
     keys = verifier_keys(key)
     kept = read_text(checkpoint, "checkpoint") if checkpoint else ""
     if _is_zip(proof):
-        check_zip(proof, keys, kept, as_json)
+        check_zip(proof, keys, kept, authorities(tsa), as_json)
     try:
         loaded = loads(read_text(proof, "proof"))
     except ValueError as error:

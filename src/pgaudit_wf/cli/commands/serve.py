@@ -16,13 +16,15 @@ from psycopg_pool import ConnectionPool
 
 from pgaudit_wf.cli.base import USAGE, Failure, add, check_conninfo
 from pgaudit_wf.cli.base import connect as connect_once
-from pgaudit_wf.cli.keys import verifier_keys
-from pgaudit_wf.cli.options import DatabaseOption, KeysOption
+from pgaudit_wf.cli.keys import authorities, verifier_keys
+from pgaudit_wf.cli.options import DatabaseOption, KeysOption, TsaOption
 from pgaudit_wf.cli.printing.output import console
 from pgaudit_wf.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
+
+    from pgaudit_wf.integrity.timestamp import Authority
 
 COOKIE = "pgaudit_wf_visitor"
 
@@ -57,6 +59,7 @@ def serve(
         ),
     ] = "",
     key: KeysOption = None,
+    tsa: TsaOption = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 picks a free one.")] = 8765,
 ) -> None:
     """Serve the pages on this machine, at the address that is printed.
@@ -70,7 +73,7 @@ def serve(
         pgaudit-wf serve --org o_acme --as u_ana --write postgresql://app@localhost/product
     """
     keys = verifier_keys(key) if key else []
-    visit = Visitor(org, actor, database, write, owner, tuple(keys))
+    visit = Visitor(org, actor, database, write, owner, tuple(keys), tuple(authorities(tsa)))
     with running(visit, port) as (address, wait):
         console(stderr=True).print(
             f"Open {address}\nServing until Ctrl-C.", soft_wrap=True, highlight=False
@@ -88,6 +91,7 @@ class Visitor:
     write: str = ""
     owner: str = ""
     keys: tuple[Any, ...] = ()
+    authorities: tuple[Authority, ...] = ()
 
 
 @contextmanager
@@ -130,6 +134,7 @@ def running(visitor: Visitor, port: int = 0) -> Iterator[tuple[str, Any]]:
             write_pool=pool(visitor.write) if visitor.write else None,
             integrity_pool=pool(visitor.owner) if visitor.owner else None,
             verify_keys=visitor.keys,
+            authorities=visitor.authorities,
             open_health=True,
         )
         listener = stack.enter_context(socket.socket())
