@@ -74,12 +74,16 @@ comment on column pgaudit_wf.workflow_attachment.id_prefix is
     'What workflow_history puts before this table''s ids: nothing for the first table, then <resource_type>/.';
 
 create function pgaudit_wf._column_names(target regclass) returns text[]
-language sql stable strict
+language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
-    select array_agg(attname::text order by attnum)
-    from pg_attribute
-    where attrelid = $1 and attnum > 0 and not attisdropped
+begin
+    return (
+        select array_agg(attname::text order by attnum)
+        from pg_attribute
+        where attrelid = $1 and attnum > 0 and not attisdropped
+    );
+end
 $$;
 comment on function pgaudit_wf._column_names(regclass) is 'Names of the table''s columns, in order.';
 
@@ -95,17 +99,19 @@ $$;
 comment on function pgaudit_wf._primary_key(regclass) is 'Columns of a table''s primary key, in its order; null without one.';
 
 create function pgaudit_wf._key_columns(setting pgaudit_wf.attachment) returns text[]
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select case
+begin
+    return case
         when (setting).id_columns <@ pgaudit_wf._column_names((setting).target) then (setting).id_columns
         else coalesce((
             select key from pgaudit_wf._primary_key((setting).target) as key
             where not key && ((setting).ignore || (setting).redact)
                 and not exists (
                     select from pg_attribute where attrelid = (setting).target and attname = any (key) and attgenerated = 'v')), '{}')
-    end
+    end;
+end
 $$;
 comment on function pgaudit_wf._key_columns(pgaudit_wf.attachment) is
     'Columns that make up resource_id now: those of the attachment; after one of them was dropped, the primary key, if it may be shown, '
@@ -165,11 +171,15 @@ comment on function pgaudit_wf._usable_workflow(regclass) is
     'null for another table, and without a graph or a key, as no versions can then be kept.';
 
 create function pgaudit_wf._definition_columns(target regclass) returns text[]
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select case when w.target is null then '{}' else array[w.nodes_column, w.edges_column] end
-    from pgaudit_wf._usable_workflow(_definition_columns.target) as w
+begin
+    return (
+        select case when w.target is null then '{}' else array[w.nodes_column, w.edges_column] end
+        from pgaudit_wf._usable_workflow(_definition_columns.target) as w
+    );
+end
 $$;
 comment on function pgaudit_wf._definition_columns(regclass) is
     'The nodes and edges columns of a workflow table whose versions are kept; none for other tables.';

@@ -19,29 +19,37 @@ as $$ select case when type operator(pg_catalog.<) 10000::pg_catalog.oid then ty
 comment on function pgaudit_wf._base_type(oid) is 'The type itself, or what a domain is made of.';
 
 create function pgaudit_wf._quote_column(name text) returns text
-language sql immutable parallel safe
+language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+begin
     -- PL/pgSQL takes these for keywords of its own, whatever precedes them; quote_ident() only knows SQL's.
-    select case
+    return case
         when name in ('begin', 'by', 'declare', 'execute', 'foreach', 'if', 'loop', 'strict', 'while') then '"' || name || '"'
         else quote_ident(name)
-    end
+    end;
+end
 $$;
 comment on function pgaudit_wf._quote_column(text) is 'A column''s name as it can stand after old. and new. in PL/pgSQL.';
 
 create function pgaudit_wf._field(record_name text, column_name text) returns text
-language sql immutable parallel safe
+language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
-as $$ select quote_ident(record_name) || '.' || pgaudit_wf._quote_column(column_name) $$;
+as $$
+begin
+    return quote_ident(record_name) || '.' || pgaudit_wf._quote_column(column_name);
+end
+$$;
 comment on function pgaudit_wf._field(text, text) is 'A column of a record as PL/pgSQL reads it, whatever it is called.';
 
 create function pgaudit_wf._is_built_in(type oid) returns boolean
-language sql stable strict
+language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
+begin
     -- initdb gives out the numbers below 16,384 only (FirstNormalObjectId); nobody else can define a cast between two of those types.
-    select pgaudit_wf._base_type(_is_built_in.type) < 16384
+    return pgaudit_wf._base_type(_is_built_in.type) < 16384;
+end
 $$;
 comment on function pgaudit_wf._is_built_in(oid) is 'Whether a type is PostgreSQL''s own, or a domain over one that is.';
 
@@ -277,19 +285,23 @@ comment on function pgaudit_wf._optional_column(text, text, text) is
     'A piece of SQL with the column''s name in place of %I, or the other one for a table without it.';
 
 create function pgaudit_wf._longest_value(type oid, modifier integer) returns integer
-language sql stable strict
+language plpgsql stable strict
 set search_path = pg_catalog, pg_temp
 as $$
-    select case
-        when typlen > 0 then 0
-        -- A character takes 4 bytes at most.
-        when oid in ('varchar'::regtype, 'bpchar'::regtype) and modifier >= 4 then 4 * (modifier - 4)
-        when oid in ('bit'::regtype, 'varbit'::regtype) and modifier >= 0 then modifier
-        when oid = 'numeric'::regtype then case when modifier >= 4 then 2048 else 147456 end
-        when oid in ('inet'::regtype, 'cidr'::regtype, 'int4range'::regtype, 'int8range'::regtype, 'daterange'::regtype,
-            'tsrange'::regtype, 'tstzrange'::regtype) then 128
-    end
-    from pg_type where oid = pgaudit_wf._base_type(_longest_value.type)
+begin
+    return (
+        select case
+            when typlen > 0 then 0
+            -- A character takes 4 bytes at most.
+            when oid in ('varchar'::regtype, 'bpchar'::regtype) and modifier >= 4 then 4 * (modifier - 4)
+            when oid in ('bit'::regtype, 'varbit'::regtype) and modifier >= 0 then modifier
+            when oid = 'numeric'::regtype then case when modifier >= 4 then 2048 else 147456 end
+            when oid in ('inet'::regtype, 'cidr'::regtype, 'int4range'::regtype, 'int8range'::regtype, 'daterange'::regtype,
+                'tsrange'::regtype, 'tstzrange'::regtype) then 128
+        end
+        from pg_type where oid = pgaudit_wf._base_type(_longest_value.type)
+    );
+end
 $$;
 comment on function pgaudit_wf._longest_value(oid, integer) is
     'Most bytes that a value of a type with such a modifier has as text: 0 for types of fixed length, null where there is no bound.';

@@ -18,34 +18,38 @@ comment on type pgaudit_wf.capture_column is 'A column that a trigger records, w
 create function pgaudit_wf._describe_column(
     col pg_attribute, redacted boolean, unbounded integer default null, longest integer default null, shallow boolean default true
 ) returns pgaudit_wf.capture_column
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select row(
-        (col).attname::text,
-        (col).atttypid,
-        redacted,
-        pgaudit_wf._compare_by_text((col).atttypid)
-            or exists (select from pg_collation where oid = (col).attcollation and not collisdeterministic),
-        -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
-        (col).attlen = -1 and current_setting('server_version_num')::integer >= 170000
-            and (col).atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype),
-        case
-            when redacted or unbounded is null
-                or pgaudit_wf._longest_value((col).atttypid, (col).atttypmod) <= coalesce(longest, 147456) then null
-            -- jsonb holds 256 MiB: what is not too large takes 32 of them at most, all columns, old and new values together.
-            when base in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) then least(16777216 / unbounded, longest)
-            when base = 'bytea'::regtype then least(8388608 / unbounded, longest)
-            -- As stored, which may be compressed to a 256th.
-            when base in ('jsonb'::regtype, 'xml'::regtype) and longest is null then 65536 / unbounded
-            -- An array of nulls is 64 times as long when it is printed, and a composite of them takes even more as JSON.
-            else least(16384 / unbounded,
-                longest / case when base in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype) then 8 else 64 end)
-        end,
-        longest,
-        base in ('jsonb'::regtype, 'json'::regtype) and not redacted and not shallow
-    )::pgaudit_wf.capture_column
-    from (select pgaudit_wf._base_type((col).atttypid) as base) as described
+begin
+    return (
+        select row(
+            (col).attname::text,
+            (col).atttypid,
+            redacted,
+            pgaudit_wf._compare_by_text((col).atttypid)
+                or exists (select from pg_collation where oid = (col).attcollation and not collisdeterministic),
+            -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
+            (col).attlen = -1 and current_setting('server_version_num')::integer >= 170000
+                and (col).atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype),
+            case
+                when redacted or unbounded is null
+                    or pgaudit_wf._longest_value((col).atttypid, (col).atttypmod) <= coalesce(longest, 147456) then null
+                -- jsonb holds 256 MiB: what is not too large takes 32 of them at most, all columns, old and new values together.
+                when base in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) then least(16777216 / unbounded, longest)
+                when base = 'bytea'::regtype then least(8388608 / unbounded, longest)
+                -- As stored, which may be compressed to a 256th.
+                when base in ('jsonb'::regtype, 'xml'::regtype) and longest is null then 65536 / unbounded
+                -- An array of nulls is 64 times as long when it is printed, and a composite of them takes even more as JSON.
+                else least(16384 / unbounded,
+                    longest / case when base in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype) then 8 else 64 end)
+            end,
+            longest,
+            base in ('jsonb'::regtype, 'json'::regtype) and not redacted and not shallow
+        )::pgaudit_wf.capture_column
+        from (select pgaudit_wf._base_type((col).atttypid) as base) as described
+    );
+end
 $$;
 comment on function pgaudit_wf._describe_column(pg_attribute, boolean, integer, integer, boolean) is
     'A column with what its type asks for. unbounded is the number of columns of the table whose values have no fixed length '
@@ -53,24 +57,30 @@ comment on function pgaudit_wf._describe_column(pg_attribute, boolean, integer, 
     'shallow: a json or jsonb value is replaced as a whole.';
 
 create function pgaudit_wf._unbounded(relation oid) returns integer
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select greatest(count(*), 1)::integer from pg_attribute
-    where attrelid = _unbounded.relation and attnum > 0 and not attisdropped and attlen < 0
+begin
+    return (
+        select greatest(count(*), 1)::integer from pg_attribute
+        where attrelid = _unbounded.relation and attnum > 0 and not attisdropped and attlen < 0
+    );
+end
 $$;
 comment on function pgaudit_wf._unbounded(oid) is 'Number of columns of a relation whose values have no fixed length, at least 1.';
 
 create function pgaudit_wf._hidden_columns(setting pgaudit_wf.attachment) returns text[]
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+begin
     -- A virtual generated column is not in the row that a trigger sees.
-    select array(
+    return array(
         select attname::text from pg_attribute
         where attrelid = (setting).target and attnum > 0 and not attisdropped
             and (attname = any ((setting).ignore || (select pgaudit_wf._definition_columns((setting).target))) or attgenerated = 'v')
-        order by attnum)
+        order by attnum);
+end
 $$;
 comment on function pgaudit_wf._hidden_columns(pgaudit_wf.attachment) is
     'The columns of an attached table that its events leave out: ignored ones, a workflow''s graph, and those that are computed when read.';
@@ -130,28 +140,32 @@ comment on function pgaudit_wf._changed_expression(pgaudit_wf.capture_column) is
     'SQL condition that is true when the column differs between old and new.';
 
 create function pgaudit_wf._visible_value(col pgaudit_wf.capture_column, record_name text) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+begin
     -- A composite of nulls "is null", and yet is a value.
-    select case
+    return case
         when (col).redacted then
             format('case when %s is distinct from null then ''[redacted]'' end', pgaudit_wf._field(record_name, (col).name))
         else pgaudit_wf._json_expression((col).type, pgaudit_wf._field(record_name, (col).name))
-    end
+    end;
+end
 $$;
 comment on function pgaudit_wf._visible_value(pgaudit_wf.capture_column, text) is
     'SQL expression for the column''s value as it may be shown.';
 
 create function pgaudit_wf._json_null_test(col pgaudit_wf.capture_column, record_name text) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+begin
     -- By its size first, which is known without reading a value that may be long.
-    select case when pgaudit_wf._base_type((col).type) in ('json'::regtype, 'jsonb'::regtype) and not (col).redacted
+    return case when pgaudit_wf._base_type((col).type) in ('json'::regtype, 'jsonb'::regtype) and not (col).redacted
         then format('pg_column_size(%1$s) < 64 and %2$s_typeof(%1$s) = ''null''', pgaudit_wf._field(record_name, (col).name),
             -- Not format_type(), which quotes a name when quote_all_identifiers is on.
-            case when pgaudit_wf._base_type((col).type) = 'json'::regtype then 'json' else 'jsonb' end) end
+            case when pgaudit_wf._base_type((col).type) = 'json'::regtype then 'json' else 'jsonb' end) end;
+end
 $$;
 comment on function pgaudit_wf._json_null_test(pgaudit_wf.capture_column, text) is
     'SQL condition that is true where a json or jsonb column holds a JSON null, which a diff would show like an SQL null.';
@@ -301,11 +315,12 @@ comment on function pgaudit_wf._row_expression(pgaudit_wf.attachment, text) is
     'SQL expression for a whole row as jsonb, less ignored columns and a workflow''s graph, redacted columns hidden.';
 
 create function pgaudit_wf._large_test(col pgaudit_wf.capture_column, record_name text) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+begin
     -- None of these reads the value.
-    select format(
+    return format(
         case
             when (col).large_from is null then null
             when pgaudit_wf._base_type((col).type) in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
@@ -314,7 +329,8 @@ as $$
                 then 'pg_column_size(%1$s) > %2$s'
             else 'pg_column_size(%1$s) > %2$s or pg_column_compression(%1$s) is not null'
         end,
-        pgaudit_wf._field(record_name, (col).name), (col).large_from)
+        pgaudit_wf._field(record_name, (col).name), (col).large_from);
+end
 $$;
 comment on function pgaudit_wf._large_test(pgaudit_wf.capture_column, text) is
     'SQL condition that is true where the value of a column may be too large to be recorded as it is; '
@@ -323,16 +339,18 @@ comment on function pgaudit_wf._large_test(pgaudit_wf.capture_column, text) is
 create function pgaudit_wf._put_expression(
     col pgaudit_wf.capture_column, record_name text, op text, path text[], beside text default null, room integer default null
 ) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('pgaudit_wf.%s(%s)',
+begin
+    return format('pgaudit_wf.%s(%s)',
         case when (select typcategory = 'A' and typelem <> 0 from pg_type where oid = pgaudit_wf._base_type((col).type))
             then '_put_array' else '_put_large' end,
         concat_ws(', ',
         op, quote_literal(path::text), pgaudit_wf._field(record_name, (col).name), beside,
         'expression => ' || quote_literal(nullif(pgaudit_wf._json_expression((col).type, '$1'), '$1')),
-        'longest => ' || (col).longest, 'room => ' || room))
+        'longest => ' || (col).longest, 'room => ' || room));
+end
 $$;
 comment on function pgaudit_wf._put_expression(pgaudit_wf.capture_column, text, text, text[], text, integer) is
     'SQL expression for _put_large() with a column of a record.';
@@ -496,11 +514,15 @@ comment on function pgaudit_wf._update_statements(pgaudit_wf.attachment) is
     'PL/pgSQL that collects the changed columns of an update into event_diff.';
 
 create function pgaudit_wf._column_text(setting pgaudit_wf.attachment, column_name text, record_name text) returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select pgaudit_wf._text_expression(atttypid, pgaudit_wf._field(record_name, column_name))
-    from pg_attribute where attrelid = (setting).target and attname = column_name and attnum > 0
+begin
+    return (
+        select pgaudit_wf._text_expression(atttypid, pgaudit_wf._field(record_name, column_name))
+        from pg_attribute where attrelid = (setting).target and attname = column_name and attnum > 0
+    );
+end
 $$;
 comment on function pgaudit_wf._column_text(pgaudit_wf.attachment, text, text) is
     'SQL expression for a column of a record as text; null where the table has no such column (any more).';

@@ -26,37 +26,43 @@ comment on function pgaudit_wf._batch_function_name(pgaudit_wf.attachment) is
     'Name of the function that records a table''s changes statement by statement.';
 
 create function pgaudit_wf._has_batch(setting pgaudit_wf.attachment) returns boolean
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+begin
     -- Not for partitioned tables: a statement on a partition fires no statement trigger of its parent, and one on the parent none of the
     -- partition. Not for workflows, whose versions are made row by row; nor where a failure must cost one row's event only.
-    select (setting).form = 'compiled' and (setting).on_failure = 'abort'
+    return (setting).form = 'compiled' and (setting).on_failure = 'abort'
         and exists (select from pg_class where oid = (setting).target and relkind = 'r')
-        and not exists (select from pgaudit_wf.workflow_attachment as w where w.target = (setting).target)
+        and not exists (select from pgaudit_wf.workflow_attachment as w where w.target = (setting).target);
+end
 $$;
 comment on function pgaudit_wf._has_batch(pgaudit_wf.attachment) is 'Whether a table has triggers that record statement by statement.';
 
 create function pgaudit_wf._needs_rows(target regclass, op text) returns boolean
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+begin
     -- A statement may name a parent, or concern a child's rows, too. And other triggers (those of foreign keys included) may change the
     -- same rows again before the statement ends, whose events would then come first. _follow_as_author() looks for these, too.
-    select exists (select from pg_inherits where _needs_rows.target in (inhrelid, inhparent))
-        or exists (
-            select from pg_trigger
-            where tgrelid = _needs_rows.target and not tgisinternal and tgenabled <> 'D' and tgname !~ '^!?pgaudit_wf_'
-                -- Of pg_trigger's flags: for each row (1), not before it (2), insert (4), delete (8), update (16).
-                and tgtype & 3 = 1 and tgtype & case _needs_rows.op when 'insert' then 4 when 'delete' then 8 else 16 end <> 0)
-        or exists (
-            select from pg_constraint
-            where contype = 'f' and confrelid = _needs_rows.target
-                and case _needs_rows.op when 'delete' then confdeltype when 'update' then confupdtype end in ('c', 'n', 'd'))
-        -- The rows of a transition table have no type of their own, for which a function could be declared.
-        or exists (
-            select from pgaudit_wf.attachment as a join pgaudit_wf.action_rule as r on r.resource_type = a.resource_type
-            where a.target = _needs_rows.target and r.op = _needs_rows.op and pgaudit_wf._mentions_row(r.condition))
+    return (
+        select exists (select from pg_inherits where _needs_rows.target in (inhrelid, inhparent))
+            or exists (
+                select from pg_trigger
+                where tgrelid = _needs_rows.target and not tgisinternal and tgenabled <> 'D' and tgname !~ '^!?pgaudit_wf_'
+                    -- Of pg_trigger's flags: for each row (1), not before it (2), insert (4), delete (8), update (16).
+                    and tgtype & 3 = 1 and tgtype & case _needs_rows.op when 'insert' then 4 when 'delete' then 8 else 16 end <> 0)
+            or exists (
+                select from pg_constraint
+                where contype = 'f' and confrelid = _needs_rows.target
+                    and case _needs_rows.op when 'delete' then confdeltype when 'update' then confupdtype end in ('c', 'n', 'd'))
+            -- The rows of a transition table have no type of their own, for which a function could be declared.
+            or exists (
+                select from pgaudit_wf.attachment as a join pgaudit_wf.action_rule as r on r.resource_type = a.resource_type
+                where a.target = _needs_rows.target and r.op = _needs_rows.op and pgaudit_wf._mentions_row(r.condition))
+    );
+end
 $$;
 comment on function pgaudit_wf._needs_rows(regclass, text) is
     'Whether the inserts, updates or deletes of a table must be recorded row by row.';
