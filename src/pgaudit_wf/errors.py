@@ -236,6 +236,12 @@ class StampError(DatabaseError):
     sqlstate = "PA303"
 
 
+class RestoreError(DatabaseError):
+    """A workflow's shape leads back to no row, so that none of its versions can be restored."""
+
+    sqlstate = "PA304"
+
+
 class RequeueError(DatabaseError):
     """The delivery of an alert cannot be queued again."""
 

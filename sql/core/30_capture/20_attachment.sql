@@ -48,8 +48,9 @@ comment on column pgaudit_wf.attachment.attached_by is 'Login role that first at
 
 create table pgaudit_wf.workflow_attachment (
     target regclass primary key,
-    nodes_column text not null,
-    edges_column text not null,
+    shape text not null default 'reactflow',
+    nodes_column text,
+    edges_column text,
     name_column text,
     description_column text,
     visibility_column text,
@@ -61,8 +62,12 @@ create table pgaudit_wf.workflow_attachment (
 comment on table pgaudit_wf.workflow_attachment is
     'Attached tables that hold workflows, and in which columns; written by attach_workflow() and detach() only.';
 comment on column pgaudit_wf.workflow_attachment.target is 'The table.';
-comment on column pgaudit_wf.workflow_attachment.nodes_column is 'Column with the array of nodes (jsonb or json).';
-comment on column pgaudit_wf.workflow_attachment.edges_column is 'Column with the array of edges (jsonb or json).';
+comment on column pgaudit_wf.workflow_attachment.shape is
+    'How the graph is stored: reactflow, n8n, flowise, or the schema of one''s own functions nodes, edges and back.';
+comment on column pgaudit_wf.workflow_attachment.nodes_column is
+    'Column with the nodes; flowise: with the whole graph; a shape of one''s own: one that events leave out, or null.';
+comment on column pgaudit_wf.workflow_attachment.edges_column is
+    'Column with the edges; n8n: with the connections; flowise: null; a shape of one''s own: one that events leave out, or null.';
 comment on column pgaudit_wf.workflow_attachment.name_column is 'Column with the workflow''s name.';
 comment on column pgaudit_wf.workflow_attachment.description_column is 'Column with its description.';
 comment on column pgaudit_wf.workflow_attachment.visibility_column is 'Column that says who may see it.';
@@ -117,6 +122,51 @@ comment on function pgaudit_wf._key_columns(pgaudit_wf.attachment) is
     'Columns that make up resource_id now: those of the attachment; after one of them was dropped, the primary key, if it may be shown, '
     'or else none.';
 
+create function pgaudit_wf._graph_types(shape text) returns text[]
+language sql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when shape = 'reactflow' then array['jsonb', 'json']
+        when shape in ('n8n', 'flowise') then array['jsonb', 'json', 'text', 'character varying']
+    end
+$$;
+comment on function pgaudit_wf._graph_types(text) is
+    'The types that a column with a graph of a shape can have; null for a shape of one''s own, which takes any.';
+
+create function pgaudit_wf._shape_function(workflow pgaudit_wf.workflow_attachment, name text) returns oid
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select oid from pg_proc
+    where oid = to_regprocedure(format('%I.%I(%s%s)', (workflow).shape, name, (workflow).target,
+            case name when 'back' then ', jsonb, jsonb' else '' end))
+        and prorettype = case name when 'back' then (select reltype from pg_class where oid = (workflow).target) else 'jsonb'::regtype end
+        and not proretset
+$$;
+comment on function pgaudit_wf._shape_function(pgaudit_wf.workflow_attachment, text) is
+    'The function nodes, edges or back of a shape of one''s own for a table; null without one.';
+
+create function pgaudit_wf._shape_problem(workflow pgaudit_wf.workflow_attachment) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when pgaudit_wf._graph_types((workflow).shape) is not null then null
+        when pgaudit_wf._shape_function(workflow, 'nodes') is null or pgaudit_wf._shape_function(workflow, 'edges') is null
+            then format('shape "%s" is neither reactflow, n8n nor flowise nor a schema with functions nodes(%2$s) and edges(%2$s)'
+                ' that return jsonb', (workflow).shape, (workflow).target)
+        -- Whoever writes the table runs them.
+        when not has_schema_privilege('public', to_regnamespace(quote_ident((workflow).shape))::oid, 'usage')
+            or not has_function_privilege('public', pgaudit_wf._shape_function(workflow, 'nodes'), 'execute')
+            or not has_function_privilege('public', pgaudit_wf._shape_function(workflow, 'edges'), 'execute')
+            then format('not everybody may call the functions of shape "%s", which run with the rights of whoever writes %s',
+                (workflow).shape, (workflow).target)
+    end
+$$;
+comment on function pgaudit_wf._shape_problem(pgaudit_wf.workflow_attachment) is
+    'Why the graph of a workflow table cannot be read by its shape; null if it can.';
+
 create function pgaudit_wf._workflow_problems(workflow pgaudit_wf.workflow_attachment)
 returns table (role text, name text, wanted text[], given text)
 language sql stable
@@ -124,8 +174,8 @@ set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(named.role, 'listing_columns'), name, named.wanted, format_type(atttypid, null)
     from (values
-        ('nodes_column', (workflow).nodes_column, array['jsonb', 'json']),
-        ('edges_column', (workflow).edges_column, array['jsonb', 'json']),
+        ('nodes_column', (workflow).nodes_column, pgaudit_wf._graph_types((workflow).shape)),
+        ('edges_column', (workflow).edges_column, pgaudit_wf._graph_types((workflow).shape)),
         ('name_column', (workflow).name_column, null),
         ('description_column', (workflow).description_column, null),
         ('visibility_column', (workflow).visibility_column, null),
@@ -152,7 +202,7 @@ begin
         return null;
     end if;
     select coalesce(array_agg(problem.name), '{}') into faulty from pgaudit_wf._workflow_problems(workflow) as problem;
-    if faulty && array[workflow.nodes_column, workflow.edges_column]
+    if faulty && array[workflow.nodes_column, workflow.edges_column] or pgaudit_wf._shape_problem(workflow) is not null
         or (select pgaudit_wf._key_columns(a) = '{}' from pgaudit_wf.attachment as a where a.target = workflow.target)
     then
         return null;
@@ -176,13 +226,23 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     return (
-        select case when w.target is null then '{}' else array[w.nodes_column, w.edges_column] end
+        select case when w.target is null then '{}' else array_remove(array[w.nodes_column, w.edges_column], null) end
         from pgaudit_wf._usable_workflow(_definition_columns.target) as w
     );
 end
 $$;
 comment on function pgaudit_wf._definition_columns(regclass) is
-    'The nodes and edges columns of a workflow table whose versions are kept; none for other tables.';
+    'The columns with the graph of a workflow table whose versions are kept, which events leave out; none for other tables.';
+
+create function pgaudit_wf._keeps_versions(target regclass) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select w.target is not null from pgaudit_wf._usable_workflow(_keeps_versions.target) as w);
+end
+$$;
+comment on function pgaudit_wf._keeps_versions(regclass) is 'Whether versions of a table''s rows are kept now.';
 
 create table pgaudit_wf.attachment_history (
     id bigint generated always as identity primary key,

@@ -287,7 +287,7 @@ create function pgaudit_wf._with_hash(setting pgaudit_wf.attachment) returns tex
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select case when pgaudit_wf._definition_columns((setting).target) = '{}' then ''
+    select case when not pgaudit_wf._keeps_versions((setting).target) then ''
         else ' || jsonb_build_object(''content_hash'', event_hash)' end
 $$;
 comment on function pgaudit_wf._with_hash(pgaudit_wf.attachment) is
@@ -319,7 +319,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    versioned constant boolean := pgaudit_wf._definition_columns((setting).target) <> '{}';
+    versioned constant boolean := pgaudit_wf._keeps_versions((setting).target);
     warns constant boolean := (setting).on_failure = 'warn';
 begin
     return jsonb_build_object(
@@ -334,7 +334,8 @@ begin
             'old_nodes jsonb;',
             'old_edges jsonb;',
             'new_nodes jsonb;',
-            'new_edges jsonb;'] else '{}' end,
+            'new_edges jsonb;']
+            || case when pgaudit_wf._has_own_shape((setting).target) then array['event_graph jsonb;'] else '{}' end else '{}' end,
         'check of the place',
         pgaudit_wf._check_place((setting).target, (setting).function_name) || pgaudit_wf._leave_to_partition(setting),
         'check of the statement trigger', pgaudit_wf._leave_to_batch(setting),

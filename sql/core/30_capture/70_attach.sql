@@ -293,6 +293,7 @@ begin
         select from (
             select a.target, a.function_name from pgaudit_wf.attachment as a
             union all select a.target, pgaudit_wf._guard_function_name(a) from pgaudit_wf.attachment as a
+            union all select a.target, pgaudit_wf._graph_function_name(a) from pgaudit_wf.attachment as a
             union all select t.target, t.function_name from pgaudit_wf.limit_target as t
             union all select e.target, e.function_name from pgaudit_wf.execution_attachment as e
         ) as written
@@ -364,7 +365,9 @@ $$;
 comment on function pgaudit_wf._let_owner_read(regclass, text[]) is
     'Lets the owner of our schema read columns of a table, with the rights of the caller; does nothing where it already may.';
 
-create function pgaudit_wf._replace_function(function_name text, body text, settings text[], target regclass, description text) returns void
+create function pgaudit_wf._replace_function(
+    function_name text, body text, settings text[], target regclass, description text, definer boolean default true
+) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -377,6 +380,7 @@ begin
     if function is null or not exists (
         select from pg_proc
         where oid = function and prosrc = _replace_function.body and proowner = pgaudit_wf._schema_owner()::regrole
+            and prosecdef = _replace_function.definer
             and array(select lower(config) from unnest(proconfig) as config where config !~ '^search_path=' order by 1)
                 = array(
                     select replace(replace(lower(setting), ' = ', '='), '''', '')
@@ -385,10 +389,10 @@ begin
         -- In turn, if two sessions change something that the function reads (a type and the rules, say): the second would fail otherwise.
         perform from pgaudit_wf.attachment as a where a.target = _replace_function.target for update;
         execute format(e'create or replace function pgaudit_wf.%I() returns trigger\n'
-            'language plpgsql security definer\n'
+            'language plpgsql%s\n'
             'set search_path = pg_catalog, pg_temp%s\n'
             'as %L',
-            _replace_function.function_name,
+            _replace_function.function_name, case when _replace_function.definer then ' security definer' else '' end,
             (select string_agg(e'\nset ' || setting, '' order by setting) from unnest(_replace_function.settings) as setting),
             _replace_function.body);
         function := format('pgaudit_wf.%I()', _replace_function.function_name)::regprocedure;
@@ -410,9 +414,9 @@ begin
     end if;
 end
 $$;
-comment on function pgaudit_wf._replace_function(text, text, text[], regclass, text) is
+comment on function pgaudit_wf._replace_function(text, text, text[], regclass, text, boolean) is
     'Writes a trigger function of an attached table, unless it is already as it should be, and lets the owner of a partitioned table '
-    'execute it.';
+    'execute it. It runs with the rights of our schema''s owner, or (not definer) of whoever writes the table.';
 
 create function pgaudit_wf._install_trigger(
     relation regclass, name text, event text, scope text, function_name text, always boolean default false
@@ -479,6 +483,9 @@ begin
     perform pgaudit_wf._replace_function(pgaudit_wf._guard_function_name(setting), pgaudit_wf._guard_body(setting), '{}',
         (setting).target, format('Keeps an invalid workflow of %s from being enabled or listed.', (setting).target))
         where pgaudit_wf._guard_body(setting) is not null;
+    perform pgaudit_wf._replace_function(pgaudit_wf._graph_function_name(setting), pgaudit_wf._graph_body(setting), '{}',
+        (setting).target, format('Reads the graphs of %s.', (setting).target), definer => false)
+        where pgaudit_wf._graph_body(setting) is not null;
     perform pgaudit_wf._replace_function(pgaudit_wf._batch_function_name(setting), pgaudit_wf._batch_body(setting),
         pgaudit_wf._capture_settings(setting), (setting).target, format('Records the changes of %s by statement.', (setting).target))
         where pgaudit_wf._has_batch(setting);
@@ -540,6 +547,16 @@ begin
         perform pgaudit_wf._install_trigger(
             (setting).target, pgaudit_wf._trigger_name((setting).target, 'pgaudit_wf_guard', (setting).function_name),
             'before insert or update', 'for each row', pgaudit_wf._guard_function_name(setting));
+    else
+        perform pgaudit_wf._drop_functions(array[pgaudit_wf._guard_function_name(setting)]);
+    end if;
+    if pgaudit_wf._graph_body(setting) is not null then
+        -- By its name, it fires before those that record inserts and updates.
+        perform pgaudit_wf._install_trigger(
+            (setting).target, pgaudit_wf._trigger_name((setting).target, '!pgaudit_wf_graph', (setting).function_name),
+            'after insert or update', 'for each row', pgaudit_wf._graph_function_name(setting), always => true);
+    else
+        perform pgaudit_wf._drop_functions(array[pgaudit_wf._graph_function_name(setting)]);
     end if;
 end
 $$;
@@ -606,12 +623,14 @@ begin
         where tgparentid = 0 and tgfoid in (
             to_regprocedure(format('pgaudit_wf.%I()', setting.function_name)),
             to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._batch_function_name(setting))),
-            to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._guard_function_name(setting))))
+            to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._guard_function_name(setting))),
+            to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._graph_function_name(setting))))
     loop
         execute format('drop trigger %I on %s', installed.name, installed.relation);
     end loop;
     perform pgaudit_wf._drop_functions(array[
-        setting.function_name, pgaudit_wf._batch_function_name(setting), pgaudit_wf._guard_function_name(setting)]);
+        setting.function_name, pgaudit_wf._batch_function_name(setting), pgaudit_wf._guard_function_name(setting),
+        pgaudit_wf._graph_function_name(setting)]);
     perform pgaudit_wf._revoke_usage(setting);
     delete from pgaudit_wf.workflow_attachment as w where w.target = detach.target;
     insert into pgaudit_wf.attachment_history (target, resource_type, change) values (setting.target, setting.resource_type, 'detached');

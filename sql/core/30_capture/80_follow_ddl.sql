@@ -108,6 +108,11 @@ as $$
         end
     from pgaudit_wf.workflow_attachment as w, pgaudit_wf._workflow_problems(w) as problem
     where w.target = (setting).target
+    union all
+    select pgaudit_wf._shape_problem(w) || ': no versions are kept',
+        format('select pgaudit_wf.attach_workflow(%L, shape => %L); -- once it can', (setting).target, w.shape)
+    from pgaudit_wf.workflow_attachment as w
+    where w.target = (setting).target and pgaudit_wf._shape_problem(w) is not null
 $$;
 comment on function pgaudit_wf._switched_off(pgaudit_wf.attachment) is
     'What is no longer recorded of a table because of DDL, and the remedy: the key or the versions that rested on a column.';
@@ -259,7 +264,8 @@ begin
     delete from pgaudit_wf.workflow_attachment as w where w.target = (setting).target;
     perform pgaudit_wf._uninstall_limit((setting).target);
     perform pgaudit_wf._drop_functions(array[
-        (setting).function_name, pgaudit_wf._batch_function_name(setting), pgaudit_wf._guard_function_name(setting)]);
+        (setting).function_name, pgaudit_wf._batch_function_name(setting), pgaudit_wf._guard_function_name(setting),
+        pgaudit_wf._graph_function_name(setting)]);
     perform pgaudit_wf._revoke_usage(setting);
 end
 $$;

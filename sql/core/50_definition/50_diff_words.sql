@@ -7,11 +7,11 @@ as $$
 begin
     return _try_jsonb.value::jsonb;
 exception
-    when invalid_text_representation or untranslatable_character or statement_too_complex then
+    when data_exception or program_limit_exceeded then
         return null;
 end
 $$;
-comment on function pgaudit_wf._try_jsonb(text) is 'The text as JSON, or null if it is not JSON.';
+comment on function pgaudit_wf._try_jsonb(text) is 'The text as JSON, or null if it is not JSON, or not JSON that jsonb can hold.';
 
 create function pgaudit_wf._readable_text(value text) returns text
 language sql immutable parallel safe

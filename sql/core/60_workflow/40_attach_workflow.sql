@@ -19,6 +19,98 @@ $$;
 comment on function pgaudit_wf._check_workflow_columns(pgaudit_wf.workflow_attachment) is
     'Raises PA002 naming the column that is missing or of the wrong type.';
 
+create function pgaudit_wf._check_shape(workflow pgaudit_wf.workflow_attachment) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    problem constant text := pgaudit_wf._shape_problem(workflow);
+    stranger regprocedure;
+begin
+    if problem is not null then
+        raise exception '%', problem
+            using errcode = 'PA008', hint = format('As %1$I: grant usage on schema %1$I to public; grant execute on all functions in '
+                'schema %1$I to public;', (workflow).shape);
+    elsif pgaudit_wf._graph_types((workflow).shape) is null then
+        select p.oid into stranger
+        from unnest(array['nodes', 'edges', 'back']) as name
+        join pg_proc as p on p.oid = pgaudit_wf._shape_function(workflow, name)
+        join pg_roles as author on author.oid = p.proowner
+        where not author.rolsuper and author.rolname not in (current_user, pgaudit_wf._schema_owner()) limit 1;
+        if found then
+            raise exception '% belongs to another role, which % cannot trust', stranger, current_user
+                using errcode = 'PA008',
+                    hint = format('The rows are read by it with your rights: alter function %s owner to %I;', stranger, current_user);
+        end if;
+    end if;
+end
+$$;
+comment on function pgaudit_wf._check_shape(pgaudit_wf.workflow_attachment) is
+    'Raises PA008 where a shape is none, or its functions are not to be run with the rights of the caller.';
+
+create function pgaudit_wf._check_graphs(workflow pgaudit_wf.workflow_attachment, id_columns text[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+declare
+    setting pgaudit_wf.attachment;
+    has_back constant boolean := pgaudit_wf._graph_types((workflow).shape) is null
+        and pgaudit_wf._shape_function(workflow, 'back') is not null;
+    row_key text;
+    nodes jsonb;
+    edges jsonb;
+    malformed text;
+    leads_back boolean;
+begin
+    if not has_table_privilege((workflow).target, 'select') or row_security_active((workflow).target) then
+        return;
+    end if;
+    setting.target := (workflow).target;
+    setting.form := 'compiled';
+    -- A domain's or type's own casts are nobody's to run.
+    for row_key, nodes, edges, malformed, leads_back in execute format('select %s, %s, %s, %s, %s from %s as w',
+        coalesce((select format('concat_ws('', '', %s)', string_agg(pgaudit_wf._column_text(setting, name, 'w'), ', '))
+            from unnest(coalesce(id_columns, pgaudit_wf._primary_key((workflow).target))) as name), 'w.ctid::text'),
+        pgaudit_wf._graph_expression(setting, workflow, 'w', 'nodes'),
+        pgaudit_wf._graph_expression(setting, workflow, 'w', 'edges'),
+        coalesce((
+            select string_agg(format('case when %1$s <> '''' and pgaudit_wf._try_jsonb(%1$s) is null then %2$L else '''' end',
+                pgaudit_wf._stored_text(setting, 'w', name), name), ' || ')
+            from unnest(array[(workflow).nodes_column, (workflow).edges_column]) as name
+            where name is not null and pgaudit_wf._graph_types((workflow).shape) is not null), ''''''),
+        case when has_back then format('to_jsonb(%1$I.back(w, %1$I.nodes(w), %1$I.edges(w))) = to_jsonb(w)', (workflow).shape)
+            else 'true' end,
+        (workflow).target)
+    loop
+        malformed := nullif(malformed, '') || ' is not JSON that jsonb can hold';
+        if malformed is null then
+            begin
+                perform pgaudit_wf.hash_definition(nodes, edges);
+            exception
+                when sqlstate 'PA201' or sqlstate 'PA202' or sqlstate 'PA203' then
+                    malformed := sqlerrm;
+            end;
+        end if;
+        if malformed is not null then
+            raise exception 'no version can be kept of row % of %: %', row_key, (workflow).target, malformed
+                using errcode = 'PA203', hint = 'Mend or delete it first, or attach the table by attach(), without versions.';
+        elsif leads_back is not true then
+            raise exception 'row % of % could not be restored: %.back() makes another row of its nodes and edges',
+                row_key, (workflow).target, (workflow).shape
+                using errcode = 'PA304', hint = 'Let nodes() and edges() keep all that back() needs, or drop back().';
+        end if;
+    end loop;
+exception
+    -- As reactflow reads it; n8n and flowise by _try_jsonb().
+    when invalid_text_representation or untranslatable_character then
+        raise exception 'no version can be kept of a row of %: %', (workflow).target, sqlerrm using errcode = 'PA203';
+end
+$$;
+comment on function pgaudit_wf._check_graphs(pgaudit_wf.workflow_attachment, text[]) is
+    'Raises PA203 or PA304, naming the row, where a table has a graph that cannot be kept or restored. '
+    'Rows that the caller may not read are not looked at.';
+
 create function pgaudit_wf.attach_workflow(
     target regclass,
     nodes_column text default null,
@@ -37,7 +129,8 @@ create function pgaudit_wf.attach_workflow(
     listed_column text default null,
     listing_columns text[] default null,
     max_value integer default null,
-    shallow text[] default null
+    shallow text[] default null,
+    shape text default null
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -45,6 +138,7 @@ set jit = off
 as $$
 declare
     workflow pgaudit_wf.workflow_attachment;
+    before pgaudit_wf.workflow_attachment;
     columns_now constant text[] := pgaudit_wf._column_names(attach_workflow.target);
     type text;
 begin
@@ -61,11 +155,21 @@ begin
         workflow.description_column := case when 'description' = any (columns_now) then 'description' end;
         workflow.visibility_column := case when 'visibility' = any (columns_now) then 'visibility' end;
         workflow.enabled_column := case when 'enabled' = any (columns_now) then 'enabled' end;
+        workflow.shape := 'reactflow';
         workflow.listed_column := case when 'listed' = any (columns_now) then 'listed' end;
     end if;
+    before := workflow;
     workflow.target := attach_workflow.target;
-    workflow.nodes_column := coalesce(attach_workflow.nodes_column, workflow.nodes_column, 'nodes');
-    workflow.edges_column := coalesce(attach_workflow.edges_column, workflow.edges_column, 'edges');
+    workflow.shape := coalesce(nullif(attach_workflow.shape, ''), workflow.shape);
+    if workflow.shape <> before.shape then
+        workflow.nodes_column := null;
+        workflow.edges_column := null;
+    end if;
+    workflow.nodes_column := nullif(coalesce(attach_workflow.nodes_column, workflow.nodes_column, case workflow.shape
+        when 'reactflow' then 'nodes' when 'n8n' then 'nodes' when 'flowise' then 'flowData' end), '');
+    workflow.edges_column := nullif(coalesce(attach_workflow.edges_column, workflow.edges_column, case workflow.shape
+        when 'reactflow' then 'edges' when 'n8n' then 'connections' end), '');
+    perform pgaudit_wf._check_shape(workflow);
     workflow.name_column := nullif(coalesce(attach_workflow.name_column, workflow.name_column), '');
     workflow.description_column := nullif(coalesce(attach_workflow.description_column, workflow.description_column), '');
     workflow.visibility_column := nullif(coalesce(attach_workflow.visibility_column, workflow.visibility_column), '');
@@ -76,11 +180,18 @@ begin
         workflow.listing_columns := workflow.listed_column || workflow.listing_columns;
     end if;
     perform pgaudit_wf._check_workflow_columns(workflow);
+    if (workflow.shape, workflow.nodes_column, workflow.edges_column)
+        is distinct from (before.shape, before.nodes_column, before.edges_column)
+    then
+        perform pgaudit_wf._check_graphs(workflow, attach_workflow.id_columns);
+    end if;
 
     insert into pgaudit_wf.workflow_attachment select workflow.*
     on conflict on constraint workflow_attachment_pkey do update
-    set (nodes_column, edges_column, name_column, description_column, visibility_column, enabled_column, listed_column, listing_columns)
-        = (workflow.nodes_column, workflow.edges_column, workflow.name_column, workflow.description_column, workflow.visibility_column,
+    set (shape, nodes_column, edges_column, name_column, description_column, visibility_column, enabled_column, listed_column,
+            listing_columns)
+        = (workflow.shape, workflow.nodes_column, workflow.edges_column, workflow.name_column, workflow.description_column,
+            workflow.visibility_column,
             workflow.enabled_column, workflow.listed_column, workflow.listing_columns);
     perform pgaudit_wf.attach(
         attach_workflow.target, attach_workflow.resource_type, attach_workflow.id_columns, attach_workflow.org_column,
@@ -90,14 +201,20 @@ begin
 end
 $$;
 comment on function pgaudit_wf.attach_workflow(
-    regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[], integer, text[]
+    regclass, text, text, text, text[], text, text, text[], text[], text, text, text, text, text, text, text[], integer, text[], text
 ) is
     'attach() for a table that holds workflows: also keeps versions in workflow_history, '
     'one for every save that changes something meaningful in the graph (nodes_column, edges_column: '
     'nodes and edges unless said otherwise) or in name, description, visibility, enabled or the listing. '
     'Events then carry content_hash in place of the graph. Enabling or listing an invalid definition is refused (PA301). '
     'The name, description, visibility, enabled and listed columns are taken by those names where they are there; '''' for none. '
-    'Raises PA002 on a column that is missing or of the wrong type, and whatever attach() raises.';
+    'shape says how the graph is stored: reactflow (arrays in jsonb or json; the default), '
+    'n8n (nodes and connections in jsonb, json or text), flowise (all of it in one column, flowData), or a schema with functions '
+    'nodes(row) and edges(row), which return jsonb in React Flow''s form and run with the rights of whoever writes, '
+    'and back(row, nodes, edges), without which restore_workflow() cannot restore. Only reactflow graphs are validated. '
+    'All rows are read first: raises PA203 where one has a graph of which no version can be kept, PA304 where back() does not lead '
+    'back to the row, PA002 on a column that is missing or of the wrong type, PA008 on a shape that is none, '
+    'and whatever attach() raises.';
 
 create function pgaudit_wf.detach_workflow(target regclass) returns void
 language sql
@@ -178,7 +295,7 @@ declare
 begin
     if not exists (
         select from pgaudit_wf.workflow_attachment as w
-        where w.target = (setting).target and coalesce(w.enabled_column, w.listed_column) is not null)
+        where w.target = (setting).target and w.shape = 'reactflow' and coalesce(w.enabled_column, w.listed_column) is not null)
     then
         return null;
     end if;

@@ -112,15 +112,19 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    prefix constant text := (select w.id_prefix from pgaudit_wf.workflow_attachment as w where w.target = _runnable_hash.workflow_target);
+    prefix text;
+    shape text;
     newest record;
 begin
+    select w.id_prefix, w.shape into prefix, shape
+    from pgaudit_wf.workflow_attachment as w where w.target = _runnable_hash.workflow_target;
     -- The history, not the table: reading that would run its owner's policies, casts and domains with our rights.
     select h.content_hash, h.snapshot #> '{}' as snapshot into newest
     from pgaudit_wf.workflow_history as h
     where h.workflow_id = pgaudit_wf._workflow_id(prefix, pgaudit_wf._bounded_key(_runnable_hash.id))
     order by h.version desc limit 1;
-    if found then
+    -- What a graph of another product must have to run is that product's to say.
+    if found and shape = 'reactflow' then
         perform pgaudit_wf._check_definition(newest.snapshot -> 'nodes', newest.snapshot -> 'edges', 'run');
     end if;
     return newest.content_hash;

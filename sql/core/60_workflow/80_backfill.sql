@@ -19,6 +19,7 @@ begin
             using errcode = 'PA005', hint = 'Call pgaudit_wf.attach_workflow() for it first.';
     end if;
     perform pgaudit_wf._check_columns(setting, '{}');
+    perform pgaudit_wf._check_shape(workflow);
     perform pgaudit_wf._check_workflow_columns(workflow);
     if coalesce(backfill_workflows.batch_size, 0) < 1 then
         raise exception 'batch_size must be at least 1' using errcode = 'PA008';
@@ -76,7 +77,9 @@ begin
     perform pgaudit_wf._unpack_context();
     -- The row lock makes a save by the application wait, or us wait for it: then it has written the first version itself.
     execute format('select %s, %s, %s',
-            pgaudit_wf._snapshot_expression(setting, workflow, 'w'),
+            pgaudit_wf._snapshot_expression(setting, workflow, 'w',
+                pgaudit_wf._graph_expression(setting, workflow, 'w', 'nodes'),
+                pgaudit_wf._graph_expression(setting, workflow, 'w', 'edges')),
             pgaudit_wf._optional_column('left(w.%I::text, 255)', (setting).org_column, 'null::text'),
             pgaudit_wf._optional_column('left(w.%I::text, 255)', (setting).label_column, 'null::text'))
             || format(' from %s as w where %s for no key update', (setting).target, pgaudit_wf._key_condition(setting, 'w'))

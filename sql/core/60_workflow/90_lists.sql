@@ -27,6 +27,7 @@ comment on column pgaudit_wf.workflow_list.changed_at is 'When that version was 
 create view pgaudit_wf.workflow_table with (security_invoker = true) as
 select
     w.target,
+    w.shape,
     w.nodes_column,
     w.edges_column,
     w.id_prefix,
@@ -35,8 +36,9 @@ from pgaudit_wf.workflow_attachment as w
 join pg_class as c on c.oid = w.target;
 comment on view pgaudit_wf.workflow_table is 'The attached tables of workflows.';
 comment on column pgaudit_wf.workflow_table.target is 'The table.';
-comment on column pgaudit_wf.workflow_table.nodes_column is 'Column with the nodes.';
-comment on column pgaudit_wf.workflow_table.edges_column is 'Column with the edges.';
+comment on column pgaudit_wf.workflow_table.shape is 'How the graph is stored: reactflow, n8n, flowise, or a schema with functions.';
+comment on column pgaudit_wf.workflow_table.nodes_column is 'Column with the nodes, if any.';
+comment on column pgaudit_wf.workflow_table.edges_column is 'Column with the edges, if any.';
 comment on column pgaudit_wf.workflow_table.id_prefix is 'What precedes a row''s key in the id of its workflow.';
 comment on column pgaudit_wf.workflow_table.workflows is 'Number of rows as the planner estimates it; null: no estimate yet.';
 

@@ -11,6 +11,7 @@ as $$
         ('workflow_attachment', 'audit.settings_changed', 'id_prefix', '{}'),
         ('execution_attachment', 'audit.settings_changed', 'function_name', '{columns}'),
         ('config_alias', 'audit.settings_changed', 'alias', '{}'),
+        ('canvas_key', 'audit.settings_changed', 'key', '{}'),
         ('action_schema', 'audit.settings_changed', 'action_type', '{}'),
         ('action_rule', 'audit.rule_changed', 'id', '{}'),
         ('alert_rule', 'audit.alert_rule_changed', 'id', '{}'),

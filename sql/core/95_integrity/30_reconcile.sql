@@ -359,7 +359,8 @@ declare
     expression text := format('jsonb_build_object(''value'', %s)', pgaudit_wf._row_expression(setting, record_name));
     by_column text := format('jsonb_build_object(''value'', %s)', pgaudit_wf._row_object(
         array(select c from unnest(columns) as c where pgaudit_wf._large_test(c, record_name) is null), record_name));
-    graph constant text[] := pgaudit_wf._definition_columns((setting).target);
+    workflow constant pgaudit_wf.workflow_attachment := pgaudit_wf._usable_workflow((setting).target);
+    graph constant text := pgaudit_wf._graph_call(setting, workflow, record_name);
     col pgaudit_wf.capture_column;
 begin
     if large is not null then
@@ -369,10 +370,11 @@ begin
         end loop;
         expression := format('case when %s then %s else %s end', large, by_column, expression);
     end if;
-    if graph <> '{}' and not exists (select from unnest(columns) as c where c.name = 'content_hash') then
-        expression := format('jsonb_set(%s, ''{value,content_hash}'','
-            ' coalesce(to_jsonb(pgaudit_wf._try_hash(%s::jsonb, %s::jsonb)), ''null''))',
-            expression, pgaudit_wf._field(record_name, graph[1]), pgaudit_wf._field(record_name, graph[2]));
+    if workflow.target is not null and not exists (select from unnest(columns) as c where c.name = 'content_hash') then
+        -- Functions of the application are not run for this.
+        expression := format('jsonb_set(%s, ''{value,content_hash}'', %s)', expression,
+            case when pgaudit_wf._has_own_shape((setting).target) then '''"[redacted]"'''
+                else format('(select coalesce(to_jsonb(pgaudit_wf._try_hash(g.nodes, g.edges)), ''null'') from %s as g)', graph) end);
     end if;
     return expression;
 end

@@ -56,7 +56,12 @@ as $$
         select a.target, a.target, pgaudit_wf._trigger_name(a.target, 'pgaudit_wf_guard', a.function_name),
             to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._guard_function_name(a))), 'O'
         from pgaudit_wf.attachment as a
-        join pgaudit_wf.workflow_attachment as w on w.target = a.target and coalesce(w.enabled_column, w.listed_column) is not null
+        join pgaudit_wf.workflow_attachment as w
+            on w.target = a.target and w.shape = 'reactflow' and coalesce(w.enabled_column, w.listed_column) is not null
+        union all
+        select a.target, a.target, pgaudit_wf._trigger_name(a.target, '!pgaudit_wf_graph', a.function_name),
+            to_regprocedure(format('pgaudit_wf.%I()', pgaudit_wf._graph_function_name(a))), 'A'
+        from pgaudit_wf.attachment as a where pgaudit_wf._has_own_shape(a.target)
     ), expected_of_runs as (
         select e.target, pgaudit_wf._trigger_name(e.target, wanted.name, e.function_name) as name,
             to_regprocedure(format('pgaudit_wf.%I()', e.function_name)) as function, wanted.state,
@@ -325,6 +330,20 @@ as $$
         format('select pgaudit_wf.attach(%L);', a.target)
     from pgaudit_wf.attachment as a
     where a.form = 'generic' and pgaudit_wf._can_follow_ddl()
+    union all
+    -- Of the latest versions only, as these are read in full.
+    select 'notice', w.target::text,
+        format('its graphs have keys of which nobody knows whether they mean anything: %s. A change of these makes an event and no version',
+            string_agg(distinct found.key, ', ' order by found.key)),
+        format('insert into pgaudit_wf.canvas_key values %s; -- those that only say how the graph looks',
+            string_agg(distinct format('(%L)', found.key), ', '))
+    from pgaudit_wf.workflow_attachment as w
+    cross join lateral (
+        select h.snapshot from pgaudit_wf.workflow_history as h
+        where starts_with(h.workflow_id, w.id_prefix) and h.snapshot is not null order by h.tx_id desc limit 50
+    ) as latest
+    cross join lateral pgaudit_wf._uncounted_keys(w.shape, latest.snapshot) as found (key)
+    group by w.target
     union all
     select 'notice', name, 'the role does not exist', format('create role %I nologin; select pgaudit_wf.grant_roles();', name)
     from unnest(array['pgaudit_wf_app', 'pgaudit_wf_reader']) as name

@@ -145,7 +145,8 @@ begin
     perform pgaudit_wf._write_functions(a)
     from pgaudit_wf.attachment as a left join pgaudit_wf.limit_target as t on t.target = a.target
     where _is_as_written.function_name in (
-        a.function_name, pgaudit_wf._batch_function_name(a), pgaudit_wf._guard_function_name(a), t.function_name);
+        a.function_name, pgaudit_wf._batch_function_name(a), pgaudit_wf._guard_function_name(a),
+        pgaudit_wf._graph_function_name(a), t.function_name);
     get diagnostics written = row_count;
     perform pgaudit_wf._write_stamp(e) from pgaudit_wf.execution_attachment as e where e.function_name = _is_as_written.function_name;
     written := written + case when found then 1 else 0 end;

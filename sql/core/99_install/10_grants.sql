@@ -32,7 +32,7 @@ begin
         grant select on pgaudit_wf.security_audit_log, pgaudit_wf.api_key_activity, pgaudit_wf.attachment, pgaudit_wf.attachment_history,
             pgaudit_wf.attached, pgaudit_wf.key_change, pgaudit_wf.action_rule, pgaudit_wf.capture_failure,
             pgaudit_wf.workflow_history, pgaudit_wf.workflow_timeline, pgaudit_wf.workflow_attachment,
-            pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.action_schema,
+            pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.canvas_key, pgaudit_wf.action_schema,
             pgaudit_wf.org_limit, pgaudit_wf.limit_condition, pgaudit_wf.org_usage, pgaudit_wf.limit_usage,
             pgaudit_wf.limit_list, pgaudit_wf.workflow_list, pgaudit_wf.workflow_table, pgaudit_wf.log_partition, pgaudit_wf.event_count
             to pgaudit_wf_reader;

@@ -16,8 +16,9 @@ CHANGED = "audit.configuration_changed"
 # Of what is compared, that of which either an event tells, or the note that has it anew.
 _NAMED = (
     "object", "owner", "right", "role", "rule", "partition", "attachment", "workflow_attachment",
-    "execution_attachment", "config_alias", "action_schema", "action_rule", "alert_rule",
-    "alert_policy", "retention_policy", "version_policy", "limit_condition", "attestation_key",
+    "execution_attachment", "config_alias", "canvas_key", "action_schema", "action_rule",
+    "alert_rule", "alert_policy", "retention_policy", "version_policy", "limit_condition",
+    "attestation_key",
 )  # fmt: skip
 
 # As pgaudit_wf._function_digest() has it; but that could have been replaced, too.

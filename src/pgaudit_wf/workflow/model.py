@@ -268,12 +268,15 @@ class RestoredVersion:
 class WorkflowTable:
     """An attached table of workflows, written as in SQL, and about how many rows it has.
 
+    `shape` says how its graphs are stored, in these columns, if any.
+
     `rows` is the planner's estimate; None if there is none yet.
     """
 
     table: str
-    nodes_column: str
-    edges_column: str
+    shape: str
+    nodes_column: str | None
+    edges_column: str | None
     id_prefix: str
     rows: int | None
 

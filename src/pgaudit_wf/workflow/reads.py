@@ -305,7 +305,7 @@ def workflow_tables() -> Read[tuple[WorkflowTable, ...]]:
     """
     return Read(
         sql.SQL(
-            'select target::text as "table", nodes_column, edges_column, id_prefix,'
+            'select target::text as "table", shape, nodes_column, edges_column, id_prefix,'
             " workflows as rows from pgaudit_wf.workflow_table order by 1"
         ),
         {},

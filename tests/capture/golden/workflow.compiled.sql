@@ -186,6 +186,11 @@ begin
             new_nodes := new.nodes #> '{}';
             new_edges := new.edges #> '{}';
             definition_changed := not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges);
+            if not definition_changed then
+                event_diff := pgaudit_wf._uncounted_changes(event_diff, 'reactflow', '{/nodes,/edges}',
+                    old_nodes, old_edges,
+                    new_nodes, new_edges);
+            end if;
         end if;
         if definition_changed or old.name is distinct from new.name or old.description is distinct from new.description or old.visibility is distinct from new.visibility or old.enabled is distinct from new.enabled or old.listed is distinct from new.listed or old.listed_slug is distinct from new.listed_slug or old.listed_at is distinct from new.listed_at or old.listing_description is distinct from new.listing_description or old.listing_category is distinct from new.listing_category or old.listing_price is distinct from new.listing_price or old.listing_currency is distinct from new.listing_currency then
             if not definition_changed then

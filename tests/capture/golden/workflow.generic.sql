@@ -176,7 +176,7 @@ begin
         event_diff := pgaudit_wf._generic_diff(
             shown_before, shown_after, hidden_changes, nulls_before, nulls_after, digests_before, digests_after);
         if as_attached or (event_id is not null
-            and jsonb_typeof((after -> 'nodes')) is not distinct from 'array' and jsonb_typeof((after -> 'edges')) is not distinct from 'array')
+    and jsonb_typeof((after -> 'nodes')) is not distinct from 'array' and jsonb_typeof((after -> 'edges')) is not distinct from 'array')
         then
             -- What only moves things about on the canvas makes no version.
             if true or true then
@@ -185,6 +185,11 @@ begin
                 new_nodes := (after -> 'nodes') #> '{}';
                 new_edges := (after -> 'edges') #> '{}';
                 definition_changed := not pgaudit_wf.same_definition(old_nodes, old_edges, new_nodes, new_edges);
+                if not definition_changed then
+                    event_diff := pgaudit_wf._uncounted_changes(event_diff, 'reactflow', '{/nodes,/edges}',
+                        old_nodes, old_edges,
+                        new_nodes, new_edges);
+                end if;
             end if;
             if definition_changed or (before -> 'name') is distinct from (after -> 'name') or (before -> 'description') is distinct from (after -> 'description') or (before -> 'visibility') is distinct from (after -> 'visibility') or (before -> 'enabled') is distinct from (after -> 'enabled') or (before -> 'listed') is distinct from (after -> 'listed') or (before -> 'listed_slug') is distinct from (after -> 'listed_slug') or (before -> 'listed_at') is distinct from (after -> 'listed_at') or (before -> 'listing_description') is distinct from (after -> 'listing_description') or (before -> 'listing_category') is distinct from (after -> 'listing_category') or (before -> 'listing_price') is distinct from (after -> 'listing_price') or (before -> 'listing_currency') is distinct from (after -> 'listing_currency') then
                 if not definition_changed then
@@ -236,7 +241,7 @@ old.enabled and not new.enabled
         end;
     elsif tg_op = 'INSERT' then
         if as_attached or (event_id is not null
-            and jsonb_typeof((after -> 'nodes')) is not distinct from 'array' and jsonb_typeof((after -> 'edges')) is not distinct from 'array')
+    and jsonb_typeof((after -> 'nodes')) is not distinct from 'array' and jsonb_typeof((after -> 'edges')) is not distinct from 'array')
         then
             new_nodes := (after -> 'nodes') #> '{}';
             new_edges := (after -> 'edges') #> '{}';
@@ -255,7 +260,7 @@ old.enabled and not new.enabled
         event_action := 'workflow.created';
     elsif tg_op = 'DELETE' then
         if as_attached or (event_id is not null
-            and jsonb_typeof((before -> 'nodes')) is not distinct from 'array' and jsonb_typeof((before -> 'edges')) is not distinct from 'array')
+    and jsonb_typeof((before -> 'nodes')) is not distinct from 'array' and jsonb_typeof((before -> 'edges')) is not distinct from 'array')
         then
             event_hash := pgaudit_wf._latest_hash(pgaudit_wf._workflow_id('', event_id));
         end if;

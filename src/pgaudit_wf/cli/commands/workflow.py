@@ -64,6 +64,13 @@ def _column(text: str) -> typer.models.OptionInfo:
 
 def attach_workflow(
     table: TableArgument,
+    shape: Annotated[
+        str | None,
+        _column(
+            "How the graph is stored: reactflow, n8n, flowise, or a schema with functions nodes,"
+            " edges and back; default: reactflow."
+        ),
+    ] = None,
     nodes_column: Annotated[
         str | None, _column("Column with the nodes, a JSON array: nodes.")
     ] = None,
@@ -105,9 +112,11 @@ def attach_workflow(
 
         pgaudit-wf attach-workflow public.workflow
         pgaudit-wf attach-workflow app.flow --nodes-column graph --edges-column links
+        pgaudit-wf attach-workflow workflow_entity --shape n8n --enabled-column active
         pgaudit-wf backfill public.workflow    # a first version for existing workflows
     """
     settings = {
+        "shape": shape,
         "nodes_column": nodes_column,
         "edges_column": edges_column,
         "name_column": name_column,
@@ -134,9 +143,10 @@ def attach_workflow(
         print_json({"attachment": setting, "workflow": workflow})
         return
     out = console()
+    graph = [column for column in (workflow.nodes_column, workflow.edges_column) if column]
     out.print(
         f"Recording every change of {printable(name)}, and keeping versions of"
-        f" {printable(workflow.nodes_column)} and {printable(workflow.edges_column)}:"
+        f" {' and '.join(map(printable, graph)) or 'its graphs'}:"
     )
     print_attachments([setting], None)
     out.print(f"Next: pgaudit-wf backfill {printable(name)}")
