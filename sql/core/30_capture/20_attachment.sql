@@ -30,7 +30,8 @@ comment on column pgaudit_wf.attachment.id_columns is 'Columns that make up reso
 comment on column pgaudit_wf.attachment.org_column is 'Column that gives org_id; null when the table has none and app.org_id is taken.';
 comment on column pgaudit_wf.attachment.label_column is 'Column whose value is kept as metadata.label.';
 comment on column pgaudit_wf.attachment.ignore is 'Columns left out of the log altogether: a change of nothing else makes no event.';
-comment on column pgaudit_wf.attachment.redact is 'Columns that are shown as "[redacted]".';
+comment on column pgaudit_wf.attachment.redact is
+    'Columns that are shown as "[redacted]", and paths within json, jsonb and text columns that are (options.headers.*).';
 comment on column pgaudit_wf.attachment.shallow is 'json and jsonb columns that are replaced as a whole, whatever changed within.';
 comment on column pgaudit_wf.attachment.max_value is
     'Bytes up to which a value is recorded as it is, a larger one by its digest; null: up to what jsonb can hold.';
@@ -112,7 +113,7 @@ begin
         when (setting).id_columns <@ pgaudit_wf._column_names((setting).target) then (setting).id_columns
         else coalesce((
             select key from pgaudit_wf._primary_key((setting).target) as key
-            where not key && ((setting).ignore || (setting).redact)
+            where not key && ((setting).ignore || pgaudit_wf._secret_columns((setting).redact, (setting).columns))
                 and not exists (
                     select from pg_attribute where attrelid = (setting).target and attname = any (key) and attgenerated = 'v')), '{}')
     end;

@@ -11,12 +11,21 @@ create type pgaudit_wf.capture_column as (
     -- How many bytes a value may have to be recorded as it is; null: whatever jsonb can hold.
     longest integer,
     -- Whether what changed within a value is recorded, rather than the value as a whole.
-    nested boolean
+    nested boolean,
+    -- Paths within a value that are hidden; null: none.
+    secrets text[]
 );
 comment on type pgaudit_wf.capture_column is 'A column that a trigger records, with what its type asks for.';
 
+create function pgaudit_wf._can_hold_secrets(type oid) returns boolean
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$ select type in ('jsonb'::regtype, 'json'::regtype, 'text'::regtype, 'varchar'::regtype) $$;
+comment on function pgaudit_wf._can_hold_secrets(oid) is 'Whether a path of redact can lead into values of a type.';
+
 create function pgaudit_wf._describe_column(
-    col pg_attribute, redacted boolean, unbounded integer default null, longest integer default null, shallow boolean default true
+    col pg_attribute, redacted boolean, unbounded integer default null, longest integer default null, shallow boolean default true,
+    secrets text[] default null
 ) returns pgaudit_wf.capture_column
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -26,14 +35,14 @@ begin
         select row(
             (col).attname::text,
             (col).atttypid,
-            redacted,
+            hidden,
             pgaudit_wf._compare_by_text((col).atttypid)
                 or exists (select from pg_collation where oid = (col).attcollation and not collisdeterministic),
             -- Only types that tend to be long; and the function that compares two out-of-line values unread is new in PostgreSQL 17.
             (col).attlen = -1 and current_setting('server_version_num')::integer >= 170000
                 and (col).atttypid in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype, 'bytea'::regtype, 'tsvector'::regtype),
             case
-                when redacted or unbounded is null
+                when hidden or unbounded is null
                     or pgaudit_wf._longest_value((col).atttypid, (col).atttypmod) <= coalesce(longest, 147456) then null
                 -- jsonb holds 256 MiB: what is not too large takes 32 of them at most, all columns, old and new values together.
                 when base in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) then least(16777216 / unbounded, longest)
@@ -45,16 +54,21 @@ begin
                     longest / case when base in ('jsonb'::regtype, 'json'::regtype, 'xml'::regtype) then 8 else 64 end)
             end,
             longest,
-            base in ('jsonb'::regtype, 'json'::regtype) and not redacted and not shallow
+            base in ('jsonb'::regtype, 'json'::regtype) and not hidden and not shallow,
+            case when not hidden then secrets end
         )::pgaudit_wf.capture_column
-        from (select pgaudit_wf._base_type((col).atttypid) as base) as described
+        from (select pgaudit_wf._base_type((col).atttypid) as base) as described,
+        lateral (
+            -- A value of a type that paths do not lead into is hidden as a whole.
+            select redacted or (secrets is not null and not pgaudit_wf._can_hold_secrets(base)) as hidden
+        ) as shown
     );
 end
 $$;
-comment on function pgaudit_wf._describe_column(pg_attribute, boolean, integer, integer, boolean) is
+comment on function pgaudit_wf._describe_column(pg_attribute, boolean, integer, integer, boolean, text[]) is
     'A column with what its type asks for. unbounded is the number of columns of the table whose values have no fixed length '
     '(null: no value of this column is too large), longest the most bytes with which a value is recorded as it is; '
-    'shallow: a json or jsonb value is replaced as a whole.';
+    'shallow: a json or jsonb value is replaced as a whole; secrets: paths within it that are hidden.';
 
 create function pgaudit_wf._unbounded(relation oid) returns integer
 language plpgsql stable
@@ -90,7 +104,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select pgaudit_wf._describe_column(col, attname = any ((setting).redact), unbounded, (setting).max_value,
-        attname = any ((setting).shallow))
+        attname = any ((setting).shallow), pgaudit_wf._secret_paths((setting).redact, attname, (setting).columns))
     from pg_attribute as col, pgaudit_wf._unbounded((setting).target) as unbounded
     where attrelid = (setting).target and attnum > 0 and not attisdropped
         and attname <> all ((select pgaudit_wf._hidden_columns(setting))::text[])
@@ -148,6 +162,9 @@ begin
     return case
         when (col).redacted then
             format('case when %s is distinct from null then ''[redacted]'' end', pgaudit_wf._field(record_name, (col).name))
+        when (col).secrets is not null then format('pgaudit_wf.%s(%s, %L::text[])',
+            case when pgaudit_wf._base_type((col).type) in ('text'::regtype, 'varchar'::regtype) then '_hide_text' else '_hide_json' end,
+            pgaudit_wf._field(record_name, (col).name), (col).secrets)
         else pgaudit_wf._json_expression((col).type, pgaudit_wf._field(record_name, (col).name))
     end;
 end
@@ -305,7 +322,7 @@ as $$
             end
             || coalesce((
                 select e'\n            || ' || pgaudit_wf._row_object(array_agg(col), record_name)
-                from pgaudit_wf._capture_columns(setting) as col where (col).redacted
+                from pgaudit_wf._capture_columns(setting) as col where (col).redacted or (col).secrets is not null
                 having count(*) > 0), '')
         else pgaudit_wf._row_object(array(select pgaudit_wf._capture_columns(setting)), record_name) end
     from pg_attribute
@@ -347,8 +364,11 @@ begin
         case when (select typcategory = 'A' and typelem <> 0 from pg_type where oid = pgaudit_wf._base_type((col).type))
             then '_put_array' else '_put_large' end,
         concat_ws(', ',
-        op, quote_literal(path::text), pgaudit_wf._field(record_name, (col).name), beside,
-        'expression => ' || quote_literal(nullif(pgaudit_wf._json_expression((col).type, '$1'), '$1')),
+        op, quote_literal(path::text),
+        case when (col).secrets is null then pgaudit_wf._field(record_name, (col).name)
+            else pgaudit_wf._visible_value(col, record_name) end, beside,
+        case when (col).secrets is null
+            then 'expression => ' || quote_literal(nullif(pgaudit_wf._json_expression((col).type, '$1'), '$1')) end,
         'longest => ' || (col).longest, 'room => ' || room));
 end
 $$;
@@ -424,7 +444,7 @@ $change$event_op := null;
 if {{old fits}} and {{new fits}}
     -- Many such columns can be more than jsonb holds.
     and coalesce(pg_column_size(event_diff), 0) < 33554432 then
-    event_op := pgaudit_wf._deep_change({{path}}, {{old}}, {{new}}{{longest}});
+    event_op := {{change}}({{path}}, {{old}}, {{new}}{{longest}});
 end if;
 if event_op is not null then
     event_diff := coalesce(event_diff, '[]') || event_op;
@@ -435,8 +455,10 @@ end if;$change$,
             'old fits', format(fits, pgaudit_wf._field('old', (col).name)),
             'new fits', format(fits, pgaudit_wf._field('new', (col).name)),
             'path', quote_literal(pgaudit_wf._pointer((col).name)),
-            'old', pgaudit_wf._visible_value(col, 'old'),
-            'new', pgaudit_wf._visible_value(col, 'new'),
+            'change', case when (col).secrets is null then 'pgaudit_wf._deep_change' else 'pgaudit_wf._secret_change' end,
+            'old', pgaudit_wf._json_expression((col).type, pgaudit_wf._field('old', (col).name)),
+            'new', pgaudit_wf._json_expression((col).type, pgaudit_wf._field('new', (col).name))
+                || case when (col).secrets is null then '' else format(', %L::text[]', (col).secrets) end,
             'longest', case when as_text then '' else coalesce(', ' || (col).longest, '') end,
             'otherwise', otherwise)) else otherwise end
     -- Neither reads the value.

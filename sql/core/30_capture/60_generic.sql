@@ -24,16 +24,17 @@ as $$
         select pgaudit_wf._describe_column(col, attname = any ((setting).redact)
             or exists (
                 select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
-                where secret.number = attnum and secret.name <> attname)
+                where secret.number = attnum and pgaudit_wf._secret_column(secret.name, (setting).known) <> attname)
             or (attname <> all ((setting).known)
                 and exists (
                     select from unnest((setting).redact, (setting).redact_numbers) as secret (name, number)
                     where secret.number > 0 and not exists (
                         select from pg_attribute as other
-                        where other.attrelid = table_id and other.attnum = secret.number and other.attname = secret.name
-                            and not other.attisdropped))
+                        where other.attrelid = table_id and other.attnum = secret.number
+                            and other.attname = pgaudit_wf._secret_column(secret.name, (setting).known) and not other.attisdropped))
                 and not exists (select from pg_index where indrelid = table_id and indisprimary and attnum = any (indkey))),
-            case when attname <> all ((setting).whole) then unbounded end, (setting).max_value)
+            case when attname <> all ((setting).whole) then unbounded end, (setting).max_value,
+            secrets => pgaudit_wf._secret_paths((setting).redact, attname, (setting).known))
         from pg_attribute as col, pgaudit_wf._unbounded(table_id) as unbounded
         where attrelid = table_id and attnum > 0 and not attisdropped and attgenerated <> 'v' and attname <> all ((setting).ignore)
         order by attnum)
@@ -98,7 +99,7 @@ begin
             select format('select array_remove(array[%s]::text[], null) from (select ($1).*) as old, (select ($2).*) as new',
                 string_agg(format('case when record_image_ne(row(old.%1$I), row(new.%1$I)) then %1$L end', name), ', '))
             from unnest(pgaudit_wf._generic_columns((select typrelid from pg_type where oid = pg_typeof(before)), setting)) as col
-            where redacted)
+            where redacted or secrets is not null)
             into changed using before, after;
     end if;
     return coalesce(changed, '{}');
@@ -172,7 +173,8 @@ as $$
     select row((setting).columns, (setting).ignore, (setting).redact, array(
         select coalesce(attnum, 0)::smallint
         from unnest((setting).redact) with ordinality as secret (name, position)
-        left join pg_attribute on attrelid = (setting).target and attname = name and not attisdropped
+        left join pg_attribute on attrelid = (setting).target
+            and attname = pgaudit_wf._secret_column(name, (setting).columns) and not attisdropped
         order by position),
         -- It takes key, organization and versions from the rows as JSON.
         array_remove((setting).id_columns || (setting).org_column || (
@@ -316,7 +318,7 @@ event_diff := pgaudit_wf._generic_diff(
                 'hidden changes', (
                 select coalesce('array_remove(array[' || string_agg(format('case when record_image_ne(row(%s), row(%s)) then %L end',
                     pgaudit_wf._field('old', name), pgaudit_wf._field('new', name), name), ', ') || ']::text[], null)', '''{}''::text[]')
-                from unnest(columns) where redacted))),
+                from unnest(columns) where redacted or secrets is not null))),
         'key of the update', pgaudit_wf._fill(
 $key$if pgaudit_wf._generic_key(before, {{id columns}}, tg_relid) is distinct from event_id then
     event_previous_id := pgaudit_wf._generic_key(before, {{id columns}}, tg_relid);

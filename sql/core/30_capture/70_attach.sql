@@ -90,6 +90,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+    secret_columns constant text[] := pgaudit_wf._secret_columns((setting).redact, (setting).columns);
     problem record;
 begin
     with named (role, name, rank) as (
@@ -97,14 +98,24 @@ begin
         union all select 'org_column', (setting).org_column, 2
         union all select 'label_column', (setting).label_column, 3
         union all select 'ignore', unnest((setting).ignore), 4
-        union all select 'redact', unnest((setting).redact), 5
+        union all select 'redact', unnest(secret_columns), 5
         union all select 'shallow', unnest((setting).shallow), 6
+        union all
+        -- Versions keep these.
+        select role, name, 7
+        from pgaudit_wf.workflow_attachment as w,
+        lateral (values ('nodes_column', w.nodes_column), ('edges_column', w.edges_column), ('name_column', w.name_column),
+            ('description_column', w.description_column), ('visibility_column', w.visibility_column),
+            ('enabled_column', w.enabled_column)) as part (role, name)
+        where w.target = (setting).target
     ), checked as (
         select named.*, case
-            when name <> all ((setting).columns) and (role = 'id_columns' or mentioned is null or name = any (mentioned)) then 'missing'
+            when name <> all ((setting).columns) and rank < 7
+                and (role = 'id_columns' or mentioned is null or name = any (mentioned)) then 'missing'
             when role in ('ignore', 'redact', 'shallow') then null
             when role = 'id_columns' and name = any ((setting).ignore) then 'ignored'
-            when name = any ((setting).redact) then 'redacted'
+            when name = any (secret_columns) then 'redacted'
+            when rank = 7 then null
             when attgenerated = 'v' then 'virtual'
         end as fault
         from named left join pg_attribute on attrelid = (setting).target and attname = name
@@ -242,7 +253,7 @@ begin
 
     -- What is named here must exist; what was named before may have been dropped meanwhile, and applies again if it comes back.
     perform pgaudit_wf._check_columns(setting, case when known
-        then coalesce(attach.ignore, '{}') || coalesce(attach.redact, '{}') || coalesce(attach.shallow, '{}')
+        then coalesce(attach.ignore, '{}') || pgaudit_wf._secret_columns(attach.redact, setting.columns) || coalesce(attach.shallow, '{}')
             || attach.org_column || attach.label_column end);
     perform pgaudit_wf._check_action_rule(setting.target, r)
     from pgaudit_wf.action_rule as r where r.resource_type = setting.resource_type;
@@ -277,7 +288,9 @@ comment on function pgaudit_wf.attach(regclass, text, text[], text, text, text[]
     'Called again, it changes the named settings in place; one that is not named keeps its value, '''', ''{}'' or 0 clears it. '
     'Defaults: resource_type is the table''s name; id_columns its primary key; '
     'org_column is org_id or organization_id if it exists (else events take app.org_id); label_column none; '
-    'ignore {updated_at} (columns left out of the log); redact none (columns shown as "[redacted]"); '
+    'ignore {updated_at} (columns left out of the log); '
+    'redact none (columns shown as "[redacted]", or paths within json, jsonb and text columns: options.headers.*, '
+    'where * is every member or element, a name in an array is looked for in each element, and "a.b" is one name); '
     'on_failure abort (or warn: let the change through and count the failure); '
     'max_value none (bytes up to which a value is recorded as it is, a longer one by its SHA-256 and length; '
     'without it, values are recorded as they are as far as jsonb can hold them); '

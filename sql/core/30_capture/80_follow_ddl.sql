@@ -188,8 +188,8 @@ begin
         'renamed', nullif(renames, '{}'),
         'added', (
             select jsonb_object_agg(name, case
-                when name = any (setting.redact) and atthasmissing then to_jsonb('[redacted]'::text)
-                when name = any (setting.redact) then 'null'
+                when name = any (pgaudit_wf._secret_columns(setting.redact, columns_now))
+                    then case when atthasmissing then to_jsonb('[redacted]'::text) else 'null' end
                 else coalesce(pgaudit_wf._column_default(recompile.target, name), 'null') end)
             from unnest(columns_now) as name
             join pg_attribute on attrelid = recompile.target and attname = name
@@ -209,7 +209,12 @@ begin
         setting.org_column := pgaudit_wf._renamed(setting.org_column, renames);
         setting.label_column := pgaudit_wf._renamed(setting.label_column, renames);
         setting.ignore := array(select pgaudit_wf._renamed(name, renames) from unnest(setting.ignore) as name);
-        setting.redact := setting.redact || array(select renames ->> name from unnest(setting.redact) as name where renames ? name);
+        setting.redact := setting.redact || array(
+            select secret.renamed from unnest(setting.redact) as entry,
+            lateral (
+                select pgaudit_wf._renamed_secret(entry, columns_now || array(select jsonb_object_keys(renames)), renames) as renamed
+            ) as secret
+            where secret.renamed is not null);
         setting.shallow := array(select pgaudit_wf._renamed(name, renames) from unnest(setting.shallow) as name);
         update pgaudit_wf.attachment as a
         set (id_columns, org_column, label_column, ignore, redact, shallow, columns)

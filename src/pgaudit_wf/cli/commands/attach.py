@@ -57,7 +57,8 @@ RedactOption = Annotated[
     list[str] | None,
     typer.Option(
         show_default=False,
-        help="Column with a secret, repeatable: the log shows that it changed, never its value.",
+        help="Column with a secret, or path within JSON (options.headers.*), repeatable: the log"
+        " shows that it changed, never its value.",
     ),
 ]
 ShallowOption = Annotated[
