@@ -60,6 +60,10 @@ class AlertSettingsError(PgauditError):
     """A setting of the alerts worker is missing or wrong; its value is not in the message."""
 
 
+class JobSettingsError(PgauditError):
+    """A setting of `pgaudit-wf run` is missing or wrong; the message names it, not its value."""
+
+
 class ArchiveError(PgauditError):
     """An archive could not be written, or is not what its manifest says; nothing was removed."""
 

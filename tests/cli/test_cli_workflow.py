@@ -31,7 +31,7 @@ HOSTILE = "OCR\x1b[31m\u202e"
 PROSE = " ".join(f"word{number}" for number in range(60))
 GRAPH_COMMANDS = (
     "attach-workflow", "attach-execution", "backfill", "history", "diff", "show", "validate",
-    "restore", "usage", "run",
+    "restore", "usage", "execution",
 )  # fmt: skip
 
 NODES: list[dict[str, Any]] = [
@@ -333,16 +333,16 @@ def test_restore_is_attributed(on: Callable[..., Result], world: Conn) -> None:
 def test_run_and_usage(on: Callable[..., Result], world: Conn) -> None:
     digest = newest_hash(world)
     world.execute("delete from workflow")
-    shown = on("run", "workflow_execution", FLOW)
+    shown = on("execution", "workflow_execution", FLOW)
     assert (shown.code, shown.err) == (0, "")
     assert "started with org_api_key k_ci" in shown.out
     assert f"{digest}, version 2" in shown.out
     assert f"pgaudit-wf show {FLOW} --version 2" in shown.out
-    found = json.loads(on("run", "workflow_execution", FLOW, "--json").out)
+    found = json.loads(on("execution", "workflow_execution", FLOW, "--json").out)
     assert found["snapshot"]["name"] == "Invoices"
-    missing = on("run", "workflow_execution", FLOW.replace("1", "2"), "--json")
+    missing = on("execution", "workflow_execution", FLOW.replace("1", "2"), "--json")
     assert (missing.code, missing.out) == (1, "null\n")
-    assert on("run", "workflow", FLOW).code == 1
+    assert on("execution", "workflow", FLOW).code == 1
 
     used = on("usage", digest.upper())
     assert (used.code, used.err) == (0, "")
@@ -386,7 +386,7 @@ def test_attach_ones_own_tables(on: Callable[..., Result], world: Conn) -> None:
     assert runs.code == 0
     world.execute("insert into shop.flow values (1, 'One', '[]', '[]', true)")
     world.execute("insert into shop.job values (1, 1)")
-    assert "flow/1 --version 1" in on("run", "shop.job", 1).out
+    assert "flow/1 --version 1" in on("execution", "shop.job", 1).out
     assert on("attach-execution", "shop.flow").code == 1
 
 

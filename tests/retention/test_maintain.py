@@ -466,7 +466,7 @@ def test_the_command_fails_if_something_could_not_be_done(
 def test_a_second_run_ends_well_at_once(
     due: Conn, run: Callable[..., tuple[int, str, str]]
 ) -> None:
-    due.execute("select pgaudit_wf._begin_maintenance()")
+    due.execute("select pgaudit_wf._begin_job('maintenance')")
     code, out, err = run()
     assert (code, out) == (0, "")
     assert "in progress" in err

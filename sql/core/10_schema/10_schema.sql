@@ -117,20 +117,27 @@ $$;
 comment on function pgaudit_wf._take_turn(text) is
     'Waits until no other transaction works on the subject, then keeps others waiting until this one ends.';
 
-create function pgaudit_wf._begin_maintenance() returns boolean
+create function pgaudit_wf._begin_job(job text) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    number constant integer := array_position(array['maintenance', 'lead seal', 'lead maintain'], _begin_job.job);
 begin
-    return pg_try_advisory_lock(1885815925, 1) or not exists (
+    if number is null then
+        raise exception 'there is no job "%" that only one process may do', _begin_job.job using errcode = 'PA008';
+    end if;
+    return pg_try_advisory_lock(1885815925, number) or not exists (
         -- Any role can take an advisory lock, so it only counts if its holder could do the work.
         select from pg_locks as l join pg_stat_activity as a on a.pid = l.pid
         where l.locktype = 'advisory' and l.granted and l.database = (select oid from pg_database where datname = current_database())
-            and l.classid = 1885815925 and l.objid = 1 and l.objsubid = 2 and pg_has_role(a.usesysid, pgaudit_wf._schema_owner(), 'usage'));
+            and l.classid = 1885815925 and l.objid = number and l.objsubid = 2
+            and pg_has_role(a.usesysid, pgaudit_wf._schema_owner(), 'usage'));
 end
 $$;
-comment on function pgaudit_wf._begin_maintenance() is
-    'Whether this session may run maintenance now: false while another one does. Holds a session-level lock until _end_maintenance().';
+comment on function pgaudit_wf._begin_job(text) is
+    'Whether this session may do a job now: "maintenance", or lead the processes that "seal" or "maintain"; false while another one does. '
+    'Holds a session-level lock until it ends, or until _end_maintenance().';
 
 create function pgaudit_wf._end_maintenance() returns void
 language sql

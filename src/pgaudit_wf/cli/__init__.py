@@ -19,6 +19,7 @@ from pgaudit_wf.cli.commands import (
     maintain,
     migrate,
     reconcile,
+    run,
     serve,
     spool,
     trail,
@@ -63,6 +64,7 @@ def main(
         pgaudit-wf verify --key seal.pub       check that nothing sealed was altered
         pgaudit-wf reconcile                   compare the rows with what the log says
         pgaudit-wf maintain --dry-run          partitions, archives and retention
+        pgaudit-wf run --config FILE           all jobs in one process
 
     The database is given by [bold]-d[/], else by the environment variable PGAUDIT_WF_DATABASE,
     else by libpq's own variables (PGHOST, PGDATABASE, PGSERVICE, …). Keep passwords off the
@@ -80,7 +82,7 @@ def main(
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
-    demo, migrate, attach, trail, workflow, versions, alerts, limits, spool, maintain, export,
+    demo, migrate, attach, trail, workflow, versions, alerts, limits, spool, run, maintain, export,
     erase, integrity, reconcile, serve,
 ):  # fmt: skip
     subject.register(app)

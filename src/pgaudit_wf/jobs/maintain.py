@@ -182,7 +182,7 @@ def maintain(
 
 @contextmanager
 def _alone(conn: Connection) -> Iterator[None]:
-    (is_ours,) = one(conn, "select pgaudit_wf._begin_maintenance()")
+    (is_ours,) = one(conn, "select pgaudit_wf._begin_job('maintenance')")
     if not is_ours:
         raise MaintenanceRunningError("another maintenance run is in progress on this database")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -77,7 +78,27 @@ def _variables() -> str:
     return f"for the variables of smtp and webhook see {manual.page('how-to/alerts.md')}"
 
 
-def _channels(templates: Path | None, timeout: float) -> dict[str, Channel]:
+def chosen_channels(
+    variables: Mapping[str, str],
+    templates: Path | None,
+    timeout: float,
+    chosen: Sequence[str],
+) -> dict[str, Channel]:
+    """Return the channels that are set up, or those of them that are chosen.
+
+    Raises:
+        Failure: A package is missing, or a chosen channel is not set up.
+        AlertSettingsError: A variable has an invalid value.
+    """
+    found = _channels(variables, templates, timeout)
+    if missing := set(chosen) - set(found):
+        raise Failure(f"channel {', '.join(sorted(missing))} is not set up", _variables(), USAGE)
+    return {name: found[name] for name in chosen or found}
+
+
+def _channels(
+    variables: Mapping[str, str], templates: Path | None, timeout: float
+) -> dict[str, Channel]:
     try:
         # Jinja2 comes with an extra, and the other commands do without.
         from pgaudit_wf.alerts import Templates, channels_from
@@ -86,7 +107,7 @@ def _channels(templates: Path | None, timeout: float) -> dict[str, Channel]:
             f"alerts need a package that is not installed: {error.name}",
             "pip install 'pgaudit-wf[alerts]'",
         ) from error
-    return channels_from(os.environ, Templates(templates), timeout)
+    return channels_from(variables, Templates(templates), timeout)
 
 
 def run(
@@ -119,15 +140,7 @@ def run(
         pgaudit-wf alerts run -d service=shop --health-port 9187
         pgaudit-wf alerts run --once
     """
-    found = _channels(templates, send_timeout)
-    if channel:
-        if missing := set(channel) - set(found):
-            raise Failure(
-                f"channel {', '.join(sorted(missing))} is not set up",
-                _variables(),
-                USAGE,
-            )
-        found = {name: found[name] for name in channel}
+    found = chosen_channels(os.environ, templates, send_timeout, channel or ())
     from pgaudit_wf.alerts import Worker
 
     service = Service("alerts")
@@ -273,7 +286,7 @@ def send_test(
     pgaudit-wf alerts test smtp you@example.com
     pgaudit-wf alerts test webhook https://hooks.example.com/audit
     """
-    found = _channels(templates, send_timeout)
+    found = _channels(os.environ, templates, send_timeout)
     from pgaudit_wf.alerts import Alert, DeliveryError
     from pgaudit_wf.alerts.message import SAMPLE
 

@@ -131,7 +131,7 @@ def _show_versions(day: Day) -> None:
         f" {restore.version - 1} {restore.version}"
     )
     print_diff(day.restored)
-    heading(f"A run before it: pgaudit-wf run workflow_execution {day.run.execution_id[:8]}…")
+    heading(f"A run before it: pgaudit-wf execution workflow_execution {day.run.execution_id[:8]}…")
     put(
         f"version {day.run.version}, started with {day.run.credential_type}"
         f" {day.run.credential_label}, which is revoked since\n",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,6 +88,31 @@ def seal_hook(key: Path | None, state: Path | None) -> Hook:
         return done.events + done.versions
 
     return Hook("seal", run)
+
+
+def seal_job(
+    sealer: Sealer,
+    connect: Callable[[], AbstractContextManager[Connection]],
+    targets: list[str],
+    witness: list[str] | None,
+    tsa: list[str] | None,
+) -> Callable[[Service], bool]:
+    """Return sealing, and delivering checkpoints, as a job of a `Service`."""
+    undelivered = False
+
+    def job(service: Service) -> bool:
+        nonlocal undelivered
+        with connect() as conn:
+            done = sealer.run(conn, lambda: service.stopping)
+            undelivered = undelivered or bool(done.events or done.versions)
+            if undelivered:
+                _deliver(conn, targets, witness, tsa)
+                undelivered = False
+            if done.events or done.versions:
+                service.log("sealed", events=done.events, versions=done.versions, size=done.size)
+        return done.more
+
+    return job
 
 
 def keygen(
@@ -197,24 +224,13 @@ def seal(
     """
     sealer = Sealer(signer_of(key, sign_command, public_key), state=state, rotate=rotate)
     targets = push or []
-    undelivered = False
-
-    def job(service: Service) -> bool:
-        nonlocal undelivered
-        with connect(database) as conn:
-            done = sealer.run(conn, lambda: service.stopping)
-            undelivered = undelivered or bool(done.events or done.versions)
-            if undelivered:
-                _deliver(conn, targets, witness, tsa)
-                undelivered = False
-            if done.events or done.versions:
-                service.log("sealed", events=done.events, versions=done.versions, size=done.size)
-        return done.more
-
     if watch is not None:
         with json_logs():
             Service("seal").run(
-                job, interval=watch, health_port=health_port, health_host=health_host
+                seal_job(sealer, partial(connect, database), targets, witness, tsa),
+                interval=watch,
+                health_port=health_port,
+                health_host=health_host,
             )
         return
     with connect(database) as conn:

@@ -1,4 +1,4 @@
-"""`history`, `diff`, `show`, `validate`, `restore`, `usage` and `run`: versions of workflows."""
+"""`history`, `diff`, `show`, `validate`, `restore`, `usage`, `execution`: workflows' versions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ VersionOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    for command in (history, diff, show, validate, restore, usage, run):
+    for command in (history, diff, show, validate, restore, usage, execution):
         add(app, command)
 
 
@@ -360,11 +360,11 @@ def usage(
     )
 
 
-def run(
+def execution(
     table: Annotated[
         str, typer.Argument(metavar="TABLE", help="The table of runs: public.workflow_execution.")
     ],
-    execution: Annotated[str, typer.Argument(metavar="ID", help="The run's id.")],
+    run: Annotated[str, typer.Argument(metavar="ID", help="The run's id.")],
     org: OrgOption = None,
     as_actor: AsOption = None,
     utc: UtcOption = False,
@@ -376,15 +376,15 @@ def run(
     This works even after the key, the person and the workflow are deleted. --json includes the
     definition in full.
 
-        pgaudit-wf run public.workflow_execution 1b4e…
-        pgaudit-wf run public.workflow_execution 1b4e… --json | jq '.snapshot.nodes'
+        pgaudit-wf execution public.workflow_execution 1b4e…
+        pgaudit-wf execution public.workflow_execution 1b4e… --json | jq '.snapshot.nodes'
     """
     with connect(database) as conn, reading(conn, org, as_actor):
-        found = execution_attribution(conn, table, execution)
+        found = execution_attribution(conn, table, run)
     if as_json:
         print_json(found)
     if found is None:
-        raise Failure(f"{table} has no run {execution} that this login may see")
+        raise Failure(f"{table} has no run {run} that this login may see")
     if as_json:
         return
     credential = " ".join(part for part in (found.credential_type, found.credential_label) if part)
