@@ -91,6 +91,8 @@ CHANGES: list[tuple[LiteralString, str, str]] = [
      "pgaudit_wf.config_alias"),
     ("delete from pgaudit_wf.action_schema where action_type = 'Schedule'",
      "audit.settings_changed", "pgaudit_wf.action_schema"),
+    ("insert into pgaudit_wf.waiver (subject, reason) values ('public.x', 'a cache')",
+     "audit.settings_changed", "pgaudit_wf.waiver"),
     ("select pgaudit_wf.add_attestation_key('k', decode(repeat('5e', 32), 'hex'))",
      "audit.key_changed", "pgaudit_wf.attestation_key"),
 ]  # fmt: skip

@@ -18,6 +18,7 @@ as $$
         ('alert_policy', 'audit.alert_rule_changed', 'is_only', '{}'),
         ('retention_policy', 'audit.retention_changed', 'id', '{}'),
         ('version_policy', 'audit.retention_changed', 'org_id', '{}'),
+        ('waiver', 'audit.settings_changed', 'subject', '{}'),
         ('limit_condition', 'audit.limit_changed', 'resource_type', '{}'),
         ('attestation_key', 'audit.key_changed', 'key_id', '{}')
     ) as configured (name, action, key, derived)

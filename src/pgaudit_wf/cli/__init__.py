@@ -11,6 +11,7 @@ from pgaudit_wf.cli.base import Commands, help_text
 from pgaudit_wf.cli.commands import (
     alerts,
     attach,
+    coverage,
     demo,
     erase,
     export,
@@ -82,7 +83,7 @@ def main(
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
-    demo, migrate, attach, trail, workflow, versions, alerts, limits, spool, run, maintain, export,
-    erase, integrity, reconcile, serve,
+    demo, migrate, attach, coverage, trail, workflow, versions, alerts, limits, spool, run,
+    maintain, export, erase, integrity, reconcile, serve,
 ):  # fmt: skip
     subject.register(app)
