@@ -68,12 +68,36 @@ def test_migrate_up_twice_and_away(empty_dsn: str, cli: Callable[..., Result]) -
     again = cli("migrate", empty_dsn)
     assert again.code == 0
     assert again.out.startswith("Nothing to do: the audit schema is at version ")
-    away = cli("migrate", empty_dsn, "--to", "0", "--json")
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute("create table item (id int primary key)")
+        conn.execute("select pgaudit_wf.attach('item')")
+        conn.execute("insert into item values (1), (2)")
+    for zero in ("0", "00"):
+        asked = cli("migrate", empty_dsn, "--to", zero)
+        assert asked.code == 2
+        # What was attached is an event too.
+        assert "3 events, 0 versions of workflows, 0 sealed leaves" in asked.err
+        assert "1 attached tables" in asked.err
+        assert "--yes" in asked.err
+    away = cli("migrate", empty_dsn, "--to", "0", "--yes", "--json")
     assert away.code == 0
     assert json.loads(away.out)["rolled_back"][-1].startswith("pgaudit_wf.core.0001")
     unknown = cli("migrate", empty_dsn, "--to", "77")
     assert unknown.code == 1
     assert unknown.err.startswith("pgaudit-wf: migration 77 does not exist")
+
+
+def test_a_database_is_named_as_in_psql(
+    dsn: str, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = psycopg.conninfo.conninfo_to_dict(dsn)
+    monkeypatch.setenv("PGHOST", str(given["host"]))
+    monkeypatch.setenv("PGPORT", str(given["port"]))
+    monkeypatch.setenv("PGUSER", str(given["user"]))
+    assert cli("status", "-d", given["dbname"]).code == 0
+    assert cli("status", str(given["dbname"])).code == 0
+    assert 'database "not there"' in cli("status", "-d", "dbname='not there'").err
+    assert 'database "nowhere"' in cli("status", "-d", "nowhere").err
 
 
 def test_migrate_with_app_schema_and_sqlalchemys_url(

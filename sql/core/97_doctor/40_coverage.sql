@@ -16,7 +16,8 @@ as $$
             and not exists (select from pg_depend as d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')
             and not exists (select from pgaudit_wf.attachment as a where a.target = c.oid)
         union all
-        select 'column', format('%I.%I.%I', n.nspname, c.relname, attribute.attname), 'its name is that of a secret, and its values are recorded',
+        select 'column', format('%I.%I.%I', n.nspname, c.relname, attribute.attname),
+            'its name is that of a secret, and its values are recorded',
             format('select pgaudit_wf.attach(%L, redact => %L)', format('%I.%I', n.nspname, c.relname), a.redact || attribute.attname::text)
         from pgaudit_wf.attachment as a
         join pg_class as c on c.oid = a.target

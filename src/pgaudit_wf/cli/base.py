@@ -16,6 +16,7 @@ from typing import Any, LiteralString, NoReturn, Protocol, TypeAlias, runtime_ch
 
 import psycopg
 import typer
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import set_json_loads
 from rich.markup import escape
@@ -198,6 +199,9 @@ def check_conninfo(conninfo: str) -> str:
             it cannot parse, which may well be a password.
     """
     conninfo = without_driver(conninfo)
+    # As psql has it: the name of a database. What could be part of an address is none.
+    if re.fullmatch(r"[^\s=@:/?#]+", conninfo):
+        conninfo = make_conninfo(dbname=conninfo)
     userinfo = re.match(r"postgres(?:ql)?://[^:@/?#]*:(.*)@", conninfo, re.DOTALL)
     if userinfo and re.search(r"[@/?#\s]|%(?![0-9A-Fa-f]{2})", userinfo[1]):
         raise Failure(

@@ -22,7 +22,7 @@ DatabaseOption = Annotated[
         envvar="PGAUDIT_WF_DATABASE",
         metavar="CONNINFO",
         show_default=False,
-        help="URL or libpq connection string; missing parts come from PG* variables.",
+        help="Name, URL or libpq connection string; missing parts come from PG* variables.",
     ),
 ]
 DatabaseArgument = Annotated[

@@ -53,10 +53,27 @@ from pgaudit_wf.schema.ledger import (
 __all__ = [
     "MigrationResult",
     "applied",
+    "contents",
     "migrate",
     "pending",
 ]
 
+_THERE = "select from pg_namespace where nspname = %s"
+# A log of many millions of events is estimated by the planner's statistics; a small one is counted.
+_CONTENTS = """
+select current_database(),
+    case when rows.many > 100000 then rows.many
+        else (select count(*) from pgaudit_wf.security_audit_log) end,
+    rows.many > 100000,
+    (select count(*) from pgaudit_wf.workflow_history),
+    (select count(*) from pgaudit_wf.attachment),
+    (select coalesce(max(size), 0) from pgaudit_wf.log_checkpoint)
+from (
+    select coalesce(sum(greatest(c.reltuples, c.relpages * 2)), 0)::bigint as many
+    from pg_inherits as i join pg_class as c on c.oid = i.inhrelid
+    where i.inhparent = 'pgaudit_wf.security_audit_log'::regclass
+) as rows
+"""
 _NAMES = {"core": f"schema {SCHEMA}", "app": "the reference application"}
 
 # The user's objects that "drop schema pgaudit_wf cascade" would drop too. The triggers on audited
@@ -210,6 +227,28 @@ def applied(conninfo: str) -> tuple[AppliedMigration, ...]:
     """
     with connect(conninfo) as backend:
         return tuple(read_ledger(backend))
+
+
+def contents(conninfo: str) -> str | None:
+    """Say what ``migrate(to=0)`` would remove from a database; None if there is nothing of ours.
+
+    Args:
+        conninfo: As for :func:`migrate`.
+
+    Raises:
+        psycopg.Error: The server could not be reached, or the role may not read what there is.
+    """
+    with connect(conninfo) as backend:
+        if backend.connection.execute(_THERE, [SCHEMA]).fetchone() is None:
+            return None
+        name, events, estimated, versions, tables, leaves = backend.connection.execute(
+            _CONTENTS
+        ).fetchone()
+    return (
+        f'the audit trail of database "{name}": {"about " if estimated else ""}{events:,} events,'
+        f" {versions:,} versions of workflows, {leaves:,} sealed leaves, and the recording of"
+        f" {tables:,} attached tables"
+    )
 
 
 def pending(

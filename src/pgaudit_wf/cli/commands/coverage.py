@@ -33,10 +33,10 @@ def coverage(
 
     These are tables that are not attached, recorded columns whose name is that of a secret, and
     logins whose events do not say who acted. A waiver names one of them as it is listed here, and
-    the reason; it is an event of its own.
+    the reason, as in values ('public.cache', 'rebuilt each night'); it is an event of its own.
 
         pgaudit-wf coverage --fail
-        psql -c "insert into pgaudit_wf.waiver values ('public.cache', 'rebuilt each night')"
+        pgaudit-wf coverage --days 30 --json
     """
     with connect(choose_database(conninfo, database)) as conn:
         found = dict_rows(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import Annotated
 
 import typer
 
-from pgaudit_wf.cli.base import add, check_conninfo, choose_database
+from pgaudit_wf.cli.base import USAGE, Failure, add, check_conninfo, choose_database
 from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import print_json, printable
+from pgaudit_wf.schema.migrate import contents
 from pgaudit_wf.schema.migrate import migrate as run_migrations
 
 
@@ -35,6 +38,9 @@ def migrate(
             "--with-app-schema", help="Also create the reference application, in schema public."
         ),
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="With --to 0: do not ask for confirmation.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Install the audit schema in a database, or bring it to the newest version.
@@ -43,9 +49,11 @@ def migrate(
 
         pgaudit-wf migrate postgresql://owner@host/shop
         pgaudit-wf migrate -d service=shop --with-app-schema
-        pgaudit-wf migrate -d service=shop --to 0       # remove it, the log included
+        pgaudit-wf migrate -d service=shop --to 0       # remove it, the log included; asks first
     """
     target = check_conninfo(choose_database(conninfo, database))
+    if to is not None and re.fullmatch("0+", to) and not yes:
+        _confirm(target)
     result = run_migrations(target, to=to, with_app_schema=with_app_schema)
     if as_json:
         print_json(result)
@@ -65,3 +73,21 @@ def migrate(
         )
     else:
         typer.echo("The audit schema is gone.")
+
+
+def _confirm(target: str) -> None:
+    """Ask whether to remove everything, after saying what that is.
+
+    Raises:
+        Failure: There is nobody to ask.
+    """
+    lost = contents(target)
+    if lost is None:
+        return
+    if not sys.stdin.isatty():
+        raise Failure(
+            f"--to 0 would remove {lost}, for ever",
+            "confirm it with --yes when there is no terminal",
+            USAGE,
+        )
+    typer.confirm(f"Remove {printable(lost)}, for ever?", abort=True, err=True)
