@@ -14,7 +14,7 @@ TABLES = """
 create table plain (id int primary key);
 create table "Odd ""name" (id int primary key);
 create table cache (id int primary key);
-create unlogged table parted (id int, at date, primary key (id, at)) partition by range (at);
+create table parted (id int, at date, primary key (id, at)) partition by range (at);
 create table part_1 partition of parted for values from ('2020-01-01') to ('2021-01-01');
 create temporary table passing (id int);
 create table account (

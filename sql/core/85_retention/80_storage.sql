@@ -24,7 +24,7 @@ with part as (
 ), share as (
     select common.oid, common.resource_type, common.frequency::float8 as share from common
     union all
-    select part.oid, null, 1 - coalesce(sum(common.frequency), 0)
+    select part.oid, null as resource_type, 1 - coalesce(sum(common.frequency), 0) as share
     from part left join common on common.oid = part.oid
     group by part.oid
     -- Frequencies are rounded.
