@@ -879,7 +879,10 @@ def test_a_certificate_for_another_name_is_refused(
     problem = org.execute(
         "select last_error from pgaudit_wf.alert_delivery where attempts > 0"
     ).fetchone()
-    assert problem == ("mail server: SSLCertVerificationError",)
+    assert problem == (
+        "mail server: SSLCertVerificationError;"
+        " check PGAUDIT_WF_SMTP_HOST and PGAUDIT_WF_SMTP_CA_FILE",
+    )
 
 
 def test_mail_never_goes_without_the_tls_that_was_asked_for(
@@ -1186,9 +1189,17 @@ def test_a_sample_is_sent_to_try_the_settings(
     ):
         monkeypatch.setenv(f"PGAUDIT_WF_SMTP_{name}", value)
     assert cli("test", "smtp", "a@x.example")[:2] == (0, "Sent to a@x.example.\n")
-    assert mail.taken[0].subject == "Security alert: alert test (kh_1a2b)"
+    assert mail.taken[0].subject == "Security alert: this is a test, nothing happened (kh_1a2b)"
+    assert "investigated now" not in mail.taken[0].text
     mail.mode = "busy"
     code, _, err = cli("test", "smtp", "a@x.example")
     assert (code, "451 4.3.2" in err) == (1, True)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("PGAUDIT_WF_SMTP_PORT", "1")
+        _, _, err = cli("test", "smtp", "a@x.example")
+        assert "check PGAUDIT_WF_SMTP_HOST, PGAUDIT_WF_SMTP_PORT" in err
+        elsewhere.setenv("PGAUDIT_WF_SMTP_PORT", str(mail.port))
+        elsewhere.setenv("PGAUDIT_WF_SMTP_TLS", "starttls")
+        assert "check PGAUDIT_WF_SMTP_TLS" in cli("test", "smtp", "a@x.example")[2]
     code, _, err = cli("test", "smtp", "no address")
     assert (code, "not a valid e-mail address" in err) == (1, True)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pgaudit_wf.alerts.message import Alert, Templates
     from pgaudit_wf.alerts.settings import SmtpSettings, WebhookSettings
 
+_PLACE = "check PGAUDIT_WF_SMTP_HOST, PGAUDIT_WF_SMTP_PORT and PGAUDIT_WF_SMTP_TLS"
+
 
 class DeliveryError(Exception):
     """A message was not sent, or it is unknown whether it was.
@@ -174,7 +176,7 @@ def _mail_error(error: Exception, too_late: bool, recipient: str) -> DeliveryErr
     if isinstance(error, smtplib.SMTPNotSupportedError) and not recipient.isascii():
         return DeliveryError("the mail server does not support international addresses")
     if too_late:
-        return DeliveryError("the mail server took too long", unreachable=True)
+        return DeliveryError(f"the mail server took too long; {_PLACE}", unreachable=True)
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         code, text = next(iter(error.recipients.values()))
         return DeliveryError(f"recipient refused: {_reply(code, text)}", final=500 <= code < 600)
@@ -182,9 +184,25 @@ def _mail_error(error: Exception, too_late: bool, recipient: str) -> DeliveryErr
         return DeliveryError(f"message refused: {_reply(error.smtp_code, error.smtp_error)}")
     if isinstance(error, smtplib.SMTPResponseException):
         return DeliveryError(
-            f"{kind}: {_reply(error.smtp_code, error.smtp_error)}", unreachable=True
+            f"{kind}: {_reply(error.smtp_code, error.smtp_error)}{_setting(error)}",
+            unreachable=True,
         )
-    return DeliveryError(f"mail server: {kind}", unreachable=True)
+    return DeliveryError(f"mail server: {kind}{_setting(error)}", unreachable=True)
+
+
+def _setting(error: Exception) -> str:
+    """Return the settings to look at first, to be added to a message; "" if none is likely."""
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        return "; check PGAUDIT_WF_SMTP_USER and PGAUDIT_WF_SMTP_PASSWORD"
+    if isinstance(error, smtplib.SMTPSenderRefused):
+        return "; check PGAUDIT_WF_SMTP_FROM"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "; check PGAUDIT_WF_SMTP_HOST and PGAUDIT_WF_SMTP_CA_FILE"
+    if isinstance(error, smtplib.SMTPNotSupportedError | ssl.SSLError):
+        return "; check PGAUDIT_WF_SMTP_TLS"
+    if isinstance(error, OSError) and not isinstance(error, smtplib.SMTPResponseException):
+        return f"; {_PLACE}"
+    return ""
 
 
 def _reply(code: int, text: bytes | str) -> str:

@@ -153,6 +153,9 @@ def _shown(event: Mapping[str, Any]) -> dict[str, str]:
     )
     thing, _, verb = shown["action"].rpartition(".")
     shown["summary"] = f"{thing.replace('_', ' ')} {verb.replace('_', ' ')}".strip()
+    shown["test"] = "test" if event is SAMPLE else ""
+    if shown["test"]:
+        shown["summary"] = "this is a test, nothing happened"
     if shown["outcome"] != "succeeded":
         shown["summary"] += f" ({shown['outcome']})"
     return shown
