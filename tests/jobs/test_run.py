@@ -178,11 +178,16 @@ def test_two_replicas_with_logins_of_their_own(
 
             # One job fails; the others go on.
             conn.execute(f"revoke usage on schema pgaudit_wf from {logins['alerts']}".encode())
-            wait_until(lambda: second.get("/readyz")[1].startswith("alerts: the last run failed"))
-            failed = second.lines("run failed", "alerts")[-1]
-            assert failed["problem"] == "permission denied for schema pgaudit_wf"
-            assert "run-the-jobs.md" in failed["hint"]
-            assert "seal: ok\nmaintain: ok\n" in second.get("/readyz")[1]
+            ready = "alerts: the last run failed: InsufficientPrivilege\nseal: ok\nmaintain: ok\n"
+            wait_until(lambda: second.get("/readyz") == (503, ready))
+
+            def refused() -> list[dict[str, Any]]:
+                lines = second.lines("run failed", "alerts")
+                return [line for line in lines if line.get("sqlstate") == "42501"]
+
+            wait_until(refused)
+            assert refused()[0]["problem"] == "permission denied for schema pgaudit_wf"
+            assert "run-the-jobs.md" in refused()[0]["hint"]
             assert second.get("/healthz") == (200, "alerts: ok\nseal: ok\nmaintain: ok\n")
             recorded(1)
             wait_until(lambda: state() == (7, 8))
