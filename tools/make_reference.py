@@ -38,6 +38,7 @@ TITLES = {
     "80_limits": "Limits",
     "85_retention": "Retention, archives and exports",
     "90_erasure": "Erasure",
+    "92_undo": "Undo",
     "95_integrity": "Tamper evidence",
     "97_doctor": "Diagnosis",
     "99_install": "Rights",

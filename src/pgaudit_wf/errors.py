@@ -300,6 +300,18 @@ class LimitReachedError(DatabaseError):
     sqlstate = "PA330"
 
 
+class UndoConflictError(DatabaseError):
+    """Rows that were to be put back have conflicts, such as a later change; nothing was undone."""
+
+    sqlstate = "PA510"
+
+
+class NothingToUndoError(DatabaseError):
+    """No captured change matches that could be undone, or none that the caller may read."""
+
+    sqlstate = "PA511"
+
+
 _BY_SQLSTATE = {error.sqlstate: error for error in DatabaseError.__subclasses__()} | {
     "PA201": StoredDefinitionError,
     "PA202": StoredDefinitionError,

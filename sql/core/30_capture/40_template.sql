@@ -304,6 +304,10 @@ end if;
 if current_setting('app.reason', true) <> '' then
     event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
 end if;
+if current_setting('pgaudit_wf.undoing', true) <> '' then
+    event_metadata := coalesce(event_metadata, '{}')
+        || jsonb_strip_nulls(jsonb_build_object('undoes', pgaudit_wf._undoes({{type}}, coalesce(event_previous_id, event_id))));
+end if;
 if event_previous_id is not null then
     event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
     insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
@@ -312,7 +316,7 @@ if event_previous_id is not null then
 end if;$metadata$, jsonb_build_object('type', quote_literal((setting).resource_type)))
 $$;
 comment on function pgaudit_wf._metadata_statements(pgaudit_wf.attachment) is
-    'PL/pgSQL that notes label, reason and previous key of an event in its metadata.';
+    'PL/pgSQL that notes label, reason, what it undoes and previous key of an event in its metadata.';
 
 create function pgaudit_wf._common_pieces(setting pgaudit_wf.attachment) returns jsonb
 language plpgsql stable

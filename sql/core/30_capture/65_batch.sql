@@ -224,7 +224,7 @@ select {{org}},
     {{action}}
     {{type}}, {{key}}, true,
     {{diff}}
-    jsonb_strip_nulls(jsonb_build_object({{label}}'reason', pgaudit_wf._context_reason()))
+    jsonb_strip_nulls(jsonb_build_object({{label}}'reason', pgaudit_wf._context_reason(), 'undoes', pgaudit_wf._undoes({{type}}, {{key}})))
 from {{rows}};$insert$;
     op constant text := case record_name when 'new' then 'insert' else 'delete' end;
     action constant text[] := pgaudit_wf._action_expression(setting, op);

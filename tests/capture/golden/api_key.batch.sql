@@ -62,7 +62,7 @@ begin
                 'expires_at', new.expires_at,
                 'revoked_at', new.revoked_at,
                 'created_at', new.created_at)) end,
-                jsonb_strip_nulls(jsonb_build_object('label', left(new.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
+                jsonb_strip_nulls(jsonb_build_object('label', left(new.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason(), 'undoes', pgaudit_wf._undoes('api_key', pgaudit_wf._bounded_key(new.id::text))))
             from new_rows as new;
         exception
             -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
@@ -102,7 +102,7 @@ begin
                 'expires_at', new.expires_at,
                 'revoked_at', new.revoked_at,
                 'created_at', new.created_at)) end,
-                    jsonb_strip_nulls(jsonb_build_object('label', left(new.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
+                    jsonb_strip_nulls(jsonb_build_object('label', left(new.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason(), 'undoes', pgaudit_wf._undoes('api_key', pgaudit_wf._bounded_key(new.id::text))))
                 from new_rows as new;
                 raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, 'api_key.created'
                     using hint = 'pgaudit_wf.doctor() names the rule.';
@@ -147,7 +147,7 @@ begin
                 'expires_at', old.expires_at,
                 'revoked_at', old.revoked_at,
                 'created_at', old.created_at)) end,
-                jsonb_strip_nulls(jsonb_build_object('label', left(old.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
+                jsonb_strip_nulls(jsonb_build_object('label', left(old.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason(), 'undoes', pgaudit_wf._undoes('api_key', pgaudit_wf._bounded_key(old.id::text))))
             from old_rows as old;
         exception
             -- A rule over something that was renamed or dropped meanwhile costs its meaning, not the write.
@@ -187,7 +187,7 @@ begin
                 'expires_at', old.expires_at,
                 'revoked_at', old.revoked_at,
                 'created_at', old.created_at)) end,
-                    jsonb_strip_nulls(jsonb_build_object('label', left(old.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason()))
+                    jsonb_strip_nulls(jsonb_build_object('label', left(old.key_prefix::text, 255), 'reason', pgaudit_wf._context_reason(), 'undoes', pgaudit_wf._undoes('api_key', pgaudit_wf._bounded_key(old.id::text))))
                 from old_rows as old;
                 raise warning 'an action rule of % failed (SQLSTATE %), and the change is recorded as %', 'api_key', sqlstate, 'api_key.deleted'
                     using hint = 'pgaudit_wf.doctor() names the rule.';
@@ -347,6 +347,10 @@ begin
             end if;
             if current_setting('app.reason', true) <> '' then
                 event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
+            end if;
+            if current_setting('pgaudit_wf.undoing', true) <> '' then
+                event_metadata := coalesce(event_metadata, '{}')
+                    || jsonb_strip_nulls(jsonb_build_object('undoes', pgaudit_wf._undoes('api_key', coalesce(event_previous_id, event_id))));
             end if;
             if event_previous_id is not null then
                 event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);

@@ -197,6 +197,10 @@ old.title is distinct from new.title');
     if current_setting('app.reason', true) <> '' then
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('reason', pgaudit_wf._context_reason());
     end if;
+    if current_setting('pgaudit_wf.undoing', true) <> '' then
+        event_metadata := coalesce(event_metadata, '{}')
+            || jsonb_strip_nulls(jsonb_build_object('undoes', pgaudit_wf._undoes('note', coalesce(event_previous_id, event_id))));
+    end if;
     if event_previous_id is not null then
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('previous_resource_id', event_previous_id);
         insert into pgaudit_wf.key_change (resource_type, old_id, new_id, org_id)
