@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 from typing import Any
 
-from pgaudit_wf.trail.digest import describe_digest
-from pgaudit_wf.trail.path import describe_path
-from pgaudit_wf.web.rendering import pretty
 from pgaudit_wf.workflow.model import Connected, FieldChange, NodeChange, VersionDiff
 
 _LINES = 200
@@ -28,26 +24,6 @@ class Excerpt:
     last: int
     total: int
     is_cut: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedField:
-    """A row of the table with an event's diff."""
-
-    name: str
-    before: str | None
-    after: str | None
-    tone: str
-
-
-@dataclass(frozen=True, slots=True)
-class FieldPage:
-    """Rows `first` to `last`, counted from 1, of `total`."""
-
-    rows: tuple[ChangedField, ...]
-    first: int
-    last: int
-    total: int
 
 
 class _Room:
@@ -113,60 +89,3 @@ def excerpt(diff: VersionDiff, skip: int = 0, lines: int = _LINES, room: int = _
         last += 1
         shown[name] += (left.change(change),)
     return Excerpt(replace(diff, **shown), min(skip + 1, last), last, len(flat), left.is_cut)
-
-
-def changed_fields(diff: Sequence[Mapping[str, Any]] | None, skip: int = 0) -> FieldPage:
-    """Return a JSON Patch as rows of field, before and after; a whole row column by column.
-
-    Args:
-        diff: The patch.
-        skip: How many rows precede those to return; beyond the last, it is the beginning.
-    """
-    total = sum(1 for _ in _fields(diff))
-    skip = skip if skip < total else 0
-    left = _Room(2 * _ROOM)
-    rows: list[ChangedField] = []
-    for operation, name, whole_row in islice(_fields(diff), skip, skip + _LINES):
-        if rows and left.left <= 0:
-            break
-        row = _changed_field(operation, name, whole_row)
-        left.left -= len(row.name) + len(row.before or "") + len(row.after or "")
-        rows.append(row)
-    return FieldPage(tuple(rows), min(skip + 1, total), skip + len(rows), total)
-
-
-def _fields(
-    diff: Sequence[Mapping[str, Any]] | None,
-) -> Iterator[tuple[Mapping[str, Any], str, bool]]:
-    for operation in diff or ():
-        whole = _whole_row(operation)
-        if whole is None:
-            yield operation, describe_path(operation.get("path", "")) or "row", False
-        else:
-            yield from ((operation, name, True) for name in whole if whole[name] is not None)
-
-
-def _tone(operation: Mapping[str, Any]) -> str:
-    return {"add": "add", "remove": "remove"}.get(str(operation.get("op")), "change")
-
-
-def _whole_row(operation: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    tone = _tone(operation)
-    whole = operation.get("value" if tone == "add" else "old")
-    is_row = operation.get("path", "") == "" and tone != "change" and isinstance(whole, Mapping)
-    return whole if is_row else None
-
-
-def _changed_field(operation: Mapping[str, Any], name: str, whole_row: bool) -> ChangedField:
-    tone = _tone(operation)
-    row = _whole_row(operation) if whole_row else None
-
-    def value(member: str, unchanged: str) -> str | None:
-        if tone == unchanged:
-            return None
-        if row is not None:
-            return describe_digest(operation, name, row[name]) or pretty(row[name])
-        found = operation.get(member)
-        return describe_digest(operation, member, found) or pretty(found)
-
-    return ChangedField(pretty(name), value("old", "add"), value("value", "remove"), tone)

@@ -15,7 +15,9 @@ from starlette.responses import RedirectResponse
 
 from pgaudit_wf.errors import VersionPrunedError
 from pgaudit_wf.integrity.report import Report
+from pgaudit_wf.trail.changes import changed_fields
 from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
+from pgaudit_wf.trail.sentences import member_of
 from pgaudit_wf.web import csrf, models, queries
 from pgaudit_wf.web.api import (
     Data,
@@ -29,12 +31,11 @@ from pgaudit_wf.web.api import (
 from pgaudit_wf.web.bundling import Day, Size, bundle_response
 from pgaudit_wf.web.canvas import draw
 from pgaudit_wf.web.database import Session
-from pgaudit_wf.web.excerpt import changed_fields, excerpt
+from pgaudit_wf.web.excerpt import excerpt
 from pgaudit_wf.web.paths import link, segment
 from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import brief, render
 from pgaudit_wf.web.sealed_log import Integrity
-from pgaudit_wf.web.sentences import member_of
 from pgaudit_wf.workflow.model import Snapshot, VersionDiff
 from pgaudit_wf.workflow.reads import compare_versions, version_snapshot, workflow_versions
 

@@ -13,9 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from pgaudit_wf.exact_json import dumps
+from pgaudit_wf.trail.changes import pretty
+from pgaudit_wf.trail.sentences import sentence, subject, tone
 from pgaudit_wf.web.paths import link, local_path, segment
-from pgaudit_wf.web.sentences import sentence, subject, tone
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +51,7 @@ def machine_time(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-_LONGEST = 10_000
 _NAME = 255
-
-
-def pretty(value: object) -> str:
-    """Return a value of the log in a readable form, a long one up to a length for people."""
-    if value is None:
-        return "empty"
-    text = value if isinstance(value, str) else dumps(value, 2)
-    if len(text) <= _LONGEST:
-        return text
-    return f"{text[:_LONGEST]}… ({len(text):,} characters in all; the export has them)"
 
 
 def brief(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from pgaudit_wf.exact_json import key_parts
-from pgaudit_wf.trail.reads import TrailEntry
+from pgaudit_wf.trail.event import TrailEntry
 
 Tone: TypeAlias = Literal["add", "change", "remove"]
 
