@@ -55,7 +55,7 @@ golden: $(STAMP) ## rewrite tests/capture/golden/ with the trigger functions as 
 	$(BIN)/python -m pytest -q --rewrite-golden tests/capture/test_golden.py
 
 docs: $(STAMP) ## rewrite docs/reference/sql.md and the output in docs/tutorial.md
-	$(BIN)/python -m pytest -q --rewrite-golden tests/dev/test_reference.py tests/dev/test_tutorial.py
+	$(BIN)/python -m pytest -q --rewrite-golden tests/dev/test_reference.py tests/dev/test_tutorial.py tests/integrations/test_walkthroughs.py
 
 lint: $(STAMP) ## check style and types of Python and SQL
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ if not settings.configured:
             "django.contrib.auth",
             "django.contrib.contenttypes",
             "django.contrib.sessions",
+            "pgaudit_wf.integrations.django",
         ],
         MIDDLEWARE=[
             "pgaudit_wf.integrations.django.AuditContextMiddleware",
@@ -47,9 +48,8 @@ from pgaudit_wf.integrations.django import AuditContextMiddleware, install
 ACTOR = "select nullif(current_setting('app.actor_id', true), '')"
 
 
-@pytest.fixture
-def db(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """A migrated Django database with the hook installed; a connection to it beside Django's."""
+def use(dsn: str) -> None:
+    """Let Django's default connection be one to this database."""
     parts = conninfo_to_dict(dsn)
     connections.settings["default"].update(
         NAME=parts["dbname"],
@@ -57,6 +57,12 @@ def db(dsn: str) -> Iterator[psycopg.Connection[Any]]:
         HOST=parts["host"],
         PORT=str(parts.get("port", "")),
     )
+
+
+@pytest.fixture
+def db(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """A migrated Django database with the hook installed; a connection to it beside Django's."""
+    use(dsn)
     install()
     call_command("migrate", verbosity=0)
     with psycopg.connect(dsn, autocommit=True) as conn:

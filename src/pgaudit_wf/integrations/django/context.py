@@ -1,27 +1,10 @@
-"""Django: a middleware that binds each request's context, and a hook that gives it to the database.
-
-In `settings.MIDDLEWARE`, as the first entry, so that what the others write is attributed too::
-
-    "pgaudit_wf.integrations.django.AuditContextMiddleware",
-
-Settings, all optional:
-
-PGAUDIT_WF_TRUSTED_PROXIES
-    Networks in CIDR notation whose X-Forwarded-For is believed; "unix" for a Unix socket.
-PGAUDIT_WF_COUNTRY_HEADER
-    A header in which a trusted proxy says what country the client is in, as "CF-IPCountry".
-PGAUDIT_WF_PRINCIPAL
-    Dotted path of a function that takes the request and returns who is acting, as a RequestContext,
-    a mapping of its fields, or None. Default: `principal`, which looks at `request.user`.
-PGAUDIT_WF_ATTRIBUTE_SELECTS
-    True if queries outside of `atomic` call functions that write, see `install`. Default: False.
-"""
+"""The middleware that binds each request's context, and the hook that gives it to the database."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
@@ -59,6 +42,9 @@ _WRITES = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _READS = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*select\b", re.IGNORECASE | re.DOTALL)
+_OURS = re.compile(r'\bpgaudit_wf"?\.')
+# As the models write them: plain SQL of the application's own has the rights of its login.
+_LOG = re.compile(r'"pgaudit_wf"\."(?:security_audit_log|workflow_history)"')
 _ROLLBACK = re.compile(r"\s*rollback\b", re.IGNORECASE)
 
 # The context that the open transaction of a driver's connection carries.
@@ -200,6 +186,9 @@ def _attribute(
     connection = context["connection"]
     driver: psycopg.Connection[Any] = connection.connection
     sql = statement if isinstance(statement, str) else statement.as_string(driver)
+    role = getattr(settings, "PGAUDIT_WF_READER_ROLE", "pgaudit_wf_reader")
+    if role is not None and _LOG.search(sql):
+        execute = _as_role(role, execute)
     if _ROLLBACK.match(sql):
         # Back at a savepoint, the settings have the values that they had there.
         _applied.pop(driver, None)
@@ -220,13 +209,37 @@ def _attribute(
     return execute(statement, parameters, many, context)
 
 
+def _as_role(role: str, execute: _Execute) -> _Execute:
+    """Return how to execute a statement as a role, in the transaction that it has or in its own."""
+
+    def run(statement: object, parameters: object, many: bool, context: dict[str, Any]) -> object:
+        connection = context["connection"]
+        driver: psycopg.Connection[Any] = connection.connection
+        if _status(driver) == TransactionStatus.INERROR:
+            return execute(statement, parameters, many, context)
+        alone = driver.autocommit and _status(driver) == TransactionStatus.IDLE
+        with connection.wrap_database_errors, driver.transaction() if alone else nullcontext():
+            cursor = driver.cursor()
+            (before,) = cursor.execute("select current_setting('role')").fetchone() or ("none",)
+            become = "select set_config('role', %s, true)"
+            cursor.execute(become, [role])
+            # After an error, the rollback brings the role back.
+            answer = execute(statement, parameters, many, context)
+            driver.cursor().execute(become, [before])
+        return answer
+
+    return run
+
+
 def _status(driver: psycopg.Connection[Any]) -> TransactionStatus:
     return driver.info.transaction_status
 
 
 def _needs_context(sql: str) -> bool:
     if _READS.match(sql):
-        return "pgaudit_wf." in sql or getattr(settings, "PGAUDIT_WF_ATTRIBUTE_SELECTS", False)
+        return _OURS.search(sql) is not None or getattr(
+            settings, "PGAUDIT_WF_ATTRIBUTE_SELECTS", False
+        )
     return _WRITES.match(sql) is not None
 
 
