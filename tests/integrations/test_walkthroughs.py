@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from pgaudit_wf.dev.server import DevServer
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 STEP = re.compile(
-    r"(?P<last>[^\n]*)`(?P<file>[\w/.]+\.(?:py|cjs))`:\n\n```\w+\n(?P<text>.*?)```\n"
+    r"(?P<last>[^\n]*)`(?P<file>[\w/.]+\.(?:py|cjs|sql))`:\n\n```\w+\n(?P<text>.*?)```\n"
     r"|```sh\n(?P<command>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?",
     re.DOTALL,
 )
@@ -22,12 +24,14 @@ STEP = re.compile(
 class Reader:
     """Someone who does what a page says, in an empty directory."""
 
-    def __init__(self, directory: Path, dsn: str) -> None:
+    def __init__(self, directory: Path, dsn: str, psql: Path) -> None:
         parts = conninfo_to_dict(dsn)
         self.directory = directory
         self.environment = {
             **os.environ,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PATH": os.pathsep.join(
+                [str(Path(sys.executable).parent), str(psql.parent), os.environ["PATH"]]
+            ),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONWARNINGS": "error",
             "PGDATABASE": str(parts["dbname"]),
@@ -64,11 +68,10 @@ class Reader:
             assert printed == shown, "if that is as intended, run `make docs`"
 
 
-@pytest.fixture
-def reader(tmp_path: Path, empty_dsn: str) -> Reader:
-    return Reader(tmp_path, empty_dsn)
-
-
-def test_django(reader: Reader, empty_dsn: str, pytestconfig: pytest.Config) -> None:
-    page = ROOT / "docs" / "how-to" / "django.md"
-    reader.follow(page, bool(pytestconfig.getoption("--rewrite-golden")))
+@pytest.mark.parametrize("page", ["django", "fastapi"])
+def test_a_page_does_what_it_says(
+    page: str, tmp_path: Path, empty_dsn: str, server: DevServer, pytestconfig: pytest.Config
+) -> None:
+    reader = Reader(tmp_path, empty_dsn, server.bin("psql"))
+    path = ROOT / "docs" / "how-to" / f"{page}.md"
+    reader.follow(path, bool(pytestconfig.getoption("--rewrite-golden")))
