@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
@@ -75,3 +76,6 @@ def test_a_page_does_what_it_says(
     reader = Reader(tmp_path, empty_dsn, server.bin("psql"))
     path = ROOT / "docs" / "how-to" / f"{page}.md"
     reader.follow(path, bool(pytestconfig.getoption("--rewrite-golden")))
+    with psycopg.connect(empty_dsn) as conn:
+        # Roles are those of all tests' databases.
+        conn.execute("revoke pgaudit_wf_reader from current_user")
