@@ -14,6 +14,12 @@ from pgaudit_wf.trail.reads import (
     read_log,
     row_as_of,
 )
+from pgaudit_wf.trail.states import (
+    changes_between,
+    create_view_as_of,
+    row_history,
+    table_as_of,
+)
 from pgaudit_wf.workflow.reads import (
     compare_versions,
     definition_usage,
@@ -31,8 +37,10 @@ __all__ = [
     "attached",
     "audit_trail",
     "bind",
+    "changes_between",
     "compare_versions",
     "configure_attempts",
+    "create_view_as_of",
     "current_context",
     "definition_usage",
     "doctor",
@@ -46,6 +54,8 @@ __all__ = [
     "request_context",
     "restore_workflow",
     "row_as_of",
+    "row_history",
+    "table_as_of",
     "validate_definition",
     "version_snapshot",
     "workflow_versions",

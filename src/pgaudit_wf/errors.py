@@ -194,7 +194,7 @@ class ArgumentError(DatabaseError):
 
 
 class UnknownStateError(DatabaseError):
-    """DDL rewrote the table, and the log cannot tell what the row was."""
+    """The log cannot tell what a row was: DDL rewrote the table, or two tables have one type."""
 
     sqlstate = "PA010"
 

@@ -228,7 +228,7 @@ comment on function pgaudit_wf._row_forwards(text, text, timestamptz, bigint, bo
     'incomplete: operations within a column had nothing to start from.';
 
 create function pgaudit_wf._row_backwards(target regclass, resource_type text, resource_id text, at timestamptz, after_id bigint,
-    out rewritten_at timestamptz, out record jsonb)
+    out rewritten_at timestamptz, out record jsonb, out partial boolean)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -253,9 +253,11 @@ begin
         ending.occurred_at := departure.occurred_at;
         select * into later from pgaudit_wf._row_backwards(target, resource_type, departure.new_id, departure.occurred_at, departure.id);
         rewritten_at := later.rewritten_at;
+        partial := later.partial;
         record := pgaudit_wf._revert_diff(later.record, departure.diff);
     elsif ending.id is null then
         record := pgaudit_wf._present_row(target, resource_id);
+        partial := record is null;
     elsif ending.diff -> 0 ->> 'op' = 'remove' then
         record := pgaudit_wf._revert_diff(null, ending.diff);
     else
@@ -266,7 +268,7 @@ begin
             coalesce(ending.id, 9223372036854775807)) as s
         where s.occurred_at > at order by s.occurred_at desc, s.id desc
     loop
-        if record is not null and step.altered ->> 'rewritten' = 'changed' then
+        if (record is not null or partial) and step.altered ->> 'rewritten' = 'changed' then
             rewritten_at := step.occurred_at;
         end if;
         record := case
@@ -274,12 +276,15 @@ begin
             else pgaudit_wf._alter_row(record, step.altered, true)
         end;
     end loop;
+    partial := coalesce(partial and record is not null, false);
+    rewritten_at := case when record is not null then rewritten_at end;
 end
 $$;
 comment on function pgaudit_wf._row_backwards(regclass, text, text, timestamptz, bigint) is
     'A row at a moment, wound back from its deletion or from what it is now: '
     'for rows older than their table''s attachment, and for those that DDL gave other values since their insert. '
-    'rewritten_at as in _row_forwards().';
+    'rewritten_at as in _row_forwards(); partial: only the columns that changed since are known, as the row is gone without an event, '
+    'or the caller may not read the table.';
 
 create function pgaudit_wf._stored_row(setting pgaudit_wf.attachment, resource_id text) returns jsonb
 language plpgsql stable
@@ -318,6 +323,17 @@ $$;
 comment on function pgaudit_wf._stored_row(pgaudit_wf.attachment, text) is
     'An attached table''s row as an event would show it: {"value": row, "digest": columns that are too large}; null if there is none.';
 
+create function pgaudit_wf._may_read_rows(target regclass) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select has_table_privilege(c.oid, 'select') and has_schema_privilege(c.relnamespace, 'usage') and c.relkind in ('r', 'p')
+        -- Callers run the table's policies with their own rights; we do not run them with ours.
+        and not (current_user = pgaudit_wf._schema_owner() and row_security_active(c.oid))
+    from pg_class as c where c.oid = _may_read_rows.target
+$$;
+comment on function pgaudit_wf._may_read_rows(regclass) is 'Whether the rows of a table, as they are now, are for the caller to read.';
+
 create function pgaudit_wf._present_row(target regclass, resource_id text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -333,11 +349,7 @@ as $$
 declare
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = _present_row.target);
 begin
-    if setting.target is null or not has_table_privilege(_present_row.target, 'select')
-        or (select relkind from pg_class where oid = _present_row.target) not in ('r', 'p')
-        -- Callers run the table's policies with their own rights; we do not run them with ours.
-        or (current_user = pgaudit_wf._schema_owner() and row_security_active(_present_row.target))
-    then
+    if setting.target is null or not pgaudit_wf._may_read_rows(_present_row.target) then
         return null;
     end if;
     setting.max_value := null;
@@ -347,47 +359,137 @@ $$;
 comment on function pgaudit_wf._present_row(regclass, text) is
     'An attached table''s row as it is now, less ignored and redacted columns; null without the right to read the table.';
 
+create function pgaudit_wf._recorded_type(target regclass) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    type constant text := coalesce(
+        (select a.resource_type from pgaudit_wf.attachment as a where a.target = _recorded_type.target),
+        (select h.resource_type from pgaudit_wf.attachment_history as h
+            where h.target = _recorded_type.target::text order by h.id desc limit 1));
+begin
+    if type is null then
+        raise exception '% was never attached', _recorded_type.target
+            using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists the attached tables.';
+    end if;
+    return type;
+end
+$$;
+comment on function pgaudit_wf._recorded_type(regclass) is
+    'The resource_type of a table that is or was attached; raises PA005 for one that never was.';
+
+create function pgaudit_wf._given_key(target regclass, id text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+-- As the triggers write keys, whatever the session's settings.
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+set intervalstyle = 'postgres'
+set bytea_output = 'hex'
+set extra_float_digits = 1
+as $$
+declare
+    columns constant text[] := (select pgaudit_wf._key_columns(a) from pgaudit_wf.attachment as a where a.target = _given_key.target);
+    is_json constant boolean := left(ltrim(_given_key.id), 1) = '[';
+    parts text[];
+    typed jsonb;
+begin
+    if coalesce(cardinality(columns), 0) < 2 then
+        return pgaudit_wf._bounded_key(_given_key.id);
+    end if;
+    parts := case when is_json
+        then array(select value from jsonb_array_elements_text(_given_key.id::jsonb) with ordinality order by ordinality)
+        else string_to_array(_given_key.id, ',') end;
+    if cardinality(parts) = cardinality(columns) then
+        begin
+            -- Nobody else's type is asked to read it.
+            execute (
+                select format('select jsonb_build_array(%s)', string_agg(
+                    case when pgaudit_wf._is_built_in(atttypid)
+                        then format('%L::%s', parts[position], format_type(pgaudit_wf._base_type(atttypid), atttypmod))
+                        else quote_literal(parts[position]) || '::text' end, ', ' order by position))
+                from unnest(columns) with ordinality as k (name, position)
+                join pg_attribute on attrelid = _given_key.target and attname = name)
+                into typed;
+            return pgaudit_wf._bounded_key(typed::text);
+        exception
+            -- A key from when its columns were others.
+            when data_exception then
+                null;
+        end;
+    end if;
+    if not is_json then
+        raise exception '"%" is not a key of %, which has the columns %',
+            left(_given_key.id, 100), _given_key.target, array_to_string(columns, ', ')
+            using errcode = 'PA008', hint = 'Write the values with commas between them, or as a JSON array.';
+    end if;
+    return pgaudit_wf._bounded_key(_given_key.id::jsonb::text);
+end
+$$;
+comment on function pgaudit_wf._given_key(regclass, text) is
+    'The resource_id of a key as people give it: that of several columns as 5,1 or as a JSON array. '
+    'Raises PA008 on what cannot be the key of several columns.';
+
+create type pgaudit_wf.row_state as (
+    record jsonb,
+    rewritten_at timestamptz,
+    backwards boolean,
+    partial boolean
+);
+comment on type pgaudit_wf.row_state is
+    'A row at a moment. rewritten_at: DDL gave it values that the log does not have, so that it is unknown. '
+    'backwards: it was wound back from what it is now; partial: only the columns that changed since are known.';
+
+create function pgaudit_wf._row_at(target regclass, resource_type text, resource_id text, at timestamptz) returns pgaudit_wf.row_state
+language plpgsql stable parallel restricted
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    forwards record;
+    backwards record;
+begin
+    select * into forwards from pgaudit_wf._row_forwards(_row_at.resource_type, _row_at.resource_id, _row_at.at, 9223372036854775807,
+        (select relkind <> 'p' from pg_class where oid = _row_at.target));
+    if forwards.reached and forwards.rewritten_at is null and not forwards.incomplete then
+        return row(forwards.record, null, false, false)::pgaudit_wf.row_state;
+    end if;
+    select * into backwards
+    from pgaudit_wf._row_backwards(_row_at.target, _row_at.resource_type, _row_at.resource_id, _row_at.at, -1);
+    if forwards.incomplete and forwards.rewritten_at is null and (backwards.rewritten_at is not null or backwards.record is null) then
+        return row(forwards.record, null, false, false)::pgaudit_wf.row_state;
+    end if;
+    if backwards.rewritten_at is not null or (backwards.record is null and forwards.record is not null) then
+        return row(null, coalesce(backwards.rewritten_at, forwards.rewritten_at), true, false)::pgaudit_wf.row_state;
+    end if;
+    return row(backwards.record, null, true, backwards.partial)::pgaudit_wf.row_state;
+end
+$$;
+comment on function pgaudit_wf._row_at(regclass, text, text, timestamptz) is
+    'What a row was at a moment: forwards from its insert, or else backwards from its deletion or from what it is now.';
+
 create function pgaudit_wf.row_as_of(target regclass, id text, at timestamptz default clock_timestamp()) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = row_as_of.target);
-    type constant text := coalesce(setting.resource_type,
-        (select h.resource_type from pgaudit_wf.attachment_history as h
-            where h.target = row_as_of.target::text order by h.id desc limit 1));
-    key constant text := case
-        when cardinality(pgaudit_wf._key_columns(setting)) > 1 then pgaudit_wf._bounded_key((row_as_of.id::jsonb)::text)
-        else pgaudit_wf._bounded_key(row_as_of.id) end;
-    forwards record;
-    backwards record;
+    state pgaudit_wf.row_state;
 begin
-    if type is null then
-        raise exception '% was never attached', row_as_of.target
-            using errcode = 'PA005', hint = 'The view pgaudit_wf.attached lists the attached tables.';
-    end if;
-    select * into forwards from pgaudit_wf._row_forwards(type, key, row_as_of.at, 9223372036854775807,
-        (select relkind <> 'p' from pg_class where oid = row_as_of.target));
-    if forwards.reached and forwards.rewritten_at is null and not forwards.incomplete then
-        return forwards.record;
-    end if;
-    select * into backwards from pgaudit_wf._row_backwards(row_as_of.target, type, key, row_as_of.at, -1);
-    if forwards.incomplete and forwards.rewritten_at is null and (backwards.rewritten_at is not null or backwards.record is null) then
-        return forwards.record;
-    end if;
-    if backwards.rewritten_at is not null or (backwards.record is null and forwards.record is not null) then
+    state := pgaudit_wf._row_at(row_as_of.target, pgaudit_wf._recorded_type(row_as_of.target),
+        pgaudit_wf._given_key(row_as_of.target, row_as_of.id), row_as_of.at);
+    if state.rewritten_at is not null then
         raise exception 'row % of % at % is unknown: DDL rewrote the table at %',
-            row_as_of.id, row_as_of.target, row_as_of.at, coalesce(backwards.rewritten_at, forwards.rewritten_at)
+            row_as_of.id, row_as_of.target, row_as_of.at, state.rewritten_at
             using errcode = 'PA010',
                 hint = 'Values that DDL computes fire no trigger: '
                     'the log covers the row up to then, and the current row only leads back to then.';
     end if;
-    return backwards.record;
+    return state.record;
 end
 $$;
 comment on function pgaudit_wf.row_as_of(regclass, text, timestamptz) is
     'The row of an attached table as it was at a moment, as jsonb; null if there was none. '
-    'id is the key''s text, several key columns as a JSON array. '
+    'id is the key''s text; several key columns have commas between them (5,1) or are a JSON array. '
     'Rebuilt from the log: forwards from the row''s insert, or, for a row older than the attachment, '
     'backwards from its deletion or from the current row. '
     'Ignored columns are absent, and so is one whose value was recorded by its digest; redacted ones read "[redacted]"; '

@@ -23,6 +23,7 @@ from pgaudit_wf.cli.commands import (
     run,
     serve,
     spool,
+    states,
     trail,
     versions,
     workflow,
@@ -83,7 +84,7 @@ def main(
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
-    demo, migrate, attach, coverage, trail, workflow, versions, alerts, limits, spool, run,
+    demo, migrate, attach, coverage, trail, states, workflow, versions, alerts, limits, spool, run,
     maintain, export, erase, integrity, reconcile, serve,
 ):  # fmt: skip
     subject.register(app)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -10,7 +11,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from pgaudit_wf.cli.base import parse_time
+from pgaudit_wf import request_context
+from pgaudit_wf.cli.base import Connection, parse_time
 from pgaudit_wf.trail.event import Outcome
 from pgaudit_wf.trail.reads import TrailFilter
 
@@ -110,6 +112,16 @@ ReasonOption = Annotated[
         "--reason", metavar="TEXT", show_default=False, help="The reason, which is recorded."
     ),
 ]
+
+
+@contextmanager
+def reading(conn: Connection, org: str | None, actor: str | None) -> Iterator[None]:
+    """Read as an owner or admin of an organization, if one is named."""
+    if actor is None:
+        yield
+        return
+    with request_context(conn, actor_id=actor, org_id=org, record_failure=False):
+        yield
 
 
 def time_option(text: str) -> Any:  # noqa: ANN401 - typer's type is private

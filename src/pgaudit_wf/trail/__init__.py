@@ -21,6 +21,15 @@ from pgaudit_wf.trail.reads import (
     read_log,
     row_as_of,
 )
+from pgaudit_wf.trail.states import (
+    RowChange,
+    RowState,
+    TableRow,
+    changes_between,
+    create_view_as_of,
+    row_history,
+    table_as_of,
+)
 
 __all__ = [
     "ApiKeyActivity",
@@ -29,6 +38,9 @@ __all__ = [
     "LogBatch",
     "LogEvent",
     "Partition",
+    "RowChange",
+    "RowState",
+    "TableRow",
     "TrailBatch",
     "TrailEntry",
     "TrailFilter",
@@ -36,10 +48,14 @@ __all__ = [
     "api_key_activity",
     "attached",
     "audit_trail",
+    "changes_between",
+    "create_view_as_of",
     "doctor",
     "follow_trail",
     "latest_trail",
     "partitions",
     "read_log",
     "row_as_of",
+    "row_history",
+    "table_as_of",
 ]

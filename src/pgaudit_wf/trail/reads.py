@@ -354,7 +354,7 @@ def row_as_of(
     Args:
         conn: The connection.
         table: The table's name as in SQL, such as `public.invoice`.
-        id: The key as text, several key columns as a JSON array of texts.
+        id: The key as text; several columns with commas between them, or as a JSON array.
         at: The moment, with a time zone; None for now.
 
     Raises:

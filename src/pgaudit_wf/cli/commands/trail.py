@@ -1,13 +1,12 @@
-"""`log`, `row` and `api-keys`: reading the trail."""
+"""`log` and `api-keys`: reading the trail."""
 
 from __future__ import annotations
 
 import select
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, tzinfo
 from itertools import islice
 from typing import Annotated
 
@@ -15,7 +14,6 @@ import psycopg
 import typer
 from rich.text import Text
 
-from pgaudit_wf import request_context
 from pgaudit_wf.archive.files import list_archives
 from pgaudit_wf.archive.read import whole_trail
 from pgaudit_wf.cli.base import UNREACHABLE, USAGE, Connection, Failure, add, connect
@@ -27,9 +25,9 @@ from pgaudit_wf.cli.options import (
     OrgOption,
     UtcOption,
     filtering,
-    time_option,
+    reading,
 )
-from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table, shorten
+from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table
 from pgaudit_wf.cli.printing.trail import print_line, print_trail
 from pgaudit_wf.exact_json import dumps
 from pgaudit_wf.trail.reads import (
@@ -40,12 +38,9 @@ from pgaudit_wf.trail.reads import (
     audit_trail,
     follow_trail,
     latest_trail,
-    row_as_of,
 )
 
 _PAGE = 500
-# Laying out 60 MB as a table took minutes; --json has all of it.
-_LONGEST_VALUE = 10_000
 _LIST_LIMIT = 50
 _FOLLOW_LIMIT = 10
 
@@ -53,18 +48,7 @@ _FOLLOW_LIMIT = 10
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     add(app, log)
-    add(app, row)
     add(app, api_keys)
-
-
-@contextmanager
-def reading(conn: Connection, org: str | None, actor: str | None) -> Iterator[None]:
-    """Read as an owner or admin of an organization, if one is named."""
-    if actor is None:
-        yield
-        return
-    with request_context(conn, actor_id=actor, org_id=org, record_failure=False):
-        yield
 
 
 @filtering
@@ -218,47 +202,6 @@ def _wait(seconds: float) -> None:
     poll.register(sys.stdout.fileno(), 0)
     if poll.poll(seconds * 1000):
         raise BrokenPipeError
-
-
-def row(
-    table: Annotated[
-        str, typer.Argument(metavar="TABLE", help="The table as in SQL: public.invoice.")
-    ],
-    key: Annotated[
-        str,
-        typer.Argument(metavar="ID", help='The row\'s key; several columns: \'["o_1", "u_1"]\'.'),
-    ],
-    at: Annotated[
-        datetime | None,
-        time_option("When: 2026-03-01, '2026-03-01 14:30', yesterday, 90m (ago). Default: now."),
-    ] = None,
-    org: OrgOption = None,
-    as_actor: AsOption = None,
-    database: DatabaseOption = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Show a row as of a moment, rebuilt from the log; exit code 1 if it did not exist.
-
-    This includes deleted rows. Redacted columns show "[redacted]", ignored ones are absent.
-
-        pgaudit-wf row public.invoice 4711 --at '2026-03-01 09:00'
-        pgaudit-wf row member '["o_1", "u_1"]' --at 2d --json
-    """
-    with connect(database) as conn, reading(conn, org, as_actor):
-        found = row_as_of(conn, table, key, at)
-    if as_json:
-        print_json(found)
-    elif found is not None:
-        print_table(
-            ["Column", "Value"],
-            [
-                [name, shorten(value if isinstance(value, str) else dumps(value), _LONGEST_VALUE)]
-                for name, value in found.items()
-            ],
-        )
-    if found is None:
-        when = f"at {moment(at, None)}" if at else "now"
-        raise Failure(f"{table} has no row {key} {when}", "the log may not reach back that far")
 
 
 def api_keys(

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from pgaudit_wf import request_context
 from pgaudit_wf.cli.base import FAILED, USAGE, Connection, Failure, add, connect
-from pgaudit_wf.cli.commands.trail import reading
 from pgaudit_wf.cli.options import (
     AsOption,
     DatabaseOption,
@@ -20,6 +19,7 @@ from pgaudit_wf.cli.options import (
     LimitOption,
     OrgOption,
     UtcOption,
+    reading,
 )
 from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table, printable
 from pgaudit_wf.cli.printing.versions import (
