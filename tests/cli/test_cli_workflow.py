@@ -115,6 +115,11 @@ def on_a_terminal(width: int, *arguments: str) -> tuple[int, str]:
 def test_history_tells_who_what_and_with_what(on: Callable[..., Result], world: Conn) -> None:
     shown = on("history", FLOW, "--utc")
     assert (shown.code, shown.err) == (0, "")
+    listed = on("workflows")
+    assert FLOW in listed.out
+    assert "Invoices" in listed.out
+    assert [row["workflow_id"] for row in json.loads(on("workflows", "--json").out)] == [FLOW]
+    assert FLOW not in on("workflows", "--org", "nobody").out
     lines = shown.out.splitlines()
     assert re.fullmatch(r"   2  \d{4}-\d\d-\d\d [\d:]{8}  CI  k_ci  update  current", lines[0])
     assert lines[1].strip() == (

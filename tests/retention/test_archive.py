@@ -172,7 +172,10 @@ FILTERS: list[dict[str, Any]] = [
     {"since": OLDER + timedelta(microseconds=10), "until": OLD + timedelta(microseconds=10)},
     {"search": "ZOË"}, {"search": "%_\\"}, {"search": "203.0.113"}, {"search": "mozilla"},
     {"search": "=cmd", "org_id": "o_2", "outcome": "failed"}, {"search": "no such text"},
-    {"search": "Ada"},
+    {"search": "Ada"}, {"action": ["api_key.*", "x_y"]}, {"not_action": ["api_key.*"]},
+    {"actor_id": ["u_1", "u_2"]}, {"not_actor_id": "u_2"}, {"not_actor_id": ["u_1", "u_2"]},
+    {"not_resource_type": ["thing"]}, {"network": "203.0.113.0/24"}, {"network": "10.0.0.0/7"},
+    {"network": "2001:db8::/32"}, {"value": HARD[0]},
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from pgaudit_wf.trail.statement import one
 from support.command import Result, command
 from support.server import Conn
 
-EXAMPLES = 300 if os.environ.get("PGAUDIT_WF_ENDURANCE") else 6
+EXAMPLES = 40 if os.environ.get("PGAUDIT_WF_ENDURANCE") else 6
 
 # Each with the number of a row, which may or may not be there.
 STATEMENTS = {

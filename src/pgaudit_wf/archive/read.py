@@ -10,10 +10,13 @@ from __future__ import annotations
 import base64
 import heapq
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from decimal import Decimal
+from ipaddress import ip_interface, ip_network
 from typing import Any, Unpack
 
 from pgaudit_wf.archive.files import (
@@ -27,7 +30,8 @@ from pgaudit_wf.archive.files import (
 from pgaudit_wf.errors import translated
 from pgaudit_wf.exact_json import dumps, loads
 from pgaudit_wf.trail.event import EVENT_COLUMNS, TrailEntry
-from pgaudit_wf.trail.reads import TrailFilter, audit_trail, well_formed
+from pgaudit_wf.trail.path import column_of
+from pgaudit_wf.trail.reads import TrailFilter, audit_trail, values_of, well_formed
 from pgaudit_wf.trail.statement import Connection, Json, one
 
 __all__ = [
@@ -46,6 +50,8 @@ _BOUNDED = (
     """ '{{"bytes": ' || strlen({0}) || ', "sha256": "' || sha256({0}) || '"}}' end as {0}"""
 )
 _LIKE = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
+# As _change_variables() has it.
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,99})(\.[0-9]{1,99})?")
 _SEARCHED = (
     "actor_label", "action", "resource_id", "metadata->>'$.label'", "metadata->>'$.reason'", "ip",
     "user_agent", "correlation_id", "on_behalf_of", "client",
@@ -73,14 +79,31 @@ def _conditions(
         conditions.append(condition)
         values.extend(given)
 
-    for name in ("org_id", "resource_type", "resource_id", "actor_id", "correlation_id", "outcome"):
+    if (id_ := filters.get("resource_id")) is not None:
+        (id_,) = one(
+            conn,
+            "select pgaudit_wf._typed_key(%s::text[], %s)",
+            [values_of(filters.get("resource_type")), id_],
+        )
+        add("resource_id = ?", id_)
+    for name in ("org_id", "api_key_id", "correlation_id", "outcome"):
         if (value := filters.get(name)) is not None:
             add(f"{name} = ?", value)
-    if (action := filters.get("action")) is not None:
-        if "*" in action:
-            add("action like ? escape '\\'", action.translate(_LIKE).replace("*", "%"))
-        else:
-            add("action = ?", action)
+    for name, wanted, unwanted in (
+        ("resource_type", filters.get("resource_type"), filters.get("not_resource_type")),
+        ("actor_id", filters.get("actor_id"), filters.get("not_actor_id")),
+    ):
+        if several := values_of(wanted):
+            add(f"list_contains(?, {name})", several)
+        if several := values_of(unwanted):
+            add(f"coalesce(not list_contains(?, {name}), true)", several)
+    for negation, given in (("", filters.get("action")), ("not ", filters.get("not_action"))):
+        if actions := values_of(given):
+            patterns = [name.translate(_LIKE).replace("*", "%") for name in actions]
+            add(
+                f"{negation}({' or '.join(['action like ? escape chr(92)'] * len(patterns))})",
+                *patterns,
+            )
     if (since := filters.get("since")) is not None:
         add("micros >= ?", _micros(since))
     if (until := filters.get("until")) is not None:
@@ -270,6 +293,38 @@ def _matches(event: Mapping[str, Any], search: str, named: bool) -> bool:
     return named or any(search.casefold() in text.casefold() for text in texts if text)
 
 
+def _narrowed(event: Mapping[str, Any], filters: TrailFilter) -> bool:
+    """Tell whether an event passes the filters that DuckDB does not know."""
+    network, changed = filters.get("network"), filters.get("changed")
+    value = filters.get("value")
+    if network is not None:
+        at = event["ip"] and ip_interface(event["ip"])
+        within = ip_network(network, strict=False)
+        if not at or at.version != within.version or not at.network.subnet_of(within):  # type: ignore[arg-type]
+            return False
+    if changed is None and value is None:
+        return True
+    diff = loads(event["diff"] or "[]")
+    operations = diff if isinstance(diff, list) else [diff]
+    return any(_operates(op, changed, value) for op in operations if isinstance(op, dict))
+
+
+def _operates(operation: Mapping[str, Json], changed: str | None, value: str | None) -> bool:
+    path = operation.get("path")
+    if changed is not None and (not path or column_of(path) != changed):
+        return False
+    sides = [operation[side] for side in ("old", "value") if side in operation]
+    if changed is None and not path:
+        sides += [inner for side in sides if isinstance(side, dict) for inner in side.values()]
+    return value is None or any(_reads(side, value) for side in sides)
+
+
+def _reads(side: Json, value: str) -> bool:
+    if isinstance(side, int | Decimal) and not isinstance(side, bool) and _NUMBER.fullmatch(value):
+        return side == Decimal(value)
+    return isinstance(side, str | bool) and _text(side) == value
+
+
 def _text(value: Json) -> str | None:
     """Return a value as PostgreSQL's ->> would."""
     return value if value is None or isinstance(value, str) else dumps(value)
@@ -320,8 +375,9 @@ def archived_trail(
             masked = _mask(conn, events)
             shown = [
                 event for event in events
-                if search is None or event["id"] not in masked
-                or _matches(event, search, event["actor_id"] in called)
+                if (search is None or event["id"] not in masked
+                    or _matches(event, search, event["actor_id"] in called))
+                and _narrowed(event, wanted)
             ]  # fmt: skip
             yield from _entries(conn, shown, wanted.get("org_id"), restricted)
 
@@ -362,7 +418,6 @@ def _entries(
         name, email, role = map(_cut, people.get((event["actor_id"], event["org_id"]), (None,) * 3))
         principal = people.get((event["on_behalf_of"], event["org_id"]), (None, None))
         label = event.pop("actor_label")
-        del event["tx_id"]
         shown = well_formed(event)
         named_now = names.get((event["resource_type"], event["resource_id"]))
         yield TrailEntry(

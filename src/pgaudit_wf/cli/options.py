@@ -144,21 +144,70 @@ def watch_option(shortest: float) -> Any:  # noqa: ANN401 - typer's type is priv
 def _trail_filter(
     org: OrgOption = None,
     action: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="PATTERN",
             show_default=False,
-            help="Only this action; * matches any characters: 'api_key.*', '*.deleted'.",
+            help="Only this action; * is a wildcard: 'api_key.*', '*.deleted'; repeatable.",
+        ),
+    ] = None,
+    not_action: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", show_default=False, help="Without this action; repeatable."
         ),
     ] = None,
     resource_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", show_default=False, help="Only this type.")
+        list[str] | None,
+        typer.Option(metavar="TYPE", show_default=False, help="Only this type; repeatable."),
+    ] = None,
+    not_resource_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE", show_default=False, help="Without this type; repeatable."),
     ] = None,
     resource_id: Annotated[
-        str | None, typer.Option(metavar="ID", show_default=False, help="Only this resource.")
+        str | None,
+        typer.Option(
+            metavar="ID",
+            show_default=False,
+            help="Only this resource; several columns, with --resource-type: 5,1.",
+        ),
     ] = None,
     actor: Annotated[
-        str | None, typer.Option(metavar="ID", show_default=False, help="Only this actor's events.")
+        list[str] | None,
+        typer.Option(
+            metavar="ID", show_default=False, help="Only this actor's events; repeatable."
+        ),
+    ] = None,
+    not_actor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID", show_default=False, help="Without this actor's events; repeatable."
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(metavar="ID", show_default=False, help="Only what this API key did."),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NETWORK",
+            show_default=False,
+            help="Only from this address or network: 203.0.113.0/24.",
+        ),
+    ] = None,
+    changed: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", show_default=False, help="Only updates of this column."),
+    ] = None,
+    value: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            show_default=False,
+            help="Only where a column (if given, that of --changed) was or became this.",
+        ),
     ] = None,
     correlation_id: Annotated[
         str | None, typer.Option(metavar="ID", show_default=False, help="Only this request.")
@@ -182,10 +231,17 @@ def _trail_filter(
 ) -> TrailFilter:
     return {
         "org_id": org,
-        "action": action,
-        "resource_type": resource_type,
+        "action": action or None,
+        "not_action": not_action or None,
+        "resource_type": resource_type or None,
+        "not_resource_type": not_resource_type or None,
         "resource_id": resource_id,
-        "actor_id": actor,
+        "actor_id": actor or None,
+        "not_actor_id": not_actor or None,
+        "api_key_id": api_key,
+        "network": network,
+        "changed": changed,
+        "value": value,
         "correlation_id": correlation_id,
         "outcome": outcome,
         "since": since,

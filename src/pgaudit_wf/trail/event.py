@@ -68,6 +68,7 @@ class TrailEntry:
     """
 
     id: int
+    tx_id: int
     occurred_at: datetime
     org_id: str | None
     org_label: str | None

@@ -143,39 +143,73 @@ class Partition:
 
 
 class TrailFilter(TypedDict, total=False):
-    """Filters of a trail; None and absent mean the same.
+    """Filters of a trail; None, empty and absent mean the same.
 
-    `action` may hold `*` for any characters (`api_key.*`); `since` is inclusive, `until` is not;
-    `search` looks for text in names, labels, action, address, user agent and ids.
+    `action`, `resource_type` and `actor_id` take a text or several, of which one must match; their
+    counterparts with `not_` leave events out. An action may hold `*` for any characters
+    (`api_key.*`); `since` is inclusive, `until` is not; `search` looks for text in names, labels,
+    action, address, user agent and ids. `network` is an address, or a network such as
+    `203.0.113.0/24`; `changed` is a column that was updated, and `value` what a column (that one,
+    if both are given) had before or after.
     """
 
     org_id: str | None
-    action: str | None
-    resource_type: str | None
+    action: str | Sequence[str] | None
+    not_action: str | Sequence[str] | None
+    resource_type: str | Sequence[str] | None
+    not_resource_type: str | Sequence[str] | None
     resource_id: str | None
-    actor_id: str | None
+    actor_id: str | Sequence[str] | None
+    not_actor_id: str | Sequence[str] | None
+    api_key_id: str | None
+    network: str | None
     correlation_id: str | None
     outcome: str | None
     since: datetime | None
     until: datetime | None
+    changed: str | None
+    value: str | None
     search: str | None
 
 
 _FILTERS = tuple(TrailFilter.__annotations__)
+_SEVERAL = {
+    "action": "actions",
+    "not_action": "not_actions",
+    "resource_type": "resource_types",
+    "not_resource_type": "not_resource_types",
+    "actor_id": "actor_ids",
+    "not_actor_id": "not_actor_ids",
+}
 
 
-def _trail_arguments(filters: Mapping[str, object]) -> sql.Composed:
+def values_of(given: str | Sequence[str] | None) -> list[str]:
+    """Return the values of a filter that takes a text or several."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _trail_arguments(filters: TrailFilter) -> tuple[sql.Composed, dict[str, object]]:
     unknown = sorted(filters.keys() - set(_FILTERS))
     if unknown:
         raise TypeError(
             f"unknown filter: {', '.join(unknown)}; valid filters are {', '.join(_FILTERS)}"
         )
-    # Omitted arguments take the SQL function's own defaults.
-    return sql.SQL("").join(
-        sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name))
+    given: dict[str, object] = {
+        _SEVERAL.get(name, name): values_of(value) if name in _SEVERAL else value  # type: ignore[arg-type]
         for name, value in filters.items()
         if value is not None
-    )
+    }
+    # Omitted arguments take the SQL function's own defaults.
+    return sql.SQL("").join(
+        sql.SQL(", {} => {}{}").format(
+            sql.Identifier(name),
+            sql.Placeholder(name),
+            sql.SQL("::inet" if name == "network" else ""),
+        )
+        for name in given
+    ), given
 
 
 def well_formed(row: Mapping[str, Json]) -> dict[str, Json]:
@@ -230,11 +264,12 @@ def audit_trail(
         entries = tuple(map(_entry, rows[:page_size]))
         return TrailPage(entries, entries[-1].cursor if len(rows) == page_size else None)
 
+    arguments, given = _trail_arguments(filters)
     return Read(
         sql.SQL(
             "select * from pgaudit_wf.audit_trail(after => %(after)s, page_size => %(page_size)s{})"
-        ).format(_trail_arguments(filters)),
-        {**filters, "after": after, "page_size": page_size},
+        ).format(arguments),
+        {**given, "after": after, "page_size": page_size},
         shape,
     )
 
@@ -262,14 +297,15 @@ def latest_trail(limit: int = 10, **filters: Unpack[TrailFilter]) -> Read[TrailB
         found = [{k: v for k, v in row.items() if k != "_log_end"} for row in rows if row["id"]]
         return TrailBatch(tuple(_entry(row) for row in reversed(found[:limit])), end)
 
+    arguments, given = _trail_arguments(filters)
     return Read(
         # One statement, thus one snapshot: what it does not show comes after the cursor.
         sql.SQL(
             "select _log_end, t.* from pgaudit_wf._log_end()"
             " left join pgaudit_wf.audit_trail(page_size => %(page_size)s{}) as t on true"
             " order by t.occurred_at desc, t.id desc"
-        ).format(_trail_arguments(filters)),
-        {**filters, "page_size": max(limit, 1)},
+        ).format(arguments),
+        {**given, "page_size": max(limit, 1)},
         shape,
     )
 
@@ -301,12 +337,13 @@ def follow_trail(
         entries = tuple(_entry(row) for row in rows if row["id"] is not None)
         return TrailBatch(entries, rows[-1]["cursor"] if rows else after)
 
+    arguments, given = _trail_arguments(filters)
     return Read(
         sql.SQL(
             "select {}, f.cursor from pgaudit_wf.follow_trail("
             "after => %(after)s, max_events => %(max_events)s{}) as f"
-        ).format(columns(TrailEntry, "(f.entry)", {"cursor"}), _trail_arguments(filters)),
-        {**filters, "after": after, "max_events": max_events},
+        ).format(columns(TrailEntry, "(f.entry)", {"cursor"}), arguments),
+        {**given, "after": after, "max_events": max_events},
         shape,
     )
 

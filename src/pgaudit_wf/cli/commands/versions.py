@@ -1,4 +1,4 @@
-"""`history`, `diff`, `show`, `validate`, `restore`, `usage`, `execution`: workflows' versions."""
+"""`workflows`, `history`, `diff`, `show` and so on: versions of workflows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from pgaudit_wf import request_context
-from pgaudit_wf.cli.base import FAILED, USAGE, Connection, Failure, add, connect
+from pgaudit_wf.cli.base import FAILED, USAGE, Connection, Failure, add, connect, dict_rows
 from pgaudit_wf.cli.options import (
     AsOption,
     DatabaseOption,
@@ -56,7 +56,7 @@ VersionOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    for command in (history, diff, show, validate, restore, usage, execution):
+    for command in (workflows, history, diff, show, validate, restore, usage, execution):
         add(app, command)
 
 
@@ -163,6 +163,44 @@ def _connection(text: str | None) -> tuple[str, str] | None:
             USAGE,
         )
     return ends[0], ends[1]
+
+
+def workflows(
+    limit: LimitOption = 50,
+    org: OrgOption = None,
+    as_actor: AsOption = None,
+    utc: UtcOption = False,
+    database: DatabaseOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the workflows that have versions, the last changed first, with their ids.
+
+    pgaudit-wf workflows --org o_acme
+    """
+    with connect(database) as conn, reading(conn, org, as_actor):
+        found = dict_rows(
+            conn,
+            "select * from pgaudit_wf.workflow_list as w"
+            " where %(org)s::text is null or w.org_id = %(org)s"
+            " order by w.changed_at desc, w.workflow_id limit %(limit)s",
+            {"org": org, "limit": limit},
+        )
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ["Workflow", "Name", "Org", "Version", "Changed"],
+        [
+            [
+                row["workflow_id"],
+                row["name"] or "",
+                row["org_id"] or "",
+                str(row["version"]),
+                moment(row["changed_at"], UTC if utc else None),
+            ]
+            for row in found
+        ],
+    )
 
 
 def diff(

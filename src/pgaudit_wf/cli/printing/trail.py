@@ -35,6 +35,11 @@ def who(entry: TrailEntry) -> Text:
     return Text(printable(f"{entry.db_user}{program}"), style="magenta italic")
 
 
+def numbers(entry: TrailEntry) -> str:
+    """Return the event's id, which `prove` takes, and its transaction."""
+    return f"{entry.id}, {entry.tx_id}"
+
+
 def what(entry: TrailEntry) -> Text:
     """Return the action, colored by whether it adds, removes or fails."""
     verb = entry.action.rpartition(".")[2]
@@ -147,6 +152,7 @@ def print_trail(
     table.add_column("When", no_wrap=True, style="dim")
     table.add_column("Who", overflow="fold", min_width=_needed(map(who, entries), 22))
     if out.width >= _WIDE:
+        table.add_column("Event, tx", no_wrap=True, style="dim")
         table.add_column("What", no_wrap=True)
         table.add_column("Resource", overflow="fold", min_width=_needed(map(resource, entries), 30))
         table.add_column("What changed", overflow="fold", min_width=12)
@@ -157,11 +163,17 @@ def print_trail(
         when = moment(entry.occurred_at, zone, with_date)
         if out.width >= _WIDE:
             table.add_row(
-                when, who(entry), what(entry), resource(entry), changes(entry), origin(entry)
+                when,
+                who(entry),
+                numbers(entry),
+                what(entry),
+                resource(entry),
+                changes(entry),
+                origin(entry),
             )
         else:
             table.add_row(
-                when.replace(" ", "\n"),
+                "\n".join((when.replace(" ", "\n"), numbers(entry))),
                 _lines(who(entry), origin(entry)),
                 _lines(Text("  ").join((what(entry), resource(entry))), changes(entry)),
             )
@@ -184,7 +196,7 @@ def print_line(entry: TrailEntry, zone: tzinfo | None, *, diff: bool = False) ->
         line.append("  ")
         line.append_text(text)
         line.append(" " * (width - text.cell_len))
-    for text in (() if diff else (changes(entry),)) + (origin(entry),):
+    for text in (() if diff else (changes(entry),)) + (origin(entry), Text(numbers(entry), "dim")):
         if text:
             line.append("  ")
             line.append_text(text)
