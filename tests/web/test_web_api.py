@@ -133,9 +133,21 @@ def test_filters(client: TestClient) -> None:
         ({"actor_id": "u_dan", "resource_type": "workflow"}, {"workflow.updated"}),
         ({"since": "2100-01-01T00:00:00Z"}, set()),
         ({"org_id": "o_acme", "resource_id": "k_ci"}, keys),
+        ({"action": ["org_api_key.*", "workflow.updated"], "correlation_id": "req_5"}, of_dan),
+        ({"correlation_id": "req_5", "not_action": ["workflow.*"]}, {"org_api_key.revoked"}),
+        ({"network": "203.0.113.0/24", "changed": "revoked_at"}, {"org_api_key.revoked"}),
+        ({"api_key_id": "nobody"}, set()),
     ):
         answer = client.get("/api/security/audit", params=params)
         assert {entry["action"] for entry in answer.json()["entries"]} == actions, params
+
+
+def test_a_network_that_is_none_is_refused(client: TestClient) -> None:
+    for path in ("/api/security/audit", "/activity"):
+        for wrong in ("203.0.113", "203.0.113.256", "203.0.113.0/33", "1::2::3", "nowhere"):
+            assert client.get(path, params={"network": wrong}).status_code == 422
+        for right in ("::", "::1", "2001:db8::/32", "1:2:3:4:5:6:7:8", "::ffff:203.0.113.9/128"):
+            assert client.get(path, params={"network": right}).status_code == 200
 
 
 def test_other_organizations_are_not_found(client: TestClient, world: World) -> None:

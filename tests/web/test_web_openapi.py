@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from psycopg_pool import ConnectionPool
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from starlette.testclient import TestClient
 
 from pgaudit_wf.web import create_app
@@ -72,8 +72,14 @@ def test_schemathesis_finds_nothing(world: World, mode: GenerationMode) -> None:
                         case.path_parameters[name] = known
                 # No schema tells a cursor of ours from one that is made up.
                 opaque = {"after", "cursor"} & {*case.path_parameters, *case.query}
+                # In an address, what is no list reads as a list of one.
+                several = {"action", "resource_type", "actor_id"} & {
+                    name.removeprefix("not_") for name in case.query
+                }
                 case.call_and_validate(
-                    headers=who, excluded_checks=[positive_data_acceptance] if opaque else []
+                    headers=who,
+                    excluded_checks=[positive_data_acceptance] * bool(opaque)
+                    + [negative_data_rejection] * bool(several),
                 )
 
             try:

@@ -129,6 +129,32 @@ def test_an_owner_reads_filters_and_follows_the_activity(visit: Visits, world: W
     expect(page.locator(".event")).to_have_count(2)
     ana.check()
 
+    ana.go("/activity")
+    page.get_by_text("More filters").click()
+    page.get_by_label("Network").fill("203.0.113.0/24")
+    page.get_by_label("Changed field").fill("revoked_at")
+    page.keyboard.press("Enter")
+    expect(page.locator(".event")).to_have_count(1)
+    expect(page.locator(".narrowed")).to_contain_text(
+        "from 203.0.113.0/24, that changed revoked_at"
+    )
+    expect(page.get_by_label("Network")).to_have_value("203.0.113.0/24")
+    ana.check()
+    ana.go("/activity?api_key_id=nobody")
+    expect(page.locator(".event")).to_have_count(0)
+    ana.go("/activity")
+    everything = page.locator(".event").count()
+    page.get_by_text("More filters").click()
+    page.get_by_label("Without action").fill("org_api_key.* workflow.*")
+    page.keyboard.press("Enter")
+    expect(page.locator(".narrowed")).to_contain_text("without action org_api_key.* or workflow.*")
+    rest = page.locator(".event").count()
+    assert 0 < rest < everything
+    page.get_by_label("Without action").fill("")
+    page.get_by_label("Action", exact=True).fill("org_api_key.* workflow.*")
+    page.keyboard.press("Enter")
+    expect(page.locator(".event")).to_have_count(everything - rest)
+
     page.get_by_role("link", name="Activity").first.click()
     world.rename("Arrived while looking")
     expect(page.locator(".event.new")).to_contain_text("Arrived while looking")
@@ -282,7 +308,7 @@ def test_keys_and_runs(visit: Visits, world: World) -> None:
     expect(key).to_contain_text("created just now by Ana Ferreira")
     ana.look("keys-light")
     ana.check()
-    key.get_by_role("link").click()
+    key.get_by_role("link").first.click()
     expect(page.locator(".event")).to_have_count(2)
 
     page = ana.go("/runs")

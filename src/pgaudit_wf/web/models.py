@@ -6,7 +6,14 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+)
 
 from pgaudit_wf.trail.event import Outcome, TrailEntry
 
@@ -14,6 +21,7 @@ _CURSOR = "MTc3MjQ0Mjg0NzEyMDAwMCA0NzEx"
 # Characters that a text in PostgreSQL cannot contain.
 NO_NUL = r"^[^\x00]*$"
 Identifier: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000, pattern=NO_NUL)]
+Several: TypeAlias = Annotated[list[Identifier], Field(max_length=50)]
 VersionNumber: TypeAlias = Annotated[int, Field(ge=1, le=2_147_483_647)]
 Cursor: TypeAlias = Annotated[
     str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_/.-]+$", examples=[_CURSOR])
@@ -29,6 +37,20 @@ def _no_number(value: object) -> object:
     return value
 
 
+_BYTE, _GROUP = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])", "[0-9A-Fa-f]{1,4}"
+_IPV4 = rf"({_BYTE}\.){{3}}{_BYTE}"
+_IPV6 = "|".join(
+    [
+        f"({_GROUP}:){{7}}{_GROUP}",
+        f"({_GROUP}:){{1,7}}:",
+        f":(:{_GROUP}){{1,7}}|::",
+        *(f"({_GROUP}:){{1,{7 - n}}}(:{_GROUP}){{1,{n}}}" for n in range(1, 7)),
+        f"::[Ff]{{4}}:{_IPV4}",
+    ]
+)
+_NETWORK = rf"^({_IPV4}(/(3[0-2]|[12]?[0-9]))?|({_IPV6})(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)$"
+
+
 Moment: TypeAlias = Annotated[AwareDatetime, BeforeValidator(_no_number)]
 
 
@@ -40,12 +62,25 @@ class Filters(BaseModel):
     org_id: Identifier | None = Field(
         None, description="Your organization; any other results in 404."
     )
-    action: Identifier | None = Field(
-        None, description="The action; * matches any characters.", examples=["api_key.*"]
+    action: Several | None = Field(
+        None,
+        description="One of these; * matches any characters.",
+        examples=[["api_key.*"]],
     )
-    resource_type: Identifier | None = Field(None, examples=["workflow"])
+    not_action: Several | None = Field(None, description="None of these actions.")
+    resource_type: Several | None = Field(None, examples=[["workflow"]])
+    not_resource_type: Several | None = None
     resource_id: Identifier | None = None
-    actor_id: Identifier | None = None
+    actor_id: Several | None = None
+    not_actor_id: Several | None = None
+    api_key_id: Identifier | None = Field(None, description="What this API key did.")
+    network: Annotated[str, Field(pattern=_NETWORK)] | None = Field(
+        None, description="An address or a network.", examples=["203.0.113.0/24"]
+    )
+    changed: Identifier | None = Field(None, description="Updates of this column.")
+    value: Identifier | None = Field(
+        None, description="What a column (if given, that of changed) had before or after."
+    )
     correlation_id: Identifier | None = Field(None, description="All events of one request.")
     outcome: Outcome | None = None
     since: Moment | None = Field(None, description="Inclusive.", examples=[_MOMENT])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, TypeAlias
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -45,14 +45,23 @@ _PAGE = 50
 # Of each version in a list of them.
 _LINES_OF_MANY = 20
 _ROOM_OF_MANY = 2_000
+Shown: TypeAlias = dict[str, str | list[str]]
+_SEVERAL = (
+    "action",
+    "not_action",
+    "resource_type",
+    "not_resource_type",
+    "actor_id",
+    "not_actor_id",
+)
 Skip = Annotated[int, Query(ge=0, le=1_000_000_000)]
-_CHIPS: Sequence[tuple[str, Mapping[str, str]]] = (
+_CHIPS: Sequence[tuple[str, Shown]] = (
     ("All", {}),
-    ("API keys", {"resource_type": "api_key"}),
-    ("Workflows", {"resource_type": "workflow"}),
-    ("Members", {"resource_type": "member"}),
-    ("Sign-ins", {"resource_type": "session"}),
-    ("Billing", {"resource_type": "subscription"}),
+    ("API keys", {"resource_type": ["api_key"]}),
+    ("Workflows", {"resource_type": ["workflow"]}),
+    ("Members", {"resource_type": ["member"]}),
+    ("Sign-ins", {"resource_type": ["session"]}),
+    ("Billing", {"resource_type": ["subscription"]}),
     ("Failed", {"outcome": "failed"}),
     ("Denied", {"outcome": "denied"}),
 )
@@ -62,6 +71,13 @@ _NARROWED = {
     "resource_id": "about",
     "correlation_id": "of request",
     "action": "with action",
+    "not_action": "without action",
+    "not_resource_type": "not about",
+    "not_actor_id": "not by",
+    "api_key_id": "with API key",
+    "network": "from",
+    "changed": "that changed",
+    "value": "from or to",
 }
 
 
@@ -71,17 +87,22 @@ async def start(request: Request) -> Response:
     return RedirectResponse(link(request, "/activity"), 307)
 
 
-def _shown(request: Request) -> dict[str, str]:
+def _shown(request: Request) -> Shown:
     """Return the filters in the query; an empty form field is no filter."""
-    pairs = parse_qsl(request.url.query)
-    shown = {name: value for name, value in pairs if name in models.Filters.model_fields}
-    for name in ("since", "until"):
-        if len(shown.get(name, "")) == len("2026-01-01"):
-            shown[name] = f"{shown[name]}T00:00:00Z"
+    shown: Shown = {}
+    for name, value in parse_qsl(request.url.query):
+        if name in _SEVERAL:
+            # A form's field has several with blanks between them.
+            given = value.split() if name in ("action", "not_action") else [value]
+            shown[name] = [*shown.get(name, ()), *given]
+        elif name in ("since", "until") and len(value) == len("2026-01-01"):
+            shown[name] = f"{value}T00:00:00Z"
+        elif name in models.Filters.model_fields:
+            shown[name] = value
     return shown
 
 
-def _filters(shown: Mapping[str, str], who: Who) -> TrailFilter:
+def _filters(shown: Shown, who: Who) -> TrailFilter:
     try:
         return filters_of(models.Filters.model_validate(shown), who)
     except ValidationError as error:
@@ -119,7 +140,11 @@ async def activity(request: Request, who: Who, database: Data) -> Response:
         entries=entries,
         shown=shown,
         chips=_chips(request, shown),
-        narrowed=[(_NARROWED[name], shown[name]) for name in _NARROWED if name in shown],
+        narrowed=[
+            (label, value if isinstance(value, str) else " or ".join(value))
+            for name, label in _NARROWED.items()
+            if (value := shown.get(name))
+        ],
         next=next_cursor and link(request, "/activity", **shown, after=next_cursor),
         live=live and link(request, "/activity/live", **shown, since_cursor=live),
     )
@@ -129,7 +154,7 @@ async def _members(session: Session, who: Who, entries: Iterable[TrailEntry]) ->
     return await queries.names_of(session, who, map(member_of, entries))
 
 
-def _chips(request: Request, shown: Mapping[str, str]) -> list[dict[str, object]]:
+def _chips(request: Request, shown: Shown) -> list[dict[str, object]]:
     kept = {name: value for name, value in shown.items() if name not in _CHIP_NAMES}
     chosen = {name: value for name, value in shown.items() if name in _CHIP_NAMES}
     return [

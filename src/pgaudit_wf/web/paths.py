@@ -29,7 +29,7 @@ def is_for_programs(request: HTTPConnection) -> bool:
 def link(request: HTTPConnection, path: str, **query: object) -> str:
     """Return a link to a path of the app; query parameters that are None or "" are omitted."""
     given = {name: value for name, value in query.items() if value not in (None, "")}
-    return f"{base(request)}{path}{'?' + urlencode(given) if given else ''}"
+    return f"{base(request)}{path}{'?' + urlencode(given, doseq=True) if given else ''}"
 
 
 def segment(text: str) -> str:
