@@ -139,7 +139,7 @@ def test_what_is_unknown_is_so_for_a_row_and_its_table(
     conn: Conn, moves: list[tuple[str, int]], attach_at: int
 ) -> None:
     with conn.transaction(force_rollback=True):
-        for at, rows in list(play(conn, moves, attach_at)):
+        for at, rows in list(play(conn, moves, attach_at))[::3]:
             found, unknown = table_as_of(conn, at)
             for key in map(str, range(1, 7)):
                 assert found.get(key) == row_as_of(conn, key, at)
@@ -231,24 +231,21 @@ def test_a_view_is_the_table_at_a_moment(db_dsn: str) -> None:
                 create_view_as_of(conn, cast(str, name), "pgaudit_wf.reader", at)
 
 
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [("5,a", "5"), ('[5, "a"]', "5"), ('["5", "a"]', "5"), ("6,1", "6"), (" 5 ,a", "5")],
-)
-def test_keys_of_several_columns_as_people_write_them(conn: Conn, given: str, wanted: str) -> None:
+def test_keys_of_several_columns_as_people_write_them(conn: Conn) -> None:
     conn.execute("create table t (a int, b text, v int, primary key (a, b))")
     conn.execute("select pgaudit_wf.attach('t')")
     conn.execute("insert into t values (5, 'a', 1), (6, '1', 2)")
-    assert (pgaudit_wf.row_as_of(conn, "t", given) or {})["a"] == int(wanted)
-    assert [state.change for state in row_history(conn, "t", given)] == ["inserted"]
+    for text, wanted in (
+        ("5,a", 5), ('[5, "a"]', 5), ('["5", "a"]', 5), ("6,1", 6), (" 5 ,a", 5)
+    ):  # fmt: skip
+        assert (pgaudit_wf.row_as_of(conn, "t", text) or {})["a"] == wanted
+        assert [state.change for state in row_history(conn, "t", text)] == ["inserted"]
     for wrong in ("5", "5,a,b"):
         with pytest.raises(errors.ArgumentError, match="has the columns a, b"):
             row_history(conn, "t", wrong)
 
 
-def test_a_reader_sees_the_states_of_its_organization(
-    conn: Conn,
-) -> None:
+def test_a_reader_sees_the_states_of_its_organization(conn: Conn) -> None:
     conn.execute("create table t (id int primary key, org text, v int)")
     conn.execute("select pgaudit_wf.attach('t', org_column => 'org')")
     conn.execute(
