@@ -177,6 +177,7 @@ begin
                 count(*) filter (where kind = 0 and name = '') as bases,
                 max(occurred_at) filter (where kind = 0 and name = '') as base_at,
                 max(number) filter (where kind = 0 and name = '') as base_id,
+                min(number) filter (where kind = 0) as first_id,
                 jsonb_object_agg(name, side) filter (where kind = 1) as later,
                 count(*) filter (where kind = 1 and name = '') as ends,
                 min(occurred_at) filter (where kind = 1 and name = '') as ends_at,
@@ -196,7 +197,7 @@ begin
             offset 0
         ), found as (
             select key, record, is_known, ends_at, ends,
-                3 = any (hard) or bases > 0 and 0 = any (hard) or bases > 1 and ops -> '' ? 'value'
+                3 = any (hard) or bases > 0 and 0 = any (hard) or first_id < base_id and ops -> '' ? 'value'
                     or not is_known and (1 = any (hard) or 2 = any (hard) and ends = 0 or ends > 1 and later -> '' ? 'old') as is_hard,
                 later is not null and not is_live and ends = 0 as is_partial,
                 case
