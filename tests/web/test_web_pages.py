@@ -2,107 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import expect
 
-from support.needs import missing
-from support.web_browser import serve
-from support.web_world import FLOW, FORMULA, OTHER_FLOW, SCRIPT, World, mounted_app
-
-CHROMIUM = Path("/usr/bin/chromium")
-# Where to leave pictures for people to look at; without it none are made.
-PICTURES = os.environ.get("PGAUDIT_WF_PICTURES")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        missing(f"there is no {CHROMIUM} (Debian: chromium)")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                "--disable-dev-shm-usage",
-            ],
-        )  # fmt: skip
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def site(world: World) -> Iterator[str]:
-    """Address of the pages, under a prefix as in a host's application."""
-    with serve(mounted_app(world)) as address:
-        yield f"{address}/audit"
-
-
-class Visit:
-    """Somebody's browser; what it complains of fails the test."""
-
-    def __init__(self, browser: Browser, site: str, name: str | None, **options: object) -> None:
-        self._context = browser.new_context(base_url=site, **options)  # type: ignore[arg-type]
-        self._context.set_default_timeout(20_000)
-        if name:
-            self._context.add_cookies([{"name": "test_user", "value": name, "url": site}])
-        self.site = site
-        self.page = self._context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on(
-            "console",
-            lambda message: (
-                self.complaints.append(message.text)
-                if message.type == "error"
-                and not message.text.startswith("Failed to load resource")
-                else None
-            ),
-        )
-
-    def go(self, path: str) -> Page:
-        self.page.goto(f"{self.site}{path}")
-        return self.page
-
-    def look(self, name: str) -> None:
-        if PICTURES:
-            self.page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
-
-    def check(self) -> None:
-        """Nothing serious for people who do not see or use no mouse, and no complaint."""
-        found = Axe().run(self.page).response["violations"]
-        serious = [
-            (rule["id"], [node["html"][:200] for node in rule["nodes"]])
-            for rule in found
-            if rule["impact"] in ("serious", "critical")
-        ]
-        assert serious == []
-        assert self.complaints == []
-
-    def close(self) -> None:
-        self._context.close()
-
-
-Visits = Callable[..., Visit]
-
-
-@pytest.fixture
-def visit(browser: Browser, site: str) -> Iterator[Visits]:
-    opened: list[Visit] = []
-
-    def start(name: str | None, **options: object) -> Visit:
-        opened.append(Visit(browser, site, name, **options))
-        return opened[-1]
-
-    yield start
-    for one in opened:
-        one.close()
+from support.web_browser import Visits
+from support.web_world import FLOW, FORMULA, OTHER_FLOW, SCRIPT, World
 
 
 def test_an_owner_reads_filters_and_follows_the_activity(visit: Visits, world: World) -> None:
@@ -204,6 +110,10 @@ def test_an_event_shows_its_diff_and_what_else_the_request_did(visit: Visits) ->
     expect(related).to_contain_text("edited a workflow")
     ana.look("event-light")
     ana.check()
+    related.locator(".sentence").click()
+    expect(page.locator(".changes")).to_contain_text(f"renamed Intake to {SCRIPT}")
+    page.get_by_role("link", name="Version 3", exact=True).click()
+    expect(page.get_by_role("heading", name="Version 3 current")).to_be_visible()
 
 
 def test_names_are_text_whatever_they_are(visit: Visits) -> None:
@@ -254,6 +164,12 @@ def test_an_admin_looks_through_the_versions_and_restores_one(visit: Visits, wor
     dan.check()
     page.get_by_role("link", name="Old step, HTTP Request, removed").focus()
     page.keyboard.press("Enter")
+    expect(page.locator("#node")).to_contain_text("https://o")
+    page.get_by_role("link", name="Reader, HTTP Request, changed").click()
+    expect(page.locator("#node h2")).to_be_focused()
+    expect(page.locator("#node .changes")).to_contain_text("endpoint: https://a → https://b")
+    dan.check()
+    page.get_by_role("link", name="Versions that changed this node").click()
     expect(page.locator(".timeline > li")).to_have_count(2)
     page.get_by_role("link", name="Show all versions").click()
 
@@ -261,6 +177,7 @@ def test_an_admin_looks_through_the_versions_and_restores_one(visit: Visits, wor
     page.get_by_label("To", exact=True).fill("3")
     page.get_by_role("button", name="Compare").click()
     expect(page.locator(".changes")).to_contain_text(f"renamed Intake to {SCRIPT}")
+    expect(page.locator("svg .node.remove")).to_contain_text("Old step")
     dan.check()
     page.go_back()
 
@@ -333,6 +250,7 @@ def test_a_member_and_a_stranger_see_nothing(visit: Visits, name: str | None, he
         page = somebody.go(path)
         expect(page.get_by_role("heading", name=heading)).to_be_visible()
         assert "Dan" not in page.content()
+        assert page.evaluate("getComputedStyle(document.body).margin") == "0px"
     somebody.check()
 
 

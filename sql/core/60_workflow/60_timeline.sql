@@ -175,6 +175,36 @@ $$;
 comment on function pgaudit_wf.compare_versions(text, integer, integer) is
     'version_diff() between any two versions of a workflow. Raises PA302 if one does not exist.';
 
+create function pgaudit_wf._version_neighbors(
+    workflow_id text, version integer, out newest integer, out before jsonb, out after jsonb
+)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select max(h.version),
+        (array_agg(h.snapshot) filter (where h.version = _version_neighbors.version - 1))[1],
+        (array_agg(h.snapshot) filter (where h.version = _version_neighbors.version))[1]
+    from (
+        select n.version, case when n.version between _version_neighbors.version - 1 and _version_neighbors.version then n.snapshot end
+        from pgaudit_wf.workflow_history as n where n.workflow_id = _version_neighbors.workflow_id
+    ) as h (version, snapshot)
+$$;
+comment on function pgaudit_wf._version_neighbors(text, integer) is
+    'For a page with one version: the number of the newest, and the snapshots of the one before and of itself; null where pruned.';
+
+create function pgaudit_wf._workflow_of_event(resource_type text, resource_id text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf._workflow_id(w.id_prefix, _workflow_of_event.resource_id)
+    from pgaudit_wf.attachment as a
+    join pgaudit_wf.workflow_attachment as w on w.target = a.target
+    where a.resource_type = _workflow_of_event.resource_type
+    order by w.id_prefix limit 1
+$$;
+comment on function pgaudit_wf._workflow_of_event(text, text) is
+    'Id in the history of the workflow that an event is about; null if it is about something else.';
+
 create function pgaudit_wf._run_pieces(run pgaudit_wf.execution_attachment) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgaudit_wf.integrity.note import VerifierKey
 from pgaudit_wf.integrity.timestamp import Authority
-from pgaudit_wf.web import api, pages, problems, rendering
+from pgaudit_wf.web import api, pages, problems, rendering, workflow_pages
 from pgaudit_wf.web.database import Database, Pool
 from pgaudit_wf.web.models import Problem
 from pgaudit_wf.web.paths import local_path
@@ -39,7 +39,7 @@ _HEADERS = {
 }
 _STATIC = Path(__file__).parent / "static"
 # These contain no organization's data, so every signed-in user may have them.
-PUBLIC_PATHS = re.compile(r"/(static/.*|healthz|openapi\.json)")
+PUBLIC_PATHS = re.compile(r"/(healthz|openapi\.json)")
 
 
 class _Guard:
@@ -84,6 +84,9 @@ class _Guard:
     async def _admit(self, request: Request) -> ASGIApp | None:
         path = local_path(request)
         if path == "/healthz" and self._open_health:
+            return None
+        # The page that asks to sign in needs its styles.
+        if path.startswith("/static/"):
             return None
         who: Any = self._principal(request)
         if inspect.isawaitable(who):
@@ -174,6 +177,7 @@ def create_app(
     app.mount("/static", _Static(directory=_STATIC), name="static")
     app.include_router(api.router)
     app.include_router(pages.router)
+    app.include_router(workflow_pages.router)
     _describe(app)
     return app
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pgaudit_wf.web.paths import base
+from pgaudit_wf.web.problems import ProblemError
 
 COOKIE = "pgaudit_wf_csrf"
 FIELD = "csrf_token"
@@ -47,3 +48,16 @@ def is_ours(request: Request, token: str) -> bool:
     """Return whether a form was sent by one of our pages: its token is the cookie's."""
     kept = request.cookies.get(COOKIE, "")
     return bool(kept) and not from_elsewhere(request) and hmac.compare_digest(kept, token)
+
+
+async def check_form(request: Request) -> dict[str, str]:
+    """Return the fields of a form that one of our pages sent; an empty one is left out.
+
+    Raises:
+        ProblemError: Another page sent it, or its token is gone.
+    """
+    body = await request.body()
+    sent = dict(parse_qsl(body.decode("utf-8", "replace")))
+    if not is_ours(request, sent.get(FIELD, "")):
+        raise ProblemError(403, "The form was not sent by these pages, or has expired; try again.")
+    return sent

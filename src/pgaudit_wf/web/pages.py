@@ -8,43 +8,27 @@ from itertools import islice
 from typing import Annotated, TypeAlias
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.responses import RedirectResponse
 
-from pgaudit_wf.errors import VersionPrunedError
 from pgaudit_wf.integrity.report import Report
-from pgaudit_wf.trail.changes import changed_fields
 from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.trail.sentences import member_of
 from pgaudit_wf.web import csrf, models, queries
-from pgaudit_wf.web.api import (
-    Data,
-    Who,
-    WorkflowId,
-    event_at,
-    filters_of,
-    no_version,
-    restore_version,
-)
+from pgaudit_wf.web.api import Data, Who, event_at, filters_of
 from pgaudit_wf.web.bundling import Day, Size, bundle_response
-from pgaudit_wf.web.canvas import draw
 from pgaudit_wf.web.database import Session
-from pgaudit_wf.web.excerpt import excerpt
-from pgaudit_wf.web.paths import link, segment
+from pgaudit_wf.web.excerpt import compared_fields, excerpt
+from pgaudit_wf.web.paths import link
 from pgaudit_wf.web.problems import ProblemError
-from pgaudit_wf.web.rendering import brief, render
+from pgaudit_wf.web.rendering import render
 from pgaudit_wf.web.sealed_log import Integrity
-from pgaudit_wf.workflow.model import Snapshot, VersionDiff
-from pgaudit_wf.workflow.reads import compare_versions, version_snapshot, workflow_versions
 
 router = APIRouter(include_in_schema=False)
 
 _PAGE = 50
-# Of each version in a list of them.
-_LINES_OF_MANY = 20
-_ROOM_OF_MANY = 2_000
 Shown: TypeAlias = dict[str, str | list[str]]
 _SEVERAL = (
     "action",
@@ -198,187 +182,18 @@ async def event(
             )
             related = tuple(other for other in page.entries if other.id != entry.id)
         names = await _members(session, who, (entry, *related))
+        version = await queries.version_of_event(session, entry)
     return render(
         request,
         "event.html",
         entry=entry,
+        version=version,
+        changed=version and excerpt(version.change),
         related=related,
         names=names,
-        page=changed_fields(entry.diff, skip),
+        page=compared_fields(entry.diff, skip),
         metadata=[*islice(entry.metadata.items(), _PAGE)],
         provable=_sealed_log(request) is not None,
-    )
-
-
-@router.get("/workflows")
-async def workflows(
-    request: Request, who: Who, database: Data, after: str | None = None
-) -> Response:
-    """The workflows that have versions."""
-    async with database.reading(request, who) as session:
-        page = await queries.workflows(session, who, after=after or None)
-    return render(
-        request,
-        "workflows.html",
-        workflows=page.workflows,
-        next=page.next_cursor and link(request, "/workflows", after=page.next_cursor),
-    )
-
-
-def _root(workflow_id: str) -> str:
-    return f"/workflows/{segment(workflow_id)}"
-
-
-async def _snapshot(session: Session, workflow_id: str, version: int) -> Snapshot | None:
-    """Return a version in full, None if its snapshot was pruned."""
-    try:
-        kept = await session.run(version_snapshot.read(workflow_id, version))
-    except VersionPrunedError:
-        return None
-    return kept
-
-
-async def _name(session: Session, workflow_id: str, version: int) -> str:
-    kept = await _snapshot(session, workflow_id, version)
-    return brief((kept.name if kept else None) or workflow_id)
-
-
-VersionInPath = Annotated[int, Path(ge=1, le=2_147_483_647)]
-
-
-@router.get("/workflows/{workflow_id:path}/versions/{version}")
-async def version_page(
-    request: Request,
-    who: Who,
-    database: Data,
-    workflow_id: WorkflowId,
-    version: VersionInPath,
-    skip: Skip = 0,
-    skip_nodes: Skip = 0,
-) -> Response:
-    """A version on the canvas."""
-    async with database.reading(request, who) as session:
-        newest = await queries.find_version(session, workflow_id)
-        found = await queries.find_version(session, workflow_id, version)
-        if found is None or newest is None:
-            raise no_version(workflow_id, version)
-        now = await session.run(version_snapshot.read(workflow_id, version))
-        before = await _snapshot(session, workflow_id, version - 1) if version > 1 else None
-    return render(
-        request,
-        "version.html",
-        version=found,
-        newest=newest.version,
-        name=brief(now.name or workflow_id),
-        canvas=draw(now, before, found.change if version > 1 else _NOTHING, skip_nodes),
-        changed=excerpt(found.change, skip),
-        root=_root(workflow_id),
-        may_write=database.may_write,
-    )
-
-
-_NOTHING = VersionDiff((), (), (), (), (), (), False)
-
-
-@router.get("/workflows/{workflow_id:path}/compare")
-async def compare(
-    request: Request,
-    who: Who,
-    database: Data,
-    workflow_id: WorkflowId,
-    before: Annotated[models.VersionNumber, Query(alias="from")],
-    after: Annotated[models.VersionNumber, Query(alias="to")],
-    skip: Skip = 0,
-) -> Response:
-    """Any two versions compared."""
-    async with database.reading(request, who) as session:
-        diff = await session.run(compare_versions.read(workflow_id, before, after))
-        name = await _name(session, workflow_id, after)
-    return render(
-        request, "compare.html", changed=excerpt(diff, skip), before=before, after=after,
-        name=name, root=_root(workflow_id),
-    )  # fmt: skip
-
-
-@router.get("/workflows/{workflow_id:path}/restore/{version}")
-async def confirm(
-    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
-) -> Response:
-    """Ask for confirmation before a version is restored."""
-    if not database.may_write:
-        raise ProblemError(501, "These pages are read-only.", "read_only")
-    async with database.reading(request, who) as session:
-        newest = await queries.find_version(session, workflow_id)
-        if newest is None:
-            raise no_version(workflow_id)
-        diff = await session.run(compare_versions.read(workflow_id, newest.version, version))
-        name = await _name(session, workflow_id, newest.version)
-    token = csrf.token_of(request)
-    answer = render(
-        request, "restore.html", changed=excerpt(diff), newest=newest.version, version=version,
-        name=name, root=_root(workflow_id), field=csrf.FIELD, token=token,
-    )  # fmt: skip
-    csrf.keep_token(request, answer, token)
-    return answer
-
-
-async def _check_form(request: Request) -> None:
-    body = await request.body()
-    sent = dict(parse_qsl(body.decode("latin-1"))).get(csrf.FIELD, "")
-    if not csrf.is_ours(request, sent):
-        raise ProblemError(403, "The form was not sent by these pages, or has expired; try again.")
-
-
-@router.post("/workflows/{workflow_id:path}/restore/{version}")
-async def restore(
-    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
-) -> Response:
-    """Restore a version, if the form is ours, and show the history."""
-    await _check_form(request)
-    restored = await restore_version(request, database, who, workflow_id, version)
-    return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
-
-
-@router.get("/workflows/{workflow_id:path}")
-async def history(
-    request: Request,
-    who: Who,
-    database: Data,
-    workflow_id: WorkflowId,
-    node_id: models.Identifier | None = None,
-    before_version: models.VersionNumber | None = None,
-    restored: models.VersionNumber | None = None,
-) -> Response:
-    """The versions of a workflow, newest first."""
-    async with database.reading(request, who) as session:
-        newest = await queries.find_version(session, workflow_id)
-        if newest is None:
-            raise no_version(workflow_id)
-        page = await session.run(
-            workflow_versions.read(
-                workflow_id,
-                node_id=node_id,
-                before_version=before_version,
-                page_size=_PAGE,
-            )
-        )
-        name = await _name(session, workflow_id, newest.version)
-    root = _root(workflow_id)
-    return render(
-        request,
-        "history.html",
-        name=name,
-        versions=[
-            (version, excerpt(version.change, lines=_LINES_OF_MANY, room=_ROOM_OF_MANY))
-            for version in page.versions
-        ],
-        newest=newest.version,
-        node=node_id,
-        restored=restored,
-        root=root,
-        may_write=database.may_write,
-        next=page.next_before
-        and link(request, root, node_id=node_id, before_version=page.next_before),
     )
 
 
@@ -422,7 +237,7 @@ async def integrity(request: Request, who: Who) -> Response:
 @router.post("/integrity")
 async def verify(request: Request, who: Who) -> Response:
     """Check the whole log now."""
-    await _check_form(request)
+    await csrf.check_form(request)
     sealed = _sealed_log(request)
     if sealed is None or not sealed.may_verify:
         raise ProblemError(501, "These pages are configured without a key to verify with.")

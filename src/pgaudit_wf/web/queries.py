@@ -17,7 +17,7 @@ from pgaudit_wf.trail.reads import TrailEntry, api_key_activity, audit_trail
 from pgaudit_wf.trail.statement import Read, columns
 from pgaudit_wf.web.database import Session, T
 from pgaudit_wf.web.principal import Principal
-from pgaudit_wf.workflow.model import RunAttribution, Version
+from pgaudit_wf.workflow.model import RunAttribution, Snapshot, Version, VersionDiff
 from pgaudit_wf.workflow.reads import execution_attribution, workflow_versions
 
 PAGE = 200
@@ -138,6 +138,109 @@ async def find_version(
     if not page.versions or version not in (None, page.versions[0].version):
         return None
     return page.versions[0]
+
+
+@dataclass(frozen=True, slots=True)
+class NewestVersion:
+    """The number of a workflow's newest version, and its name then, if that is known."""
+
+    version: int
+    name: str | None
+
+
+async def newest_version(session: Session, workflow_id: str) -> NewestVersion | None:
+    """Return the newest version of a workflow; None if the organization has no such workflow."""
+    rows = await session.rows(
+        sql.SQL(
+            "select version, left(name, 256) as name from pgaudit_wf.workflow_list"
+            " where workflow_id = %(workflow_id)s"
+        ),
+        workflow_id=workflow_id,
+    )
+    return NewestVersion(**rows[0]) if rows else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two versions of a workflow in full, and what differs; None: it does not exist, or not now."""
+
+    before: Snapshot | None
+    after: Snapshot | None
+    diff: VersionDiff
+
+
+async def version_pair(
+    session: Session, workflow_id: str, version: int
+) -> tuple[Version, int, Pair] | None:
+    """Return a version, the number of the newest one, and it next to the one before.
+
+    None if the organization has no such version.
+    """
+    rows = await session.rows(
+        sql.SQL(
+            "select {}, n.newest as _newest, n.before as _before, n.after as _after"
+            " from pgaudit_wf.workflow_versions(%(workflow_id)s, before_version => %(before)s,"
+            " page_size => 1) as v,"
+            " pgaudit_wf._version_neighbors(v.workflow_id, v.version) as n"
+            " where v.version = %(version)s"
+        ).format(columns(Version, "v")),
+        workflow_id=workflow_id,
+        version=version,
+        before=min(version + 1, 2_147_483_647),
+    )
+    if not rows:
+        return None
+    row = rows[0]
+    newest, after, before = (row.pop(name) for name in ("_newest", "_after", "_before"))
+    found = Version(**{**row, "change": VersionDiff.from_json(row["change"])})
+    return found, newest, Pair(_snapshot(before), _snapshot(after), found.change)
+
+
+async def compared_pair(session: Session, workflow_id: str, before: int, after: int) -> Pair:
+    """Return any two versions of a workflow, and what differs.
+
+    Raises:
+        VersionNotFoundError: One of them does not exist, or the organization has none such.
+        VersionPrunedError: The snapshot of one was pruned.
+    """
+    [row] = await session.rows(
+        sql.SQL(
+            "with pair as materialized (select"
+            " pgaudit_wf.version_snapshot(%(workflow_id)s, %(before)s) as before,"
+            " pgaudit_wf.version_snapshot(%(workflow_id)s, %(after)s) as after)"
+            " select before, after, pgaudit_wf.version_diff(before, after) as diff from pair"
+        ),
+        workflow_id=workflow_id,
+        before=before,
+        after=after,
+    )
+    diff = VersionDiff.from_json(row["diff"])
+    return Pair(_snapshot(row["before"]), _snapshot(row["after"]), diff)
+
+
+def _snapshot(kept: Mapping[str, Any] | None) -> Snapshot | None:
+    return None if kept is None else Snapshot.from_json(kept)
+
+
+async def version_of_event(session: Session, entry: TrailEntry) -> Version | None:
+    """Return the version that a change of a workflow made; None for any other event."""
+    number = entry.metadata.get("version")
+    if not isinstance(number, int) or not 0 < number < 2_147_483_647 or not entry.captured:
+        return None
+    rows = await session.rows(
+        sql.SQL(
+            "select {} from pgaudit_wf._workflow_of_event(%(type)s, %(resource_id)s) as w,"
+            " pgaudit_wf.workflow_versions(w, before_version => %(before)s, page_size => 1) as v"
+            " where v.version = %(version)s"
+        ).format(columns(Version, "v")),
+        resource_id=entry.resource_id,
+        type=entry.resource_type,
+        version=number,
+        before=number + 1,
+    )
+    for row in rows:
+        return Version(**{**row, "change": VersionDiff.from_json(row["change"])})
+    return None
 
 
 async def workflows(

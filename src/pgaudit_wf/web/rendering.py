@@ -68,6 +68,7 @@ _ENVIRONMENT = Environment(
 )
 _ENVIRONMENT.filters.update(
     brief=brief,
+    combine=lambda values, **more: {**values, **more},
     relative=relative,
     moment=moment,
     machine_time=machine_time,

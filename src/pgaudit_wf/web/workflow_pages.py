@@ -1,0 +1,245 @@
+"""The pages of workflows: their versions, drawn and compared, and what is done with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.responses import RedirectResponse
+
+from pgaudit_wf.trail.changes import pretty
+from pgaudit_wf.web import csrf, models, queries
+from pgaudit_wf.web.api import Data, Who, WorkflowId, no_version, restore_version
+from pgaudit_wf.web.canvas import Canvas, configuration, draw, find_node
+from pgaudit_wf.web.excerpt import excerpt
+from pgaudit_wf.web.paths import link, segment
+from pgaudit_wf.web.problems import ProblemError
+from pgaudit_wf.web.rendering import brief, render
+from pgaudit_wf.workflow.model import NodeChange, Snapshot, VersionDiff
+from pgaudit_wf.workflow.reads import version_snapshot, workflow_versions
+
+router = APIRouter(include_in_schema=False)
+
+_PAGE = 50
+# Of each version in a list of them.
+_LINES_OF_MANY = 20
+_ROOM_OF_MANY = 2_000
+_KEYS = 100
+_ROOM = 100_000
+_NOTHING = VersionDiff((), (), (), (), (), (), False)
+Skip = Annotated[int, Query(ge=0, le=1_000_000_000)]
+VersionInPath = Annotated[int, Path(ge=1, le=2_147_483_647)]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedNode:
+    """A node of a drawing with its configuration, and what changed in it, if anything did."""
+
+    id: str
+    label: str
+    kind: str
+    word: str
+    change: NodeChange | None
+    configuration: tuple[tuple[str, str], ...]
+    left_out: int
+
+
+def _open(canvas: Canvas, pair: queries.Pair, id_: str | None) -> OpenedNode | None:
+    drawn = next((node for node in canvas.nodes if node.id == id_), None)
+    if drawn is None or id_ is None:
+        return None
+    node = find_node(pair.before if drawn.tone == "remove" else pair.after, id_)
+    given = configuration(node or {})
+    shown: list[tuple[str, str]] = []
+    left = _ROOM
+    for name, value in islice(given.items(), _KEYS):
+        if left <= 0:
+            break
+        shown.append((brief(name), pretty(value)))
+        left -= len(shown[-1][1])
+    changed = [change for change in pair.diff.nodes_changed if change.id == id_]
+    parts = excerpt(replace(_NOTHING, nodes_changed=tuple(changed[:1]))).diff.nodes_changed
+    return OpenedNode(
+        id=drawn.id, label=drawn.label, kind=drawn.kind, word=drawn.word,
+        change=parts[0] if parts else None,
+        configuration=tuple(shown), left_out=len(given) - len(shown),
+    )  # fmt: skip
+
+
+def _root(workflow_id: str) -> str:
+    return f"/workflows/{segment(workflow_id)}"
+
+
+def _query(**values: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a link has
+    return {name: value for name, value in values.items() if value}
+
+
+@router.get("/workflows")
+async def workflows(
+    request: Request, who: Who, database: Data, after: str | None = None
+) -> Response:
+    """The workflows that have versions."""
+    async with database.reading(request, who) as session:
+        page = await queries.workflows(session, who, after=after or None)
+    return render(
+        request,
+        "workflows.html",
+        workflows=page.workflows,
+        next=page.next_cursor and link(request, "/workflows", after=page.next_cursor),
+    )
+
+
+@router.get("/workflows/{workflow_id:path}/versions/{version}")
+async def version_page(
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    version: VersionInPath,
+    skip: Skip = 0,
+    skip_nodes: Skip = 0,
+    node_id: models.Identifier | None = None,
+) -> Response:
+    """A version on the canvas."""
+    async with database.reading(request, who) as session:
+        found = await queries.version_pair(session, workflow_id, version)
+        if found is None:
+            raise no_version(workflow_id, version)
+        shown, newest, pair = found
+        # Without a snapshot it was pruned, which this read says.
+        now: Snapshot | None = pair.after
+        if now is None:
+            now = await session.run(version_snapshot.read(workflow_id, version))
+    if version == 1:
+        pair = replace(pair, diff=_NOTHING)
+    canvas = draw(now, pair.before, pair.diff, skip_nodes)
+    root = _root(workflow_id)
+    return render(
+        request,
+        "version.html",
+        version=shown,
+        newest=newest,
+        name=brief(now.name or workflow_id),
+        canvas=canvas,
+        opened=_open(canvas, pair, node_id),
+        changed=excerpt(shown.change, skip),
+        root=root,
+        page=f"{root}/versions/{version}",
+        query=_query(skip_nodes=skip_nodes),
+        may_write=database.may_write,
+    )
+
+
+@router.get("/workflows/{workflow_id:path}/compare")
+async def compare(
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    before: Annotated[models.VersionNumber, Query(alias="from")],
+    after: Annotated[models.VersionNumber, Query(alias="to")],
+    skip: Skip = 0,
+    skip_nodes: Skip = 0,
+    node_id: models.Identifier | None = None,
+) -> Response:
+    """Any two versions compared, both on one canvas."""
+    async with database.reading(request, who) as session:
+        pair = await queries.compared_pair(session, workflow_id, before, after)
+    assert pair.after is not None  # noqa: S101 - the query raises otherwise
+    canvas = draw(pair.after, pair.before, pair.diff, skip_nodes)
+    root = _root(workflow_id)
+    return render(
+        request,
+        "compare.html",
+        changed=excerpt(pair.diff, skip),
+        before=before,
+        after=after,
+        name=brief(pair.after.name or workflow_id),
+        canvas=canvas,
+        opened=_open(canvas, pair, node_id),
+        root=root,
+        page=f"{root}/compare",
+        query=_query(**{"from": before, "to": after}, skip_nodes=skip_nodes),
+    )
+
+
+@router.get("/workflows/{workflow_id:path}/restore/{version}")
+async def confirm(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+) -> Response:
+    """Ask for confirmation before a version is restored."""
+    if not database.may_write:
+        raise ProblemError(501, "These pages are read-only.", "read_only")
+    async with database.reading(request, who) as session:
+        newest = await queries.newest_version(session, workflow_id)
+        if newest is None:
+            raise no_version(workflow_id)
+        pair = await queries.compared_pair(session, workflow_id, newest.version, version)
+    return _with_form(
+        request, "restore.html", changed=excerpt(pair.diff), newest=newest.version,
+        version=version, name=brief(newest.name or workflow_id), root=_root(workflow_id),
+    )  # fmt: skip
+
+
+def _with_form(request: Request, template: str, **values: Any) -> Response:  # noqa: ANN401
+    token = csrf.token_of(request)
+    answer = render(request, template, field=csrf.FIELD, token=token, **values)
+    csrf.keep_token(request, answer, token)
+    return answer
+
+
+@router.post("/workflows/{workflow_id:path}/restore/{version}")
+async def restore(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+) -> Response:
+    """Restore a version, if the form is ours, and show the history."""
+    await csrf.check_form(request)
+    restored = await restore_version(request, database, who, workflow_id, version)
+    return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
+
+
+@router.get("/workflows/{workflow_id:path}")
+async def history(
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    node_id: models.Identifier | None = None,
+    before_version: models.VersionNumber | None = None,
+    restored: models.VersionNumber | None = None,
+) -> Response:
+    """The versions of a workflow, newest first."""
+    async with database.reading(request, who) as session:
+        newest = await queries.newest_version(session, workflow_id)
+        if newest is None:
+            raise no_version(workflow_id)
+        page = await session.run(
+            workflow_versions.read(
+                workflow_id,
+                node_id=node_id,
+                before_version=before_version,
+                page_size=_PAGE,
+            )
+        )
+    root = _root(workflow_id)
+    return render(
+        request,
+        "history.html",
+        name=brief(newest.name or workflow_id),
+        versions=[
+            (
+                version,
+                excerpt(version.change, lines=_LINES_OF_MANY, room=_ROOM_OF_MANY, compared=0),
+            )
+            for version in page.versions
+        ],
+        newest=newest.version,
+        node=node_id,
+        restored=restored,
+        root=root,
+        may_write=database.may_write,
+        next=page.next_before
+        and link(request, root, node_id=node_id, before_version=page.next_before),
+    )
