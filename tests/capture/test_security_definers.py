@@ -34,6 +34,7 @@ DEFINERS = {
     "pseudonymise": (OWNER, GUARDED),
     "prune": (OWNER, GUARDED),
     "prune_history": (OWNER, GUARDED),
+    "label_version": (APP, ONE_ORG),
     "_prune_alerts": (OWNER, GUARDED),
     "_confirm_archive": (OWNER, GUARDED),
     "_replace_archive": (OWNER, GUARDED),

@@ -54,7 +54,7 @@ ROUTES = [
     "/api/security/audit/follow", "/api/security/audit/events/abc", f"/api/workflows/{FLOW}",
     f"/api/workflows/{FLOW}/history", f"/api/workflows/{FLOW}/diff?from=1&to=2",
     "/api/api-keys/activity", "/api/executions/x/attribution", "/healthz", "/openapi.json",
-    "/static/app.css", "/nowhere", "/workflows", f"/workflows/{FLOW}", "/api-keys", "/runs",
+    "/nowhere", "/workflows", f"/workflows/{FLOW}", "/api-keys", "/runs",
     "/integrity",
 ]  # fmt: skip
 

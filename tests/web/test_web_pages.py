@@ -7,6 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from pgaudit_wf import audit_trail
 from support.web_browser import Visits
 from support.web_world import FLOW, FORMULA, OTHER_FLOW, SCRIPT, World
 
@@ -186,6 +187,7 @@ def test_an_admin_looks_through_the_versions_and_restores_one(visit: Visits, wor
     expect(page.locator(".changes")).to_contain_text(f"renamed {SCRIPT} to Intake")
     dan.look("restore-light")
     dan.check()
+    page.get_by_label("Why?").fill("as before the audit")
     page.get_by_role("button", name="Restore version 1").click()
     expect(page.get_by_role("status")).to_have_text("Version 4 is current now.")
     expect(page.locator("h1")).to_have_text("Intake")
@@ -196,12 +198,26 @@ def test_an_admin_looks_through_the_versions_and_restores_one(visit: Visits, wor
         [FLOW],
     ).fetchone()
     assert row == ("u_dan", "restore")
+    assert audit_trail(world.conn, page_size=1).entries[0].metadata["reason"] == (
+        "as before the audit"
+    )
+
+    page = dan.go(f"/workflows/{FLOW}/versions/2")
+    page.get_by_label("Name", exact=True).fill("as delivered")
+    page.get_by_label("Note").fill("what the customer signed")
+    page.get_by_role("button", name="Save name").click()
+    expect(page.locator("main")).to_contain_text("as delivered: what the customer signed")
+    dan.look("named-light")
+    dan.check()
+    page = dan.go("/activity")
+    expect(page.locator(".event").first).to_contain_text("named a version of a workflow")
 
 
 def test_a_form_of_another_site_restores_nothing(visit: Visits, world: World) -> None:
     ana = visit("ana")
     page = ana.go(f"/workflows/{FLOW}/restore/1")
     page.locator("input[name=csrf_token]").evaluate("field => { field.value = 'x'.repeat(43); }")
+    page.get_by_label("Why?").fill("no reason")
     page.get_by_role("button", name="Restore version 1").click()
     expect(page.get_by_role("heading", name="Forbidden")).to_be_visible()
     ana.check()

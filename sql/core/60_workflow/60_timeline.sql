@@ -53,8 +53,14 @@ select
     h.correlation_id,
     h.version = (
         select max(newest.version) from pgaudit_wf.workflow_history as newest where newest.workflow_id = h.workflow_id
-    ) as is_current
-from pgaudit_wf.workflow_history as h;
+    ) as is_current,
+    named.label,
+    named.note
+from pgaudit_wf.workflow_history as h
+left join lateral (
+    select l.label, l.note from pgaudit_wf.version_label as l
+    where l.workflow_id = h.workflow_id and l.version = h.version order by l.id desc limit 1
+) as named on true;
 comment on view pgaudit_wf.workflow_timeline is
     'The versions of workflows as people read them: who, when, with what, and what changed in one line.';
 comment on column pgaudit_wf.workflow_timeline.workflow_id is 'Id of the workflow.';
@@ -72,6 +78,8 @@ comment on column pgaudit_wf.workflow_timeline.change is 'What changed, in full:
 comment on column pgaudit_wf.workflow_timeline.org_id is 'Organization of the workflow.';
 comment on column pgaudit_wf.workflow_timeline.correlation_id is 'Request it was saved in.';
 comment on column pgaudit_wf.workflow_timeline.is_current is 'Whether it is the newest version.';
+comment on column pgaudit_wf.workflow_timeline.label is 'Its name, by label_version(); null for none.';
+comment on column pgaudit_wf.workflow_timeline.note is 'What was noted with the name; null for nothing.';
 
 create function pgaudit_wf._touches_node(change jsonb, node_id text) returns boolean
 language sql immutable parallel safe

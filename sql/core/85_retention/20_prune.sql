@@ -156,6 +156,8 @@ as $$
         ' where h.pruned_at is null'
         '     and h.version <= p.newest - case when p.has_own then p.own_keep_versions else p.keep_versions end'
         '     and h.created_at < now() - make_interval(days => p.keep_days)'
+        '     and not exists (select from pgaudit_wf.version_label as named'
+        '         where named.workflow_id = h.workflow_id and named.version = h.version)'
         || coalesce(
             string_agg(
                 format(' and not exists (select from %s as run where %s = h.content_hash)', e.target, pgaudit_wf._text_expression(
@@ -168,7 +170,8 @@ as $$
     where exists (select from pg_class where oid = e.target and relkind in ('r', 'p'))
         and e.hash_column = any (pgaudit_wf._column_names(e.target))
 $$;
-comment on function pgaudit_wf._prunable_versions_query() is 'Query for the versions whose snapshot is kept by no policy and no run.';
+comment on function pgaudit_wf._prunable_versions_query() is
+    'Query for the versions whose snapshot is kept by no policy, no run and no label.';
 
 create function pgaudit_wf._prunable_versions() returns bigint
 language plpgsql stable
@@ -229,6 +232,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf.prune_history(integer) is
-    'Removes the snapshots of up to max_versions versions that version_policy no longer keeps and no run refers to; returns how many. '
+    'Removes the snapshots of up to max_versions versions that version_policy no longer keeps, no run refers to and nobody has labeled; '
+    'returns how many. '
     'Numbers, hashes, changes, authors and times stay, so the chain still verifies. Call it until it returns less than max_versions. '
     'Recorded as audit.history_pruned. Raises PA008 on a wrong argument.';

@@ -83,6 +83,7 @@ _PHRASES = {
     "workflow.restored": "restored an earlier version of a workflow",
     "workflow.unlisted": "took a workflow off the marketplace",
     "workflow.updated": "edited a workflow",
+    "workflow.version_labeled": "named a version of a workflow",
 }
 _ADDED = {
     "added", "created", "enabled", "enrolled", "invited", "joined", "listed", "reactivated",

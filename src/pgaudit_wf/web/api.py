@@ -374,9 +374,14 @@ async def restore(
 
 
 async def restore_version(
-    request: Request, database: Database, who: Principal, workflow_id: str, version: int
+    request: Request,
+    database: Database,
+    who: Principal,
+    workflow_id: str,
+    version: int,
+    reason: str | None = None,
 ) -> RestoredVersion:
-    """Restore a version that the principal may see.
+    """Restore a version that the principal may see; `reason` is recorded with it.
 
     Raises:
         ProblemError: There is no such version, nothing may be written, or the host's own rules
@@ -391,7 +396,7 @@ async def restore_version(
             501, "These pages are read-only; versions cannot be restored here.", "read_only"
         )
     try:
-        async with database.writing(request, who, "workflow.restore_failed") as session:
+        async with database.writing(request, who, "workflow.restore_failed", reason) as session:
             return await session.run(restore_workflow.read(workflow_id, version))
     except psycopg.errors.InsufficientPrivilege:
         raise ProblemError(403, "The application's login may not change this workflow.") from None

@@ -92,11 +92,13 @@ class Database:
 
     @asynccontextmanager
     async def writing(
-        self, request: Request, principal: Principal, action: str
+        self, request: Request, principal: Principal, action: str, reason: str | None = None
     ) -> AsyncIterator[Session]:
         """Open a transaction of the host's own login; a failure is recorded under `action`."""
         assert self._write_pool is not None, "ask may_write first"  # noqa: S101
         context = context_of(request, principal)
+        if reason is not None:
+            context = context.merge(reason=reason)
         async with _connection(self._write_pool) as conn:
             if isinstance(conn, psycopg.AsyncConnection):
                 async with request_context(conn, context, action=action):

@@ -248,6 +248,8 @@ class HistoryVersion(_Answer):
     org_id: str | None
     correlation_id: str | None
     is_current: bool
+    label: str | None = Field(examples=["as delivered"])
+    note: str | None
 
 
 class History(_Answer):

@@ -18,7 +18,7 @@ from pgaudit_wf.web.paths import link, segment
 from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import brief, render
 from pgaudit_wf.workflow.model import NodeChange, Snapshot, VersionDiff
-from pgaudit_wf.workflow.reads import version_snapshot, workflow_versions
+from pgaudit_wf.workflow.reads import label_version, version_snapshot, workflow_versions
 
 router = APIRouter(include_in_schema=False)
 
@@ -116,7 +116,7 @@ async def version_page(
         pair = replace(pair, diff=_NOTHING)
     canvas = draw(now, pair.before, pair.diff, skip_nodes)
     root = _root(workflow_id)
-    return render(
+    return _with_form(
         request,
         "version.html",
         version=shown,
@@ -195,9 +195,30 @@ async def restore(
     request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
 ) -> Response:
     """Restore a version, if the form is ours, and show the history."""
-    await csrf.check_form(request)
-    restored = await restore_version(request, database, who, workflow_id, version)
+    sent = await csrf.check_form(request)
+    reason = sent.get("reason", "").strip()
+    if not reason:
+        raise ProblemError(422, "Say why the version is restored.")
+    restored = await restore_version(request, database, who, workflow_id, version, reason)
     return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
+
+
+@router.post("/workflows/{workflow_id:path}/label/{version}")
+async def label(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+) -> Response:
+    """Name a version, if the form is ours, and show it."""
+    sent = await csrf.check_form(request)
+    async with database.reading(request, who) as session:
+        if await queries.find_version(session, workflow_id, version) is None:
+            raise no_version(workflow_id, version)
+    if not database.may_write:
+        raise ProblemError(501, "These pages are read-only.", "read_only")
+    async with database.writing(request, who, "workflow.label_failed") as session:
+        await session.run(
+            label_version.read(workflow_id, version, sent.get("label", ""), sent.get("note"))
+        )
+    return RedirectResponse(link(request, f"{_root(workflow_id)}/versions/{version}"), 303)
 
 
 @router.get("/workflows/{workflow_id:path}")

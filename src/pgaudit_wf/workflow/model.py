@@ -151,7 +151,8 @@ class Version:
 
     `actor_name` is the current name, or the one stored with the version. `summary` describes the
     changes since the version before in one line, `change` in full. `api_key_id` is the API key
-    used, if any; `restored_from` the restored version, for a restore.
+    used, if any; `restored_from` the restored version, for a restore; `label` and `note` are its
+    name, by `label_version`.
     """
 
     workflow_id: str
@@ -169,6 +170,8 @@ class Version:
     org_id: str | None
     correlation_id: str | None
     is_current: bool
+    label: str | None
+    note: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ __all__ = [
     "compare_versions",
     "definition_usage",
     "execution_attribution",
+    "label_version",
     "restore_workflow",
     "validate_definition",
     "validate_version",
@@ -293,6 +294,35 @@ def restore_workflow(
         ),
         {"workflow_id": workflow_id, "version": version, "table": table},
         lambda rows: RestoredVersion(rows[0]["version"], rows[0]["version"] != rows[0]["before"]),
+    )
+
+
+@Statement
+def label_version(
+    workflow_id: str, version: int, label: str, note: str | None = None
+) -> Read[None]:
+    """Give a version a name and a note, instead of an earlier one; such a version is never pruned.
+
+    Args:
+        conn: The connection (role `pgaudit_wf_app`), in a context with the organization.
+        workflow_id: The workflow; it may be deleted.
+        version: The number of the version.
+        label: The name, of 1 to 200 characters.
+        note: What there is to say about it, of at most 4,000 characters.
+
+    Raises:
+        VersionNotFoundError: It does not exist in the organization of the context.
+        VersionPrunedError: Its snapshot was pruned.
+        ArgumentError: The label is empty, or a text too long.
+        psycopg.Error: Any other database error.
+    """
+    return Read(
+        sql.SQL(
+            "select pgaudit_wf.label_version("
+            "%(workflow_id)s, %(version)s::integer, %(label)s, %(note)s)"
+        ),
+        {"workflow_id": workflow_id, "version": version, "label": label, "note": note},
+        lambda _: None,
     )
 
 

@@ -1,0 +1,81 @@
+-- Names and notes that people give versions: a named version is kept whatever the policy says.
+
+create table pgaudit_wf.version_label (
+    id bigint generated always as identity primary key,
+    workflow_id text not null,
+    version integer not null,
+    org_id text,
+    label text not null,
+    note text,
+    created_at timestamptz not null default clock_timestamp(),
+    constraint version_label_short check (length(label) between 1 and 200 and length(note) <= 4000)
+);
+comment on table pgaudit_wf.version_label is
+    'Names of versions, append-only: the newest row of a version counts. Written by label_version(); read workflow_timeline.';
+comment on column pgaudit_wf.version_label.id is 'In the order in which the names were given.';
+comment on column pgaudit_wf.version_label.workflow_id is 'The workflow, as in workflow_history.';
+comment on column pgaudit_wf.version_label.version is 'Number of the version.';
+comment on column pgaudit_wf.version_label.org_id is 'Organization of the workflow.';
+comment on column pgaudit_wf.version_label.label is 'The name, such as "as delivered".';
+comment on column pgaudit_wf.version_label.note is 'What there is to say about it; null for nothing.';
+comment on column pgaudit_wf.version_label.created_at is 'When it was given; who did so is in the log.';
+
+create index version_label_version on pgaudit_wf.version_label (workflow_id, version);
+
+create trigger append_only before update or delete or truncate on pgaudit_wf.version_label
+    for each statement execute function pgaudit_wf._refuse_change();
+alter table pgaudit_wf.version_label enable always trigger append_only;
+
+alter table pgaudit_wf.version_label enable row level security;
+create policy readable_org on pgaudit_wf.version_label for select using (org_id = (select pgaudit_wf._readable_org()));
+
+create function pgaudit_wf.label_version(workflow_id text, version integer, label text, note text default null) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Whoever may read all organizations labels for the one of the context, if there is one.
+    org constant text := pgaudit_wf._context_text('org_id');
+    label constant text := btrim(label_version.label);
+    note constant text := nullif(btrim(label_version.note), '');
+    kept record;
+    place record;
+    before jsonb;
+begin
+    if coalesce(length(label), 0) not between 1 and 200 or length(note) > 4000 then
+        raise exception 'a label must have 1 to 200 characters, and a note at most 4,000' using errcode = 'PA008';
+    end if;
+    perform pgaudit_wf._unpack_context();
+    -- prune_history() waits, or has committed what it prunes.
+    lock table pgaudit_wf.workflow_history in row exclusive mode;
+    select h.org_id, h.pruned_at into kept from pgaudit_wf.workflow_history as h
+    where h.workflow_id = label_version.workflow_id and h.version = label_version.version
+        and (h.org_id is not distinct from org or (org is null and pg_has_role(
+            session_user, (select relowner from pg_class where oid = 'pgaudit_wf.workflow_history'::regclass), 'member')));
+    if not found then
+        raise exception 'there is no version % of workflow %', label_version.version, label_version.workflow_id
+            using errcode = 'PA302', hint = 'Or it belongs to another organization than app.org_id.';
+    end if;
+    if kept.pruned_at is not null then
+        raise exception 'the snapshot of version % of workflow % was pruned', label_version.version, label_version.workflow_id
+            using errcode = 'PA344', hint = 'A label keeps a version from being pruned; this one is gone already.';
+    end if;
+    before := (
+        select jsonb_strip_nulls(jsonb_build_object('label', l.label, 'note', l.note)) from pgaudit_wf.version_label as l
+        where l.workflow_id = label_version.workflow_id and l.version = label_version.version order by l.id desc limit 1);
+    insert into pgaudit_wf.version_label (workflow_id, version, org_id, label, note)
+    values (label_version.workflow_id, label_version.version, kept.org_id, label, note);
+    select w.target, w.row_id into place from pgaudit_wf._find_workflow(label_version.workflow_id, null) as w;
+    insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
+    select kept.org_id, a.resource_type || '.version_labeled', a.resource_type, pgaudit_wf._bounded_key(place.row_id), true,
+        pgaudit_wf._json_diff(coalesce(before, '{}'), jsonb_strip_nulls(jsonb_build_object('label', label, 'note', note))),
+        jsonb_build_object('version', label_version.version)
+            || jsonb_strip_nulls(jsonb_build_object('reason', pgaudit_wf._context_reason()))
+    from pgaudit_wf.attachment as a where a.target = place.target;
+end
+$$;
+comment on function pgaudit_wf.label_version(text, integer, text, text) is
+    'Gives a version of a workflow a name and a note, instead of an earlier one; prune_history() never drops a version that has one. '
+    'Recorded as <resource_type>.version_labeled. '
+    'Raises PA008 on a label that is empty or longer than 200 characters, or a note longer than 4,000, '
+    'PA302 if there is no such version in the organization app.org_id, PA344 if its snapshot was pruned.';
