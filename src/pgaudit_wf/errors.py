@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 
@@ -244,6 +245,20 @@ class RestoreError(DatabaseError):
     """A workflow's shape leads back to no row, so that none of its versions can be restored."""
 
     sqlstate = "PA304"
+
+
+class StaleSaveError(DatabaseError):
+    """A workflow was saved on an older version than its newest."""
+
+    sqlstate = "PA305"
+
+    @property
+    def differences(self) -> dict[str, Any]:
+        """The numbers `base` and `current`, and the diffs from the base: `theirs` and `yours`.
+
+        `base` and the diffs are None where the base is unknown or was pruned.
+        """
+        return dict(loads(self.detail)) if self.detail else {}
 
 
 class RequeueError(DatabaseError):

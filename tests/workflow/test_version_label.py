@@ -80,7 +80,7 @@ def test_only_a_version_of_ones_own_organization_is_named(db: Conn) -> None:
             label_version(db, *wrong)
     for nowhere in (("w", 9, "x"), ("w", None, "x"), ("v", 1, "x"), (None, 1, "x")):
         with pytest.raises(VersionNotFoundError):
-            label_version(db, *nowhere)  # type: ignore[arg-type]
+            label_version(db, *nowhere)
     db.execute("create role labeler login in role pgaudit_wf_app")
     try:
         with psycopg.connect(db.info.dsn, user="labeler", autocommit=True) as app:

@@ -123,6 +123,45 @@ create type pgaudit_wf.version_ref as (
 );
 comment on type pgaudit_wf.version_ref is 'What _add_version() returns to the trigger about the version it added.';
 
+create function pgaudit_wf._check_base(workflow_id text, after jsonb) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    base_version constant text := nullif(current_setting('app.base_version', true), '');
+    base_hash constant text := nullif(current_setting('app.base_hash', true), '');
+    latest record;
+    base record;
+begin
+    if base_version !~ '^[0-9]{1,9}$' then
+        raise exception 'app.base_version must be the number of a version' using errcode = 'PA008';
+    end if;
+    select h.version, h.content_hash, h.snapshot, h.tx_id into latest
+    from pgaudit_wf.workflow_history as h where h.workflow_id = _check_base.workflow_id order by h.version desc limit 1;
+    -- What this transaction has saved itself rests on the base too.
+    if latest.version is null or latest.tx_id = pg_current_xact_id()::text::bigint
+        or (latest.version = coalesce(base_version::integer, latest.version)
+            and latest.content_hash = coalesce(base_hash, latest.content_hash)) then
+        return;
+    end if;
+    select h.version, h.snapshot into base
+    from pgaudit_wf.workflow_history as h
+    where h.workflow_id = _check_base.workflow_id
+        and h.version = coalesce(base_version::integer, h.version) and h.content_hash = coalesce(base_hash, h.content_hash)
+    order by h.version desc limit 1;
+    raise exception 'workflow % has changed since: version % is current', _check_base.workflow_id, latest.version
+        using errcode = 'PA305',
+            detail = jsonb_build_object('base', base.version, 'current', latest.version,
+                'theirs', case when base.snapshot is not null and latest.snapshot is not null
+                    then pgaudit_wf.version_diff(base.snapshot, latest.snapshot) end,
+                'yours', case when base.snapshot is not null
+                    then pgaudit_wf.version_diff(base.snapshot, base.snapshot || _check_base.after) end)::text,
+            hint = 'The detail has both differences from the base. Load the current version, and save again on it.';
+end
+$$;
+comment on function pgaudit_wf._check_base(text, jsonb) is
+    'Refuses a save that rests on an older version than the newest, by app.base_version or app.base_hash, with PA305.';
+
 create function pgaudit_wf._add_version(
     workflow_id text, org_id text, source text, before jsonb, after jsonb,
     old_nodes jsonb, old_edges jsonb, new_nodes jsonb, new_edges jsonb
@@ -134,6 +173,9 @@ declare
     latest record;
     made pgaudit_wf.version_ref;
 begin
+    if current_setting('app.base_version', true) <> '' or current_setting('app.base_hash', true) <> '' then
+        perform pgaudit_wf._check_base(_add_version.workflow_id, _add_version.after);
+    end if;
     -- The row lock on the workflow, held by our caller's UPDATE, serializes the versions of one workflow.
     select h.version, h.content_hash, h.snapshot #> '{}' as snapshot into latest
     from pgaudit_wf.workflow_history as h where h.workflow_id = _add_version.workflow_id order by h.version desc limit 1;
