@@ -53,6 +53,9 @@ def test_a_save_on_an_older_version_is_refused_with_both_differences(db: Conn) -
         {"field": "name", "before": "First", "after": "Theirs, again"}
     ]
     assert {"field": "description", "before": "d", "after": "mine"} in said["yours"]["settings"]
+    db.execute("select pgaudit_wf.attach_workflow('flow', on_failure => 'warn')")
+    with pytest.raises(psycopg.Error), resting_on(db, "1"):
+        rename(db, "Stale, on a table whose failures only warn")
     rename(db, "Nothing said")
     with resting_on(db, "4"):
         rename(db, "On the newest")

@@ -361,8 +361,8 @@ end if;$restore$, jsonb_build_object('action', quote_literal((setting).resource_
         'end of the attempt', case when warns then pgaudit_wf._fill(
 $failure$exception
     when others then
-        -- What goes away when it is tried again, the application is to try again.
-        if sqlstate ~ '^(40|53|55P03|57)' then
+        -- What goes away when it is tried again, the application is to try again; a stale save it is to show.
+        if sqlstate ~ '^(40|53|55P03|57|PA304)' then
             raise;
         end if;
         perform pgaudit_wf._count_failure({{table}}, tg_op, sqlstate);

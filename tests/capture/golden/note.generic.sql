@@ -212,8 +212,8 @@ old.title is distinct from new.title');
     values (event_org, event_action, 'note', event_id, true, event_diff, coalesce(event_metadata, '{}'));
     exception
         when others then
-            -- What goes away when it is tried again, the application is to try again.
-            if sqlstate ~ '^(40|53|55P03|57)' then
+            -- What goes away when it is tried again, the application is to try again; a stale save it is to show.
+            if sqlstate ~ '^(40|53|55P03|57|PA304)' then
                 raise;
             end if;
             perform pgaudit_wf._count_failure('public.note', tg_op, sqlstate);
