@@ -8,7 +8,8 @@ create table pgaudit_wf.version_label (
     label text not null,
     note text,
     created_at timestamptz not null default clock_timestamp(),
-    constraint version_label_short check (length(label) between 1 and 200 and length(note) <= 4000)
+    constraint version_label_label check (length(label) between 1 and 200),
+    constraint version_label_note check (length(note) <= 4000)
 );
 comment on table pgaudit_wf.version_label is
     'Names of versions, append-only: the newest row of a version counts. Written by label_version(); read workflow_timeline.';
