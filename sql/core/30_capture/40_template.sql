@@ -362,7 +362,7 @@ end if;$restore$, jsonb_build_object('action', quote_literal((setting).resource_
 $failure$exception
     when others then
         -- What goes away when it is tried again, the application is to try again; a stale save it is to show.
-        if sqlstate ~ '^(40|53|55P03|57|PA304)' then
+        if sqlstate ~ '^(40|53|55P03|57|PA305)' then
             raise;
         end if;
         perform pgaudit_wf._count_failure({{table}}, tg_op, sqlstate);
