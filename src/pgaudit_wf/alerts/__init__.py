@@ -6,7 +6,6 @@ The rules are rows of `pgaudit_wf.alert_rule`; the state of each delivery is in
 
 from pgaudit_wf.alerts.channels import (
     Channel,
-    DeliveryError,
     LogChannel,
     SmtpChannel,
     WebhookChannel,
@@ -14,6 +13,7 @@ from pgaudit_wf.alerts.channels import (
 from pgaudit_wf.alerts.message import Alert, Templates
 from pgaudit_wf.alerts.settings import SmtpSettings, WebhookSettings, channels_from
 from pgaudit_wf.alerts.worker import Worker
+from pgaudit_wf.jobs.delivery import DeliveryError
 
 __all__ = [
     "Alert",

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import email.utils
-import hashlib
-import hmac
-import http.client
 import json
 import re
 import smtplib
-import socket
 import ssl
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from email.errors import MessageError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
 
 from pgaudit_wf.errors import AlertSettingsError
+from pgaudit_wf.jobs.delivery import Deadline, DeliveryError, post, sign
 from pgaudit_wf.jobs.service import LOGGER
 
 if TYPE_CHECKING:
@@ -31,31 +22,6 @@ if TYPE_CHECKING:
     from pgaudit_wf.alerts.settings import SmtpSettings, WebhookSettings
 
 _PLACE = "check PGAUDIT_WF_SMTP_HOST, PGAUDIT_WF_SMTP_PORT and PGAUDIT_WF_SMTP_TLS"
-
-
-class DeliveryError(Exception):
-    """A message was not sent, or it is unknown whether it was.
-
-    The text is stored and logged: it contains type and code, but nothing that a server wrote.
-
-    Attributes:
-        final: Retrying is useless.
-        unreachable: The channel failed, not this message.
-        retry_after: Seconds after which the receiver asked for a retry, or None.
-    """
-
-    def __init__(
-        self,
-        text: str,
-        *,
-        final: bool = False,
-        unreachable: bool = False,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(text)
-        self.final = final
-        self.unreachable = unreachable
-        self.retry_after = retry_after
 
 
 class Channel(Protocol):
@@ -69,32 +35,6 @@ class Channel(Protocol):
 
     def close(self) -> None:
         """Close connections; `send` opens new ones."""
-
-
-class _Deadline:
-    """Closes a connection after a time, even if the other side keeps it busy."""
-
-    def __init__(self, seconds: float) -> None:
-        self._ends = time.monotonic() + seconds
-        self.passed = False
-
-    def left(self) -> float:
-        return max(0.1, self._ends - time.monotonic())
-
-    @contextmanager
-    def over(self, connection: smtplib.SMTP | http.client.HTTPConnection) -> Iterator[None]:
-        def cut() -> None:
-            self.passed = True
-            with contextlib.suppress(OSError, AttributeError):
-                connection.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
-
-        timer = threading.Timer(self.left(), cut)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
@@ -122,7 +62,7 @@ class SmtpChannel:
             raise DeliveryError("a template failed for this event") from error
         except (ValueError, IndexError, MessageError) as error:
             raise DeliveryError("this is not a valid e-mail address", final=True) from error
-        deadline = _Deadline(self.timeout)
+        deadline = Deadline(self.timeout)
         try:
             smtp = self._connected(deadline)
             with deadline.over(smtp):
@@ -131,7 +71,7 @@ class SmtpChannel:
             self.close()
             raise _mail_error(error, deadline.passed, alert.recipient) from error
 
-    def _connected(self, deadline: _Deadline) -> smtplib.SMTP:
+    def _connected(self, deadline: Deadline) -> smtplib.SMTP:
         if self._smtp is not None:
             with deadline.over(self._smtp), contextlib.suppress(OSError, smtplib.SMTPException):
                 if self._smtp.noop()[0] == 250:
@@ -165,7 +105,7 @@ class SmtpChannel:
         """Close the connection to the server."""
         smtp, self._smtp = self._smtp, None
         if smtp is not None:
-            deadline = _Deadline(2)
+            deadline = Deadline(2)
             with deadline.over(smtp), contextlib.suppress(OSError, smtplib.SMTPException):
                 smtp.quit()
             smtp.close()
@@ -227,46 +167,14 @@ class WebhookChannel:
             raise DeliveryError("no signing secret is configured for this URL")
         body = json.dumps(payload(alert.events[0])).encode()
         headers = sign(keys, f"alert_{alert.key}", int(time.time()), body)
-        status, retry_after = self._post(alert.recipient, body, headers)
+        status, retry_after = post(alert.recipient, body, headers, self.timeout, self._context)
         if not 200 <= status < 300:
             raise DeliveryError(
                 f"receiver answered {status}", final=status == 410, retry_after=retry_after
             )
 
-    def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, float | None]:
-        parts = urlsplit(url)
-        deadline = _Deadline(self.timeout)
-        connection: http.client.HTTPConnection
-        try:
-            if parts.scheme == "https":
-                connection = http.client.HTTPSConnection(
-                    parts.netloc, timeout=deadline.left(), context=self._context
-                )
-            else:
-                connection = http.client.HTTPConnection(parts.netloc, timeout=deadline.left())
-            with contextlib.closing(connection), deadline.over(connection):
-                path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-                connection.request("POST", path, body, headers)
-                response = connection.getresponse()
-                return response.status, _retry_after(response.getheader("Retry-After"))
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
-            kind = "took too long" if deadline.passed else type(error).__name__
-            raise DeliveryError(f"receiver: {kind}") from error
-
     def close(self) -> None:
         """Do nothing: each request has a connection of its own."""
-
-
-def _retry_after(value: str | None) -> float | None:
-    if value is None:
-        return None
-    if value.isdecimal():
-        return float(value[:9])
-    try:
-        at = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def payload(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,28 +207,6 @@ def payload(event: Mapping[str, Any]) -> dict[str, Any]:
             "application_name": event["application_name"],
             "attested": event["attested"],
         },
-    }
-
-
-def sign(keys: tuple[bytes, ...], message_id: str, at: int, body: bytes) -> dict[str, str]:
-    """Return the headers of a request, with a signature by each key (Standard Webhooks, v1).
-
-    Args:
-        keys: The secrets.
-        message_id: The same when the request is repeated; without a full stop.
-        at: Unix time of this attempt, in seconds.
-        body: The request's body, byte for byte.
-    """
-    signed = f"{message_id}.{at}.".encode() + body
-    signatures = (hmac.new(key, signed, hashlib.sha256).digest() for key in keys)
-    return {
-        "content-type": "application/json",
-        "user-agent": "pgaudit-wf",
-        "webhook-id": message_id,
-        "webhook-timestamp": str(at),
-        "webhook-signature": " ".join(
-            f"v1,{base64.b64encode(signature).decode()}" for signature in signatures
-        ),
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
 import json
 from collections.abc import Mapping
@@ -14,9 +12,9 @@ from typing import Literal, cast
 from pgaudit_wf.alerts.channels import Channel, LogChannel, SmtpChannel, WebhookChannel
 from pgaudit_wf.alerts.message import Templates
 from pgaudit_wf.errors import AlertSettingsError
+from pgaudit_wf.jobs.delivery import signing_key
 
 _PORTS = {"starttls": 587, "implicit": 465, "none": 25}
-_PREFIX = "whsec_"
 
 
 @dataclass(frozen=True)
@@ -140,15 +138,9 @@ def _webhook(environment: Mapping[str, str], timeout: float) -> WebhookSettings 
 
 def _key(secret: str) -> bytes:
     try:
-        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
-    except binascii.Error:
-        key = b""
-    if not secret.startswith(_PREFIX) or not 24 <= len(key) <= 64:
-        raise AlertSettingsError(
-            f"a webhook secret must be {_PREFIX} and 24 to 64 random bytes in base64:"
-            f' echo "{_PREFIX}$(openssl rand -base64 32)"'
-        )
-    return key
+        return signing_key(secret)
+    except ValueError as error:
+        raise AlertSettingsError(str(error)) from None
 
 
 def _secret(environment: Mapping[str, str], name: str) -> str | None:

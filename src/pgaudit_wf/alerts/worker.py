@@ -12,9 +12,10 @@ import psycopg
 from prometheus_client import Counter, Gauge
 from psycopg.rows import dict_row
 
-from pgaudit_wf.alerts.channels import Channel, DeliveryError
+from pgaudit_wf.alerts.channels import Channel
 from pgaudit_wf.alerts.message import Alert
 from pgaudit_wf.errors import AlertSettingsError
+from pgaudit_wf.jobs.delivery import DeliveryError
 from pgaudit_wf.jobs.service import Service
 from pgaudit_wf.trail.statement import one
 
