@@ -35,6 +35,7 @@ TITLES = {
     "60_workflow": "Workflow versions and runs",
     "70_alerts": "Alerts",
     "75_attempts": "Failed and denied attempts",
+    "77_streams": "Streams",
     "80_limits": "Limits",
     "85_retention": "Retention, archives and exports",
     "90_erasure": "Erasure",

@@ -65,6 +65,10 @@ class JobSettingsError(PgauditError):
     """A setting of `pgaudit-wf run` is missing or wrong; the message names it, not its value."""
 
 
+class StreamSettingsError(PgauditError):
+    """A destination of a stream cannot be served with this worker's settings; no value is named."""
+
+
 class ArchiveError(PgauditError):
     """An archive could not be written, or is not what its manifest says; nothing was removed."""
 

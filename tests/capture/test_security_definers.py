@@ -11,7 +11,9 @@ MAKES = "what it creates has to belong to the schema's owner, whichever administ
 GUARDED = (
     "the rows are behind append-only guards that only the owner passes, and which look for its role"
 )
-QUEUE = "can be granted to a job that may read none of the tables, which hold addresses"
+QUEUE = (
+    "can be granted to a job that may read neither the log nor other tables, which hold addresses"
+)
 CALLED = "called by functions that run with a user's rights, who may not write this table"
 ONE_ORG = "checks that the caller may read the organization, and reads tables that hold all of them"
 
@@ -46,6 +48,9 @@ DEFINERS = {
     "settle_alert": (OWNER, QUEUE),
     "requeue_alert": (OWNER, QUEUE),
     "alert_lag": (OWNER, QUEUE),
+    "_claim_stream": (OWNER, QUEUE),
+    "_settle_stream": (OWNER, QUEUE),
+    "_stream_lag": (OWNER, QUEUE),
     "_count_failure": (OWNER, CALLED),
     "_note_generation": (OWNER, CALLED),
     "_take_turn": (OWNER, CALLED),

@@ -81,6 +81,9 @@ CHANGES: list[tuple[LiteralString, str, str]] = [
      "audit.alert_rule_changed", "pgaudit_wf.alert_rule"),
     ("update pgaudit_wf.alert_policy set max_attempts = 7",
      "audit.alert_rule_changed", "pgaudit_wf.alert_policy"),
+    ("insert into pgaudit_wf.stream_destination (name, kind, url)"
+     " values ('s', 'webhook', 'https://x.example/')",
+     "audit.stream_changed", "pgaudit_wf.stream_destination"),
     ("insert into pgaudit_wf.retention_policy (action_pattern, keep_days) values ('x.*', 30)",
      "audit.retention_changed", "pgaudit_wf.retention_policy"),
     ("delete from pgaudit_wf.version_policy", "audit.retention_changed",

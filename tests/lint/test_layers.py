@@ -12,7 +12,7 @@ pytestmark = pytest.mark.lint
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     path
-    for package in ("alerts", "cli", "jobs", "trail", "web", "workflow")
+    for package in ("alerts", "cli", "jobs", "streams", "trail", "web", "workflow")
     for path in (ROOT / "src" / "pgaudit_wf" / package).rglob("*.py")
 )
 TABLES = {

@@ -31,7 +31,7 @@ print(json.dumps({
 # The jobs, the pages, the commands, and what belongs to them.
 APART = (
     "alerts", "archive", "cli", "dev", "export", "integrations", "integrity", "jobs", "schema",
-    "web",
+    "streams", "web",
 )  # fmt: skip
 
 pytestmark = pytest.mark.lint

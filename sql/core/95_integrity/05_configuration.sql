@@ -16,6 +16,7 @@ as $$
         ('action_rule', 'audit.rule_changed', 'id', '{}'),
         ('alert_rule', 'audit.alert_rule_changed', 'id', '{}'),
         ('alert_policy', 'audit.alert_rule_changed', 'is_only', '{}'),
+        ('stream_destination', 'audit.stream_changed', 'name', '{}'),
         ('retention_policy', 'audit.retention_changed', 'id', '{}'),
         ('version_policy', 'audit.retention_changed', 'org_id', '{}'),
         ('waiver', 'audit.settings_changed', 'subject', '{}'),
@@ -46,9 +47,12 @@ as $$
         || case when setting ->> 'channel' = 'webhook'
             then jsonb_build_object('address', regexp_replace(setting ->> 'address', '^([a-z]+://[^/?#]*).*$', e'\\1/[redacted]'))
             else '{}'::jsonb end
+        || case when setting ? 'url'
+            then jsonb_build_object('url', regexp_replace(setting ->> 'url', '^([a-z0-9]+://[^/?#]*).*$', e'\\1/[redacted]'))
+            else '{}'::jsonb end
 $$;
 comment on function pgaudit_wf._without_secrets(jsonb) is
-    'A row of the configuration as an event may show it: without keys, and without more of a webhook''s URL than its host.';
+    'A row of the configuration as an event may show it: without keys, and without more of a webhook''s or stream''s URL than its host.';
 
 create function pgaudit_wf._record_audit(action text, resource_type text, resource_id text, diff jsonb, metadata jsonb default '{}')
 returns boolean

@@ -321,6 +321,16 @@ as $$
     from pgaudit_wf.alert_delivery as d where d.state = 'dead' and (d.recipient <> '' or d.rule_id is not null)
     having count(*) > 0
     union all
+    select 'warning', format('stream %s', l.destination),
+        format('it refused %s events, last at %s (%s)', count(*), max(l.put_aside_at),
+            (array_agg(l.problem order by l.put_aside_at desc))[1]),
+        format('select pgaudit_wf._backfill_stream(%L, %L);', l.destination, min(l.event_occurred_at))
+    from pgaudit_wf.stream_dead_letter as l group by l.destination
+    union all
+    select 'warning', format('stream %s', s.destination), format('it failed %s times in a row (%s)', s.attempts, s.last_error),
+        format('select pgaudit_wf._pause_stream(%L, false); -- once that is mended: tries again at once', s.destination)
+    from pgaudit_wf.stream_state as s where s.attempts >= 5
+    union all
     select 'notice', a.target::text, 'its trigger is of the generic form, which is slower',
         '-- In a shell, as a role that may create event triggers: pgaudit-wf migrate'
     from pgaudit_wf.attachment as a

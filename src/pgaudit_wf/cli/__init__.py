@@ -24,6 +24,7 @@ from pgaudit_wf.cli.commands import (
     serve,
     spool,
     states,
+    stream,
     trail,
     versions,
     workflow,
@@ -61,6 +62,7 @@ def main(
         pgaudit-wf log -f                      watch the trail
         pgaudit-wf history WORKFLOW            show a workflow's versions
         pgaudit-wf alerts run                  notify people of events
+        pgaudit-wf stream                      send events to other systems
         pgaudit-wf serve --org ID --as ACTOR   browse all of this as web pages
         pgaudit-wf doctor                      check that everything is still recorded
         pgaudit-wf verify --key seal.pub       check that nothing sealed was altered
@@ -84,7 +86,7 @@ def main(
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
-    demo, migrate, attach, coverage, trail, states, workflow, versions, alerts, limits, spool, run,
-    maintain, export, erase, integrity, reconcile, serve,
+    demo, migrate, attach, coverage, trail, states, workflow, versions, alerts, stream, limits,
+    spool, run, maintain, export, erase, integrity, reconcile, serve,
 ):  # fmt: skip
     subject.register(app)
