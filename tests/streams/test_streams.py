@@ -255,6 +255,7 @@ def test_one_that_stalls_or_breaks_off_holds_up_itself_only(
     with Collector() as other:
         stream(conn, "other", "webhook", other.url)
         stream(conn, "s", "webhook", collector.url)
+        stream(conn, "unreadable", "webhook", "https://[x/")
         record(conn, "x.a")
         for answer, problem in ((-1, "receiver: took too long"),
                                 (0, "receiver: RemoteDisconnected")):  # fmt: skip
@@ -263,6 +264,7 @@ def test_one_that_stalls_or_breaks_off_holds_up_itself_only(
             work(dsn, timeout=1.0)
             assert state(conn)["last_error"] == problem
         assert actions(other.taken) == ["x.a"]
+        assert state(conn, "unreadable")["last_error"] == "the URL of unreadable cannot be read"
         collector.answer = lambda _: 200
         again(conn)
         work(dsn)
@@ -321,13 +323,13 @@ def test_files_by_the_hour(conn: Conn, dsn: str, tmp_path: Path) -> None:
     stream(conn, "p", "files", allowed, format="parquet")
     for name, url in (
         ("elsewhere", f"file://{tmp_path}/other"), ("dots", f"file://{tmp_path}/allowed/../x"),
-        ("proxied", "github://a/b"),
+        ("proxied", "github://a/b"), ("host", f"file://tmp{tmp_path}/allowed"),
     ):  # fmt: skip
         stream(conn, name, "files", url)
     record(conn, "x.a", "x.b")
     work(dsn, environment)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["allowed"]
-    for name in ("elsewhere", "dots", "proxied"):
+    for name in ("elsewhere", "dots", "proxied", "host"):
         assert state(conn, name)["last_error"].startswith(f"destination {name} is ")
     found = sorted((tmp_path / "allowed").rglob("*.*"))
     plain, table = (next(p for p in found if p.suffix == s) for s in (".ndjson", ".parquet"))

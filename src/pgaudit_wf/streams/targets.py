@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pgaudit_wf.archive.files import is_local, open_filesystem
 from pgaudit_wf.errors import ArchiveError, MissingExtraError, StreamSettingsError
@@ -101,7 +101,10 @@ def target_for(
 def _check_host(destination: Destination, environment: Mapping[str, str]) -> None:
     # Whoever owns the schema names URLs, and need not be who runs the worker and has the secrets.
     allowed = environment.get(f"{_PREFIX}HOSTS", "").split()
-    host = urlsplit(destination.url).hostname or ""
+    try:
+        host = urlsplit(destination.url).hostname or ""
+    except ValueError:
+        raise StreamSettingsError(f"the URL of {destination.name} cannot be read") from None
     if allowed and host not in allowed and destination.url.partition(":")[0] != "file":
         raise StreamSettingsError(
             f"{_PREFIX}HOSTS does not list the host of destination {destination.name}"
@@ -310,14 +313,7 @@ class _Files:
         self.pause = destination.number("slice_seconds", 60)
         self._to = destination
         scheme = destination.url.partition(":")[0]
-        if scheme == "file":
-            allowed = environment.get(f"{_PREFIX}DIRECTORY")
-            path = Path(unquote(urlsplit(destination.url).path)).resolve()
-            if not allowed or not path.is_relative_to(Path(allowed).resolve()):
-                raise StreamSettingsError(
-                    f"destination {destination.name} is not under {_PREFIX}DIRECTORY"
-                )
-        elif scheme not in _STORES:
+        if scheme != "file" and scheme not in _STORES:
             raise StreamSettingsError(
                 f"destination {destination.name} is neither a file:// URL nor one of"
                 f" {', '.join(_STORES)}"
@@ -326,6 +322,14 @@ class _Files:
             self._filesystem, self._root = open_filesystem(destination.url)
         except (ArchiveError, MissingExtraError) as error:
             raise StreamSettingsError(str(error)) from error
+        allowed = environment.get(f"{_PREFIX}DIRECTORY")
+        # The path as it will be used, whatever the URL looks like.
+        if scheme == "file" and not (
+            allowed and Path(self._root).resolve().is_relative_to(Path(allowed).resolve())
+        ):
+            raise StreamSettingsError(
+                f"destination {destination.name} is not under {_PREFIX}DIRECTORY"
+            )
 
     def chunks(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         """Leave a batch as it is: it has a bounded size."""

@@ -267,7 +267,7 @@ class _Claim:
     def _send(self, target: Target, chunk: Sequence[Item], format_: str) -> list[dict[str, Any]]:
         """Send events; return those that the destination refused for themselves."""
         try:
-            target.send(chunk)
+            _try_to_send(target, chunk)
             self._accepts = True
             return []
         except DeliveryError as error:
@@ -287,7 +287,7 @@ class _Claim:
         if not self._accepts:
             # Refuses it everything? Then it is not this event that is at fault.
             try:
-                target.send([probe(self._name, format_)])
+                _try_to_send(target, [probe(self._name, format_)])
             except DeliveryError as error:
                 raise DeliveryError(problem, retry_after=error.retry_after) from error
             self._accepts = True
@@ -296,6 +296,15 @@ class _Claim:
             problem=problem,
         )  # fmt: skip
         return [_letter(chunk[0].entry, chunk[0].tx_id, problem)]
+
+
+def _try_to_send(target: Target, items: Sequence[Item]) -> None:
+    try:
+        target.send(items)
+    except DeliveryError:
+        raise
+    except Exception as error:  # A mistake in one target must not end the others.
+        raise DeliveryError(f"not sent: {type(error).__name__}") from error
 
 
 class _OvertakenError(Exception):
