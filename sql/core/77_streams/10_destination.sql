@@ -25,7 +25,8 @@ create table pgaudit_wf.stream_destination (
             else url ~ e'^(https://|http://(localhost|127\\.0\\.0\\.1|\\[::1\\])[:/])[^[:space:][:cntrl:]@]+$'
         end),
     constraint stream_destination_patterns check (
-        cardinality(action_patterns) between 1 and 100 and array_position(action_patterns, null) is null),
+        -- Not "between": a restore would print it differently.
+        cardinality(action_patterns) >= 1 and cardinality(action_patterns) <= 100 and array_position(action_patterns, null) is null),
     constraint stream_destination_format check (format in ('ocsf', 'ndjson', 'cef') or format = 'parquet' and kind = 'files'),
     -- Shorter than a key that somebody pastes here.
     constraint stream_destination_secret check (secret ~ '^[a-z][a-z0-9_]{0,29}$'),

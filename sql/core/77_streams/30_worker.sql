@@ -118,7 +118,7 @@ comment on function pgaudit_wf._claim_stream(text, integer, interval) is
 
 create function pgaudit_wf._settle_stream(
     destination text, claim bigint, cursor text, events bigint, lease interval,
-    dead jsonb default '[]', problem text default null, pause interval default '0 seconds'
+    dead jsonb default '[]', problem text default null, pause interval default null
 ) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
