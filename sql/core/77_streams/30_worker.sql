@@ -83,7 +83,7 @@ begin
                 left(encode(sha256(convert_to(concat_ws('/', log_id, (k.event).tx_id, (k.event).id,
                     extract(epoch from (k.event).occurred_at)), 'UTF8')), 'hex'), 32) as uid,
                 row (
-                    (k.event).id, (k.event).occurred_at, (k.event).org_id, (k.event).org_label,
+                    (k.event).id, (k.event).tx_id, (k.event).occurred_at, (k.event).org_id, (k.event).org_label,
                     (k.event).actor_id, left(coalesce(actor.name, (k.event).actor_label), 255), left(actor.email, 255),
                     left(actor.role, 255), (k.event).actor_type,
                     (k.event).on_behalf_of, left(coalesce(principal.name, principal.email), 255), (k.event).client,

@@ -108,6 +108,7 @@ def sample(uid: str) -> Item:
             **dict.fromkeys(TrailEntry.__dataclass_fields__, None)
             | {
                 "id": 0,
+                "tx_id": 0,
                 "occurred_at": datetime.now(UTC),
                 "actor_type": "system",
                 "action": "audit.stream_tested",

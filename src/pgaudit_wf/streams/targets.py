@@ -374,7 +374,7 @@ def _write_parquet(file: Any, items: Sequence[Item]) -> None:  # noqa: ANN401 - 
     import pyarrow as pa
     import pyarrow.parquet
 
-    kinds = {"id": pa.int64(), "captured": pa.bool_(), "attested": pa.bool_(),
+    kinds = {"id": pa.int64(), "tx_id": pa.int64(), "captured": pa.bool_(), "attested": pa.bool_(),
              "occurred_at": pa.timestamp("us", "UTC")}  # fmt: skip
     schema = pa.schema(
         [("event_uid", pa.string())]
