@@ -28,10 +28,12 @@ from pgaudit_wf.errors import JobSettingsError
 from pgaudit_wf.integrity.note import SigningKey
 from pgaudit_wf.jobs.service import Service, describe_error
 from pgaudit_wf.jobs.settings import (
+    JOBS,
     AlertsSettings,
     MaintainSettings,
     RunSettings,
     SealSettings,
+    StreamSettings,
     read,
 )
 from support.asserting import wait_until
@@ -225,6 +227,26 @@ def test_once_does_what_is_due_and_says_what_failed(
     assert (missing.code, "seal.key_file" in missing.err) == (2, True)
 
 
+def test_streams_run_where_they_are_asked_for(
+    app_conn: Conn, app_dsn: str, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PGAUDIT_WF_STREAM_DIRECTORY", str(tmp_path))
+    added = command(
+        capfd, "stream", "add", "lake", "files", f"file://{tmp_path}/lake", "-d", app_dsn,
+        "--set", "slice_seconds=1",
+    )  # fmt: skip
+    assert added.code == 0, added.err
+    app_conn.execute("select pgaudit_wf.record_event('report.made', 'report', '1')")
+
+    def arrived() -> bool:
+        done = command(capfd, "run", "-d", app_dsn, "--once", "--job", "stream")
+        assert done.code == 0, done.err
+        return any((tmp_path / "lake").rglob("date=*/hour=*/*"))
+
+    wait_until(arrived)
+
+
 def test_a_stranger_cannot_keep_it_from_leading(app_conn: Conn, app_dsn: str) -> None:
     app_conn.execute("create role passer_by login")
     try:
@@ -342,11 +364,17 @@ def test_the_example_of_settings_is_valid() -> None:
 
 def test_every_setting_is_in_the_manual() -> None:
     page = (ROOT / "docs" / "how-to" / "run-the-jobs.md").read_text()
-    for settings in (RunSettings, AlertsSettings, SealSettings, MaintainSettings):
+    for settings in (
+        RunSettings,
+        AlertsSettings,
+        SealSettings,
+        MaintainSettings,
+        StreamSettings,
+    ):
         prefix = settings.__name__.removesuffix("Settings").lower()
         for each in fields(settings):
             name = each.name if settings is RunSettings else f"{prefix}.{each.name}"
-            if name not in ("variables", "alerts", "seal", "maintain"):
+            if name not in ("variables", *JOBS):
                 assert f"`{name}`" in page, name
 
 

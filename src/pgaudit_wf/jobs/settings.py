@@ -10,9 +10,19 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from pgaudit_wf.errors import JobSettingsError
 
-__all__ = ["JOBS", "AlertsSettings", "MaintainSettings", "RunSettings", "SealSettings", "read"]
+__all__ = [
+    "JOBS",
+    "AlertsSettings",
+    "MaintainSettings",
+    "RunSettings",
+    "SealSettings",
+    "StreamSettings",
+    "read",
+]
 
-JOBS = ("alerts", "seal", "maintain")
+JOBS = ("alerts", "seal", "maintain", "stream")
+# Streams need the secrets of their destinations, so they run where they are asked for.
+_USUAL = ("alerts", "seal", "maintain")
 _PREFIX = "PGAUDIT_WF_"
 # These go to the alerts by their variables, as docs/how-to/alerts.md lists them.
 _CHANNELS = {
@@ -70,6 +80,15 @@ class MaintainSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How the log is sent elsewhere; the options of `pgaudit-wf stream` say what each is."""
+
+    database: str | None = None
+    interval: float = 5.0
+    send_timeout: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class RunSettings:
     """All settings of a process.
 
@@ -81,16 +100,18 @@ class RunSettings:
         alerts: The settings of this job.
         seal: The settings of this job.
         maintain: The settings of this job.
+        stream: The settings of this job.
         variables: The environment, with those of the mail server and of webhooks.
     """
 
     database: str | None = None
-    jobs: tuple[str, ...] = JOBS
+    jobs: tuple[str, ...] = _USUAL
     health_port: int | None = None
     health_host: str = "127.0.0.1"
     alerts: AlertsSettings = field(default_factory=AlertsSettings)
     seal: SealSettings = field(default_factory=SealSettings)
     maintain: MaintainSettings = field(default_factory=MaintainSettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 

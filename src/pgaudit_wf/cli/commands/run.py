@@ -50,6 +50,7 @@ class Job(StrEnum):
     ALERTS = "alerts"
     SEAL = "seal"
     MAINTAIN = "maintain"
+    STREAM = "stream"
 
 
 def register(app: typer.Typer) -> None:
@@ -81,7 +82,9 @@ def run(
     health_host: HealthHostOption = "",
     database: DatabaseOption = "",
 ) -> None:
-    """Run all jobs in one process: alerts, seal and maintain. Logs JSON to standard error.
+    """Run jobs in one process: alerts, seal and maintain, and stream where it is asked for.
+
+    Logs JSON to standard error.
 
     A job that fails does not stop the others: it is tried again, and /readyz names it. Any number
     of these processes may run: alerts share the work, and one of them leads the others in sealing
@@ -182,6 +185,22 @@ def _maintain(settings: RunSettings, database: str) -> Member:
     return _elected("maintain", job_of, connect, own.interval)
 
 
+def _stream(settings: RunSettings, database: str) -> Member:
+    from pgaudit_wf.jobs.group import Member
+    from pgaudit_wf.jobs.service import Service
+    from pgaudit_wf.streams import StreamWorker
+
+    own = settings.stream
+    service = Service("stream")
+    worker = StreamWorker(
+        _opener("stream", own.database, database),
+        settings.variables,
+        service,
+        timeout=own.send_timeout,
+    )
+    return Member(service, worker.job, own.interval, worker.close)
+
+
 def _elected(
     name: str,
     job_of: Callable[[Any], Callable[[Any], bool]],
@@ -200,4 +219,5 @@ _MEMBERS: dict[str, Callable[[RunSettings, str], Member]] = {
     "alerts": _alerts,
     "seal": _seal,
     "maintain": _maintain,
+    "stream": _stream,
 }
