@@ -19,6 +19,8 @@ STEP = re.compile(r"```sh\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
 def stable(text: str) -> str:
     text = re.sub(r"\b20\d\d-\d\d-\d\d\b", "<day>", text)
     text = re.sub(r"\bline \d+ at\b", "line <number> at", text)
+    # An event's transaction, below its time.
+    text = re.sub(r"(?m)^ (\d+), \d+ *", r" \1, <tx> ", text)
     return re.sub(r"\b\d\d:\d\d:\d\d\b", "<time>", text)
 
 

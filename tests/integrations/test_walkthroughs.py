@@ -33,6 +33,7 @@ class Reader:
             "PATH": os.pathsep.join(
                 [str(Path(sys.executable).parent), str(psql.parent), os.environ["PATH"]]
             ),
+            "COLUMNS": "120",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONWARNINGS": "error",
             "PGDATABASE": str(parts["dbname"]),

@@ -221,7 +221,7 @@ def test_workflows_and_keys_come_page_by_page(world: World, client: TestClient) 
             " select 'k' || n, 'o_acme', 'u_ana', 'CI', 'kh_' || n, 'h' || n"
             " from generate_series(1, 450) as n"
         )
-    for path, name in (("/workflows", "<b>Flow (\\d+)<"), ("/api-keys", 'id=k(\\d+)"')):
+    for path, name in (("/workflows", "<b>Flow (\\d+)<"), ("/api-keys", 'resource_id=k(\\d+)"')):
         seen: list[str] = []
         next_: str | None = path
         while next_:

@@ -67,8 +67,9 @@ begin
     insert into pgaudit_wf.version_label (workflow_id, version, org_id, label, note)
     values (label_version.workflow_id, label_version.version, kept.org_id, label, note);
     select w.target, w.row_id into place from pgaudit_wf._find_workflow(label_version.workflow_id, null) as w;
+    -- Not captured: its diff is not of the workflow's row, to be run backwards.
     insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-    select kept.org_id, a.resource_type || '.version_labeled', a.resource_type, pgaudit_wf._bounded_key(place.row_id), true,
+    select kept.org_id, a.resource_type || '.version_labeled', a.resource_type, pgaudit_wf._bounded_key(place.row_id), false,
         pgaudit_wf._json_diff(coalesce(before, '{}'), jsonb_strip_nulls(jsonb_build_object('label', label, 'note', note))),
         jsonb_build_object('version', label_version.version)
             || jsonb_strip_nulls(jsonb_build_object('reason', pgaudit_wf._context_reason()))

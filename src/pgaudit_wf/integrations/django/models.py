@@ -107,7 +107,7 @@ class Event(_ReadOnly):
             {
                 field.name: None if field.name in deferred else getattr(self, field.name)
                 for field in self._meta.concrete_fields
-                if field.name not in ("tx_id", "actor_label")
+                if field.name != "actor_label"
             }
         )
         label = row["metadata"].get("label")
