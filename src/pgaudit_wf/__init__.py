@@ -20,6 +20,7 @@ from pgaudit_wf.trail.states import (
     row_history,
     table_as_of,
 )
+from pgaudit_wf.trail.undo import undo, undo_plan
 from pgaudit_wf.workflow.reads import (
     compare_versions,
     definition_usage,
@@ -56,6 +57,8 @@ __all__ = [
     "row_as_of",
     "row_history",
     "table_as_of",
+    "undo",
+    "undo_plan",
     "validate_definition",
     "version_snapshot",
     "workflow_versions",

@@ -26,6 +26,7 @@ from pgaudit_wf.cli.commands import (
     states,
     stream,
     trail,
+    undo,
     versions,
     workflow,
 )
@@ -60,6 +61,7 @@ def main(
         pgaudit-wf migrate postgresql://…      install it in a database
         pgaudit-wf attach public.invoice       record every change of a table from now on
         pgaudit-wf log -f                      watch the trail
+        pgaudit-wf undo --request ID           put back what a request changed
         pgaudit-wf history WORKFLOW            show a workflow's versions
         pgaudit-wf alerts run                  notify people of events
         pgaudit-wf stream                      send events to other systems
@@ -87,6 +89,6 @@ def main(
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
     demo, migrate, attach, coverage, trail, states, workflow, versions, alerts, stream, limits,
-    spool, run, maintain, export, erase, integrity, reconcile, serve,
+    spool, run, maintain, export, erase, undo, integrity, reconcile, serve,
 ):  # fmt: skip
     subject.register(app)

@@ -1,0 +1,105 @@
+"""`pgaudit-wf undo` and pgaudit_wf.undo(): the plan first, then all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+
+from pgaudit_wf import request_context, undo, undo_plan
+from pgaudit_wf.errors import (
+    AccessDeniedError,
+    ArgumentError,
+    NothingToUndoError,
+    UndoConflictError,
+)
+from support.command import command
+from support.server import Conn
+
+
+@pytest.fixture
+def db(conn: Conn) -> Conn:
+    conn.execute(
+        "create table price (id int primary key, org_id text, amount numeric, secret text);"
+        "select pgaudit_wf.attach('price', redact => '{secret}');"
+        "insert into price select g, 'o_1', g, 'never-to-be-logged' from generate_series(1, 3) as g"
+    )
+    with request_context(conn, actor_id="u_bo", org_id="o_1", correlation_id="r_1"):
+        conn.execute("update price set amount = amount * 100, secret = 'never-to-be-logged 2'")
+    return conn
+
+
+def amounts(conn: Conn) -> list[tuple[int, int]]:
+    return conn.execute("select id, amount::int from price order by id").fetchall()
+
+
+def test_from_python(db: Conn) -> None:
+    with pytest.raises(UndoConflictError):
+        undo(db, correlation_id="r_1")
+    plan = undo_plan(db, correlation_id="r_1", tables=["price"], on_conflict={"redacted": "skip"})
+    assert {row.decision for row in plan} == {"skip"}
+    assert {conflict["kind"] for row in plan for conflict in row.conflicts} == {"redacted"}
+    assert amounts(db) == [(1, 100), (2, 200), (3, 300)]
+    with request_context(db, actor_id="u_ana", org_id="o_1", reason="wrong file"):
+        done = undo(db, correlation_id="r_1", on_conflict={"redacted": "overwrite"})
+    assert [(row.target, row.operation, row.decision) for row in done] == [
+        ("price", "update", "undo")
+    ] * 3
+    assert {tuple(row.put_back or {}) for row in done} == {("amount",)}
+    assert amounts(db) == [(1, 1), (2, 2), (3, 3)]
+    with pytest.raises(ArgumentError):
+        undo_plan(db, since=None)
+    with pytest.raises(ArgumentError):
+        undo_plan(db, correlation_id="r_1", on_conflict={"redacted": "hide"})  # type: ignore[dict-item]
+    with pytest.raises(NothingToUndoError):
+        undo(db, correlation_id="r_2")
+
+
+def test_the_command(db: Conn, dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    these = ("undo", "-d", dsn, "--request", "r_1")
+    stopped = command(capsys, *these, "--dry-run")
+    assert stopped.code == 1
+    assert "redacted secret" in stopped.out
+    allowed = (*these, "--on-conflict", "redacted=overwrite")
+    planned = command(capsys, *allowed, "--dry-run", "--limit", "2")
+    assert (planned.code, "1 more rows" in planned.err) == (0, True)
+    assert "amount" in planned.out
+    document = json.loads(command(capsys, *allowed, "--dry-run", "--json").out)
+    assert [row["put_back"] for row in document] == [{"amount": n} for n in (3, 2, 1)]
+    assert amounts(db) == [(1, 100), (2, 200), (3, 300)]
+    db.execute("update price set amount = 7 where id = 2")
+    conflict = command(capsys, *allowed, "--yes")
+    assert (conflict.code, conflict.err.count("1 of 3 rows have conflicts")) == (1, 1)
+    assert amounts(db) == [(1, 100), (2, 7), (3, 300)]
+    shown = command(capsys, *allowed, "--dry-run")
+    assert "changed amount (event " in " ".join(shown.out.split())
+    done = command(
+        capsys, *allowed, "--on-conflict", "changed=skip", "--yes", "--as", "u_ana", "--org", "o_1",
+        "--reason", "wrong file",
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "2 rows put back, 1 skipped.\n")
+    assert amounts(db) == [(1, 1), (2, 7), (3, 3)]
+    [(actor, reason, undoes)] = db.execute(
+        "select distinct actor_id, metadata ->> 'reason', metadata ? 'undoes'"
+        " from pgaudit_wf.security_audit_log where action = 'price.updated' and actor_id = 'u_ana'"
+    ).fetchall()
+    assert (actor, reason, undoes) == ("u_ana", "wrong file", True)
+    for words in ((), ("--request", "r_1", "--on-conflict", "changed"), (*these[3:], "--json")):
+        assert command(capsys, "undo", "-d", dsn, *words).code == 2
+    missing = command(capsys, "undo", "-d", dsn, "--request", "r_9", "--dry-run")
+    assert (missing.code, missing.err) == (1, "There is nothing to undo.\n")
+
+
+def test_whoever_may_not_write_undoes_nothing(db: Conn, dsn: str) -> None:
+    reader = f"undo_reader_{db.info.dbname}"
+    db.execute(f"create role {reader} login in role pgaudit_wf_reader".encode())
+    try:
+        with (
+            psycopg.connect(dsn, user=reader, autocommit=True) as stranger,
+            pytest.raises(AccessDeniedError),
+        ):
+            undo(stranger, correlation_id="r_1", on_conflict={"redacted": "overwrite"})
+    finally:
+        db.execute(f"drop role {reader}".encode())
+    assert amounts(db) == [(1, 100), (2, 200), (3, 300)]
