@@ -29,7 +29,7 @@ class Reader:
         parts = conninfo_to_dict(dsn)
         self.directory = directory
         self.environment = {
-            **os.environ,
+            **{name: os.environ[name] for name in os.environ if "PGAUDIT_WF" not in name},
             "PATH": os.pathsep.join(
                 [str(Path(sys.executable).parent), str(psql.parent), os.environ["PATH"]]
             ),

@@ -11,6 +11,8 @@ from django.db import DEFAULT_DB_ALIAS
 from pgaudit_wf.cli import app
 from pgaudit_wf.integrations.django.connection import conninfo
 
+_VARIABLE = "PGAUDIT_WF_DATABASE"
+
 
 class Command(BaseCommand):
     """Runs a command of pgaudit-wf; its exit code is this one's."""
@@ -32,9 +34,16 @@ class Command(BaseCommand):
     def handle(self, *, database: str, arguments: list[str], **_: object) -> None:
         """Run the command."""
         # Not an argument: other users of the machine could read the password there.
-        os.environ["PGAUDIT_WF_DATABASE"] = conninfo(database)
+        before = os.environ.get(_VARIABLE)
+        os.environ[_VARIABLE] = conninfo(database)
         try:
             app(arguments, prog_name="manage.py pgaudit_wf")
         except SystemExit as end:
             if end.code:
                 raise
+        finally:
+            # Another call in the process may be for another database.
+            if before is None:
+                del os.environ[_VARIABLE]
+            else:
+                os.environ[_VARIABLE] = before
