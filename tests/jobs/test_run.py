@@ -211,8 +211,9 @@ def test_once_does_what_is_due_and_says_what_failed(
     app_conn: Conn, app_dsn: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert command(capfd, "run", "-d", app_dsn, "--once", "--job", "maintain").code == 0
-    # Another process leads: nothing is to do.
-    app_conn.execute("select pgaudit_wf._begin_job('lead maintain')")
+    # Another process leads: nothing is to do. The server notices only now that the first has ended.
+    begin = "select pgaudit_wf._begin_job('lead maintain')"
+    wait_until(lambda: app_conn.execute(begin).fetchone() == (True,))
     done = command(capfd, "run", "-d", app_dsn, "--once", "--job", "maintain")
     assert (done.code, "standing by" in done.err) == (0, True)
     app_conn.execute("alter function pgaudit_wf._begin_job rename to gone")
