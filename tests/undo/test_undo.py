@@ -148,6 +148,38 @@ def test_constraints_are_tried_and_what_is_hidden_is_told(db: Conn) -> None:
     assert [c["kind"] for _, _, conflicts in plan for c in conflicts] == ["truncated"]
 
 
+def test_a_secret_within_a_document_is_neither_put_back_nor_destroyed(conn: Conn) -> None:
+    conn.execute(
+        "create table host (id integer primary key, name text, doc jsonb, note text);"
+        "select pgaudit_wf.attach('host', redact => '{doc.token,note.token}');"
+        """insert into host values (1, 'a', '{"token": "s1", "x": 1}', '{"token": "s1"}'),"""
+        """ (2, 'b', '{"token": "s2"}', '{"token": "s2"}')"""
+    )
+    in_request(
+        conn, "r",
+        """update host set name = 'z', doc = '{"token": "s3", "x": 2}', note = '{"token": "s4"}'"""
+        " where id = 1",
+        "delete from host where id = 2",
+    )  # fmt: skip
+    for remembered in (True, False):
+        if not remembered:
+            conn.execute("select pgaudit_wf.attach('host', redact => '{}')")
+        conflicts = {
+            (c["kind"], c["column"])
+            for _, decision, found in decisions(conn, "undo_plan", "correlation_id => 'r'")
+            for c in found
+            if decision == "abort"
+        }
+        assert conflicts == {("redacted", "doc"), ("redacted", "note")}
+    assert decisions(
+        conn, "undo", "correlation_id => 'r', on_conflict => '{\"redacted\": \"overwrite\"}'"
+    )
+    assert conn.execute("select * from host order by id").fetchall() == [
+        (1, "a", {"token": "s3", "x": 1}, '{"token": "s4"}'),
+        (2, "b", None, None),
+    ]
+
+
 def test_triggers_run_as_the_caller_finds_them_and_what_they_alter_is_told(db: Conn) -> None:
     db.execute(
         "create schema own; create table own.noted (id integer);"

@@ -17,17 +17,19 @@ set search_path = pg_catalog, pg_temp
 as $$
     select row(
         coalesce(array_agg(attname::text) filter (
-            where attgenerated = '' and attname <> all ((setting).ignore || (setting).redact || graph)), '{}')
+            where attgenerated = '' and attname <> all ((setting).ignore || secret || graph)), '{}')
             || case when graph <> '{}' then array['content_hash'] else '{}' end,
         coalesce(array_agg(attname::text) filter (where attgenerated = 's'), '{}'),
-        (setting).redact,
+        secret,
         (setting).ignore,
         coalesce(array_agg(attname::text) filter (
             where attgenerated = '' and attname = any ((setting).ignore) and not atthasdef and attidentity = ''), '{}')
     )::pgaudit_wf.undo_columns
-    from pg_attribute, (select pgaudit_wf._definition_columns((setting).target) as graph) as definition
+    from pg_attribute,
+    (select pgaudit_wf._definition_columns((setting).target), pgaudit_wf._secret_columns((setting).redact, (setting).columns))
+        as known (graph, secret)
     where attrelid = (setting).target and attnum > 0 and not attisdropped
-    group by graph
+    group by graph, secret
 $$;
 comment on function pgaudit_wf._undo_columns(pgaudit_wf.attachment) is
     'What can be put back of an attached table''s columns; a workflow''s graph goes by its content_hash.';
@@ -43,6 +45,12 @@ as $$
     from (select jsonb_strip_nulls(jsonb_build_object('kind', kind, 'column', column_name)) as item) as conflict
 $$;
 comment on function pgaudit_wf._with_conflict(jsonb, text, text) is 'A list of conflicts with one more, unless it is in it already.';
+
+create function pgaudit_wf._is_hidden(value jsonb) returns boolean
+language sql immutable parallel safe
+-- Within a json or jsonb column, too, and in the JSON of a text column.
+as $$ select value::text ~ '"\[redacted\]\\?"' $$;
+comment on function pgaudit_wf._is_hidden(jsonb) is 'Whether a recorded value is not the one that the row had, as something in it is redacted.';
 
 create function pgaudit_wf._obstacle(columns pgaudit_wf.undo_columns, name text) returns text
 language sql immutable parallel safe
@@ -83,7 +91,7 @@ begin
     end if;
     for changed in
         select member.key from jsonb_each(op -> 'value') as member
-        where member.key = any (columns.restorable) and member.value <> '"[redacted]"'
+        where member.key = any (columns.restorable) and not pgaudit_wf._is_hidden(member.value)
             and (not pgaudit_wf._is_value(state.record -> member.key, member.value, op -> 'digest' ? member.key)
                 or (member.key = any (state.nulls)) <> coalesce(op -> 'json_null' ? member.key, false))
     loop
@@ -109,7 +117,7 @@ begin
         state.conflicts := pgaudit_wf._with_conflict(state.conflicts, 'exists');
     end if;
     for lost in
-        select coalesce(case when op -> 'digest' ? member.key then 'digested' when member.value = '"[redacted]"' then 'redacted' end,
+        select coalesce(case when op -> 'digest' ? member.key then 'digested' when pgaudit_wf._is_hidden(member.value) then 'redacted' end,
             pgaudit_wf._obstacle(columns, member.key)) as kind, member.key
         from jsonb_each(op -> 'old') as member
         union all
@@ -120,7 +128,7 @@ begin
     end loop;
     state.record := (
         select coalesce(jsonb_object_agg(member.key, member.value), '{}') from jsonb_each(op -> 'old') as member
-        where member.key = any (columns.restorable || columns.generated) and member.value <> '"[redacted]"'
+        where member.key = any (columns.restorable || columns.generated) and not pgaudit_wf._is_hidden(member.value)
             and (op -> 'digest' ? member.key) is not true);
     state.nulls := array(select jsonb_array_elements_text(op -> 'json_null'));
     return state;
@@ -150,7 +158,7 @@ begin
     obstacle := case
         when name <> all (columns.restorable) then pgaudit_wf._obstacle(columns, name)
         when op -> 'digest' ? 'old' then 'digested'
-        when '"[redacted]"' in (op -> 'old', op -> 'value') then 'redacted' end;
+        when pgaudit_wf._is_hidden(op -> 'old') or pgaudit_wf._is_hidden(op -> 'value') then 'redacted' end;
     if obstacle is not null then
         state.conflicts := pgaudit_wf._with_conflict(state.conflicts, obstacle, name);
         return state;
