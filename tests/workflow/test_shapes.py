@@ -283,6 +283,76 @@ def test_functions_of_ones_own_make_versions_of_any_columns(db: Conn) -> None:
     ).fetchone() == (0,)
 
 
+def undo_latest(conn: Conn, resource_type: str) -> None:
+    conn.execute(
+        "select pgaudit_wf.undo(event_id => (select max(id) from pgaudit_wf.security_audit_log"
+        " where resource_type = %s))",
+        [resource_type],
+    )
+
+
+def values(conn: Conn, table: str) -> list[Any]:
+    """Rows, whatever the order of keys in their JSON: events have it as jsonb does."""
+    return conn.execute(f"select to_jsonb(t) from {table} as t order by id".encode()).fetchall()
+
+
+def test_undo_puts_products_graphs_back_as_they_were_stored(db: Conn) -> None:
+    attach_own(db, "a,b")
+    n8n, flowise = N8N[0]["row"], FLOWISE[0]["row"]
+    flow = json.loads(flowise["flowData"])
+    flow["nodes"][0]["data"]["inputs"]["temperature"] = "0.1"
+    changes = {
+        "workflow_entity": (
+            ("nodes", json.dumps([*n8n["nodes"], {"id": "x", "name": "X", "type": "t"}])),
+            n8n["id"],
+        ),
+        "chat_flow": (("flowData", json.dumps(flow)), flowise["id"]),
+        '"Odd"': (("steps", "a,b,c"), "1"),
+    }
+    for table, ((column, value), key) in changes.items():
+        resource_type = table.strip('"')
+        before = values(db, table)
+        # The graph with another column; another column alone; all of the row.
+        save(db, table, key, **{column: value, "name": "other"})
+        assert values(db, table) != before
+        undo_latest(db, resource_type)
+        assert values(db, table) == before
+        save(db, table, key, name="third")
+        undo_latest(db, resource_type)
+        assert values(db, table) == before
+        db.execute(f"delete from {table} where id = %s".encode(), [key])
+        with pytest.raises(psycopg.Error, match="ignored") as refused:
+            undo_latest(db, resource_type)
+        assert refused.value.sqlstate == "PA510"
+        db.execute(
+            """select pgaudit_wf.undo(on_conflict => '{"ignored": "overwrite"}', event_id => ("""
+            "select max(id) from pgaudit_wf.security_audit_log))"
+        )
+        if table == '"Odd"':
+            db.execute("""update "Odd" set seen = 0""")
+        assert values(db, table) == before
+
+
+def test_a_version_from_before_a_column_was_renamed_is_restored(db: Conn, form: str) -> None:
+    row = N8N[0]["row"]
+    save(db, "workflow_entity", row["id"], nodes="[]", connections="{}")
+    db.execute("alter table workflow_entity rename nodes to steps")
+    if form == "generic":
+        db.execute(
+            "select pgaudit_wf.attach_workflow('workflow_entity', shape => 'n8n',"
+            " nodes_column => 'steps', edges_column => 'connections')"
+        )
+    assert db.execute("select pgaudit_wf.restore_workflow(%s, 1)", [row["id"]]).fetchone() == (3,)
+    assert db.execute(
+        "select steps::jsonb = %s::jsonb from workflow_entity where id = %s",
+        [json.dumps(row["nodes"]), row["id"]],
+    ).fetchone() == (True,)
+    db.execute("alter table workflow_entity rename connections to links")
+    with pytest.raises(psycopg.Error) as refused:
+        db.execute("select pgaudit_wf.restore_workflow(%s, 2)", [row["id"]])
+    assert refused.value.sqlstate == "PA304"
+
+
 def test_functions_of_ones_own_run_with_the_writers_rights(conn: Conn) -> None:
     conn.execute("create role intruder login")
     try:

@@ -68,6 +68,22 @@ as $$
 $$;
 comment on function pgaudit_wf._newest_version(text) is 'Number of a workflow''s newest version; null if it has none.';
 
+create function pgaudit_wf._stored_graph(stored jsonb, names text[]) returns jsonb
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- A column that was renamed since is the one that is left.
+    select case when count(*) filter (where source is null) = 0 then jsonb_object_agg(name, stored -> source) end
+    from (
+        select name, case when stored ? name then name when lost[2] is null and missing[2] is null then lost[1] end as source
+        from unnest(names) as name,
+        (select array(select key from jsonb_object_keys(stored) as key where key <> all (names)),
+            array(select name from unnest(names) as name where not stored ? name)) as other (lost, missing)
+    ) as found
+$$;
+comment on function pgaudit_wf._stored_graph(jsonb, text[]) is
+    'The columns of a graph as a version stored them, by the names that they have now; null if that cannot be told.';
+
 create function pgaudit_wf._graph_update(workflow pgaudit_wf.workflow_place, kept jsonb) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -120,7 +136,9 @@ begin
             using errcode = 'PA304',
                 hint = format('Create %I.back(row %s, nodes jsonb, edges jsonb), which returns the row with that graph.',
                     workflow.shape, workflow.target);
-    elsif (kept ? 'stored') <> (workflow.shape in ('n8n', 'flowise')) then
+    elsif (kept ? 'stored') <> (workflow.shape in ('n8n', 'flowise'))
+        or kept ? 'stored' and pgaudit_wf._stored_graph(kept -> 'stored', workflow.graph_columns) is null
+    then
         raise exception 'version % of workflow % was kept in another shape than %',
             restore_workflow.version, restore_workflow.workflow_id, workflow.shape
             using errcode = 'PA304', hint = 'Its nodes and edges are in pgaudit_wf.version_snapshot().';
@@ -158,7 +176,8 @@ begin
                 pgaudit_wf._optional_column('%I = $4', workflow.name_column, null),
                 pgaudit_wf._optional_column('%I = $5', workflow.description_column, null))
             || format(' where %s', workflow.key_condition)
-        using workflow.row_id, kept -> 'nodes', kept -> 'edges', kept ->> 'name', kept ->> 'description', kept -> 'stored';
+        using workflow.row_id, kept -> 'nodes', kept -> 'edges', kept ->> 'name', kept ->> 'description',
+            pgaudit_wf._stored_graph(kept -> 'stored', workflow.graph_columns);
     perform set_config('pgaudit_wf.restoring', '', true);
     return pgaudit_wf._newest_version(restore_workflow.workflow_id);
 end

@@ -19,7 +19,10 @@ as $$
         coalesce(array_agg(attname::text) filter (
             where attgenerated = '' and attname <> all ((setting).ignore || secret || graph)), '{}')
             || case when graph <> '{}' then array['content_hash'] else '{}' end,
-        coalesce(array_agg(attname::text) filter (where attgenerated = 's'), '{}'),
+        coalesce(array_agg(attname::text) filter (where attgenerated = 's'), '{}')
+            -- The graph of a shape of the application is in the row's other columns, and its hash follows from them.
+            || case when pgaudit_wf._has_own_shape((setting).target) and not bool_or(attname = 'content_hash')
+                then array['content_hash'] else '{}' end,
         secret,
         (setting).ignore,
         coalesce(array_agg(attname::text) filter (
@@ -49,8 +52,8 @@ comment on function pgaudit_wf._with_conflict(jsonb, text, text) is 'A list of c
 create function pgaudit_wf._is_hidden(value jsonb) returns boolean
 language sql immutable parallel safe
 -- Within a json or jsonb column, too, and in the JSON of a text column.
-as $$ select value::text ~ '"\[redacted\]\\?"' $$;
-comment on function pgaudit_wf._is_hidden(jsonb) is 'Whether a recorded value is not the one that the row had, as something in it is redacted.';
+as $$ select value::text ~ e'"\\[redacted\\]\\\\?"' $$;
+comment on function pgaudit_wf._is_hidden(jsonb) is 'Whether a recorded value is not what the row had, as something in it is redacted.';
 
 create function pgaudit_wf._obstacle(columns pgaudit_wf.undo_columns, name text) returns text
 language sql immutable parallel safe
@@ -117,7 +120,8 @@ begin
         state.conflicts := pgaudit_wf._with_conflict(state.conflicts, 'exists');
     end if;
     for lost in
-        select coalesce(case when op -> 'digest' ? member.key then 'digested' when pgaudit_wf._is_hidden(member.value) then 'redacted' end,
+        select coalesce(
+            case when op -> 'digest' ? member.key then 'digested' when pgaudit_wf._is_hidden(member.value) then 'redacted' end,
             pgaudit_wf._obstacle(columns, member.key)) as kind, member.key
         from jsonb_each(op -> 'old') as member
         union all

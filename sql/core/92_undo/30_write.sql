@@ -38,7 +38,8 @@ set quote_all_identifiers = off
 set jit = off
 as $$
 declare
-    graph constant text[] := pgaudit_wf._definition_columns((setting).target);
+    graph constant text := case when 'content_hash' = any (names) and pgaudit_wf._definition_columns((setting).target) <> '{}'
+        then pgaudit_wf._graph_call(setting, pgaudit_wf._usable_workflow((setting).target), 'r') end;
     columns pgaudit_wf.capture_column[];
 begin
     setting.ignore := '{}';
@@ -50,9 +51,8 @@ begin
         'join {{table}} as r on {{match}}{{lock}}',
         jsonb_build_object(
             'row', pgaudit_wf._row_object(columns, 'r'),
-            'hash', case when 'content_hash' = any (names) and graph <> '{}' then format(
-                ' || jsonb_build_object(''content_hash'', pgaudit_wf.hash_definition(r.%I::jsonb, r.%I::jsonb))', graph[1], graph[2])
-                else '' end,
+            'hash', coalesce(' || (select jsonb_build_object(''content_hash'', pgaudit_wf._try_hash(g.nodes, g.edges)) from '
+                || graph || ' as g)', ''),
             'nulls', coalesce(pgaudit_wf._json_null_columns(columns, 'r'), '''{}''::text[]'),
             'table', pgaudit_wf._only((setting).target),
             'match', pgaudit_wf._undo_match(setting, 'r', by_expression),

@@ -100,7 +100,12 @@ returns table (version integer, graph jsonb)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select h.version, jsonb_build_object(w.nodes_column, h.snapshot -> 'nodes', w.edges_column, h.snapshot -> 'edges')
+    select h.version, case
+        when w.shape in ('n8n', 'flowise') then pgaudit_wf._stored_graph(h.snapshot -> 'stored',
+            array_remove(array[w.nodes_column, w.edges_column], null))
+        when not h.snapshot ? 'stored' then jsonb_build_object(
+            w.nodes_column, nullif(h.snapshot -> 'nodes', 'null')::text, w.edges_column, nullif(h.snapshot -> 'edges', 'null')::text)
+        end
     from pgaudit_wf.workflow_attachment as w
     join pgaudit_wf.workflow_history as h on h.workflow_id = pgaudit_wf._workflow_id(w.id_prefix, _undo_graph.resource_id)
     where w.target = (setting).target and h.content_hash = _undo_graph.hash and h.snapshot is not null
@@ -108,7 +113,8 @@ as $$
     order by h.version desc limit 1
 $$;
 comment on function pgaudit_wf._undo_graph(pgaudit_wf.attachment, text, text, integer) is
-    'The newest version of a workflow with that content_hash, before a version, and its graph as columns of the table.';
+    'The newest version of a workflow with that content_hash, before a version, and its graph as texts, by column; '
+    'no graph if it was kept in another shape.';
 
 create function pgaudit_wf._record_key(setting pgaudit_wf.attachment, record jsonb) returns text
 language sql stable
@@ -229,7 +235,8 @@ declare
     nulls_before text[];
     wanted jsonb;
     put jsonb;
-    graph record;
+    graph jsonb;
+    graph_version integer;
     write_places integer[] := '{}';
     write_keys text[] := array_fill(null::text, array[size]);
     write_names text[] := array_fill(null::text, array[size]);
@@ -311,6 +318,7 @@ begin
             case when before_rows[place] is null then 'insert' when row_after is null then 'delete' else 'update' end,
             null, run[place].ids, state.conflicts, 'undo');
         wanted := null;
+        graph := null;
         if before_rows[place] is null and row_after is null then
             -- Gone already, as it was to be.
             continue when state.conflicts = '[]' or run[place].op = 'delete';
@@ -339,19 +347,19 @@ begin
             result.conflicts := pgaudit_wf._with_conflict(result.conflicts, 'other_org');
         end if;
         if put ? 'content_hash' and 'content_hash' = any (columns.restorable) then
-            select g.* into graph from pgaudit_wf._undo_graph(
-                setting, run[place].resource_id, put ->> 'content_hash', versions[place]) as g;
-            if graph.version is null then
+            select g.version, g.graph into graph_version, graph
+            from pgaudit_wf._undo_graph(setting, run[place].resource_id, put ->> 'content_hash', versions[place]) as g;
+            if graph is null then
                 result.conflicts := pgaudit_wf._with_conflict(result.conflicts, 'unversioned', 'content_hash');
             end if;
-            put := put - 'content_hash' || coalesce(graph.graph, '{}');
-            write_restores[place] := graph.version;
+            put := put - 'content_hash';
+            write_restores[place] := graph_version;
         elsif versions[place] > 1 then
             write_restores[place] := versions[place] - 1;
         end if;
         wanted_rows[place] := wanted;
-        write_names[place] := array(select jsonb_object_keys(put))::text;
-        puts[place] := case when by_text then pgaudit_wf._undo_payload(put, state.nulls, types) else put end;
+        puts[place] := case when by_text then pgaudit_wf._undo_payload(put, state.nulls, types) else put end || coalesce(graph, '{}');
+        write_names[place] := array(select jsonb_object_keys(puts[place]))::text;
         if result.operation = 'insert' or put ?| key_columns then
             write_keys[place] := pgaudit_wf._record_key(setting, coalesce(before_rows[place], '{}') || row_after);
         end if;
