@@ -208,13 +208,16 @@ def test_a_view_is_the_table_at_a_moment(db_dsn: str) -> None:
         conn.execute(
             'create schema "S p"; create domain positive as int not null check (value > 0);'
             ' create table "S p"."T ""x" (id bigint, "a\'b" positive, "%s" numeric(6, 2), j jsonb,'
-            " at timestamptz, raw bytea, tags text[], pin int, seen int, primary key (id))"
+            " at timestamptz, raw bytea, tags text[], pin int, seen int, host uuid, meta jsonb,"
+            " primary key (id))"
         )
         conn.execute(
-            """select pgaudit_wf.attach('"S p"."T ""x"', redact => '{pin}', ignore => '{seen}')"""
+            """select pgaudit_wf.attach('"S p"."T ""x"', ignore => '{seen}',
+                redact => '{pin,host.name,meta.token}')"""
         )
         insert = """insert into "S p"."T ""x" values
-            (1, 5, 1.50, '{"a": null}', '2026-01-01 12:00+02', '\\xdead', '{a,"b c"}', 1234, 1)"""
+            (1, 5, 1.50, '{"a": null}', '2026-01-01 12:00+02', '\\xdead', '{a,"b c"}', 1234, 1,
+            gen_random_uuid(), '{"token": "t"}')"""
         conn.execute(insert.encode())
         at = now(conn)
         was = """select id, "a'b", "%s", j, at, raw, tags, seen from"""
@@ -224,14 +227,17 @@ def test_a_view_is_the_table_at_a_moment(db_dsn: str) -> None:
         assert conn.execute(f"""{was} "S p"."V ""1" """.encode()).fetchall() == [
             (*there[:-1], None)
         ]
-        seen = conn.execute("""select pin, pgaudit_wf_unknown from "S p"."V ""1" """).fetchall()
-        assert seen == [("[redacted]", None)]
+        seen = conn.execute(
+            """select pin, host, meta, pgaudit_wf_unknown from "S p"."V ""1" """
+        ).fetchall()
+        assert seen == [("[redacted]", "[redacted]", {"token": "[redacted]"}, None)]
         # Nobody's DDL is in the way of another's.
         conn.execute("""alter table "S p"."T ""x" drop raw, alter id type numeric""")
         conn.execute("""drop table "S p"."T ""x" """)
-        for name in ("a.b.c", "", None):
-            with pytest.raises((psycopg.Error, errors.ArgumentError)):
-                create_view_as_of(conn, cast(str, name), "pgaudit_wf.reader", at)
+        conn.execute("create table plain (id int primary key); select pgaudit_wf.attach('plain')")
+        for name in ("a.b.c", "", "a b", '"a', None):
+            with pytest.raises(errors.ArgumentError):
+                create_view_as_of(conn, cast(str, name), "plain", at)
 
 
 def test_keys_of_several_columns_as_people_write_them(conn: Conn) -> None:

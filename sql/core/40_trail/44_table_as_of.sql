@@ -342,10 +342,17 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    parts constant text[] := parse_ident(create_view_as_of.name);
+    parts text[];
     setting pgaudit_wf.attachment := (select a from pgaudit_wf.attachment as a where a.target = create_view_as_of.target);
     view_name text;
 begin
+    begin
+        parts := parse_ident(create_view_as_of.name);
+    exception
+        when invalid_parameter_value then
+            -- Said below.
+            null;
+    end;
     if create_view_as_of.at is null or coalesce(cardinality(parts), 0) not between 1 and 2 then
         raise exception 'create_view_as_of() needs a name, at most with a schema, a table and a moment' using errcode = 'PA008';
     end if;
@@ -363,11 +370,12 @@ begin
         ' from pgaudit_wf.table_as_of(%L::text::regclass, %L) as listed cross join lateral jsonb_to_record(listed.record) as row_then (%s)',
         view_name, create_view_as_of.target::text, create_view_as_of.at::text, (
             select string_agg(format('%I %s', attname, case
-                    when attname = any (setting.redact) then 'text'
+                    when (captured).redacted then 'text'
                     when atttypid = pgaudit_wf._base_type(atttypid) then format_type(atttypid, atttypmod)
                     else format_type(pgaudit_wf._base_type(atttypid), -1)
                 end), ', ' order by attnum)
             from pg_attribute
+            left join pgaudit_wf._capture_columns(setting) as captured on captured.name = attname
             where attrelid = create_view_as_of.target and attnum > 0 and not attisdropped));
     execute format('comment on view %s is %L', view_name,
         format('%s as of %s, from the log; ignored columns are null, redacted ones text. pgaudit_wf_unknown: what the log cannot tell.',
