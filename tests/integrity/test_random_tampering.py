@@ -57,7 +57,7 @@ INVISIBLE = {
 CONFIGURATION = (
     "attachment", "workflow_attachment", "execution_attachment", "config_alias", "action_schema",
     "action_rule", "alert_rule", "alert_policy", "retention_policy", "version_policy",
-    "attestation_key",
+    "attestation_key", "canvas_key", "stream_destination", "waiver",
 )  # fmt: skip
 DERIVED = {
     "columns", "usage_granted", "written_for",
@@ -142,6 +142,11 @@ class History:
             self.conn.execute("select pgaudit_wf.add_log_partition(%s)", [f"{month}-01"])
         self.conn.execute("insert into organization (id, name) values ('o_1', 'Acme')")
         self.conn.execute("update pgaudit_wf.version_policy set keep_versions = 1")
+        self.conn.execute("insert into pgaudit_wf.waiver values ('public.cache', 'A cache.')")
+        self.conn.execute(
+            "insert into pgaudit_wf.stream_destination (name, kind, url)"
+            " values ('siem', 'splunk', 'https://siem.example.com')"
+        )
         for actor in ACTORS:
             self.conn.execute(
                 "insert into app_user (id, name, email) values (%s, %s, %s)",

@@ -93,6 +93,29 @@ def check_timestamp(
     return stamped_at if stamped_at.tzinfo else stamped_at.replace(tzinfo=UTC)
 
 
+def stamped_by(
+    note: str, response: bytes, authorities: Sequence[Authority], nonce: int | None = None
+) -> tuple[Authority, datetime]:
+    """Return which of several authorities stamped a checkpoint, and when.
+
+    Args:
+        note: The checkpoint.
+        response: The authority's response (RFC 3161, section 2.4.2), in DER.
+        authorities: The authorities.
+        nonce: What the request had in it.
+
+    Raises:
+        NoteError: The response is malformed, or no valid time-stamp of any of them.
+    """
+    failures = []
+    for authority in authorities:
+        try:
+            return authority, check_timestamp(note, response, authority, nonce)
+        except NoteError as error:
+            failures.append(str(error))
+    raise NoteError("; ".join(failures))
+
+
 def is_by_others(note: str, response: bytes, authorities: Sequence[Authority]) -> bool:
     """Return whether a response is about a checkpoint, by none of these authorities.
 
@@ -148,15 +171,10 @@ def stamp(conn: Connection, note: str, url: str, authorities: Sequence[Authority
     answer = post(url, request.as_bytes(), "application/timestamp-query")
     if answer.status != 200:
         raise PushError(f"the time-stamp authority at {host_of(url)} answered {answer.status}")
-    stamped_at, failures = None, []
-    for authority in authorities:
-        try:
-            stamped_at = check_timestamp(own, answer.body, authority, request.nonce)
-            break
-        except NoteError as error:
-            failures.append(str(error))
-    if stamped_at is None:
-        raise PushError(f"the answer of {host_of(url)} is not kept: {'; '.join(failures)}")
+    try:
+        _, stamped_at = stamped_by(own, answer.body, authorities, request.nonce)
+    except NoteError as error:
+        raise PushError(f"the answer of {host_of(url)} is not kept: {error}") from error
     with translated():
         conn.execute(
             "insert into pgaudit_wf.log_timestamp (size, response_hash, response)"

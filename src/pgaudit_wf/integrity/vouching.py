@@ -23,7 +23,7 @@ from pgaudit_wf.integrity.proof import check
 from pgaudit_wf.integrity.report import Problem, Report, Voucher
 from pgaudit_wf.integrity.seal import tile_reader
 from pgaudit_wf.integrity.tiles import MissingTileError, nodes_from_tiles
-from pgaudit_wf.integrity.timestamp import Authority, check_timestamp, is_by_others
+from pgaudit_wf.integrity.timestamp import Authority, is_by_others, stamped_by
 from pgaudit_wf.integrity.witness import cosigned_at, log_part
 from pgaudit_wf.trail.statement import Connection
 
@@ -112,20 +112,15 @@ class _Vouching:
         for size, note, response in self.rows("vouching_authorities", _STAMPED):
             if not waiting:
                 return
-            failures = []
-            for authority in authorities:
-                try:
-                    at = check_timestamp(note, response, authority)
-                except NoteError as error:
-                    failures.append(str(error))
-                    continue
-                self.hear(f"time-stamp authority {authority.name}", Note.parse(note).text, at)
-                if authority in waiting:
-                    waiting.remove(authority)
-            if len(failures) == len(authorities) and not is_by_others(note, response, authorities):
-                self.doubt(
-                    f"a time-stamp of {size} leaves is not valid: {'; '.join(failures)}", size
-                )
+            try:
+                authority, at = stamped_by(note, response, authorities)
+            except NoteError as error:
+                if not is_by_others(note, response, authorities):
+                    self.doubt(f"a time-stamp of {size} leaves is not valid: {error}", size)
+                continue
+            self.hear(f"time-stamp authority {authority.name}", Note.parse(note).text, at)
+            if authority in waiting:
+                waiting.remove(authority)
 
 
 def verify_vouchers(
@@ -203,17 +198,13 @@ def bundle_vouchers(
     assert newer.old is not None  # noqa: S101 - a proof of consistency has one
     found = []
     for response in responses:
-        failures = []
-        for authority in authorities:
-            try:
-                at = check_timestamp(stamped, response, authority)
-            except NoteError as error:
-                failures.append(str(error))
-            else:
-                found.append(Voucher(f"time-stamp authority {authority.name}", at, newer.old.size))
-                break
-        if len(failures) == len(authorities) and not is_by_others(stamped, response, authorities):
-            raise NoteError(f"a time-stamp in the bundle is not valid: {'; '.join(failures)}")
+        try:
+            authority, at = stamped_by(stamped, response, authorities)
+        except NoteError as error:
+            if not is_by_others(stamped, response, authorities):
+                raise NoteError(f"a time-stamp in the bundle is not valid: {error}") from error
+            continue
+        found.append(Voucher(f"time-stamp authority {authority.name}", at, newer.old.size))
     if not found:
         raise NoteError("the time-stamps in the bundle are by other authorities")
     return sorted(found, key=lambda voucher: voucher.at, reverse=True)
