@@ -22,7 +22,7 @@ comment on function pgaudit_wf._try_actors(text[], text[]) is
     '_present_actors() for all organizations; nobody where the application''s view fails for one of them.';
 
 create function pgaudit_wf._claim_stream(destination text, max_events integer, lease interval)
-returns table (claim bigint, cursor text, uid text, tx_id bigint, entry pgaudit_wf.trail_entry)
+returns table (claim bigint, cursor text, uid text, entry pgaudit_wf.trail_entry)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -79,7 +79,7 @@ begin
                 array(select (k.event).resource_id from kept as k order by k.number), wanted.org_id) as n
         ),
         shown as (
-            select k.number, k.cursor, (k.event).tx_id,
+            select k.number, k.cursor,
                 left(encode(sha256(convert_to(concat_ws('/', log_id, (k.event).tx_id, (k.event).id,
                     extract(epoch from (k.event).occurred_at)), 'UTF8')), 'hex'), 32) as uid,
                 row (
@@ -100,12 +100,12 @@ begin
                 on resource.resource_type = (k.event).resource_type and resource.resource_id = (k.event).resource_id
             union all
             -- Where the filter leaves out the end, the reader has to get past it all the same.
-            select b.number, b.cursor, null, null, null::pgaudit_wf.trail_entry
+            select b.number, b.cursor, null, null::pgaudit_wf.trail_entry
             from batch as b
             where b.number = (select max(l.number) from batch as l) and b.number not in (select m.number from matched as m)
                 and (select count(*) from kept) = (select count(*) from matched)
         )
-        select new_claim, s.cursor, s.uid, s.tx_id, s.entry from shown as s order by s.number;
+        select new_claim, s.cursor, s.uid, s.entry from shown as s order by s.number;
     if not found then
         update pgaudit_wf.stream_state as s set lease_until = null where s.destination = wanted.name;
     end if;

@@ -35,7 +35,6 @@ class Item:
     uid: str
     entry: TrailEntry
     text: str
-    tx_id: int
     cursor: str
 
 
@@ -123,6 +122,5 @@ def sample(uid: str) -> Item:
             }  # type: ignore[arg-type]
         ),
         "",
-        0,
         "",
     )

@@ -34,7 +34,7 @@ _RUN_SECONDS = 15.0
 _AT_ONCE = 8
 
 _CLAIM = sql.SQL(
-    "select {}, c.claim, c.cursor as reached, c.uid, c.tx_id"
+    "select {}, c.claim, c.cursor as reached, c.uid"
     " from pgaudit_wf._claim_stream(%s, %s, make_interval(secs => %s)) as c"
 ).format(columns(TrailEntry, "(c.entry)"))
 
@@ -295,7 +295,7 @@ class _Claim:
             "refused", level=logging.WARNING, destination=self._name, event_id=chunk[0].entry.id,
             problem=problem,
         )  # fmt: skip
-        return [_letter(chunk[0].entry, chunk[0].tx_id, problem)]
+        return [_letter(chunk[0].entry, problem)]
 
 
 def _try_to_send(target: Target, items: Sequence[Item]) -> None:
@@ -336,15 +336,15 @@ def _items(
         try:
             text = to_text(entry, row["uid"], format_)
         except Exception as error:  # One event that cannot be written, not all.
-            dead.append(_letter(entry, row["tx_id"], f"not written: {type(error).__name__}"))
+            dead.append(_letter(entry, f"not written: {type(error).__name__}"))
             continue
-        items.append(Item(row["uid"], entry, text, row["tx_id"], row["reached"]))
+        items.append(Item(row["uid"], entry, text, row["reached"]))
     return items, dead
 
 
-def _letter(entry: TrailEntry, tx_id: int, problem: str) -> dict[str, Any]:
+def _letter(entry: TrailEntry, problem: str) -> dict[str, Any]:
     return {
-        "tx_id": tx_id,
+        "tx_id": entry.tx_id,
         "id": entry.id,
         "occurred_at": entry.occurred_at.isoformat(),
         "action": entry.action,

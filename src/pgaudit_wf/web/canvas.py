@@ -247,13 +247,14 @@ def _places(
 ) -> dict[str, tuple[int, int]]:
     kept = {id_: _position(id_, nodes) for id_ in nodes}
     known = {id_: place for id_, place in kept.items() if place is not None}
-    if len(known) < len(nodes) or 4 * _overlaps(known) > len(nodes):
+    overlaps = _overlaps(known)
+    if len(known) < len(nodes) or 4 * overlaps > len(nodes):
         # Missing or overlapping positions: fall back to a layered layout.
         rows: dict[int, list[str]] = {}
         for id_, row in _rows(list(nodes), edges).items():
             rows.setdefault(row, []).append(id_)
         return _grid([rows[row] for row in sorted(rows)], across=False)
-    if not known or (not _overlaps(known) and _fits(known)):
+    if not known or (not overlaps and _fits(known)):
         return known
     # The editor's nodes are larger than ours, so its layout would be mostly empty: what is kept is
     # which node is beside which.
