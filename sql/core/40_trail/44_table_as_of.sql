@@ -77,6 +77,13 @@ $$;
 comment on function pgaudit_wf._unknown(pgaudit_wf.row_state, timestamptz, timestamptz) is
     'What the log cannot tell of a row at a moment, in words; null where it can.';
 
+create function pgaudit_wf._only(target regclass) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+-- The rows of tables that inherit from it are not its own.
+as $$ select case relkind when 'p' then '' else 'only ' end || _only.target from pg_class where oid = _only.target $$;
+comment on function pgaudit_wf._only(regclass) is 'A table as FROM, UPDATE and DELETE name it in order to mean its own rows.';
+
 create function pgaudit_wf._live_rows(setting pgaudit_wf.attachment) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -92,10 +99,10 @@ begin
         select string_agg(pgaudit_wf._large_test(c, 'pgaudit_wf_row'), ' or ') from pgaudit_wf._capture_columns(setting) as c), 'false');
     return array_to_string(pgaudit_wf._fill(
         'select {{key}} as key, ({{large}}) is true as is_large, case when ({{large}}) is not true then {{record}} end as record'
-        ' from {{only}} {{target}} as pgaudit_wf_row',
+        ' from {{only}} as pgaudit_wf_row',
         jsonb_build_object('key', pgaudit_wf._key_expression(setting, 'pgaudit_wf_row'), 'large', large,
             'record', pgaudit_wf._row_expression(setting, 'pgaudit_wf_row'),
-            'only', pgaudit_wf._only(setting), 'target', setting.target)), e'\n');
+            'only', pgaudit_wf._only(setting.target))), e'\n');
 end
 $$;
 comment on function pgaudit_wf._live_rows(pgaudit_wf.attachment) is

@@ -16,13 +16,6 @@ $$;
 comment on function pgaudit_wf._undo_match(pgaudit_wf.attachment, text, boolean) is
     'SQL condition that joins an attached table''s rows with b.key, a resource_id.';
 
-create function pgaudit_wf._only(target regclass) returns text
-language sql stable
-set search_path = pg_catalog, pg_temp
--- The rows of tables that inherit from it are not its own.
-as $$ select case relkind when 'p' then '' else 'only ' end || _only.target from pg_class where oid = _only.target $$;
-comment on function pgaudit_wf._only(regclass) is 'A table as FROM, UPDATE and DELETE name it in order to mean its own rows.';
-
 create function pgaudit_wf._undo_read(setting pgaudit_wf.attachment, names text[], keys text[], by_expression boolean)
 returns table (place integer, record jsonb, nulls text[])
 language plpgsql

@@ -383,21 +383,13 @@ comment on function pgaudit_wf._live_op(pgaudit_wf.attachment, text) is
     'SQL expression for a row as an event of its insertion would show it now: {"value": row, "digest": columns}; '
     'a workflow''s content_hash is in the row.';
 
-create function pgaudit_wf._only(setting pgaudit_wf.attachment) returns text
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$ select case relkind when 'p' then '' else 'only' end from pg_class where oid = (setting).target $$;
-comment on function pgaudit_wf._only(pgaudit_wf.attachment) is
-    'What precedes the name of an attached table so that the rows of tables that inherit from it, which are attached by themselves, '
-    'are left out.';
-
 create function pgaudit_wf._live_ids(setting pgaudit_wf.attachment, ids text[]) returns text[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     key constant text := pgaudit_wf._key_expression(setting, 'pgaudit_wf_row');
-    rows constant text := format('%s %s as pgaudit_wf_row', pgaudit_wf._only(setting), (setting).target);
+    rows constant text := format('%s as pgaudit_wf_row', pgaudit_wf._only((setting).target));
     columns constant text[] := pgaudit_wf._key_columns(setting);
     typed text;
     found text[];
@@ -455,8 +447,8 @@ begin
         raise exception 'the primary key of % has % columns, not %', (setting).target, parts, jsonb_array_length(place)
             using errcode = 'PA008', hint = 'Write the key of several columns as a JSON array, in the order of the primary key.';
     end if;
-    return format('select %s as key, jsonb_build_array(%s) as place, %s as op from %s %s as pgaudit_wf_row%s%s order by %s limit $2',
-        key, places, pgaudit_wf._live_op(setting, 'pgaudit_wf_row'), pgaudit_wf._only(setting), (setting).target,
+    return format('select %s as key, jsonb_build_array(%s) as place, %s as op from %s as pgaudit_wf_row%s%s order by %s limit $2',
+        key, places, pgaudit_wf._live_op(setting, 'pgaudit_wf_row'), pgaudit_wf._only((setting).target),
         case when sampled then ' tablesample bernoulli ($5)' else '' end,
         case when place is not null then format(' where (%s) %s (%s)', sorting, comparison, bounds) else '' end,
         case when sampled then 'random()' else sorting end);
