@@ -15,7 +15,7 @@ PYTHON_NAME = $(shell $(BIN)/python -c 'import sys; print("Python %d.%d" % sys.v
 CONSTRAINTS = $(if $(shell grep -x '. $(PYTHON_NAME)' $(LOCK)),--constraint $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test endurance golden docs lint check coverage bench migration release lock clean
+.PHONY: help venv demo test endurance golden docs site lint check coverage bench migration release lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ golden: $(STAMP) ## rewrite tests/capture/golden/ with the trigger functions as 
 
 docs: $(STAMP) ## rewrite docs/reference/sql.md and the output in docs/tutorial.md
 	$(BIN)/python -m pytest -q --rewrite-golden tests/dev/test_reference.py tests/dev/test_tutorial.py tests/integrations/test_walkthroughs.py
+
+site: $(STAMP) ## make a site of the manual: build/site/docs/index.html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs/site . build/site
 
 lint: $(STAMP) ## check style and types of Python and SQL
 	$(BIN)/ruff check .

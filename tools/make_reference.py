@@ -1,23 +1,24 @@
-"""Print docs/reference/sql.md: the public functions, tables and views, as the database has them.
+"""Pages of docs/reference: what the database has (sql.md) and what commands take (options.md).
 
-    python tools/make_reference.py > docs/reference/sql.md
+    make docs
 
 Signatures and comments come from a database that `migrate` has just made on an embedded server, so
-the page shows what psql would show.
+the page shows what psql would show; options come from what `--help` prints.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import psycopg
+import typer.main
 
-from pgaudit_wf.dev.server import DevServer
-from pgaudit_wf.schema.migrate import migrate
+from pgaudit_wf import manual
+from pgaudit_wf.cli import app
 
 CORE = Path(__file__).parents[1] / "sql" / "core"
 HEAD = r"""# SQL reference
@@ -26,6 +27,11 @@ Everything on this page is in schema `pgaudit_wf`. `make docs` prints it from th
 database; `\df+ pgaudit_wf.*` and `\d+ pgaudit_wf.*` in psql show the same for the version that you
 have installed. Functions and tables that are missing here, and all functions whose names begin with
 an underscore, are internal and may change in any version.
+"""
+OPTIONS_HEAD = """# Options of the commands
+
+`make docs` prints this page from what `pgaudit-wf COMMAND --help` says. The commands by subject,
+and what they have in common: [cli.md](cli.md).
 """
 TITLES = {
     "20_log": "The log",
@@ -147,8 +153,41 @@ def reference(conn: psycopg.Connection[Any]) -> str:
     return "\n".join([HEAD, *sections])
 
 
-if __name__ == "__main__":
-    with DevServer() as server:
-        migrate(server.dsn())
-        with psycopg.connect(server.dsn()) as conn:
-            sys.stdout.write(reference(conn))
+def _commands(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:  # noqa: ANN401
+    yield words, command
+    for name, inner in sorted(getattr(command, "commands", {}).items()):
+        yield from _commands((*words, name), inner)
+
+
+def _option(option: Any) -> str:  # noqa: ANN401
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    value = "" if option.is_flag else f" {option.metavar or 'VALUE'}"
+    notes = []
+    if option.multiple:
+        notes.append("Repeatable.")
+    if not option.is_flag and option.show_default and option.default not in (None, "", [], ()):
+        notes.append(f"Default: `{option.default}`.")
+    if option.envvar:
+        notes.append(f"Else the environment variable `{option.envvar}`.")
+    told = re.sub(r"\[/?(?:bold|dim|cyan)?\]", "", option.help or "")
+    return f"| `{names}{value}` | {' '.join([_prose(told), *notes])} |"
+
+
+def options() -> str:
+    """Return the page with the options of all commands."""
+    root = manual.page("")
+    sections = [OPTIONS_HEAD]
+    for words, command in _commands((), typer.main.get_command(app)):
+        listed = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
+        listed = [p for p in listed if p.name not in ("install_completion", "show_completion")]
+        if not words or (not listed and getattr(command, "commands", None)):
+            continue
+        arguments = "".join(
+            f" {p.metavar or p.name.upper()}" for p in command.params if p not in listed
+        )
+        told = (command.help or "").replace(root, "docs").split("\x08")[0]
+        title = f"## `pgaudit-wf {' '.join(words)}{arguments}`"
+        sections.append(f"{title}\n\n{fill(_prose(told), WIDTH)}\n")
+        if listed:
+            sections.append("\n".join(["| option | |", "|---|---|", *map(_option, listed), ""]))
+    return "\n".join(sections)

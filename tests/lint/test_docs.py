@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.lint
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
-# Printed from comments in the database, which name commands in running text.
-WRITTEN = [path for path in PAGES if path.name != "sql.md"]
+# Printed from comments in the database and help texts, which name commands in running text.
+WRITTEN = [path for path in PAGES if path.name not in ("options.md", "sql.md")]
 SOURCES = sorted(
     path
     for folder in ("src", "sql", "tools", "contrib")
@@ -50,6 +50,32 @@ COMMANDS = dict(commands())
 @pytest.mark.parametrize("command", [" ".join(words) for words in sorted(COMMANDS) if words])
 def test_command_is_in_the_manual(command: str) -> None:
     assert re.search(rf"`{command}[ `]", (DOCS / "reference" / "cli.md").read_text())
+
+
+def names_in(folders: Iterable[str], pattern: str) -> set[str]:
+    return {
+        name
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".sql"}
+        for name in re.findall(pattern, path.read_text())
+    }
+
+
+def test_every_event_of_ours_is_in_the_reference() -> None:
+    page = (DOCS / "reference" / "events.md").read_text()
+    named = names_in(["sql/core", "src"], r"""['"]((?:audit|actor|org_limit)\.[a-z_]+)['"]""")
+    named |= {f"<type>{kind}" for kind in names_in(["sql/core"], r"\|\| '(\.[a-z_]+)'")}
+    assert len(named) > 30
+    assert {action for action in named if f"`{action}`" not in page} == set()
+
+
+def test_every_setting_is_in_the_reference() -> None:
+    page = (DOCS / "reference" / "settings.md").read_text()
+    named = names_in(["sql/core"], r"'(app\.[a-z_]+)'")
+    named |= names_in(["src"], r"\bPGAUDIT_WF_(?:[A-Z]+_)*[A-Z]+\b")
+    assert len(named) > 40
+    assert {name for name in named if name not in page} == set()
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=label)
