@@ -75,8 +75,8 @@ bench: $(STAMP) ## measure what auditing costs; PG= picks the server
 migration: $(STAMP) ## write what changed in sql/ since the last release into a new migration: NAME=what_it_does
 	$(BIN)/python tools/make_migration.py $(NAME)
 
-release: $(STAMP) ## freeze the migrations under a version, the first one from sql/: VERSION=0.1.0
-	$(BIN)/python tools/make_migration.py --release "$(VERSION)"
+release: $(STAMP) ## set the version, date the changelog, freeze the migrations and build into dist/: VERSION=0.1.0
+	$(BIN)/python tools/make_release.py "$(VERSION)"
 
 lock: ## find the newest versions of developers' packages and write them to requirements-dev.lock
 	rm -rf build/lock

@@ -6,7 +6,8 @@
     python tools/make_migration.py --check
         Exit with 1 if the migrations lag behind sql/; write nothing.
     python tools/make_migration.py --release VERSION
-        Freeze every migration there is under that version, in migrations/CHECKSUMS. The first
+        Freeze every migration there is under that version, in migrations/CHECKSUMS: a part of
+        what make_release.py does. The first
         release makes the first migrations, from sql/ as it stands: until then, sql/ is what
         `pgaudit-wf migrate` installs, and there is nothing to write.
 
@@ -436,13 +437,7 @@ def _release(repository: Repository, version: str) -> None:
         raise ToolError(f'"{version}" is no version: make release VERSION=1.2.3 (or 1.2.3rc1)')
     for path in repository.release(version):
         print(path)
-    print(
-        f"{version} is frozen in migrations/CHECKSUMS. Next:\n"
-        f'1. set version = "{version}" in pyproject.toml, and date its part of CHANGELOG.md;\n'
-        f"2. make check, commit all of it, git tag v{version};\n"
-        f"3. set the next .dev0 version. From now on, each change of sql/ takes a migration:"
-        f" make migration NAME=what_it_does"
-    )
+    print(f"{version} is frozen in migrations/CHECKSUMS.")
 
 
 def _write(repository: Repository, name: str | None, *, check: bool) -> int:

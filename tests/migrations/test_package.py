@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -76,3 +78,31 @@ def test_wheel_has_its_license_and_the_pages_that_it_names(sdist: Path, tmp_path
         if not (source.parent / link).exists()
     ]
     assert dead == []
+
+
+def test_a_release_is_whole_or_not_made_and_can_be_built_again(sdist: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(sdist, tmp_path / "checkout")
+    tool: list[str | Path] = [sys.executable, root / "tools" / "make_release.py", "--root", root]
+    texts = [root / "pyproject.toml", root / "CHANGELOG.md", root / "migrations" / "CHECKSUMS"]
+    before = [path.read_text() for path in texts]
+    # Nothing to build with: all is as it was.
+    broken = root / "hatch_build.py"
+    whole = broken.read_text()
+    broken.write_text("raise SystemExit(1)")
+    for version, path in (("0.1.0", sdist), ("1.x", sdist)):
+        refused = subprocess.run(
+            [*map(str, tool), version], capture_output=True, text=True, check=False,
+            env=os.environ | {"PYTHONPATH": str(path / "src")},
+        )  # fmt: skip
+        assert refused.returncode != 0
+        assert [text.read_text() for text in texts] == before
+        assert not list((root / "migrations").rglob("*.sql"))
+    broken.write_text(whole)
+    run(*tool, "99.1.0", "--date", "2026-12-01", cwd=root, path=sdist / "src")
+    assert 'version = "99.1.0"' in texts[0].read_text()
+    assert "## [Unreleased]\n\n## [99.1.0] - 2026-12-01\n" in texts[1].read_text()
+    assert "# 99.1.0\n" in texts[2].read_text()
+    for line in (root / "dist" / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((root / "dist" / name).read_bytes()).hexdigest() == digest
+        assert name.startswith("pgaudit_wf-99.1.0")
