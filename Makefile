@@ -15,7 +15,7 @@ PYTHON_NAME = $(shell $(BIN)/python -c 'import sys; print("Python %d.%d" % sys.v
 CONSTRAINTS = $(if $(shell grep -x '. $(PYTHON_NAME)' $(LOCK)),--constraint $(LOCK))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test endurance golden docs site lint check coverage bench migration release lock clean
+.PHONY: help venv demo test endurance golden docs site lint check coverage soak bench migration release lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ lint: $(STAMP) ## check style and types of Python and SQL
 	$(BIN)/python -m pytest -q -m lint
 
 check: lint test ## lint and test
+
+soak: $(STAMP) ## write for minutes while servers, followers and the disk fail, then count what is lost: ARGS='--minutes 10'
+	$(BIN)/python tools/soak.py $(ARGS)
 
 bench: $(STAMP) ## measure what auditing costs; PG= picks the server
 	PG=$(PG) $(BIN)/python -m benchmarks $(ARGS)
