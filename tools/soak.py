@@ -290,7 +290,12 @@ class Soak:
         for process in self.jobs:
             process.send_signal(signal.SIGTERM)
         for process in self.jobs:
-            process.wait(60)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                # It has sent an alert, and waits for a server to tell.
+                process.kill()
+                process.wait()
 
     def start_follower(self, number: int) -> multiprocessing.Process:
         """Start a follower, which a kill may find anywhere."""
