@@ -91,6 +91,33 @@ def test_the_command(db: Conn, dsn: str, capsys: pytest.CaptureFixture[str]) -> 
     assert (missing.code, missing.err) == (1, "There is nothing to undo.\n")
 
 
+def test_only_the_confirmed_plan_is_run(
+    db: Conn, dsn: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    these = (
+        "undo", "-d", dsn, "--request", "r_1", "--on-conflict", "redacted=overwrite",
+        "--on-conflict", "changed=skip", "--on-conflict", "gone=skip",
+    )  # fmt: skip
+    asked: list[str] = []
+    meanwhile = ["update price set amount = 8 where id = 3", "delete from price where id = 3", ""]
+
+    def confirm(question: str, **_: object) -> None:
+        asked.append(question)
+        db.execute(meanwhile.pop(0).encode())
+
+    monkeypatch.setattr("typer.confirm", confirm)
+    db.execute("update price set amount = 7 where id = 2")
+    for left in ([(1, 100), (2, 7), (3, 8)], [(1, 100), (2, 7)]):
+        changed = command(capsys, *these)
+        assert (changed.code, "changed since the plan was shown" in changed.err) == (1, True)
+        assert amounts(db) == left
+    assert command(capsys, *these).err == "1 rows put back, 2 skipped.\n"
+    assert amounts(db) == [(1, 1), (2, 7)]
+    assert asked == [
+        "Put 2 rows back, 1 skipped?", "Put 1 rows back, 2 skipped?", "Put 1 rows back, 2 skipped?",
+    ]  # fmt: skip
+
+
 def test_whoever_may_not_write_undoes_nothing(db: Conn, dsn: str) -> None:
     reader = f"undo_reader_{db.info.dbname}"
     db.execute(f"create role {reader} login in role pgaudit_wf_reader".encode())

@@ -20,7 +20,6 @@ from pgaudit_wf.cli.options import (
     LimitOption,
     OrgOption,
     ReasonOption,
-    reading,
     time_option,
 )
 from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable, short
@@ -105,29 +104,46 @@ def undo(
         raise Failure("--json does not ask", "add --dry-run or --yes", USAGE)
     chosen |= {"tables": table, "since": since, "until": until}
     chosen["on_conflict"] = _choices(on_conflict or [])
+    plan: tuple[UndoRow, ...] | None = None
     with connect(database) as conn:
         if dry_run or not yes:
-            with reading(conn, org, as_actor):
+            # What triggers and policies find out about the caller is what they find in the run.
+            with request_context(conn, actor_id=as_actor, org_id=org, record_failure=False):
                 plan = undo_plan(conn, **chosen)
             if not as_json:
                 _print(plan, limit)
             stopped = sum(row.decision == "abort" for row in plan)
             if dry_run or stopped or not plan:
                 if as_json:
-                    print_json([_as_dict(row) for row in plan])
+                    print_json(plan)
                 elif not plan:
                     console(stderr=True).print("There is nothing to undo.")
                 raise typer.Exit(FAILED if stopped or not plan else 0)
-            typer.confirm(f"Put {len(plan):,} rows back?", abort=True, err=True)
+            counts = Counter(row.decision for row in plan)
+            typer.confirm(
+                f"Put {counts['undo']:,} rows back{_skipped(counts)}?", abort=True, err=True
+            )
         conn.add_notice_handler(_progress)
         with request_context(conn, actor_id=as_actor, org_id=org, reason=reason):
             done = undo_rows(conn, **chosen)
+            if plan is not None and _by_events(done) != _by_events(plan):
+                raise Failure(
+                    "the rows have changed since the plan was shown, so nothing was put back",
+                    "run the command again, to see the plan as it is now",
+                )
     if as_json:
-        print_json([_as_dict(row) for row in done])
+        print_json(done)
     else:
         counts = Counter(row.decision for row in done)
-        skipped = f", {counts['skip']:,} skipped" if counts["skip"] else ""
-        console(stderr=True).print(f"{counts['undo']:,} rows put back{skipped}.")
+        console(stderr=True).print(f"{counts['undo']:,} rows put back{_skipped(counts)}.")
+
+
+def _by_events(rows: tuple[UndoRow, ...]) -> dict[tuple[int, ...], UndoRow]:
+    return {row.events: row for row in rows}
+
+
+def _skipped(counts: Counter[str]) -> str:
+    return f", {counts['skip']:,} skipped" if counts["skip"] else ""
 
 
 def _choices(given: Iterable[str]) -> dict[str, Any]:
@@ -145,14 +161,6 @@ def _choices(given: Iterable[str]) -> dict[str, Any]:
 def _progress(notice: psycopg.errors.Diagnostic) -> None:
     if (message := notice.message_primary or "").startswith("undo: "):
         console(stderr=True).print(printable(message))
-
-
-def _as_dict(row: UndoRow) -> dict[str, object]:
-    names = (
-        "target", "resource_type", "resource_id", "operation", "put_back", "events", "conflicts",
-        "decision",
-    )  # fmt: skip
-    return {name: getattr(row, name) for name in names}
 
 
 def _print(plan: tuple[UndoRow, ...], limit: int) -> None:
