@@ -20,7 +20,7 @@ from pgaudit_wf.trail.states import (
     row_history,
     table_as_of,
 )
-from pgaudit_wf.trail.undo import undo, undo_plan
+from pgaudit_wf.trail.undo import undo, undo_plan, undone_by
 from pgaudit_wf.workflow.reads import (
     compare_versions,
     definition_usage,
@@ -59,6 +59,7 @@ __all__ = [
     "table_as_of",
     "undo",
     "undo_plan",
+    "undone_by",
     "validate_definition",
     "version_snapshot",
     "workflow_versions",

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 
 import psycopg
 import pytest
 
-from pgaudit_wf import request_context, undo, undo_plan
+from pgaudit_wf import (
+    audit_trail,
+    record_event,
+    request_context,
+    undo,
+    undo_plan,
+    undone_by,
+)
 from pgaudit_wf.errors import (
     AccessDeniedError,
     ArgumentError,
@@ -116,6 +124,36 @@ def test_only_the_confirmed_plan_is_run(
     assert asked == [
         "Put 2 rows back, 1 skipped?", "Put 1 rows back, 2 skipped?", "Put 1 rows back, 2 skipped?",
     ]  # fmt: skip
+
+
+def test_an_undone_event_shows_it(
+    db: Conn, dsn: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with request_context(db, correlation_id="r_2", actor_id="u_bo"):
+        db.execute("update price set id = 9 where id = 3")
+        db.execute("insert into price values (4, 'o_1', 4)")
+    with request_context(db, correlation_id="r_3", actor_id="u_ana", actor_label="Ana"):
+        undo(db, correlation_id="r_2", on_conflict={"redacted": "overwrite"})
+    # A claim that no trigger saw, and one about another row, say nothing.
+    record_event(
+        db, "price.updated", resource_type="price", resource_id="2", metadata={"undoes": [2, 5]}
+    )
+    entries = audit_trail(db, page_size=100).entries
+    found = undone_by(db, entries)
+    undone = {entry.id: entry for entry in entries if entry.correlation_id == "r_2"}
+    undoing = {entry.id for entry in entries if entry.correlation_id == "r_3"}
+    # The first of them by way of the key that the row had only in between.
+    assert found.keys() == undone.keys()
+    assert {one.id for one in found.values()} == undoing
+    assert {one.actor for one in found.values()} == {"Ana"}
+    assert undone_by(db, ()) == {}
+    added = next(entry for entry in undone.values() if entry.resource_id == "4")
+    assert undone_by(db, (added,), most=2).keys() == {added.id}
+    assert undone_by(db, (added,), most=1) == {}
+    for width, words in (("100", ()), ("200", ()), ("200", ("--diff",))):
+        monkeypatch.setenv("COLUMNS", width)
+        shown = command(capsys, "log", "-d", dsn, *words).out
+        assert len(re.findall(r"undone\s+by\s+event", shown)) == 2
 
 
 def test_whoever_may_not_write_undoes_nothing(db: Conn, dsn: str) -> None:

@@ -30,6 +30,15 @@ end
 $$;
 comment on function pgaudit_wf._trail_position(text) is 'The position that an opaque cursor stands for; raises PA007 on anything else.';
 
+create function pgaudit_wf._event_cursor(id bigint, org_id text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgaudit_wf._trail_cursor(l.occurred_at, l.id) from pgaudit_wf.security_audit_log as l
+    where l.id = _event_cursor.id and l.org_id = _event_cursor.org_id
+$$;
+comment on function pgaudit_wf._event_cursor(bigint, text) is 'The position of an event of an organization; null: it has no such event.';
+
 create type pgaudit_wf.trail_entry as (
     id bigint,
     tx_id bigint,

@@ -11,6 +11,7 @@ from psycopg import sql
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
+from pgaudit_wf.trail.event import TrailEntry
 from pgaudit_wf.trail.statement import Read, Statement, columns
 
 Choice: TypeAlias = Literal["abort", "skip", "overwrite"]
@@ -40,6 +41,19 @@ class UndoRow:
     events: tuple[int, ...]
     conflicts: tuple[Mapping[str, Any], ...]
     decision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """The last event that undid another: its id, when and who; `cursor` is its place in the trail.
+
+    `actor` is the name kept in the event, else the id, else the login of the database session.
+    """
+
+    id: int
+    occurred_at: datetime
+    actor: str
+    cursor: str
 
 
 def _read(function: str, given: dict[str, object]) -> Read[tuple[UndoRow, ...]]:
@@ -144,3 +158,40 @@ def undo(
         psycopg.Error: Any other error, for instance that the caller may not write a table.
     """
     return _read("undo", dict(locals()))
+
+
+@Statement
+def undone_by(entries: Sequence[TrailEntry], most: int | None = None) -> Read[dict[int, Undone]]:
+    """Find out which events were undone, and by what; by the ids of those that were.
+
+    This is the word of whoever wrote the undoing events, each of which names at most 1,000 that it
+    undoes. They are looked for among the next changes of its row, so that writes need no index.
+
+    Args:
+        conn: The connection.
+        entries: The events, such as a page of `audit_trail`.
+        most: How many of those to look through; by default 10,000 for one event, fewer for each
+            of several, but at least 100.
+
+    Raises:
+        psycopg.Error: The database could not answer.
+    """
+    asked = [entry for entry in entries if entry.captured and entry.resource_id is not None]
+
+    def shape(rows: Sequence[DictRow]) -> dict[int, Undone]:
+        return {row.pop("event_id"): Undone(**row) for row in rows}
+
+    return Read(
+        sql.SQL(
+            "select u.event_id, {} from pgaudit_wf._undone_by(%(ids)s::bigint[], %(types)s::text[],"
+            " %(keys)s::text[], %(times)s::timestamptz[], %(most)s) as u"
+        ).format(columns(Undone, "u")),
+        {
+            "ids": [entry.id for entry in asked],
+            "types": [entry.resource_type for entry in asked],
+            "keys": [entry.resource_id for entry in asked],
+            "times": [entry.occurred_at for entry in asked],
+            "most": most or max(100, 10_000 // max(len(asked), 1)),
+        },
+        shape,
+    )

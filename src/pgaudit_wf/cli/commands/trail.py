@@ -39,6 +39,7 @@ from pgaudit_wf.trail.reads import (
     follow_trail,
     latest_trail,
 )
+from pgaudit_wf.trail.undo import Undone, undone_by
 
 _PAGE = 500
 _LIST_LIMIT = 50
@@ -127,13 +128,17 @@ def log(
             more = entries[-1].cursor if entries and len(entries) == wanted else None
         else:
             entries, more = _list(conn, filters, wanted, after, org, as_actor)
+        undone: dict[int, Undone] = {}
+        if entries and not as_json:
+            with reading(conn, org, as_actor):
+                undone = undone_by(conn, entries)
     if as_json:
         print_json(entries)
         return
     if not entries:
         console().print("No event matches." if any(filters.values()) else "The log is empty.")
         return
-    print_trail(entries, zone, diff=diff)
+    print_trail(entries, zone, diff=diff, undone=undone)
     if more:
         console(stderr=True).print(Text(f"There may be more: --after {more}", style="dim"))
 

@@ -104,7 +104,7 @@ def undo(
         raise Failure("--json does not ask", "add --dry-run or --yes", USAGE)
     chosen |= {"tables": table, "since": since, "until": until}
     chosen["on_conflict"] = _choices(on_conflict or [])
-    plan: tuple[UndoRow, ...] | None = None
+    confirmed: dict[tuple[int, ...], UndoRow] | None = None
     with connect(database) as conn:
         if dry_run or not yes:
             # What triggers and policies find out about the caller is what they find in the run.
@@ -123,10 +123,11 @@ def undo(
             typer.confirm(
                 f"Put {counts['undo']:,} rows back{_skipped(counts)}?", abort=True, err=True
             )
+            confirmed = _by_events(plan)
         conn.add_notice_handler(_progress)
         with request_context(conn, actor_id=as_actor, org_id=org, reason=reason):
             done = undo_rows(conn, **chosen)
-            if plan is not None and _by_events(done) != _by_events(plan):
+            if confirmed is not None and _by_events(done) != confirmed:
                 raise Failure(
                     "the rows have changed since the plan was shown, so nothing was put back",
                     "run the command again, to see the plan as it is now",

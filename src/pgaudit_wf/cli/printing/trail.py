@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import tzinfo
 from typing import Any
 
@@ -15,12 +15,14 @@ from pgaudit_wf.exact_json import dumps, key_parts
 from pgaudit_wf.trail.digest import describe_digest
 from pgaudit_wf.trail.path import describe_path
 from pgaudit_wf.trail.reads import TrailEntry
+from pgaudit_wf.trail.undo import Undone
 
 # Below it, a column for each thing would be all line breaks.
 _WIDE = 150
 # An event may have a hundred thousand changes; --diff and --json show all of them.
 _MOST_CHANGES = 50
 _GOOD = {"created", "enrolled", "joined", "enabled", "listed", "reactivated", "reinstated"}
+_NONE: Mapping[int, Undone] = {}
 _BAD = {
     "deleted", "revoked", "removed", "disabled", "canceled", "deactivated", "unlisted",
     "truncated", "expired",
@@ -104,6 +106,17 @@ def changes(entry: TrailEntry) -> Text:
     return text
 
 
+def undoing(entry: TrailEntry, undone: Mapping[int, Undone], zone: tzinfo | None) -> Text:
+    """Return by which event this one was undone, if it was."""
+    if (found := undone.get(entry.id)) is None:
+        return Text()
+    when = moment(found.occurred_at, zone)
+    return Text(
+        printable(f"undone by event {found.id} ({when}, {shorten(found.actor, 40)})"),
+        style="yellow",
+    )
+
+
 def change_lines(entry: TrailEntry) -> Iterable[Text]:
     """Return every changed value in full, one per line: + added, - removed, ~ replaced."""
     for operation in entry.diff or []:
@@ -141,11 +154,12 @@ def print_trail(
     *,
     diff: bool = False,
     with_date: bool = True,
+    undone: Mapping[int, Undone] = _NONE,
 ) -> None:
     """Print entries of the trail as a table, or one by one with all changes."""
     if diff:
         for entry in entries:
-            print_line(entry, zone, diff=True)
+            print_line(entry, zone, diff=True, undone=undone)
         return
     out = console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -161,6 +175,7 @@ def print_trail(
         table.add_column("What", overflow="fold")
     for entry in entries:
         when = moment(entry.occurred_at, zone, with_date)
+        changed = _lines(changes(entry), undoing(entry, undone, zone))
         if out.width >= _WIDE:
             table.add_row(
                 when,
@@ -168,14 +183,14 @@ def print_trail(
                 numbers(entry),
                 what(entry),
                 resource(entry),
-                changes(entry),
+                changed,
                 origin(entry),
             )
         else:
             table.add_row(
                 "\n".join((when.replace(" ", "\n"), numbers(entry))),
                 _lines(who(entry), origin(entry)),
-                _lines(Text("  ").join((what(entry), resource(entry))), changes(entry)),
+                _lines(Text("  ").join((what(entry), resource(entry))), changed),
             )
     out.print(table)
 
@@ -185,10 +200,16 @@ def _needed(texts: Iterable[Text], most: int) -> int:
 
 
 def _lines(first: Text, second: Text) -> Text:
-    return Text("\n").join((first, second)) if second else first
+    return Text("\n").join(text for text in (first, second) if text)
 
 
-def print_line(entry: TrailEntry, zone: tzinfo | None, *, diff: bool = False) -> None:
+def print_line(
+    entry: TrailEntry,
+    zone: tzinfo | None,
+    *,
+    diff: bool = False,
+    undone: Mapping[int, Undone] = _NONE,
+) -> None:
     """Print an entry on a line of its own."""
     out = console()
     line = Text(moment(entry.occurred_at, zone), style="dim")
@@ -196,7 +217,8 @@ def print_line(entry: TrailEntry, zone: tzinfo | None, *, diff: bool = False) ->
         line.append("  ")
         line.append_text(text)
         line.append(" " * (width - text.cell_len))
-    for text in (() if diff else (changes(entry),)) + (origin(entry), Text(numbers(entry), "dim")):
+    rest = (origin(entry), Text(numbers(entry), "dim"), undoing(entry, undone, zone))
+    for text in (() if diff else (changes(entry),)) + rest:
         if text:
             line.append("  ")
             line.append_text(text)
