@@ -118,6 +118,7 @@ class World:
     conn: psycopg.Connection[Any]
     reader_dsn: str
     writer_dsn: str
+    undo_dsn: str
     owner_dsn: str
     run: str
 
@@ -167,14 +168,18 @@ def make_world(server: DevServer, conn: psycopg.Connection[Any]) -> Iterator[Wor
         )  # fmt: skip
     database = conn.info.dbname
     logins = {"reader": f"web_reader_{database}", "writer": f"web_writer_{database}"}
+    logins["undo"] = f"web_undo_{database}"
     conn.execute(
         sql.SQL(
             "create role {r} login in role pgaudit_wf_reader;"
             "create role {w} login in role pgaudit_wf_app;"
             "grant usage on schema public to {w};"
             "grant select, update on workflow to {w};"
-            "grant select on workflow_execution to pgaudit_wf_reader"
-        ).format(r=sql.Identifier(logins["reader"]), w=sql.Identifier(logins["writer"]))
+            "grant select on workflow_execution to pgaudit_wf_reader;"
+            "create role {u} login in role pgaudit_wf_reader;"
+            "grant usage on schema public to {u};"
+            "grant select, insert, update, delete on api_key, workflow to {u}"
+        ).format(**{name[0]: sql.Identifier(login) for name, login in logins.items()})
     )
     assert row is not None
     try:
@@ -182,6 +187,7 @@ def make_world(server: DevServer, conn: psycopg.Connection[Any]) -> Iterator[Wor
             conn,
             server.dsn(database, logins["reader"]),
             server.dsn(database, logins["writer"]),
+            server.dsn(database, logins["undo"]),
             server.dsn(database),
             row[0],
         )
@@ -212,24 +218,30 @@ def sync_app(
     """The app by itself, on pools of connections that block."""
     pool = ConnectionPool(world.reader_dsn, min_size=1, max_size=4, open=False)
     write_pool = ConnectionPool(world.writer_dsn, min_size=1, max_size=2, open=False)
+    undo_pool = ConnectionPool(world.undo_dsn, min_size=0, max_size=2, open=False)
     app = create_app(
         pool,
         whoever_asks,
         write_pool=write_pool if writable else None,
+        undo_pool=undo_pool if writable else None,
         timeout=timeout,
         open_health=open_health,
     )
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        with pool, write_pool:
+        with pool, write_pool, undo_pool:
             yield
 
     return Starlette(routes=[Mount("/", app)], lifespan=lifespan)
 
 
 def mounted_app(
-    world: World, prefix: str = "/audit", *, verify_keys: tuple[VerifierKey, ...] | None = None
+    world: World,
+    prefix: str = "/audit",
+    *,
+    verify_keys: tuple[VerifierKey, ...] | None = None,
+    undo_dsn: str | None = None,
 ) -> Starlette:
     """The app under a prefix of a host that is async throughout.
 
@@ -237,9 +249,11 @@ def mounted_app(
         world: The database.
         prefix: Where it is mounted.
         verify_keys: Show the sealed log, with these keys; None: show none.
+        undo_dsn: The login that undoes changes, if not the one made for it.
     """
     pool = AsyncConnectionPool(world.reader_dsn, min_size=1, max_size=4, open=False)
     write_pool = AsyncConnectionPool(world.writer_dsn, min_size=1, max_size=2, open=False)
+    undo_pool = AsyncConnectionPool(undo_dsn or world.undo_dsn, min_size=0, max_size=2, open=False)
     owner_pool = ConnectionPool(world.owner_dsn, min_size=1, max_size=2, open=False)
 
     async def whoever(request: Request) -> Principal | None:
@@ -249,6 +263,7 @@ def mounted_app(
         pool,
         whoever,
         write_pool=write_pool,
+        undo_pool=undo_pool,
         integrity_pool=None if verify_keys is None else owner_pool,
         verify_keys=verify_keys or (),
     )
@@ -256,7 +271,7 @@ def mounted_app(
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
         with owner_pool:
-            async with pool, write_pool:
+            async with pool, write_pool, undo_pool:
                 yield
 
     return Starlette(routes=[Mount(prefix, app)], lifespan=lifespan)

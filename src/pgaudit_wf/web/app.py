@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgaudit_wf.integrity.note import VerifierKey
 from pgaudit_wf.integrity.timestamp import Authority
-from pgaudit_wf.web import api, pages, problems, rendering, workflow_pages
+from pgaudit_wf.web import api, pages, problems, rendering, undo_pages, workflow_pages
 from pgaudit_wf.web.database import Database, Pool
 from pgaudit_wf.web.models import Problem
 from pgaudit_wf.web.paths import local_path
@@ -120,6 +120,7 @@ def create_app(
     principal: Callable[[Request], Principal | Awaitable[Principal | None] | None],
     *,
     write_pool: Pool | None = None,
+    undo_pool: Pool | None = None,
     integrity_pool: ConnectionPool[Any] | None = None,
     verify_keys: Iterable[VerifierKey] = (),
     authorities: Iterable[Authority] = (),
@@ -144,6 +145,8 @@ def create_app(
             either. None results in 401 everywhere; a role other than "owner" and "admin" in 403.
         write_pool: For restoring versions: a pool whose login may update workflows and is a member
             of `pgaudit_wf_app`. None: restoring is not offered, and its route returns 501.
+        undo_pool: For undoing changes: a pool whose login is a member of the reader role and may
+            change the tables whose changes owners and admins may undo. None: it is not offered.
         integrity_pool: For the sealed log: a `ConnectionPool` of the schema's owner. None: the
             Integrity page says that it is not available, and proofs return 501.
         verify_keys: The public keys of the log and of witnesses; without any, "Verify now" is not
@@ -162,7 +165,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    database = Database(pool, write_pool, reader_role, timeout)
+    database = Database(pool, write_pool, undo_pool, reader_role, timeout)
     app.add_middleware(
         _Guard,
         principal=principal,
@@ -178,6 +181,7 @@ def create_app(
     app.include_router(api.router)
     app.include_router(pages.router)
     app.include_router(workflow_pages.router)
+    app.include_router(undo_pages.router)
     _describe(app)
     return app
 

@@ -48,15 +48,23 @@ class Database:
         pool: For reading; its login is a member of the reader role.
         write_pool: For restoring versions, with a login that may update workflows; None: the pages
             are read-only.
+        undo_pool: For undoing, with a login that may read the log and change the tables; None: that
+            is not offered.
         reader_role: The role for reads, subject to row-level security.
         timeout: Seconds after which a read is canceled.
     """
 
     def __init__(
-        self, pool: Pool, write_pool: Pool | None, reader_role: str, timeout: float
+        self,
+        pool: Pool,
+        write_pool: Pool | None,
+        undo_pool: Pool | None,
+        reader_role: str,
+        timeout: float,
     ) -> None:
         self._pool = pool
         self._write_pool = write_pool
+        self._undo_pool = undo_pool
         # One message: reads use neither the login's other rights nor writes.
         self._as_reader = sql.SQL(
             "set local role {}; set local transaction_read_only = {};"
@@ -69,6 +77,11 @@ class Database:
     def may_write(self) -> bool:
         """Whether there is a pool to restore versions with."""
         return self._write_pool is not None
+
+    @property
+    def may_undo(self) -> bool:
+        """Whether there is a pool to undo changes with."""
+        return self._undo_pool is not None
 
     @asynccontextmanager
     async def reading(
@@ -105,6 +118,27 @@ class Database:
                     yield Session(conn)
                 return
             async with _in_thread(request_context(conn, context, action=action)):
+                yield Session(conn)
+
+    @asynccontextmanager
+    async def undoing(
+        self, request: Request, principal: Principal, reason: str | None = None
+    ) -> AsyncIterator[Session]:
+        """Open a transaction of the login that undoes changes."""
+        assert self._undo_pool is not None, "ask may_undo first"  # noqa: S101
+        context = context_of(request, principal)
+        if reason is not None:
+            context = context.merge(reason=reason)
+        limit = sql.SQL("set local statement_timeout = {}").format(self._timeout)
+        async with _connection(self._undo_pool) as conn:
+            # Its login need not be one that may record an attempt.
+            if isinstance(conn, psycopg.AsyncConnection):
+                async with request_context(conn, context, record_failure=False):
+                    await conn.execute(limit)
+                    yield Session(conn)
+                return
+            async with _in_thread(request_context(conn, context, record_failure=False)):
+                await to_thread.run_sync(conn.execute, limit)
                 yield Session(conn)
 
     async def ping(self) -> None:

@@ -16,6 +16,7 @@ from starlette.responses import RedirectResponse
 from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.trail.sentences import member_of
+from pgaudit_wf.trail.undo import undone_by
 from pgaudit_wf.web import csrf, models, queries
 from pgaudit_wf.web.api import Data, Who, event_at, filters_of
 from pgaudit_wf.web.bundling import Day, Size, bundle_response
@@ -25,6 +26,7 @@ from pgaudit_wf.web.paths import link
 from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import render
 from pgaudit_wf.web.sealed_log import Integrity
+from pgaudit_wf.web.undo_pages import undoes_of
 
 router = APIRouter(include_in_schema=False)
 
@@ -98,7 +100,9 @@ def _cursor(request: Request, name: str) -> str | None:
 
 
 @router.get("/activity")
-async def activity(request: Request, who: Who, database: Data) -> Response:
+async def activity(
+    request: Request, who: Who, database: Data, put_back: Skip | None = None
+) -> Response:
     """The trail as sentences, newest first."""
     shown = _shown(request)
     filters = _filters(shown, who)
@@ -117,9 +121,13 @@ async def activity(request: Request, who: Who, database: Data) -> Response:
             )
             entries, next_cursor = page.entries, page.next_cursor
         names = await _members(session, who, entries)
+        undone = await session.run(undone_by.read(entries))
     return render(
         request,
         "activity.html",
+        put_back=put_back,
+        undone=undone,
+        may_undo=database.may_undo,
         names=names,
         entries=entries,
         shown=shown,
@@ -159,7 +167,8 @@ async def live(request: Request, who: Who, database: Data) -> Response:
         else:
             batch = await session.run(follow_trail.read(since, **filters))
         names = await _members(session, who, batch.entries)
-    answer = render(request, "events.html", entries=batch.entries[::-1], names=names)
+    # What arrives now is hardly undone already.
+    answer = render(request, "events.html", entries=batch.entries[::-1], names=names, undone={})
     answer.headers["X-Live"] = link(request, "/activity/live", **shown, since_cursor=batch.cursor)
     return answer
 
@@ -183,6 +192,8 @@ async def event(
             related = tuple(other for other in page.entries if other.id != entry.id)
         names = await _members(session, who, (entry, *related))
         version = await queries.version_of_event(session, entry)
+        undone = await session.run(undone_by.read((entry,)))
+        undone |= await session.run(undone_by.read(related)) if related else {}
     return render(
         request,
         "event.html",
@@ -193,6 +204,9 @@ async def event(
         names=names,
         page=compared_fields(entry.diff, skip),
         metadata=[*islice(entry.metadata.items(), _PAGE)],
+        undone=undone,
+        undoes=undoes_of(entry),
+        may_undo=database.may_undo,
         provable=_sealed_log(request) is not None,
     )
 

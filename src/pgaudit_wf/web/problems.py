@@ -23,6 +23,8 @@ from pgaudit_wf.errors import (
     InvalidWorkflowError,
     LogSetBackError,
     NotAttachedError,
+    NothingToUndoError,
+    UndoConflictError,
     VersionNotFoundError,
     VersionPrunedError,
     from_database,
@@ -42,6 +44,8 @@ _STATUS: Sequence[tuple[type[DatabaseError], int]] = (
     (VersionPrunedError, 410),
     (InvalidWorkflowError, 409),
     (LogSetBackError, 409),
+    (NothingToUndoError, 404),
+    (UndoConflictError, 409),
 )
 
 
