@@ -21,6 +21,7 @@ from psycopg.types.json import Jsonb
 
 from pgaudit_wf import request_context
 from pgaudit_wf.alerts import (
+    Alert,
     Channel,
     LogChannel,
     SmtpChannel,
@@ -30,6 +31,7 @@ from pgaudit_wf.alerts import (
     Worker,
     channels_from,
 )
+from pgaudit_wf.alerts.message import SAMPLE
 from pgaudit_wf.cli import app
 from pgaudit_wf.errors import AlertSettingsError
 from pgaudit_wf.jobs.service import Service
@@ -543,6 +545,26 @@ def test_own_templates_and_broken_ones(
             Templates(tmp_path)
     with pytest.raises(AlertSettingsError, match="not a directory"):
         Templates(tmp_path / "nowhere")
+
+
+def test_a_mail_links_to_the_page_of_the_event(org: Conn, app_dsn: str, mail: MailServer) -> None:
+    settings = SmtpSettings("127.0.0.1", SENDER, "none", mail.port)
+    event(org)
+    pages = "https://x.example/audit/"
+    work(app_dsn, smtp=SmtpChannel(settings, Templates(pages=pages)))
+    [(cursor,)] = org.execute(
+        "select pgaudit_wf._trail_cursor(occurred_at, id) from pgaudit_wf.security_audit_log"
+        " where action = 'api_key.created'"
+    ).fetchall()
+    address = f"https://x.example/audit/activity/{cursor}"
+    assert f"\n{address}\n" in mail.taken[0].text
+    assert f'href="{address}"' in mail.taken[0].html
+    sample = Alert("smtp", "a@b.example", "k", [SAMPLE], 1)
+    email = Templates(pages=pages).email(sample, SENDER)
+    assert "/activity/" not in email.as_string()
+    for wrong in ("x.example/audit", "javascript://x", "https://x.example/?a=b", "https:///x"):
+        with pytest.raises(AlertSettingsError, match="must be a URL"):
+            Templates(pages=wrong)
 
 
 # failures

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from support.command import command
+from support.server import Conn
 from support.web_world import FLOW, World
 
 PROGRAM = Path(sys.executable).with_name("pgaudit-wf")
@@ -84,3 +86,32 @@ def test_the_demo_ends_with_its_day_as_pages() -> None:
         finally:
             running.send_signal(signal.SIGINT)
             assert running.wait(20) == 0
+
+
+def test_what_would_fail_later_is_said_at_the_start(
+    world: World, dsn: str, conn: Conn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*arguments: str) -> str:
+        done = command(capsys, "serve", "--org", "o_acme", "--as", "u_ana", *arguments)
+        assert done.code == 1
+        return done.err
+
+    said = refused("-d", world.writer_dsn)
+    assert "may not read the trail: it is no member of pgaudit_wf_reader — as a super" in said
+    said = refused("-d", world.reader_dsn, "--write", world.reader_dsn)
+    assert "cannot restore versions: it may not update public.workflow: grant select, up" in said
+    said = refused("-d", world.reader_dsn, "--owner", world.writer_dsn)
+    assert "neither pgaudit_wf_owner, to whom the schema belongs, nor a member" in said
+    said = refused("-d", dsn)
+    assert "the view pgaudit_wf.org_member is still empty" in said
+    assert "use_directory('org_member'" in said
+    conn.execute("create table belongs (org_id int, user_id uuid, role varchar)")
+    conn.execute("select pgaudit_wf.use_directory('org_member', 'public.belongs')")
+    assert "org_member says who is" in refused("-d", dsn)
+    conn.execute(
+        "create role bystander; alter table belongs owner to bystander;"
+        "alter table belongs enable row level security"
+    )
+    said = refused("-d", dsn)
+    assert "the directory of users and members cannot be read" in said
+    conn.execute("drop table belongs cascade; drop role bystander")

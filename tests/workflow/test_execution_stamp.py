@@ -442,3 +442,29 @@ def test_runs_go_on_when_their_columns_are_altered(
         db.execute("select from pgaudit_wf.doctor() where problem like '%stamped%'").fetchall()
         == []
     )
+
+
+def test_the_columns_that_a_stamp_needs_are_named_and_added_on_request(db: Conn) -> None:
+    db.execute(
+        'create table "Odd run" (id int primary key, workflow_id text,'
+        " triggered_by_credential_label text)"
+    )
+    with pytest.raises(psycopg.Error, match="three text columns") as caught:
+        db.execute("""select pgaudit_wf.attach_execution('"Odd run"')""")
+    assert caught.value.sqlstate == "PA002"
+    hint = str(caught.value.diag.message_hint)
+    assert (
+        'alter table public."Odd run" add column executed_workflow_hash text,'
+        " add column triggered_by_credential_type text;" in hint
+    )
+    with pytest.raises(psycopg.Error, match='no column "flow"'):
+        db.execute(
+            """select pgaudit_wf.attach_execution('"Odd run"', workflow_column => 'flow',"""
+            " add_columns => true)"
+        )
+    db.execute("""select pgaudit_wf.attach_execution('"Odd run"', add_columns => true)""")
+    db.execute("""insert into "Odd run" values (1, %s)""", [ID])
+    assert db.execute(
+        "select executed_workflow_hash, triggered_by_credential_type,"
+        """ triggered_by_credential_label from "Odd run" """
+    ).fetchall() == [(content_hash(NODES, []), "internal", "postgres")]

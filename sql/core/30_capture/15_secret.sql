@@ -1,6 +1,16 @@
 -- Secrets within json, jsonb and text values: an entry of redact that names no column is a path, options.headers.*, whose first step
 -- is the column.
 
+create function pgaudit_wf._has_secret_name(name text) returns boolean
+language sql immutable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select name ~* ('passw(or)?d|passphrase|secret|token|credential|(api|private|access|signing)_?key|key_?hash'
+            '|(^|_)(pwd|pin|cvv|cvc|ssn|otp|totp)(_|$)')
+        and name !~* '_(ids?|at|count|type|name|label)$' and name !~ '[a-z]Ids?$'
+$$;
+comment on function pgaudit_wf._has_secret_name(text) is 'Whether a column or member of this name is likely to hold a secret.';
+
 create function pgaudit_wf._secret_steps(entry text) returns text[]
 language sql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp

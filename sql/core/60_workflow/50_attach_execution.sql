@@ -320,16 +320,18 @@ create function pgaudit_wf.attach_execution(
     type_column text default 'triggered_by_credential_type',
     label_column text default 'triggered_by_credential_label',
     org_column text default null,
-    time_column text default null
+    time_column text default null,
+    add_columns boolean default false
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set jit = off
 as $$
 declare
-    columns_now constant text[] := pgaudit_wf._column_names(attach_execution.target);
+    columns_now text[] := pgaudit_wf._column_names(attach_execution.target);
     run pgaudit_wf.execution_attachment;
     missing text;
+    unstamped text;
     foreign_type text;
 begin
     perform pgaudit_wf._check_attachable(attach_execution.target);
@@ -359,8 +361,24 @@ begin
         (select run.function_name || '_' || run.target::oid
             from pgaudit_wf.execution_attachment as e where e.function_name = run.function_name),
         run.function_name);
+    select string_agg(format('add column %I text', name), ', ' order by place) into unstamped
+    from unnest(array[run.hash_column, run.type_column, run.label_column]) with ordinality as stamp (name, place)
+    where name <> all (columns_now);
+    if unstamped is not null and attach_execution.add_columns then
+        -- Without a default, so that no row is rewritten.
+        execute format('alter table %s %s', run.target, unstamped);
+        columns_now := pgaudit_wf._column_names(run.target);
+    elsif unstamped is not null then
+        raise exception '% needs three text columns for the stamp of a run, and lacks %', run.target, (
+                select string_agg(format('"%s"', name), ', ' order by place)
+                from unnest(array[run.hash_column, run.type_column, run.label_column]) with ordinality as stamp (name, place)
+                where name <> all (columns_now))
+            using errcode = 'PA002', hint = format('Pass add_columns => true, or run: alter table %s %s; or name others by '
+                'hash_column (hash of the definition), type_column (type of the credential) and label_column (its handle).',
+                run.target, unstamped);
+    end if;
     select name into missing
-    from unnest(array[run.workflow_column, run.hash_column, run.type_column, run.label_column, run.org_column, run.time_column]) as name
+    from unnest(array[run.workflow_column, run.org_column, run.time_column]) as name
     where name <> all (columns_now) limit 1;
     if found then
         raise exception '% has no column "%"', run.target, missing
@@ -395,12 +413,14 @@ begin
     perform pgaudit_wf._keep_run(run);
 end
 $$;
-comment on function pgaudit_wf.attach_execution(regclass, regclass, text, text, text, text, text, text) is
+comment on function pgaudit_wf.attach_execution(regclass, regclass, text, text, text, text, text, text, boolean) is
     'Stamps every run inserted into the table with the credential that started it and the hash of the definition that runs, '
     'whatever the application writes there; refuses runs of an invalid definition (PA301) and later changes of the stamp (PA303). '
     'Runs that a subscription applies or the table''s owner restores keep the stamp that they come with. '
     'workflow is the attached workflow table (default: the first); '
     'back-fill it first, as a run of a workflow without a version gets no hash. '
+    'The table needs three columns for the stamp, hash_column, type_column and label_column; with add_columns, those that it lacks are '
+    'added to it, as text. '
     'Raises PA002 on a missing column, PA005 without a workflow table. '
     'Where DDL is not followed, call it again after renaming one of the columns.';
 

@@ -188,3 +188,16 @@ comment on function pgaudit_wf.restore_workflow(text, integer, regclass) is
     'Restoring the current state changes nothing. target is needed only where two workflow tables share ids. '
     'Raises PA302 if there is no such workflow or version, or it is another organization''s, '
     'PA304 if its shape cannot be restored.';
+
+create function pgaudit_wf._restore_problems(login name) returns setof text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('it may not call restore_workflow(): grant pgaudit_wf_app to %I', login)
+    where not has_function_privilege(login, 'pgaudit_wf.restore_workflow(text, integer, regclass)', 'execute')
+    union all
+    select format('it may not update %s: grant select, update on %s to %I', w.target, w.target, login)
+    from pgaudit_wf.workflow_attachment as w
+    where not has_any_column_privilege(login, w.target, 'select') or not has_any_column_privilege(login, w.target, 'update')
+$$;
+comment on function pgaudit_wf._restore_problems(name) is 'Why a role cannot restore workflows, and what would let it.';

@@ -24,9 +24,7 @@ as $$
         join pg_namespace as n on n.oid = c.relnamespace
         join pg_attribute as attribute on attribute.attrelid = a.target and attribute.attnum > 0 and not attribute.attisdropped
         join pg_type as t on t.oid = attribute.atttypid
-        where attribute.attname ~* ('passw(or)?d|passphrase|secret|token|credential|(api|private|access|signing)_?key|key_?hash'
-                '|(^|_)(pwd|pin|cvv|cvc|ssn|otp|totp)(_|$)')
-            and attribute.attname !~* '_(ids?|at|count|type|name|label)$' and attribute.attname !~ '[a-z]Ids?$'
+        where pgaudit_wf._has_secret_name(attribute.attname)
             -- No secret is a date, a duration or a yes.
             and t.typcategory not in ('B', 'D', 'T')
             and not attribute.attname = any (coalesce(a.redact, '{}') || coalesce(a.ignore, '{}'))

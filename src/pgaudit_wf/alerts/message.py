@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -27,6 +28,7 @@ _UNSAFE = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]+"
 )
 _LONGEST = 200
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def harmless(value: object, longest: int = _LONGEST) -> str:
@@ -74,12 +76,18 @@ class Templates:
 
     Args:
         directory: Your own templates; missing ones are taken from this package.
+        pages: The address under which the pages are mounted, for links to events; "": no links.
 
     Raises:
         AlertSettingsError: A template cannot be read or fails for a sample event.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, pages: str = "") -> None:
+        if pages and not re.match(r"https?://[^/\s]+[^\s?#]*$", pages):
+            raise AlertSettingsError(
+                "the address of the pages must be a URL such as https://audit.example.com/security"
+            )
+        self._pages = pages
         own = [] if directory is None else [jinja2.FileSystemLoader(directory)]
         if directory is not None and not directory.is_dir():
             raise AlertSettingsError(f"the directory of templates {directory} is not a directory")
@@ -94,7 +102,7 @@ class Templates:
             self._render(Alert("smtp", "you@example.com", "0", [SAMPLE], total))
 
     def _render(self, alert: Alert) -> tuple[str, ...]:
-        events = [_shown(event) for event in alert.events[:SHOWN]]
+        events = [_shown(event, self._pages) for event in alert.events[:SHOWN]]
         values = {
             "events": events,
             "event": events[0],
@@ -134,9 +142,21 @@ class Templates:
         return message
 
 
-def _shown(event: Mapping[str, Any]) -> dict[str, str]:
+def event_link(event: Mapping[str, Any], pages: str) -> str:
+    """Return the address of an event's page; "" without pages, or for a sample."""
+    if not pages or not event["id"]:
+        return ""
+    at = datetime.fromisoformat(str(event["occurred_at"]))
+    # As pgaudit_wf._trail_cursor() makes it.
+    position = f"{(at - _EPOCH) // timedelta(microseconds=1)} {event['id']}"
+    cursor = base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+    return f"{pages.rstrip('/')}/activity/{cursor}"
+
+
+def _shown(event: Mapping[str, Any], pages: str) -> dict[str, str]:
     """Return an event for templates: each value as a harmless text, "" for None."""
     shown = {name: "" if value is None else harmless(value) for name, value in event.items()}
+    shown["link"] = event_link(event, pages)
     at = datetime.fromisoformat(str(event["occurred_at"]))
     shown["time"] = f"{at:%Y-%m-%d %H:%M:%S} UTC"
     name, email = shown["actor_name"] or shown["actor_id"], shown["actor_email"]

@@ -38,6 +38,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 # What other commands call it.
 _VARIABLES = {
     "alerts.templates": "PGAUDIT_WF_ALERT_TEMPLATES",
+    "alerts.pages_url": "PGAUDIT_WF_PAGES_URL",
     "maintain.archive": "PGAUDIT_WF_ARCHIVE",
 }
 _T = TypeVar("_T")
@@ -51,6 +52,7 @@ class AlertsSettings:
     interval: float = 5.0
     channels: tuple[str, ...] = ()
     templates: Path | None = None
+    pages_url: str = ""
     send_timeout: float = 30.0
 
 

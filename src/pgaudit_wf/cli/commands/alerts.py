@@ -37,6 +37,16 @@ TemplatesOption = Annotated[
         help="Your own e-mail templates; missing ones are taken from the package.",
     ),
 ]
+PagesUrlOption = Annotated[
+    str,
+    typer.Option(
+        "--pages-url",
+        envvar="PGAUDIT_WF_PAGES_URL",
+        metavar="URL",
+        show_default=False,
+        help="Where the pages are mounted: e-mails link to the event there.",
+    ),
+]
 TimeoutOption = Annotated[
     float,
     typer.Option(
@@ -81,6 +91,7 @@ def _variables() -> str:
 def chosen_channels(
     variables: Mapping[str, str],
     templates: Path | None,
+    pages: str,
     timeout: float,
     chosen: Sequence[str],
 ) -> dict[str, Channel]:
@@ -90,14 +101,14 @@ def chosen_channels(
         Failure: A package is missing, or a chosen channel is not set up.
         AlertSettingsError: A variable has an invalid value.
     """
-    found = _channels(variables, templates, timeout)
+    found = _channels(variables, templates, pages, timeout)
     if missing := set(chosen) - set(found):
         raise Failure(f"channel {', '.join(sorted(missing))} is not set up", _variables(), USAGE)
     return {name: found[name] for name in chosen or found}
 
 
 def _channels(
-    variables: Mapping[str, str], templates: Path | None, timeout: float
+    variables: Mapping[str, str], templates: Path | None, pages: str, timeout: float
 ) -> dict[str, Channel]:
     try:
         # Jinja2 comes with an extra, and the other commands do without.
@@ -107,7 +118,7 @@ def _channels(
             f"alerts need a package that is not installed: {error.name}",
             "pip install 'pgaudit-wf[alerts]'",
         ) from error
-    return channels_from(variables, Templates(templates), timeout)
+    return channels_from(variables, Templates(templates, pages), timeout)
 
 
 def run(
@@ -129,6 +140,7 @@ def run(
         ),
     ] = None,
     templates: TemplatesOption = None,
+    pages_url: PagesUrlOption = "",
     send_timeout: TimeoutOption = 30.0,
     database: DatabaseOption = "",
 ) -> None:
@@ -140,7 +152,7 @@ def run(
         pgaudit-wf alerts run -d service=shop --health-port 9187
         pgaudit-wf alerts run --once
     """
-    found = chosen_channels(os.environ, templates, send_timeout, channel or ())
+    found = chosen_channels(os.environ, templates, pages_url, send_timeout, channel or ())
     from pgaudit_wf.alerts import Worker
 
     service = Service("alerts")
@@ -279,6 +291,7 @@ def send_test(
         str, typer.Argument(metavar="RECIPIENT", help="E-mail address, URL or name of a stream.")
     ],
     templates: TemplatesOption = None,
+    pages_url: PagesUrlOption = "",
     send_timeout: TimeoutOption = 30.0,
 ) -> None:
     """Send a sample alert now, to test the settings; the database is not needed.
@@ -286,7 +299,7 @@ def send_test(
     pgaudit-wf alerts test smtp you@example.com
     pgaudit-wf alerts test webhook https://hooks.example.com/audit
     """
-    found = _channels(os.environ, templates, send_timeout)
+    found = _channels(os.environ, templates, pages_url, send_timeout)
     from pgaudit_wf.alerts import Alert, DeliveryError
     from pgaudit_wf.alerts.message import SAMPLE
 

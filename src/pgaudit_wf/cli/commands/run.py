@@ -138,7 +138,9 @@ def _alerts(settings: RunSettings, database: str) -> Member:
     from pgaudit_wf.jobs.service import Service
 
     own = settings.alerts
-    found = chosen_channels(settings.variables, own.templates, own.send_timeout, own.channels)
+    found = chosen_channels(
+        settings.variables, own.templates, own.pages_url, own.send_timeout, own.channels
+    )
     from pgaudit_wf.alerts import Worker
 
     service = Service("alerts")

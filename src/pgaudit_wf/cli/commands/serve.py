@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
+import psycopg
 import typer
 from psycopg_pool import ConnectionPool
 
@@ -20,6 +21,7 @@ from pgaudit_wf.cli.keys import authorities, verifier_keys
 from pgaudit_wf.cli.options import DatabaseOption, KeysOption, TsaOption
 from pgaudit_wf.cli.printing.output import console
 from pgaudit_wf.errors import MissingExtraError
+from pgaudit_wf.trail.statement import one
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -112,6 +114,7 @@ def running(visitor: Visitor, port: int = 0) -> Iterator[tuple[str, Any]]:
     except (ImportError, MissingExtraError) as error:
         raise Failure("the pages need more packages", 'pip install "pgaudit-wf[web]"') from error
     role, name = _role(visitor)
+    _check_other_logins(visitor)
     principal = Principal(visitor.actor, visitor.org, role, name, auth_method="cli")
     with ExitStack() as stack:
 
@@ -163,23 +166,75 @@ def _role(visitor: Visitor) -> tuple[str, str | None]:
     """Ask the database what the actor is in the organization, and is called.
 
     Raises:
-        Failure: Nobody who may read.
+        Failure: Nobody who may read, or the login may not ask.
     """
     with connect_once(visitor.reader) as conn, conn.transaction():
+        try:
+            # As each page does it: a superuser or owner that may not become the reader fails later.
+            conn.execute("set local role pgaudit_wf_reader")
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise Failure(
+                f"login {conn.info.user} may not read the trail: it is no member of"
+                " pgaudit_wf_reader",
+                f'as a superuser: grant pgaudit_wf_reader to "{conn.info.user}"',
+            ) from error
         conn.execute(
             "select set_config('app.org_id', %s, true), set_config('app.actor_id', %s, true)",
             [visitor.org, visitor.actor],
         )
-        row = conn.execute(
-            "select d.role, d.name from pgaudit_wf.describe_actors(%s, %s) as d",
-            [visitor.org, [visitor.actor]],
-        ).fetchone()
+        try:
+            row = conn.execute(
+                "select d.role, d.name from pgaudit_wf.describe_actors(%s, %s) as d",
+                [visitor.org, [visitor.actor]],
+            ).fetchone()
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise Failure(
+                f"the directory of users and members cannot be read: {error.diag.message_primary}",
+                "pgaudit-wf doctor says how to mend it",
+            ) from error
     if row is None or row[0] not in ("owner", "admin"):
-        raise Failure(
-            f"{visitor.actor} is neither an owner nor an admin of {visitor.org}",
-            "pgaudit_wf.org_member says who is",
-        )
+        raise _no_reader(visitor)
     return row[0], row[1]
+
+
+def _no_reader(visitor: Visitor) -> Failure:
+    message = f"{visitor.actor} is neither an owner nor an admin of {visitor.org}"
+    with connect_once(visitor.reader) as conn:
+        (unset,) = one(conn, "select pgaudit_wf._unset_directories()")
+    if "org_member" in unset:
+        return Failure(
+            f"{message}, as nobody is of any: the view pgaudit_wf.org_member is still empty",
+            "as the schema's owner: select pgaudit_wf.use_directory('org_member', 'public.member',"
+            """ '{"actor_id": "user_id"}')""",
+        )
+    return Failure(message, "pgaudit_wf.org_member says who is")
+
+
+def _check_other_logins(visitor: Visitor) -> None:
+    """Ask whether the logins to restore and to verify with may do that.
+
+    Raises:
+        Failure: One may not.
+    """
+    if visitor.write:
+        with connect_once(visitor.write) as conn:
+            (login,) = one(conn, "select current_user")
+        with connect_once(visitor.reader) as conn:
+            for (problem,) in conn.execute("select pgaudit_wf._restore_problems(%s)", [login]):
+                raise Failure(f"login {login} of --write cannot restore versions: {problem}")
+    if visitor.owner:
+        with connect_once(visitor.owner) as conn:
+            owner, is_owner = one(
+                conn,
+                "select o.name, pg_has_role(current_user, o.name, 'usage')"
+                " from pgaudit_wf._schema_owner() as o (name)",
+            )
+        if not is_owner:
+            raise Failure(
+                f"the login of --owner is neither {owner}, to whom the schema belongs, nor a"
+                " member of it",
+                "leave --owner out, and the pages go without Integrity and proofs",
+            )
 
 
 class _SecretLinkGate:

@@ -182,14 +182,18 @@ def attach_execution(
     time_column: Annotated[
         str | None, _column("Column with the start: started_at or created_at, if there.")
     ] = None,
+    add_columns: Annotated[
+        bool, typer.Option("--add-columns", help="Add the columns to stamp that are not there.")
+    ] = False,
     database: DatabaseOption = "",
 ) -> None:
     """Stamp every run inserted into a table with its credential and definition, permanently.
 
-    The stamp overrides whatever the application writes into these columns. Options that are not
-    given take the default named below.
+    The stamp needs three columns of text, and overrides whatever the application writes into them.
+    Options that are not given take the default named below.
 
         pgaudit-wf attach-execution public.workflow_execution
+        pgaudit-wf attach-execution public.workflow_execution --add-columns
         pgaudit-wf attach-execution app.job --workflow app.flow --workflow-column flow_id
     """
     settings = {
@@ -200,6 +204,7 @@ def attach_execution(
         "label_column": label_column,
         "org_column": org_column,
         "time_column": time_column,
+        "add_columns": add_columns,
     }
     with connect(database) as conn:
         name = call_attach(conn, "attach_execution", table, settings)
