@@ -65,6 +65,10 @@ class JobSettingsError(PgauditError):
     """A setting of `pgaudit-wf run` is missing or wrong; the message names it, not its value."""
 
 
+class PresetError(PgauditError):
+    """A preset is not there, or says something that cannot be understood."""
+
+
 class StreamSettingsError(PgauditError):
     """A destination of a stream cannot be served with this worker's settings; no value is named."""
 

@@ -155,7 +155,7 @@ def test_what_is_wrong_is_said_and_nothing_is_changed(
 ) -> None:
     db.execute("create sequence key_seq")
     with pytest.raises(psycopg.Error, match=message) as caught:
-        use(db, *arguments)  # type: ignore[arg-type]
+        use(db, *arguments)
     assert caught.value.sqlstate == sqlstate
     assert caught.value.diag.message_hint
     assert db.execute("select count(*) from key").fetchone() == (1,)

@@ -5,9 +5,9 @@ create function pgaudit_wf._has_secret_name(name text) returns boolean
 language sql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select name ~* ('passw(or)?d|passphrase|secret|token|credential|(api|private|access|signing)_?key|key_?hash'
+    select name ~* ('passw(or)?d|passphrase|secret|token|credential|authorization|(api|private|access|signing)_?key|key_?hash'
             '|(^|_)(pwd|pin|cvv|cvc|ssn|otp|totp)(_|$)')
-        and name !~* '_(ids?|at|count|type|name|label)$' and name !~ '[a-z]Ids?$'
+        and name !~* '_(ids?|at|count|type|name|label)$|keyids?$' and name !~ '[a-z](Ids?|At|Count|Type|Name|Label)$'
 $$;
 comment on function pgaudit_wf._has_secret_name(text) is 'Whether a column or member of this name is likely to hold a secret.';
 

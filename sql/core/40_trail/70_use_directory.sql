@@ -249,7 +249,7 @@ as $$
         select c.relname::text
         from pg_class as c
         where c.relnamespace = 'pgaudit_wf'::regnamespace and c.relname in ('actor_directory', 'org_member', 'credential_directory')
-            and pg_get_viewdef(c.oid) ~* 'where false;\s*$'
+            and pg_get_viewdef(c.oid) ~* e'where false;\\s*$'
         order by c.relname)
 $$;
 comment on function pgaudit_wf._unset_directories() is 'The directories that nobody has pointed at tables yet.';

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC
 from typing import Annotated, Literal
 
 import typer
-from psycopg import sql
 from rich.text import Text
 
-from pgaudit_wf.cli.base import FAILED, Connection, add, choose_database, connect, without_empty
+from pgaudit_wf.cli.attaching import attach_many, call_attach
+from pgaudit_wf.cli.base import (
+    FAILED,
+    USAGE,
+    Failure,
+    add,
+    choose_database,
+    connect,
+    without_empty,
+)
 from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.attachments import print_attachments
 from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table, printable
+from pgaudit_wf.presets import preset_names, read_preset
 from pgaudit_wf.trail.reads import attached, partitions
 from pgaudit_wf.trail.reads import doctor as read_findings
-from pgaudit_wf.trail.statement import one
 
 TableArgument = Annotated[
     str,
@@ -92,7 +99,14 @@ def register(app: typer.Typer) -> None:
 
 
 def attach(
-    table: TableArgument,
+    table: Annotated[
+        str,
+        typer.Argument(
+            metavar="[TABLE]",
+            show_default=False,
+            help="The table as in SQL: public.invoice, 'sales.\"Order\"'.",
+        ),
+    ] = "",
     resource_type: ResourceTypeOption = None,
     id_column: IdColumnOption = None,
     org_column: OrgColumnOption = None,
@@ -102,18 +116,52 @@ def attach(
     shallow: ShallowOption = None,
     max_value: MaxValueOption = None,
     on_failure: OnFailureOption = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            metavar="NAME|FILE",
+            show_default=False,
+            help="Attach the tables of a product, as a TOML file says: "
+            + ", ".join(preset_names()),
+        ),
+    ] = "",
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the file of --preset, to copy.")
+    ] = False,
+    all_tables: Annotated[
+        bool, typer.Option("--all", help="Attach every table that is neither attached nor waived.")
+    ] = False,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--schema", show_default=False, help="Where the tables are; for --all: only this one."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan of --preset or --all, and stop.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Follow the plan without asking.")
+    ] = False,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Record every change of a table from now on; for an attached table, change its settings.
 
     Options that are not given take the default named below or, on an attached table, keep their
-    value; '' clears them. Only the table's owner may do this.
+    value; '' clears them. Only the table's owner may do this. --preset and --all attach many: the
+    plan is shown first, and what looks like a secret is redacted, in JSON too.
 
         pgaudit-wf attach public.invoice --label-column number
         pgaudit-wf attach app.user --resource-type account --redact password_hash
         pgaudit-wf attach app.user --ignore last_seen_at --ignore updated_at
         pgaudit-wf attach app.user --label-column ''
+        pgaudit-wf attach --preset n8n --dry-run
+        pgaudit-wf attach --preset ./mine.toml
+        pgaudit-wf attach --all --schema app
+
+    The manual: docs/how-to/presets.md
     """
     settings = {
         "resource_type": resource_type,
@@ -126,6 +174,29 @@ def attach(
         "max_value": max_value,
         "on_failure": on_failure,
     }
+    if preset or all_tables or show or not table:
+        if any(value is not None for value in settings.values()) or bool(table):
+            raise Failure(
+                "a table and its settings go without --preset, --all and --show",
+                "copy the preset (--show) and change it there, or attach that table afterwards",
+                USAGE,
+            )
+        if not preset and (show or not all_tables):
+            raise Failure(
+                "what is to be attached?",
+                "name a table, or pass --all, or --preset with a file or one of "
+                + ", ".join(preset_names()),
+                USAGE,
+            )
+        if preset and all_tables:
+            raise Failure("--preset and --all go one after the other", code=USAGE)
+        chosen = read_preset(preset) if preset else None
+        if chosen and show:
+            print(chosen.text, end="")
+            return
+        with connect(database) as conn:
+            attach_many(conn, chosen, schema, dry_run=dry_run, yes=yes, as_json=as_json)
+        return
     with connect(database) as conn:
         name = call_attach(conn, "attach", table, settings)
         found = [a for a in attached(conn) if a.table == name]
@@ -134,26 +205,6 @@ def attach(
         return
     console().print(f"Recording every change of {printable(found[0].table)}:")
     print_attachments(found, None)
-
-
-def call_attach(conn: Connection, function: str, table: str, settings: Mapping[str, object]) -> str:
-    """Call one of the database's attach functions with the settings that are not None.
-
-    Returns:
-        The table's name as the session must write it.
-    """
-    given = {name: value for name, value in settings.items() if value is not None}
-    arguments = [
-        sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in given
-    ]
-    (name,) = one(
-        conn,
-        sql.SQL("select %(table)s::regclass::text from {}(%(table)s::regclass{})").format(
-            sql.Identifier("pgaudit_wf", function), sql.SQL("").join(arguments)
-        ),
-        {"table": table, **given},
-    )
-    return str(name)
 
 
 def detach(table: TableArgument, database: DatabaseOption = "") -> None:

@@ -16,6 +16,7 @@ from psycopg import sql
 from rich.progress import Progress, TaskID
 from rich.text import Text
 
+from pgaudit_wf.cli.attaching import call_attach
 from pgaudit_wf.cli.base import (
     FAILED,
     INTERRUPTED,
@@ -36,7 +37,6 @@ from pgaudit_wf.cli.commands.attach import (
     ResourceTypeOption,
     ShallowOption,
     TableArgument,
-    call_attach,
 )
 from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.attachments import print_attachments
