@@ -250,7 +250,7 @@ class StampError(DatabaseError):
 
 
 class RestoreError(DatabaseError):
-    """A workflow's shape leads back to no row, so that none of its versions can be restored."""
+    """A version cannot be put back: its shape leads to no row, or a value was not recorded."""
 
     sqlstate = "PA304"
 

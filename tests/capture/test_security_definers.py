@@ -68,6 +68,8 @@ DEFINERS = {
     "_find_workflow": (APP, "names the table of a workflow; attachments are not the application's"),
     "_newest_version": (APP, "tells a number of the history, which the application may not read"),
     "_org_version_snapshot": (APP, ONE_ORG),
+    "_workflow_source": (APP, ONE_ORG),
+    "_deleted_at": (READER, ONE_ORG),
     "record_attempt": (APP, "appends to the log, which nobody else may write"),
     "record_event": (APP, "appends to the log, which nobody else may write"),
     "_org_pseudonyms": (READER, ONE_ORG),

@@ -174,7 +174,7 @@ def make_world(server: DevServer, conn: psycopg.Connection[Any]) -> Iterator[Wor
             "create role {r} login in role pgaudit_wf_reader;"
             "create role {w} login in role pgaudit_wf_app;"
             "grant usage on schema public to {w};"
-            "grant select, update on workflow to {w};"
+            "grant select, insert, update on workflow to {w};"
             "grant select on workflow_execution to pgaudit_wf_reader;"
             "create role {u} login in role pgaudit_wf_reader;"
             "grant usage on schema public to {u};"

@@ -353,9 +353,9 @@ begin
         'action of the truncate', quote_literal((setting).resource_type || '.truncated'),
         'action of a restore', case when versioned then pgaudit_wf._fill(
 $restore$if event_version.restored_from is not null then
-    event_action := {{action}};
+    event_action := {{type}} || case tg_op when 'INSERT' then '.undeleted' else '.restored' end;
     event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('restored_from', event_version.restored_from);
-end if;$restore$, jsonb_build_object('action', quote_literal((setting).resource_type || '.restored'))) else '{}' end,
+end if;$restore$, jsonb_build_object('type', quote_literal((setting).resource_type))) else '{}' end,
         'label, reason and previous key', pgaudit_wf._metadata_statements(setting),
         'type', quote_literal((setting).resource_type),
         'end of the attempt', case when warns then pgaudit_wf._fill(

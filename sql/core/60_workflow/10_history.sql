@@ -87,7 +87,7 @@ $$;
 comment on function pgaudit_wf._latest_hash(text) is 'content_hash of the newest version of a workflow; null if it has none.';
 
 create function pgaudit_wf._restored_version(
-    workflow_id text, before jsonb, after jsonb, content_hash text, previous_hash text
+    workflow_id text, before jsonb, after jsonb, content_hash text, previous_hash text, undeleted boolean
 ) returns integer
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -97,7 +97,8 @@ declare
 begin
     -- Anybody can write the setting: it is a restore only if it changed something, and left the content of the version that it names.
     if claimed is null or claimed !~ '^[0-9]{1,9}$' or (
-        _restored_version.content_hash is not distinct from _restored_version.previous_hash
+        not undeleted
+        and _restored_version.content_hash is not distinct from _restored_version.previous_hash
         and before ->> 'name' is not distinct from after ->> 'name'
         and before ->> 'description' is not distinct from after ->> 'description')
     then
@@ -112,8 +113,8 @@ begin
             and (not h.snapshot ? 'description' or h.snapshot ->> 'description' is not distinct from after ->> 'description'));
 end
 $$;
-comment on function pgaudit_wf._restored_version(text, jsonb, jsonb, text, text) is
-    'The version that a save by restore_workflow() restores; null for any other save.';
+comment on function pgaudit_wf._restored_version(text, jsonb, jsonb, text, text, boolean) is
+    'The version that a save by restore_workflow() restores, or an insert by undelete_workflow() (undeleted); null for any other save.';
 
 create type pgaudit_wf.version_ref as (
     version integer,
@@ -213,7 +214,8 @@ begin
         else pgaudit_wf._hash_next_version(_add_version.workflow_id, latest.version, old_nodes, old_edges, new_nodes, new_edges) end;
     if current_setting('pgaudit_wf.restoring', true) <> '' then
         made.restored_from := pgaudit_wf._restored_version(
-            _add_version.workflow_id, before, _add_version.after, made.content_hash, made.previous_hash);
+            _add_version.workflow_id, before, _add_version.after, made.content_hash, made.previous_hash,
+            _add_version.source = 'create');
     end if;
     insert into pgaudit_wf.workflow_history (
         workflow_id, version, org_id, source, snapshot, change, content_hash, previous_version, previous_hash, restored_from)

@@ -18,7 +18,9 @@ as $$
     select case source
         when 'create' then 'created with ' || contents
         when 'backfill' then 'found with ' || contents
-        when 'restore' then format('version %s put back: %s', restored_from, summary)
+        -- Only an undeleted one comes back as it was.
+        when 'restore' then case when summary = 'no changes' then format('put back as in version %s, after it was deleted', restored_from)
+            else format('version %s put back: %s', restored_from, summary) end
         when 'listing' then 'listing changed' || case when summary = 'no changes' then '' else '; ' || summary end
         else summary
     end

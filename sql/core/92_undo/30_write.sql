@@ -134,7 +134,7 @@ as $$
             when 'delete' then 'delete from {{only}} as r using unnest($1) as b (key) where {{match}}'
             when 'update' then 'update {{only}} as r set {{assignments}} from unnest($1, $2) as b (key, put) '
                 'cross join lateral jsonb_to_record(b.put) as s ({{columns}}) where {{match}}'
-            else 'insert into {{table}} ({{names}}) overriding system value select {{values}} from unnest($1, $2) as b (key, put) '
+            else 'insert into {{table}} as r ({{names}}) overriding system value select {{values}} from unnest($1, $2) as b (key, put) '
                 'cross join lateral jsonb_to_record(b.put) as s ({{columns}})'
         end,
         jsonb_build_object(

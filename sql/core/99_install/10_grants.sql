@@ -16,6 +16,8 @@ begin
             pgaudit_wf.restore_workflow(text, integer, regclass), pgaudit_wf.label_version(text, integer, text, text),
             pgaudit_wf.version_snapshot(text, integer), pgaudit_wf._org_version_snapshot(text, integer),
             pgaudit_wf._find_workflow(text, regclass), pgaudit_wf._newest_version(text),
+            pgaudit_wf.undelete_workflow(text, regclass), pgaudit_wf.copy_workflow(text, integer, text, text, regclass),
+            pgaudit_wf._workflow_source(text, regclass),
             pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb),
             pgaudit_wf.validate_definition(jsonb, jsonb), pgaudit_wf.hash_definition(jsonb, jsonb) to pgaudit_wf_app;
         grant select on pgaudit_wf.config_alias, pgaudit_wf.action_schema to pgaudit_wf_app;
@@ -42,7 +44,7 @@ begin
         loop
             execute format('grant execute on function %s to pgaudit_wf_reader', invoker);
         end loop;
-        grant execute on function pgaudit_wf._readable_org(), pgaudit_wf.describe_actors(text, text[], text),
+        grant execute on function pgaudit_wf._readable_org(), pgaudit_wf._deleted_at(text), pgaudit_wf.describe_actors(text, text[], text),
             pgaudit_wf.log_generations(), pgaudit_wf._has_event(text, bigint, bigint, timestamptz),
             pgaudit_wf._org_pseudonyms(text[]), pgaudit_wf._record_org_export(text, jsonb, bigint, text) to pgaudit_wf_reader;
     end if;

@@ -16,6 +16,7 @@ from pgaudit_wf.cli.commands import (
     erase,
     export,
     integrity,
+    lifecycle,
     limits,
     maintain,
     migrate,
@@ -88,7 +89,7 @@ def main(
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
-    demo, migrate, attach, coverage, trail, states, workflow, versions, alerts, stream, limits,
-    spool, run, maintain, export, erase, undo, integrity, reconcile, serve,
+    demo, migrate, attach, coverage, trail, states, workflow, versions, lifecycle, alerts, stream,
+    limits, spool, run, maintain, export, erase, undo, integrity, reconcile, serve,
 ):  # fmt: skip
     subject.register(app)

@@ -113,6 +113,18 @@ ReasonOption = Annotated[
     ),
 ]
 
+ActorIdOption = Annotated[
+    str | None,
+    typer.Option(metavar="ID", show_default=False, help="Who does it, for the trail."),
+]
+ActorLabelOption = Annotated[
+    str | None, typer.Option(metavar="NAME", show_default=False, help="That person's name.")
+]
+OrgIdOption = Annotated[
+    str | None,
+    typer.Option(metavar="ID", show_default=False, help="The organization acted for."),
+]
+
 
 @contextmanager
 def reading(conn: Connection, org: str | None, actor: str | None) -> Iterator[None]:

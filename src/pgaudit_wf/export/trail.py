@@ -222,6 +222,7 @@ _VERBS = {
     "listing_updated": (3, "Update"), "restored": (3, "Update"), "rotated": (3, "Update"),
     "plan_changed": (3, "Update"), "renamed": (3, "Update"), "deactivated": (3, "Update"),
     "reactivated": (3, "Update"), "pseudonymised": (3, "Update"),
+    "undeleted": (1, "Create"),
     "deleted": (4, "Delete"), "revoked": (4, "Delete"), "removed": (4, "Delete"),
     "truncated": (4, "Delete"),
     "exported": (2, "Read"), "export_started": (2, "Read"), "viewed": (2, "Read"),

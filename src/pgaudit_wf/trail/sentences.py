@@ -81,13 +81,14 @@ _PHRASES = {
     "workflow.listed": "listed a workflow on the marketplace",
     "workflow.listing_updated": "changed the listing of a workflow",
     "workflow.restored": "restored an earlier version of a workflow",
+    "workflow.undeleted": "put back a deleted workflow",
     "workflow.unlisted": "took a workflow off the marketplace",
     "workflow.updated": "edited a workflow",
     "workflow.version_labeled": "named a version of a workflow",
 }
 _ADDED = {
     "added", "created", "enabled", "enrolled", "invited", "joined", "listed", "reactivated",
-    "reinstated",
+    "reinstated", "undeleted",
 }  # fmt: skip
 _REMOVED = {
     "canceled", "deactivated", "deleted", "disabled", "expired", "pruned", "removed", "revoked",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Annotated, Any, TypeAlias
 
@@ -16,31 +15,25 @@ from pgaudit_wf.exact_json import dumps
 from pgaudit_wf.trail.event import TrailEntry
 from pgaudit_wf.trail.reads import TrailFilter, audit_trail, follow_trail, latest_trail
 from pgaudit_wf.web import models, queries
-from pgaudit_wf.web.csrf import from_elsewhere
 from pgaudit_wf.web.database import Database, Session
 from pgaudit_wf.web.exporting import export_response
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.web.problems import MEDIA_TYPE, ProblemError
 from pgaudit_wf.web.sealed_log import Integrity
-from pgaudit_wf.workflow.model import RestoredVersion, Version
-from pgaudit_wf.workflow.reads import (
-    compare_versions,
-    restore_workflow,
-    version_snapshot,
-    workflow_versions,
-)
 
 Json: TypeAlias = dict[str, Any]
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what the OpenAPI document says about these error statuses."""
     meaning = {
         400: "A cursor or value that the database does not accept.",
         401: "Not signed in.",
         403: "Neither an owner nor an admin of the organization.",
         404: "Does not exist, or belongs to another organization.",
-        409: "Refused by the workflow's own rules.",
+        409: "Refused by the workflow's own rules, or by what is there.",
         410: "The version's snapshot was pruned.",
+        412: "A newer version than that of If-Match is current; `differences` says what both did.",
         415: "The body is not application/json.",
         422: "A value is not valid.",
         501: "The pages are configured without a connection that may write.",
@@ -53,7 +46,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-_ALWAYS = (400, 401, 403, 422, 503)
+ALWAYS = (400, 401, 403, 422, 503)
 router = APIRouter()
 
 
@@ -118,7 +111,7 @@ def no_version(workflow_id: str, version: int | None = None) -> ProblemError:
 @router.get(
     "/api/security/audit",
     response_model=models.EventPage,
-    responses=_problems(*_ALWAYS, 404),
+    responses=problems(*ALWAYS, 404),
     summary="A page of the trail, newest first",
     tags=["trail"],
 )
@@ -146,7 +139,7 @@ async def trail(
                 "application/x-ndjson": {"schema": {"type": "string"}},
             },
         },
-        **_problems(*_ALWAYS, 404),
+        **problems(*ALWAYS, 404),
     },
     summary="The trail as a file: CSV, NDJSON or OCSF events",
     tags=["trail"],
@@ -161,7 +154,7 @@ async def export(
 @router.get(
     "/api/security/audit/follow",
     response_model=models.EventBatch,
-    responses=_problems(*_ALWAYS, 404),
+    responses=problems(*ALWAYS, 404),
     summary="Events after a cursor, oldest first",
     tags=["trail"],
 )
@@ -181,7 +174,7 @@ async def follow(
 @router.get(
     "/api/security/audit/events/{cursor}",
     response_model=models.Event,
-    responses=_problems(*_ALWAYS, 404),
+    responses=problems(*ALWAYS, 404),
     summary="One event, by its cursor",
     tags=["trail"],
 )
@@ -229,7 +222,7 @@ def _only_sealed() -> Iterator[None]:
 @router.get(
     "/api/security/audit/events/{cursor}/proof",
     response_model=dict[str, Any],
-    responses=_problems(*_ALWAYS, 404, 501),
+    responses=problems(*ALWAYS, 404, 501),
     summary="Proof that the log commits to an event, for pgaudit-wf check",
     tags=["integrity"],
 )
@@ -251,7 +244,7 @@ async def proof(
             "description": "A signed note (C2SP tlog-checkpoint).",
             "content": {"text/plain": {"schema": {"type": "string"}}},
         },
-        **_problems(401, 403, 404, 501, 503),
+        **problems(401, 403, 404, 501, 503),
     },
     summary="The newest signed checkpoint",
     tags=["integrity"],
@@ -270,7 +263,7 @@ async def checkpoint(sealed: Sealed) -> Response:
             "description": "Up to 256 concatenated hashes.",
             "content": {"application/octet-stream": {"schema": {"type": "string"}}},
         },
-        **_problems(401, 403, 404, 422, 501, 503),
+        **problems(401, 403, 404, 422, 501, 503),
     },
     summary="A tile of the tree",
     tags=["integrity"],
@@ -285,162 +278,10 @@ async def tile(
     return Response(hashes, media_type="application/octet-stream")
 
 
-def _version(version: Version) -> Json:
-    return {**asdict(version), "change": version.change.as_json()}
-
-
-@router.get(
-    "/api/workflows/{workflow_id:path}/history",
-    response_model=models.History,
-    responses=_problems(*_ALWAYS, 404),
-    summary="Versions of a workflow, newest first",
-    tags=["workflows"],
-)
-async def history(
-    request: Request,
-    who: Who,
-    database: Data,
-    workflow_id: WorkflowId,
-    query: Annotated[models.HistoryQuery, Query()],
-) -> Response:
-    """The workflow may be deleted."""
-    async with database.reading(request, who) as session:
-        page = await session.run(
-            workflow_versions.read(
-                workflow_id,
-                node_id=query.node_id,
-                before_version=query.before_version,
-                page_size=query.page_size,
-            )
-        )
-        if not page.versions and await queries.find_version(session, workflow_id) is None:
-            raise no_version(workflow_id)
-    return answer({"versions": [*map(_version, page.versions)], "next_before": page.next_before})
-
-
-@router.get(
-    "/api/workflows/{workflow_id:path}/diff",
-    response_model=models.Diff,
-    responses=_problems(*_ALWAYS, 404, 410),
-    summary="The changes between any two versions",
-    tags=["workflows"],
-)
-async def diff(
-    request: Request,
-    who: Who,
-    database: Data,
-    workflow_id: WorkflowId,
-    before: Annotated[models.VersionNumber, Query(alias="from")],
-    after: Annotated[models.VersionNumber, Query(alias="to")],
-) -> Response:
-    """In either direction."""
-    async with database.reading(request, who) as session:
-        found = await session.run(compare_versions.read(workflow_id, before, after))
-    return answer(found.as_json())
-
-
-def sent_by_program_or_us(request: Request) -> None:
-    """Refuse requests that another site's page can make a browser send.
-
-    Raises:
-        ProblemError: The browser says so, or the body has a type that any page may send.
-    """
-    if from_elsewhere(request):
-        raise ProblemError(403, "The request was made by another site's page.", "cross_site")
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise ProblemError(415, "Send the body as application/json.")
-
-
-@router.post(
-    "/api/workflows/{workflow_id:path}/restore",
-    dependencies=[Depends(sent_by_program_or_us)],
-    response_model=models.Restored,
-    responses=_problems(*_ALWAYS, 404, 409, 410, 415, 501),
-    summary="Restore a version",
-    tags=["workflows"],
-)
-async def restore(
-    request: Request,
-    who: Who,
-    database: Data,
-    workflow_id: WorkflowId,
-    body: models.RestoreRequest,
-) -> Response:
-    """An ordinary update by the caller: validated, versioned and audited like any other.
-
-    Nodes, edges, name and description are restored; visibility, enabled and the listing stay.
-    """
-    return answer(await restore_version(request, database, who, workflow_id, body.version))
-
-
-async def restore_version(
-    request: Request,
-    database: Database,
-    who: Principal,
-    workflow_id: str,
-    version: int,
-    reason: str | None = None,
-) -> RestoredVersion:
-    """Restore a version that the principal may see; `reason` is recorded with it.
-
-    Raises:
-        ProblemError: There is no such version, nothing may be written, or the host's own rules
-            refuse the update.
-        DatabaseError: As for `restore_workflow`.
-    """
-    async with database.reading(request, who) as session:
-        if await queries.find_version(session, workflow_id, version) is None:
-            raise no_version(workflow_id, version)
-    if not database.may_write:
-        raise ProblemError(
-            501, "These pages are read-only; versions cannot be restored here.", "read_only"
-        )
-    try:
-        async with database.writing(request, who, "workflow.restore_failed", reason) as session:
-            return await session.run(restore_workflow.read(workflow_id, version))
-    except psycopg.errors.InsufficientPrivilege:
-        raise ProblemError(403, "The application's login may not change this workflow.") from None
-    except (psycopg.errors.IntegrityError, psycopg.errors.RaiseException) as error:
-        said = error.diag.message_primary or "a rule of its table"
-        raise ProblemError(409, f"The version cannot be restored: {said}") from error
-
-
-@router.get(
-    "/api/workflows/{workflow_id:path}",
-    response_model=models.Workflow,
-    responses=_problems(*_ALWAYS, 404, 410),
-    summary="A workflow as it was in a version, in the shape of its row",
-    tags=["workflows"],
-)
-async def workflow(
-    request: Request,
-    who: Who,
-    database: Data,
-    workflow_id: WorkflowId,
-    version: NewOrGiven = None,
-) -> Response:
-    """The workflow may be deleted."""
-    async with database.reading(request, who) as session:
-        found = await queries.find_version(session, workflow_id, version)
-        if found is None:
-            raise no_version(workflow_id, version)
-        snapshot = await session.run(version_snapshot.read(workflow_id, found.version))
-    return answer(
-        {
-            "id": found.workflow_id,
-            "org_id": found.org_id,
-            **{field.name: getattr(snapshot, field.name) for field in fields(snapshot)},
-            "version": found.version,
-            "content_hash": found.content_hash,
-            "is_current": found.is_current,
-        }
-    )
-
-
 @router.get(
     "/api/api-keys/activity",
     response_model=models.ApiKeys,
-    responses=_problems(*_ALWAYS),
+    responses=problems(*ALWAYS),
     summary="The history of each API key, including revoked and deleted ones",
     tags=["trail"],
 )
@@ -453,7 +294,7 @@ async def api_keys(request: Request, who: Who, database: Data) -> Response:
 @router.get(
     "/api/executions/{execution_id}/attribution",
     response_model=models.Attribution,
-    responses=_problems(*_ALWAYS, 404, 410),
+    responses=problems(*ALWAYS, 404, 410),
     summary="The credential and the definition behind a run",
     tags=["workflows"],
 )
@@ -481,7 +322,7 @@ async def attribution(
 @router.get(
     "/healthz",
     response_model=models.Health,
-    responses=_problems(401, 503),
+    responses=problems(401, 503),
     summary="Whether the database answers",
     tags=["operation"],
 )

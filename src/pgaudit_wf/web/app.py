@@ -18,7 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pgaudit_wf.integrity.note import VerifierKey
 from pgaudit_wf.integrity.timestamp import Authority
-from pgaudit_wf.web import api, pages, problems, rendering, undo_pages, workflow_pages
+from pgaudit_wf.web import (
+    api,
+    pages,
+    problems,
+    rendering,
+    undo_pages,
+    workflow_api,
+    workflow_pages,
+)
 from pgaudit_wf.web.database import Database, Pool
 from pgaudit_wf.web.models import Problem
 from pgaudit_wf.web.paths import local_path
@@ -179,6 +187,7 @@ def create_app(
     problems.handle(app)
     app.mount("/static", _Static(directory=_STATIC), name="static")
     app.include_router(api.router)
+    app.include_router(workflow_api.router)
     app.include_router(pages.router)
     app.include_router(workflow_pages.router)
     app.include_router(undo_pages.router)

@@ -297,6 +297,38 @@ class Restored(_Answer):
     changed: bool
 
 
+Reason: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000, pattern=NO_NUL)]
+
+
+class UndeleteRequest(BaseModel):
+    """Why the workflow is put back, for the trail."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"reason": "deleted by mistake"}]}
+    )
+
+    reason: Reason | None = None
+
+
+class CopyRequest(BaseModel):
+    """The version to copy; the name and the key of the new workflow, and why, for the trail."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"version": 3, "name": "Intake 2"}]}
+    )
+
+    version: Annotated[VersionNumber, BeforeValidator(_only_number)]
+    name: Annotated[str, Field(max_length=1000, pattern=NO_NUL)] | None = None
+    id: Annotated[str, Field(min_length=1, max_length=1000, pattern=NO_NUL)] | None = None
+    reason: Reason | None = None
+
+
+class Copied(_Answer):
+    """The new workflow."""
+
+    workflow_id: str = Field(examples=["6b1f0e52-5a3c-4f5b-9f0e-2f7d5a3c4f5b"])
+
+
 class ApiKey(_Answer):
     """An API key as recorded in the log, including revoked and deleted ones."""
 
@@ -364,3 +396,6 @@ class Problem(BaseModel):
     detail: str
     code: str | None = Field(None, description="For programs: a SQLSTATE of class PA.")
     errors: list[dict[str, Any]] | None = None
+    differences: dict[str, Any] | None = Field(
+        None, description="For 412: versions base and current, and the diffs theirs and yours."
+    )

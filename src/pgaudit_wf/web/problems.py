@@ -24,6 +24,8 @@ from pgaudit_wf.errors import (
     LogSetBackError,
     NotAttachedError,
     NothingToUndoError,
+    RestoreError,
+    StaleSaveError,
     UndoConflictError,
     VersionNotFoundError,
     VersionPrunedError,
@@ -43,6 +45,8 @@ _STATUS: Sequence[tuple[type[DatabaseError], int]] = (
     (VersionNotFoundError, 404),
     (VersionPrunedError, 410),
     (InvalidWorkflowError, 409),
+    (RestoreError, 409),
+    (StaleSaveError, 412),
     (LogSetBackError, 409),
     (NothingToUndoError, 404),
     (UndoConflictError, 409),
@@ -70,6 +74,7 @@ def problem(
     *,
     code: str | None = None,
     errors: Sequence[Mapping[str, Any]] | None = None,
+    differences: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return the response for a problem: JSON to programs, a page to people."""
@@ -82,6 +87,8 @@ def problem(
         body["code"] = code
     if errors is not None:
         body["errors"] = errors
+    if differences is not None:
+        body["differences"] = differences
     return Response(dumps(body), status, headers, MEDIA_TYPE)
 
 
@@ -109,7 +116,10 @@ def _from_refusal(request: Request, error: Exception) -> Response:
     if status is None:
         return _unexpected(request, error)
     listed = error.problems if isinstance(error, InvalidWorkflowError) else None
-    return problem(request, status, str(error), code=error.sqlstate, errors=listed)
+    both = error.differences if isinstance(error, StaleSaveError) else None
+    return problem(
+        request, status, str(error), code=error.sqlstate, errors=listed, differences=both
+    )
 
 
 def _from_driver(request: Request, error: Exception) -> Response:

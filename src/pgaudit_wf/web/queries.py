@@ -146,13 +146,15 @@ class NewestVersion:
 
     version: int
     name: str | None
+    deleted_at: datetime | None
 
 
 async def newest_version(session: Session, workflow_id: str) -> NewestVersion | None:
     """Return the newest version of a workflow; None if the organization has no such workflow."""
     rows = await session.rows(
         sql.SQL(
-            "select version, left(name, 256) as name from pgaudit_wf.workflow_list"
+            "select version, left(name, 256) as name,"
+            " pgaudit_wf._deleted_at(workflow_id) as deleted_at from pgaudit_wf.workflow_list"
             " where workflow_id = %(workflow_id)s"
         ),
         workflow_id=workflow_id,
@@ -169,16 +171,25 @@ class Pair:
     diff: VersionDiff
 
 
-async def version_pair(
-    session: Session, workflow_id: str, version: int
-) -> tuple[Version, int, Pair] | None:
-    """Return a version, the number of the newest one, and it next to the one before.
+@dataclass(frozen=True, slots=True)
+class FoundVersion:
+    """A version, the number of the newest, it next to the one before, and when it was deleted."""
+
+    version: Version
+    newest: int
+    pair: Pair
+    deleted_at: datetime | None
+
+
+async def version_pair(session: Session, workflow_id: str, version: int) -> FoundVersion | None:
+    """Return a version with the one before.
 
     None if the organization has no such version.
     """
     rows = await session.rows(
         sql.SQL(
-            "select {}, n.newest as _newest, n.before as _before, n.after as _after"
+            "select {}, n.newest as _newest, n.before as _before, n.after as _after,"
+            " pgaudit_wf._deleted_at(v.workflow_id) as _deleted_at"
             " from pgaudit_wf.workflow_versions(%(workflow_id)s, before_version => %(before)s,"
             " page_size => 1) as v,"
             " pgaudit_wf._version_neighbors(v.workflow_id, v.version) as n"
@@ -191,9 +202,12 @@ async def version_pair(
     if not rows:
         return None
     row = rows[0]
-    newest, after, before = (row.pop(name) for name in ("_newest", "_after", "_before"))
+    newest, after, before, deleted_at = (
+        row.pop(name) for name in ("_newest", "_after", "_before", "_deleted_at")
+    )
     found = Version(**{**row, "change": VersionDiff.from_json(row["change"])})
-    return found, newest, Pair(_snapshot(before), _snapshot(after), found.change)
+    pair = Pair(_snapshot(before), _snapshot(after), found.change)
+    return FoundVersion(found, newest, pair, deleted_at)
 
 
 async def compared_pair(session: Session, workflow_id: str, before: int, after: int) -> Pair:

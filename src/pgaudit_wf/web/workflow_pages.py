@@ -11,12 +11,14 @@ from starlette.responses import RedirectResponse
 
 from pgaudit_wf.trail.changes import pretty
 from pgaudit_wf.web import csrf, models, queries
-from pgaudit_wf.web.api import Data, Who, WorkflowId, no_version, restore_version
+from pgaudit_wf.web.api import Data, Who, WorkflowId, no_version
 from pgaudit_wf.web.canvas import Canvas, configuration, draw, find_node
+from pgaudit_wf.web.database import Database, Session
 from pgaudit_wf.web.excerpt import excerpt
 from pgaudit_wf.web.paths import link, segment
 from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import brief, render
+from pgaudit_wf.web.workflow_api import copy_version, restore_version, undelete_row, write
 from pgaudit_wf.workflow.model import NodeChange, Snapshot, VersionDiff
 from pgaudit_wf.workflow.reads import label_version, version_snapshot, workflow_versions
 
@@ -107,7 +109,7 @@ async def version_page(
         found = await queries.version_pair(session, workflow_id, version)
         if found is None:
             raise no_version(workflow_id, version)
-        shown, newest, pair = found
+        shown, pair = found.version, found.pair
         # Without a snapshot it was pruned, which this read says.
         now: Snapshot | None = pair.after
         if now is None:
@@ -120,7 +122,8 @@ async def version_page(
         request,
         "version.html",
         version=shown,
-        newest=newest,
+        newest=found.newest,
+        deleted_at=found.deleted_at,
         name=brief(now.name or workflow_id),
         canvas=canvas,
         opened=_open(canvas, pair, node_id),
@@ -165,17 +168,23 @@ async def compare(
     )
 
 
+async def _newest(session: Session, workflow_id: str) -> queries.NewestVersion:
+    newest = await queries.newest_version(session, workflow_id)
+    if newest is None:
+        raise no_version(workflow_id)
+    return newest
+
+
 @router.get("/workflows/{workflow_id:path}/restore/{version}")
 async def confirm(
     request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
 ) -> Response:
     """Ask for confirmation before a version is restored."""
-    if not database.may_write:
-        raise ProblemError(501, "These pages are read-only.", "read_only")
+    _writable(database)
     async with database.reading(request, who) as session:
-        newest = await queries.newest_version(session, workflow_id)
-        if newest is None:
-            raise no_version(workflow_id)
+        newest = await _newest(session, workflow_id)
+        if newest.deleted_at is not None:
+            raise ProblemError(409, "The workflow was deleted; put it back first.", "deleted")
         pair = await queries.compared_pair(session, workflow_id, newest.version, version)
     return _with_form(
         request, "restore.html", changed=excerpt(pair.diff), newest=newest.version,
@@ -190,15 +199,25 @@ def _with_form(request: Request, template: str, **values: Any) -> Response:  # n
     return answer
 
 
+def _reason(sent: dict[str, str], doing: str) -> str:
+    reason = sent.get("reason", "").strip()
+    if not reason:
+        raise ProblemError(422, f"Say why {doing}.")
+    return reason
+
+
+def _writable(database: Database) -> None:
+    if not database.may_write:
+        raise ProblemError(501, "These pages are read-only.", "read_only")
+
+
 @router.post("/workflows/{workflow_id:path}/restore/{version}")
 async def restore(
     request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
 ) -> Response:
     """Restore a version, if the form is ours, and show the history."""
     sent = await csrf.check_form(request)
-    reason = sent.get("reason", "").strip()
-    if not reason:
-        raise ProblemError(422, "Say why the version is restored.")
+    reason = _reason(sent, "the version is restored")
     restored = await restore_version(request, database, who, workflow_id, version, reason)
     return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
 
@@ -209,16 +228,64 @@ async def label(
 ) -> Response:
     """Name a version, if the form is ours, and show it."""
     sent = await csrf.check_form(request)
-    async with database.reading(request, who) as session:
-        if await queries.find_version(session, workflow_id, version) is None:
-            raise no_version(workflow_id, version)
-    if not database.may_write:
-        raise ProblemError(501, "These pages are read-only.", "read_only")
-    async with database.writing(request, who, "workflow.label_failed") as session:
-        await session.run(
-            label_version.read(workflow_id, version, sent.get("label", ""), sent.get("note"))
-        )
+    await write(
+        request, database, who, workflow_id,
+        label_version.read(workflow_id, version, sent.get("label", ""), sent.get("note")),
+        version=version, action="workflow.label_failed",
+    )  # fmt: skip
     return RedirectResponse(link(request, f"{_root(workflow_id)}/versions/{version}"), 303)
+
+
+@router.get("/workflows/{workflow_id:path}/undelete")
+async def confirm_undelete(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId
+) -> Response:
+    """Ask for confirmation before a deleted workflow is put back."""
+    _writable(database)
+    async with database.reading(request, who) as session:
+        newest = await _newest(session, workflow_id)
+    if newest.deleted_at is None:
+        raise ProblemError(409, "The workflow was not deleted.", "not_deleted")
+    return _with_form(
+        request, "undelete.html", newest=newest.version, deleted_at=newest.deleted_at,
+        name=brief(newest.name or workflow_id), root=_root(workflow_id),
+    )  # fmt: skip
+
+
+@router.post("/workflows/{workflow_id:path}/undelete")
+async def undelete(request: Request, who: Who, database: Data, workflow_id: WorkflowId) -> Response:
+    """Put a deleted workflow back, if the form is ours, and show the history."""
+    sent = await csrf.check_form(request)
+    reason = _reason(sent, "the workflow is put back")
+    restored = await undelete_row(request, database, who, workflow_id, reason)
+    return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
+
+
+@router.get("/workflows/{workflow_id:path}/copy/{version}")
+async def confirm_copy(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+) -> Response:
+    """Ask for the name of the new workflow."""
+    _writable(database)
+    async with database.reading(request, who) as session:
+        kept = await session.run(version_snapshot.read(workflow_id, version))
+    return _with_form(
+        request, "copy.html", version=version, named=kept.name is not None,
+        name=brief(kept.name or workflow_id), root=_root(workflow_id),
+    )  # fmt: skip
+
+
+@router.post("/workflows/{workflow_id:path}/copy/{version}")
+async def copy(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+) -> Response:
+    """Copy a version to a new workflow, if the form is ours, and show that one."""
+    sent = await csrf.check_form(request)
+    name, new_id, reason = (
+        sent.get(field, "").strip() or None for field in ("name", "id", "reason")
+    )
+    made = await copy_version(request, database, who, workflow_id, version, name, new_id, reason)
+    return RedirectResponse(link(request, _root(made)), 303)
 
 
 @router.get("/workflows/{workflow_id:path}")
@@ -233,9 +300,7 @@ async def history(
 ) -> Response:
     """The versions of a workflow, newest first."""
     async with database.reading(request, who) as session:
-        newest = await queries.newest_version(session, workflow_id)
-        if newest is None:
-            raise no_version(workflow_id)
+        newest = await _newest(session, workflow_id)
         page = await session.run(
             workflow_versions.read(
                 workflow_id,
@@ -257,6 +322,7 @@ async def history(
             for version in page.versions
         ],
         newest=newest.version,
+        deleted_at=newest.deleted_at,
         node=node_id,
         restored=restored,
         root=root,

@@ -36,14 +36,18 @@ from pgaudit_wf.workflow.model import (
     VersionPage,
     WorkflowTable,
 )
+from pgaudit_wf.workflow.portable import as_file
 
 __all__ = [
     "backfill_batch",
     "compare_versions",
+    "copy_workflow",
     "definition_usage",
     "execution_attribution",
+    "export_version",
     "label_version",
     "restore_workflow",
+    "undelete_workflow",
     "validate_definition",
     "validate_version",
     "version_snapshot",
@@ -127,6 +131,30 @@ def version_snapshot(workflow_id: str, version: int) -> Read[Snapshot]:
         ),
         {"workflow_id": workflow_id, "version": version},
         lambda rows: Snapshot.from_json(rows[0]["snapshot"]),
+    )
+
+
+@Statement
+def export_version(workflow_id: str, version: int) -> Read[dict[str, Json]]:
+    """Read a version as the file that its product exports and imports: React Flow, n8n, Flowise.
+
+    Args:
+        conn: As for `version_snapshot`.
+        workflow_id: The workflow; it may be deleted.
+        version: The number of the version.
+
+    Raises:
+        VersionNotFoundError: It does not exist, or the connection may not see it.
+        VersionPrunedError: Its snapshot was pruned.
+        DefinitionError: What the product had stored is not what it exports.
+        psycopg.Error: Any other database error.
+    """
+    return Read(
+        sql.SQL(
+            "select pgaudit_wf.version_snapshot(%(workflow_id)s, %(version)s::integer) as snapshot"
+        ),
+        {"workflow_id": workflow_id, "version": version},
+        lambda rows: as_file(rows[0]["snapshot"]),
     )
 
 
@@ -294,6 +322,73 @@ def restore_workflow(
         ),
         {"workflow_id": workflow_id, "version": version, "table": table},
         lambda rows: RestoredVersion(rows[0]["version"], rows[0]["version"] != rows[0]["before"]),
+    )
+
+
+@Statement
+def undelete_workflow(workflow_id: str, table: str | None = None) -> Read[RestoredVersion]:
+    """Put a deleted workflow back: its row as the deletion recorded it, with its last graph.
+
+    It keeps its key. It makes a version of source "restore" and an event
+    `<resource_type>.undeleted`. Columns that the trail does not show get their defaults.
+
+    Args:
+        conn: The connection; the insert is made with its rights, and attributed to the context of
+            its transaction.
+        workflow_id: The workflow.
+        table: The workflow's table, as in SQL; None: derived from the id.
+
+    Raises:
+        VersionNotFoundError: Nothing that the connection may see says that it was deleted.
+        VersionPrunedError: The snapshot of its last version was pruned.
+        RestoreError: It is there, or lacks a value that it must have.
+        NotAttachedError: No workflow table is attached, or not this one.
+        psycopg.Error: Anything else the database says; what refuses an insert refuses this one.
+    """
+    return Read(
+        sql.SQL(
+            "select pgaudit_wf.undelete_workflow(%(workflow_id)s, %(table)s::regclass) as version"
+        ),
+        {"workflow_id": workflow_id, "table": table},
+        lambda rows: RestoredVersion(rows[0]["version"], changed=True),
+    )
+
+
+@Statement
+def copy_workflow(
+    workflow_id: str,
+    version: int,
+    name: str | None = None,
+    id: str | None = None,  # noqa: A002 - as in SQL
+    table: str | None = None,
+) -> Read[str]:
+    """Make another workflow of a version, switched off and not listed, and return its id.
+
+    Args:
+        conn: The connection; the insert is made with its rights, and attributed to the context of
+            its transaction.
+        workflow_id: The workflow; it may be deleted.
+        version: The version whose graph, name and description it gets.
+        name: Its name; None: that of the version.
+        id: Its key as text, several columns as a JSON array; None: by the default of its column.
+        table: The workflow's table, as in SQL; None: derived from the id.
+
+    Raises:
+        VersionNotFoundError: There is no such workflow or version, or the connection may not see
+            it.
+        VersionPrunedError: The snapshot of the version was pruned.
+        RestoreError: The copy lacks a value that it must have.
+        ArgumentError: It needs an `id`, or has no name.
+        NotAttachedError: No workflow table is attached, or not this one.
+        psycopg.Error: Anything else the database says; what refuses an insert refuses this one.
+    """
+    return Read(
+        sql.SQL(
+            "select pgaudit_wf.copy_workflow(%(workflow_id)s, %(version)s::integer, %(name)s,"
+            " %(id)s, %(table)s::regclass) as id"
+        ),
+        {"workflow_id": workflow_id, "version": version, "name": name, "id": id, "table": table},
+        lambda rows: str(rows[0]["id"]),
     )
 
 

@@ -277,7 +277,7 @@ old.enabled and not new.enabled
         event_metadata := jsonb_build_object('table', format('%I.%I', tg_table_schema, tg_table_name));
     end if;
     if event_version.restored_from is not null then
-        event_action := 'workflow.restored';
+        event_action := 'workflow' || case tg_op when 'INSERT' then '.undeleted' else '.restored' end;
         event_metadata := coalesce(event_metadata, '{}') || jsonb_build_object('restored_from', event_version.restored_from);
     end if;
     if event_label is not null then

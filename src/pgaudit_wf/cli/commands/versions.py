@@ -13,11 +13,15 @@ from rich.text import Text
 from pgaudit_wf import request_context
 from pgaudit_wf.cli.base import FAILED, USAGE, Connection, Failure, add, connect, dict_rows
 from pgaudit_wf.cli.options import (
+    ActorIdOption,
+    ActorLabelOption,
     AsOption,
     DatabaseOption,
     JsonOption,
     LimitOption,
+    OrgIdOption,
     OrgOption,
+    ReasonOption,
     UtcOption,
     reading,
 )
@@ -48,6 +52,15 @@ _PAGE = 500
 WorkflowArgument = Annotated[
     str, typer.Argument(metavar="WORKFLOW", help="The workflow's id; it may be deleted.")
 ]
+WorkflowTableOption = Annotated[
+    str | None,
+    typer.Option(
+        "--table",
+        metavar="TABLE",
+        show_default=False,
+        help="The workflow's table, if there are several; default: derived from the id.",
+    ),
+]
 VersionOption = Annotated[
     int | None,
     typer.Option("--version", min=1, metavar="N", show_default=False, help="Default: the newest."),
@@ -72,7 +85,12 @@ def _no_version(workflow: str) -> Failure:
     )
 
 
-def _version(conn: Connection, workflow: str, number: int | None) -> Version:
+def find_version(conn: Connection, workflow: str, number: int | None) -> Version:
+    """Return a version, by default the newest.
+
+    Raises:
+        Failure: There is none that the login may see.
+    """
     before = None if number is None else number + 1
     found = workflow_versions(conn, workflow, before_version=before, page_size=1).versions
     if not found:
@@ -223,7 +241,7 @@ def diff(
     """
     with connect(database) as conn, reading(conn, org, as_actor):
         if after is None:
-            after = _version(conn, workflow, None).version
+            after = find_version(conn, workflow, None).version
         found = compare_versions(conn, workflow, before, after)
     if as_json:
         print_json(found.as_json())
@@ -247,7 +265,7 @@ def show(
     pgaudit-wf show 7d0c… --json | jq '.snapshot.nodes'
     """
     with connect(database) as conn, reading(conn, org, as_actor):
-        found = _version(conn, workflow, version)
+        found = find_version(conn, workflow, version)
         snapshot = version_snapshot(conn, workflow, found.version)
         contents = compare_versions(conn, workflow, None, found.version)
     if as_json:
@@ -277,7 +295,7 @@ def validate(
     pgaudit-wf validate 7d0c… --version 3 --json
     """
     with connect(database) as conn, reading(conn, org, as_actor):
-        found = _version(conn, workflow, version)
+        found = find_version(conn, workflow, version)
         problems = validate_version(conn, workflow, found.version)
     if as_json:
         print_json(problems)
@@ -295,28 +313,11 @@ def restore(
     version: Annotated[
         int, typer.Option("--version", min=1, metavar="N", help="The version to restore.")
     ],
-    table: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TABLE",
-            show_default=False,
-            help="The workflow's table, if there are several; default: derived from the id.",
-        ),
-    ] = None,
-    actor_id: Annotated[
-        str | None,
-        typer.Option(metavar="ID", show_default=False, help="Who restores it, for the trail."),
-    ] = None,
-    actor_label: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="That person's name.")
-    ] = None,
-    org_id: Annotated[
-        str | None,
-        typer.Option(metavar="ID", show_default=False, help="The organization acted for."),
-    ] = None,
-    reason: Annotated[
-        str | None, typer.Option(metavar="TEXT", show_default=False, help="Why, for the trail.")
-    ] = None,
+    table: WorkflowTableOption = None,
+    actor_id: ActorIdOption = None,
+    actor_label: ActorLabelOption = None,
+    org_id: OrgIdOption = None,
+    reason: ReasonOption = None,
     database: DatabaseOption = "",
     as_json: JsonOption = False,
 ) -> None:

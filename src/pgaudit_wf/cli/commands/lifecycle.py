@@ -1,0 +1,168 @@
+"""`workflow`: what becomes of a version: a file, another workflow, a deleted one put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgaudit_wf import request_context
+from pgaudit_wf.cli.base import Commands, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli.commands.versions import (
+    VersionOption,
+    WorkflowArgument,
+    WorkflowTableOption,
+    find_version,
+)
+from pgaudit_wf.cli.options import (
+    ActorIdOption,
+    ActorLabelOption,
+    AsOption,
+    DatabaseOption,
+    JsonOption,
+    OrgIdOption,
+    OrgOption,
+    ReasonOption,
+    reading,
+)
+from pgaudit_wf.cli.printing.output import print_json, printable
+from pgaudit_wf.cli.printing.versions import put
+from pgaudit_wf.errors import DefinitionError
+from pgaudit_wf.exact_json import dumps
+from pgaudit_wf.workflow.reads import copy_workflow, export_version, undelete_workflow
+
+ExactVersionOption = Annotated[int, typer.Option("--version", min=1, metavar="N", help="Which.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    group = typer.Typer(cls=Commands, help=help_text(workflow), no_args_is_help=True)
+    for command in (export, copy, undelete):
+        add(group, command)
+    app.add_typer(group, name="workflow")
+
+
+def workflow() -> None:
+    """Export a version, copy it to a new workflow, or put a deleted workflow back.
+
+    pgaudit-wf workflow export 7d0c… --version 3 -o intake.json
+    pgaudit-wf workflow copy 7d0c… --version 3 --name 'Intake 2'
+    pgaudit-wf workflow undelete 7d0c… --reason 'deleted by mistake'
+    """
+
+
+@contextmanager
+def _acting(
+    database: str, actor_id: str | None, actor_label: str | None, org_id: str | None, reason: str
+) -> Iterator[Connection]:
+    with (
+        connect(database) as conn,
+        request_context(
+            conn, actor_id=actor_id, actor_label=actor_label, org_id=org_id, reason=reason or None
+        ),
+    ):
+        yield conn
+
+
+def export(
+    workflow: WorkflowArgument,
+    version: VersionOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", show_default=False, help="Default: standard output."
+        ),
+    ] = None,
+    org: OrgOption = None,
+    as_actor: AsOption = None,
+    database: DatabaseOption = "",
+) -> None:
+    """Write a version as the product's own JSON file, even of a deleted workflow.
+
+    React Flow: name, nodes and edges. n8n: what its editor downloads and imports, switched off.
+    Flowise: what its canvas exports and loads, without credentials, passwords and files.
+
+        pgaudit-wf workflow export 7d0c… --version 3 -o intake.json
+    """
+    with connect(database) as conn, reading(conn, org, as_actor):
+        found = find_version(conn, workflow, version)
+        try:
+            content = export_version(conn, workflow, found.version)
+        except DefinitionError as error:
+            raise Failure(str(error)) from error
+    text = dumps(content) + "\n"
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"cannot write {output}: {error.strerror}") from error
+    put(f"Version {found.version} is in {printable(str(output))}.")
+
+
+def copy(
+    workflow: WorkflowArgument,
+    version: ExactVersionOption,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="Default: that of the version."),
+    ] = None,
+    new_id: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            metavar="ID",
+            show_default=False,
+            help="Its key, several columns as a JSON array; default: by the column's default.",
+        ),
+    ] = None,
+    table: WorkflowTableOption = None,
+    actor_id: ActorIdOption = None,
+    actor_label: ActorLabelOption = None,
+    org_id: OrgIdOption = None,
+    reason: ReasonOption = None,
+    database: DatabaseOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a new workflow of a version, switched off; everything else is as in the old one's row.
+
+    An ordinary insert with this login's rights. Without --reason the trail says of which version.
+
+        pgaudit-wf workflow copy 7d0c… --version 3 --name 'Intake 2' --actor-id u_ana
+    """
+    why = reason or f"copy of version {version} of workflow {workflow}"
+    with _acting(database, actor_id, actor_label, org_id, why) as conn:
+        made = copy_workflow(conn, workflow, version, name, new_id, table)
+    if as_json:
+        print_json({"workflow_id": made})
+    else:
+        put(f"Version {version} is workflow {printable(made)} now, too.")
+
+
+def undelete(
+    workflow: WorkflowArgument,
+    table: WorkflowTableOption = None,
+    actor_id: ActorIdOption = None,
+    actor_label: ActorLabelOption = None,
+    org_id: OrgIdOption = None,
+    reason: ReasonOption = None,
+    database: DatabaseOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Put a deleted workflow back as it was, under its key, with the graph of its last version.
+
+    An ordinary insert with this login's rights: it makes a new version and an event. Columns that
+    the trail does not show (redacted, ignored) get their defaults.
+
+        pgaudit-wf workflow undelete 7d0c… --actor-id u_ana --reason 'deleted by mistake'
+    """
+    with _acting(database, actor_id, actor_label, org_id, reason or "") as conn:
+        restored = undelete_workflow(conn, workflow, table)
+    if as_json:
+        print_json(restored)
+    else:
+        put(f"Workflow {printable(workflow)} is back, as version {restored.version}.")
