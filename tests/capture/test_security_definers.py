@@ -74,6 +74,7 @@ DEFINERS = {
     "record_event": (APP, "appends to the log, which nobody else may write"),
     "_org_pseudonyms": (READER, ONE_ORG),
     "_readable_org": (READER, ONE_ORG),
+    "_readable_history_org": (READER, ONE_ORG),
     "_record_org_export": (READER, ONE_ORG),
     "describe_actors": (READER, ONE_ORG),
     "_has_event": (READER, "tells whether there is an event whose ids and time the caller knows"),

@@ -32,6 +32,8 @@ PEOPLE = {
     "bo": Principal("u_bo", "o_acme", "member", "Bo", "Acme"),
     "dan": Principal("u_dan", "o_acme", "admin", "Dan", "Acme"),
     "chidi": Principal("u_chidi", "o_globex", "owner", "Chidi", "Globex"),
+    # Of whom the database knows nothing.
+    "guest": Principal("u_guest", "o_acme", "guest", "Guest", "Acme"),
     # Of whom the host says more than the database knows.
     "liar": Principal("u_bo", "o_acme", "owner", "Bo", "Acme"),
 }

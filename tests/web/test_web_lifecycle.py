@@ -93,6 +93,85 @@ def test_a_restore_may_say_which_version_it_rests_on(client: TestClient, world: 
     assert whatever.json() == {"version": 6, "changed": True}
 
 
+READ = [
+    f"/api/workflows/{FLOW}", f"/api/workflows/{FLOW}/history", f"/api/workflows/{FLOW}/export",
+    f"/api/workflows/{FLOW}/diff?from=1&to=2", "/workflows", f"/workflows/{FLOW}",
+    f"/workflows/{FLOW}/versions/2", f"/workflows/{FLOW}/compare?from=1&to=3",
+]  # fmt: skip
+NOT_FOR_MEMBERS = [
+    "/activity", "/api/security/audit", "/api/security/audit/export", "/api-keys", "/runs",
+    "/integrity", "/api/api-keys/activity", "/api/executions/x/attribution", "/checkpoint",
+    f"/workflows/{FLOW}/restore/1", f"/workflows/{FLOW}/copy/1", f"/workflows/{FLOW}/undelete",
+]  # fmt: skip
+POSTS = [
+    (f"/api/workflows/{FLOW}/restore", {"version": 1}), (f"/api/workflows/{FLOW}/undelete", {}),
+    (f"/api/workflows/{FLOW}/copy", {"version": 1}),
+]  # fmt: skip
+
+
+def let_members_read(world: World, org: str | None = None) -> None:
+    world.conn.execute(
+        "insert into pgaudit_wf.version_policy (org_id, members_read) values (%s, true)"
+        " on conflict (org_id) do update set members_read = true",
+        [org],
+    )
+
+
+@pytest.mark.parametrize("org", [None, "o_acme"])
+def test_every_member_reads_versions_where_that_is_set(
+    client: TestClient, world: World, org: str | None
+) -> None:
+    def statuses(name: str, paths: list[str]) -> set[int]:
+        answers = (client.get(path, headers={"x-test-user": name}) for path in paths)
+        return {answer.status_code for answer in answers}
+
+    assert statuses("bo", READ) == statuses("guest", READ) == {403}
+    let_members_read(world, org)
+    for name in ("bo", "ana", "dan"):
+        assert statuses(name, READ) == {200}, name
+    # Whom only the host takes for something; an owner of another organization; nobody.
+    assert statuses("guest", [*READ, *NOT_FOR_MEMBERS]) == {403}
+    assert statuses("chidi", [path for path in READ if path != "/workflows"]) == {404}
+    assert statuses("nobody", [*READ, *NOT_FOR_MEMBERS]) == {401}
+    assert statuses("bo", NOT_FOR_MEMBERS) == {403}
+    for path, body in POSTS:
+        for name in ("bo", "guest", "liar"):
+            refused = client.post(path, json=body, headers={"x-test-user": name})
+            assert refused.status_code == 403, (path, name)
+    start = client.get("/", headers={"x-test-user": "bo"}, follow_redirects=False)
+    assert start.headers["location"].endswith("/workflows")
+    # What is set for the organization counts before what is set for all.
+    world.conn.execute(
+        "insert into pgaudit_wf.version_policy (org_id, members_read) values ('o_acme', false)"
+        " on conflict (org_id) do update set members_read = false"
+    )
+    assert statuses("bo", READ) == {403}
+    recorded = audit_trail(world.conn, action="audit.retention_changed", page_size=1).entries
+    assert recorded
+
+
+def test_a_member_looks_at_versions(visit: Visits, world: World) -> None:
+    let_members_read(world)
+    bo = visit("bo", viewport={"width": 390, "height": 800})
+    page = bo.go("/workflows")
+    expect(page.get_by_role("navigation").get_by_role("link")).to_have_text(["Workflows"])
+    page.get_by_role("link", name=SCRIPT).click()
+    expect(page.locator(".timeline > li")).to_have_count(3)
+    expect(page.locator("main")).to_contain_text("Ana Ferreira")
+    expect(page.get_by_role("link", name="Restore")).to_have_count(0)
+    expect(page.get_by_role("link", name="Request")).to_have_count(0)
+    bo.look("member-history")
+    bo.check()
+    page.get_by_role("link", name="View version 2 on canvas").click()
+    expect(page.locator("svg .node")).to_have_count(4)
+    expect(page.get_by_role("link", name="Copy to a new workflow")).to_have_count(0)
+    expect(page.get_by_role("button", name="Save name")).to_have_count(0)
+    expect(page.get_by_role("link", name="Download as JSON")).to_be_visible()
+    bo.look("member-version")
+    bo.check()
+    expect(bo.go("/activity").get_by_role("heading", name="Forbidden")).to_be_visible()
+
+
 def fits(page: Page) -> bool:
     return not page.evaluate(
         "document.documentElement.scrollWidth > document.documentElement.clientWidth"

@@ -64,8 +64,30 @@ create trigger append_only before update or delete or truncate on pgaudit_wf.wor
     for each statement execute function pgaudit_wf._refuse_change();
 alter table pgaudit_wf.workflow_history enable always trigger append_only;
 
+create function pgaudit_wf._readable_history_org() returns text
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+-- Better an error than running the policies of the tables behind the views with our rights.
+set row_security = off
+as $$
+declare
+    org constant text := pgaudit_wf._context_text('org_id');
+begin
+    return (
+        select m.org_id from pgaudit_wf.org_member as m
+        where m.org_id = org and m.actor_id = pgaudit_wf._context_text('actor_id')
+            and (m.role in ('owner', 'admin') or coalesce(
+                (select p.members_read from pgaudit_wf.version_policy as p where p.org_id = org),
+                (select p.members_read from pgaudit_wf.version_policy as p where p.org_id is null), false))
+        limit 1);
+end
+$$;
+comment on function pgaudit_wf._readable_history_org() is
+    'The organization whose versions the current actor may read: app.org_id, if org_member has app.actor_id as its owner or admin, '
+    'or as any member where version_policy lets members read; else null.';
+
 alter table pgaudit_wf.workflow_history enable row level security;
-create policy readable_org on pgaudit_wf.workflow_history for select using (org_id = (select pgaudit_wf._readable_org()));
+create policy readable_org on pgaudit_wf.workflow_history for select using (org_id = (select pgaudit_wf._readable_history_org()));
 
 -- Several times faster than the default on documents of this size, where the server was built with it.
 do $$

@@ -28,7 +28,7 @@ create trigger append_only before update or delete or truncate on pgaudit_wf.ver
 alter table pgaudit_wf.version_label enable always trigger append_only;
 
 alter table pgaudit_wf.version_label enable row level security;
-create policy readable_org on pgaudit_wf.version_label for select using (org_id = (select pgaudit_wf._readable_org()));
+create policy readable_org on pgaudit_wf.version_label for select using (org_id = (select pgaudit_wf._readable_history_org()));
 
 create function pgaudit_wf.label_version(workflow_id text, version integer, label text, note text default null) returns void
 language plpgsql security definer

@@ -28,6 +28,7 @@ create table pgaudit_wf.version_policy (
     org_id text unique nulls not distinct,
     keep_versions integer,
     keep_days integer not null default 90,
+    members_read boolean,
     constraint version_policy_keep_versions check (keep_versions >= 1),
     constraint version_policy_keep_days check (keep_days between 30 and 1000000)
 );
@@ -35,10 +36,12 @@ create table pgaudit_wf.version_policy (
 alter table pgaudit_wf.version_policy replica identity full;
 comment on table pgaudit_wf.version_policy is
     'Which versions of workflows keep their snapshot: the newest ones, recent ones, and any that a run refers to. '
-    'Of the others, number, hash, change, author and time are kept.';
+    'Of the others, number, hash, change, author and time are kept. And who may read versions.';
 comment on column pgaudit_wf.version_policy.org_id is 'Organization it is for; null: all that have no policy of their own.';
 comment on column pgaudit_wf.version_policy.keep_versions is 'How many of a workflow''s newest versions keep it; null: all.';
 comment on column pgaudit_wf.version_policy.keep_days is 'Days, from 30 to 1,000,000, for which every version keeps it.';
+comment on column pgaudit_wf.version_policy.members_read is
+    'Whether every member of the organization may read versions, not only owners and admins; null: as for all, or no.';
 insert into pgaudit_wf.version_policy (keep_versions) values (100);
 
 create function pgaudit_wf.retention_days(action text, org_id text default null) returns integer

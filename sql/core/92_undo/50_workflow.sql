@@ -279,7 +279,7 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    org constant text := pgaudit_wf._readable_org();
+    org constant text := pgaudit_wf._readable_history_org();
     place pgaudit_wf.workflow_place;
 begin
     if org is null then
@@ -301,4 +301,4 @@ exception
 end
 $$;
 comment on function pgaudit_wf._deleted_at(text) is
-    'When a workflow of the organization that the actor may read was deleted; null if it is there, or nothing says so.';
+    'When a workflow whose versions the actor may read was deleted; null if it is there, or nothing says so.';

@@ -44,7 +44,8 @@ begin
         loop
             execute format('grant execute on function %s to pgaudit_wf_reader', invoker);
         end loop;
-        grant execute on function pgaudit_wf._readable_org(), pgaudit_wf._deleted_at(text), pgaudit_wf.describe_actors(text, text[], text),
+        grant execute on function pgaudit_wf._readable_org(), pgaudit_wf._readable_history_org(), pgaudit_wf._deleted_at(text),
+            pgaudit_wf.describe_actors(text, text[], text),
             pgaudit_wf.log_generations(), pgaudit_wf._has_event(text, bigint, bigint, timestamptz),
             pgaudit_wf._org_pseudonyms(text[]), pgaudit_wf._record_org_export(text, jsonb, bigint, text) to pgaudit_wf_reader;
     end if;

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from fastapi import FastAPI
 from psycopg_pool import ConnectionPool
 from starlette.datastructures import MutableHeaders
@@ -22,6 +23,7 @@ from pgaudit_wf.web import (
     api,
     pages,
     problems,
+    queries,
     rendering,
     undo_pages,
     workflow_api,
@@ -48,6 +50,8 @@ _HEADERS = {
 _STATIC = Path(__file__).parent / "static"
 # These contain no organization's data, so every signed-in user may have them.
 PUBLIC_PATHS = re.compile(r"/(healthz|openapi\.json)")
+# Read by every member where the database says so; what writes asks again.
+_HISTORY_PATHS = re.compile(r"/|/workflows(/.*)?|/api/workflows/.*", re.DOTALL)
 
 
 class _Guard:
@@ -107,10 +111,21 @@ class _Guard:
         if not isinstance(who, Principal):
             raise TypeError(f"principal() must return a Principal or None, not {type(who)!r}")
         request.scope["pgaudit_wf.principal"] = who
-        if not who.may_read and not PUBLIC_PATHS.fullmatch(path):
+        if who.may_read or PUBLIC_PATHS.fullmatch(path):
+            return None
+        try:
+            admitted = (
+                request.method in ("GET", "HEAD")
+                and _HISTORY_PATHS.fullmatch(path) is not None
+                and await queries.may_read_history(self._database, request, who)
+            )
+        except psycopg.Error as error:
+            return problems.from_driver(request, error)
+        if not admitted:
             return problems.problem(
                 request, 403, "Only owners and admins of the organization may see this."
             )
+        request.scope["pgaudit_wf.history_only"] = True
         return None
 
 
@@ -150,7 +165,8 @@ def create_app(
         pool: For reads: a `psycopg_pool.AsyncConnectionPool` or `ConnectionPool` whose login is a
             member of the reader role. Runs are shown if that role may read their table.
         principal: Called with each request; returns the signed-in user, None, or an awaitable of
-            either. None results in 401 everywhere; a role other than "owner" and "admin" in 403.
+            either. None results in 401 everywhere; a role other than "owner" and "admin" in 403,
+            except for reading versions where the database's `version_policy` has `members_read`.
         write_pool: For restoring versions: a pool whose login may update workflows and is a member
             of `pgaudit_wf_app`. None: restoring is not offered, and its route returns 501.
         undo_pool: For undoing changes: a pool whose login is a member of the reader role and may

@@ -68,9 +68,9 @@ _NARROWED = {
 
 
 @router.get("/")
-async def start(request: Request) -> Response:
-    """Begin with the activity."""
-    return RedirectResponse(link(request, "/activity"), 307)
+async def start(request: Request, who: Who) -> Response:
+    """Begin with the activity, or with what there is to see."""
+    return RedirectResponse(link(request, "/activity" if who.may_read else "/workflows"), 307)
 
 
 def _shown(request: Request) -> Shown:

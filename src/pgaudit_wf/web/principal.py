@@ -9,7 +9,10 @@ from typing import TypeAlias
 from starlette.requests import Request
 
 READERS = frozenset({"owner", "admin"})
-"""The roles that may read an organization's trail; the database has the same rule."""
+"""The roles that may read an organization's trail; the database has the same rule.
+
+Versions of workflows are for every member where the database's `pgaudit_wf.version_policy` says so.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +22,9 @@ class Principal:
     Args:
         actor_id: Id of the user, as in `app.actor_id`.
         org_id: Id of the organization whose pages are shown, as in `app.org_id`.
-        role: The user's role in it; only "owner" and "admin" may read. The database checks
-            `pgaudit_wf.org_member` itself, and that decides.
+        role: The user's role in it; only "owner" and "admin" may read and restore, and others no
+            more than versions. The database checks `pgaudit_wf.org_member` itself, and that
+            decides.
         actor_label: The user's name, shown on each page and recorded with a restore.
         org_label: The organization's name, likewise.
         auth_method: How the user signed in; recorded with a restore.

@@ -122,7 +122,8 @@ def _from_refusal(request: Request, error: Exception) -> Response:
     )
 
 
-def _from_driver(request: Request, error: Exception) -> Response:
+def from_driver(request: Request, error: Exception) -> Response:
+    """Return the response for an error of the database or its driver."""
     assert isinstance(error, psycopg.Error)  # noqa: S101 - registered for these only
     if ours := from_database(error):
         return _from_refusal(request, ours)
@@ -153,4 +154,4 @@ def handle(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _from_http)
     app.add_exception_handler(RequestValidationError, _from_validation)
     app.add_exception_handler(DatabaseError, _from_refusal)
-    app.add_exception_handler(psycopg.Error, _from_driver)
+    app.add_exception_handler(psycopg.Error, from_driver)

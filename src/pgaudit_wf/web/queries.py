@@ -11,11 +11,12 @@ from datetime import datetime
 from typing import Any, LiteralString
 
 from psycopg import sql
+from starlette.requests import Request
 
 from pgaudit_wf.errors import CursorError
 from pgaudit_wf.trail.reads import TrailEntry, api_key_activity, audit_trail
 from pgaudit_wf.trail.statement import Read, columns
-from pgaudit_wf.web.database import Session, T
+from pgaudit_wf.web.database import Database, Session, T
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.workflow.model import RunAttribution, Snapshot, Version, VersionDiff
 from pgaudit_wf.workflow.reads import execution_attribution, workflow_versions
@@ -92,6 +93,21 @@ async def find_event(session: Session, cursor: str) -> TrailEntry | None:
     )
     page = await session.run(audit_trail.read(after=before["cursor"], page_size=1))
     return next((entry for entry in page.entries if entry.cursor == cursor), None)
+
+
+async def may_read_history(database: Database, request: Request, principal: Principal) -> bool:
+    """Return whether the database lets the principal read versions of the organization."""
+    async with database.reading(request, principal) as session:
+        [row] = await session.rows(
+            sql.SQL("select pgaudit_wf._readable_history_org() is not null as may")
+        )
+    return bool(row["may"])
+
+
+async def may_read_trail(session: Session) -> bool:
+    """Return whether the database takes the principal for an owner or admin."""
+    [row] = await session.rows(sql.SQL("select pgaudit_wf._readable_org() is not null as may"))
+    return bool(row["may"])
 
 
 async def names_of(

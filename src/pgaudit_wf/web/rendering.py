@@ -92,6 +92,7 @@ def render(
         here=local_path(request),
         settings=request.scope["pgaudit_wf.settings"],
         principal=request.scope.get("pgaudit_wf.principal"),
+        history_only=request.scope.get("pgaudit_wf.history_only", False),
     )
     return HTMLResponse(text, status_code, headers)
 

@@ -277,6 +277,8 @@ async def write(
     async with database.reading(request, who) as session:
         if await queries.find_version(session, workflow_id, version) is None:
             raise no_version(workflow_id, version)
+        if not await queries.may_read_trail(session):
+            raise ProblemError(403, "Only owners and admins of the organization may do this.")
         newest = await queries.newest_version(session, workflow_id) if if_match else None
     if not database.may_write:
         raise ProblemError(501, "These pages are read-only; nothing can be written.", "read_only")

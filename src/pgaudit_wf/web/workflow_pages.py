@@ -16,6 +16,7 @@ from pgaudit_wf.web.canvas import Canvas, configuration, draw, find_node
 from pgaudit_wf.web.database import Database, Session
 from pgaudit_wf.web.excerpt import excerpt
 from pgaudit_wf.web.paths import link, segment
+from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import brief, render
 from pgaudit_wf.web.workflow_api import copy_version, restore_version, undelete_row, write
@@ -131,7 +132,7 @@ async def version_page(
         root=root,
         page=f"{root}/versions/{version}",
         query=_query(skip_nodes=skip_nodes),
-        may_write=database.may_write,
+        may_write=_may_write(who, database),
     )
 
 
@@ -180,7 +181,7 @@ async def confirm(
     request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
 ) -> Response:
     """Ask for confirmation before a version is restored."""
-    _writable(database)
+    _writable(who, database)
     async with database.reading(request, who) as session:
         newest = await _newest(session, workflow_id)
         if newest.deleted_at is not None:
@@ -206,7 +207,13 @@ def _reason(sent: dict[str, str], doing: str) -> str:
     return reason
 
 
-def _writable(database: Database) -> None:
+def _may_write(who: Principal, database: Database) -> bool:
+    return who.may_read and database.may_write
+
+
+def _writable(who: Principal, database: Database) -> None:
+    if not who.may_read:
+        raise ProblemError(403, "Only owners and admins of the organization may do this.")
     if not database.may_write:
         raise ProblemError(501, "These pages are read-only.", "read_only")
 
@@ -241,7 +248,7 @@ async def confirm_undelete(
     request: Request, who: Who, database: Data, workflow_id: WorkflowId
 ) -> Response:
     """Ask for confirmation before a deleted workflow is put back."""
-    _writable(database)
+    _writable(who, database)
     async with database.reading(request, who) as session:
         newest = await _newest(session, workflow_id)
     if newest.deleted_at is None:
@@ -266,7 +273,7 @@ async def confirm_copy(
     request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
 ) -> Response:
     """Ask for the name of the new workflow."""
-    _writable(database)
+    _writable(who, database)
     async with database.reading(request, who) as session:
         kept = await session.run(version_snapshot.read(workflow_id, version))
     return _with_form(
@@ -326,7 +333,7 @@ async def history(
         node=node_id,
         restored=restored,
         root=root,
-        may_write=database.may_write,
+        may_write=_may_write(who, database),
         next=page.next_before
         and link(request, root, node_id=node_id, before_version=page.next_before),
     )
