@@ -37,6 +37,7 @@ DEFINERS = {
     "prune": (OWNER, GUARDED),
     "prune_history": (OWNER, GUARDED),
     "label_version": (APP, ONE_ORG),
+    "publish_version": (APP, ONE_ORG),
     "_prune_alerts": (OWNER, GUARDED),
     "_confirm_archive": (OWNER, GUARDED),
     "_replace_archive": (OWNER, GUARDED),

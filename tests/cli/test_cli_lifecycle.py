@@ -101,3 +101,19 @@ def test_files_of_other_products() -> None:
     for broken in odd_ones:
         with pytest.raises(DefinitionError, match="no graph"):
             as_file({"name": "n", "stored": broken})
+
+
+def test_publishing(on: Callable[..., Result], world: Conn) -> None:
+    acting = ("--actor-id", "u_ana", "--org-id", "o_acme", "--reason", "tested")
+    assert on("workflow", "publish", FLOW).code == 2
+    assert on("workflow", "publish", FLOW, "--version", 1, "--none").code == 2
+    done = on("workflow", "publish", FLOW, "--version", 2, *acting)
+    assert done.out.strip() == "Runs are made with version 2 from now on."
+    event = audit_trail(world, page_size=1).entries[0]
+    assert (event.action, event.actor_id) == ("workflow.version_published", "u_ana")
+    [listed] = json.loads(on("workflows", "--json").out)
+    assert listed["published_version"] == 2
+    assert "published" in on("history", FLOW).out
+    assert on("workflow", "publish", FLOW, "--none", *acting).out.startswith(
+        "Runs are made with the"
+    )

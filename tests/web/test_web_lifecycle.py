@@ -101,11 +101,13 @@ READ = [
 NOT_FOR_MEMBERS = [
     "/activity", "/api/security/audit", "/api/security/audit/export", "/api-keys", "/runs",
     "/integrity", "/api/api-keys/activity", "/api/executions/x/attribution", "/checkpoint",
-    f"/workflows/{FLOW}/restore/1", f"/workflows/{FLOW}/copy/1", f"/workflows/{FLOW}/undelete",
+    f"/workflows/{FLOW}/restore/1", f"/workflows/{FLOW}/copy/1", f"/workflows/{FLOW}/publish/1",
+    f"/workflows/{FLOW}/undelete",
 ]  # fmt: skip
 POSTS = [
     (f"/api/workflows/{FLOW}/restore", {"version": 1}), (f"/api/workflows/{FLOW}/undelete", {}),
     (f"/api/workflows/{FLOW}/copy", {"version": 1}),
+    (f"/api/workflows/{FLOW}/publish", {"version": 1}),
 ]  # fmt: skip
 
 
@@ -172,6 +174,23 @@ def test_a_member_looks_at_versions(visit: Visits, world: World) -> None:
     expect(bo.go("/activity").get_by_role("heading", name="Forbidden")).to_be_visible()
 
 
+def test_publishing_by_the_api(client: TestClient, world: World) -> None:
+    assert not client.get(f"/api/workflows/{FLOW}").json()["is_published"]
+    answer = post(client, f"{FLOW}/publish", {"version": 2, "reason": "tested"})
+    assert answer.json() == {"version": 2}
+    assert client.get(f"/api/workflows/{FLOW}?version=2").json()["is_published"]
+    event = audit_trail(world.conn, page_size=1).entries[0]
+    assert (event.action, event.actor_id, event.metadata["reason"]) == (
+        "workflow.version_published", "u_ana", "tested",
+    )  # fmt: skip
+    assert post(client, f"{FLOW}/publish", {"version": None}).json() == {"version": None}
+    assert post(client, f"{FLOW}/publish", {}).status_code == 422
+    assert post(client, f"{FLOW}/publish", {"version": 9}).status_code == 404
+    for name, status in (("bo", 403), ("chidi", 404), ("liar", 404), ("nobody", 401)):
+        refused = post(client, f"{FLOW}/publish", {"version": 1}, **{"x-test-user": name})
+        assert refused.status_code == status, name
+
+
 def fits(page: Page) -> bool:
     return not page.evaluate(
         "document.documentElement.scrollWidth > document.documentElement.clientWidth"
@@ -213,5 +232,23 @@ def test_the_journey_of_a_deleted_workflow(visit: Visits, world: World, size: st
     page.get_by_label("Name").fill("Intake 2")
     page.get_by_role("button", name="Copy version 1").click()
     expect(page.locator("h1")).to_have_text("Intake 2")
+    page = dan.go(f"/workflows/{FLOW}/versions/2")
+    page.get_by_role("link", name="Publish", exact=True).click()
+    dan.look(f"publish-{size}")
+    dan.check()
+    assert fits(page)
+    page.get_by_label("Why?").fill("tested")
+    page.get_by_role("button", name="Publish version 2").click()
+    expect(page.get_by_role("heading", name="Version 2 published")).to_be_visible()
+    dan.look(f"published-{size}")
+    expect(dan.go("/workflows").locator(".list")).to_contain_text("version 2 published")
+    expect(dan.go(f"/workflows/{FLOW}").locator(".timeline > li").nth(2)).to_contain_text(
+        "published"
+    )
+    page = dan.go(f"/workflows/{FLOW}/publish/2")
+    page.get_by_label("Why?").fill("not yet")
+    page.get_by_role("button", name="Unpublish version 2").click()
+    expect(page.get_by_role("link", name="Publish", exact=True)).to_be_visible()
     page = dan.go("/activity")
-    expect(page.locator(".event").nth(1)).to_contain_text("put back a deleted workflow")
+    expect(page.locator(".event").first).to_contain_text("unpublished a version")
+    expect(page.locator(".event").nth(3)).to_contain_text("put back a deleted workflow")

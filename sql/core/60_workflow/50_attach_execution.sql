@@ -111,17 +111,21 @@ create function pgaudit_wf._runnable_hash(workflow_target regclass, id text) ret
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_variable
 declare
     prefix text;
     shape text;
+    workflow_id text;
     newest record;
 begin
     select w.id_prefix, w.shape into prefix, shape
     from pgaudit_wf.workflow_attachment as w where w.target = _runnable_hash.workflow_target;
+    workflow_id := pgaudit_wf._workflow_id(prefix, pgaudit_wf._bounded_key(_runnable_hash.id));
     -- The history, not the table: reading that would run its owner's policies, casts and domains with our rights.
     select h.content_hash, h.snapshot #> '{}' as snapshot into newest
     from pgaudit_wf.workflow_history as h
-    where h.workflow_id = pgaudit_wf._workflow_id(prefix, pgaudit_wf._bounded_key(_runnable_hash.id))
+    where h.workflow_id = workflow_id and h.version <= coalesce((
+        select p.version from pgaudit_wf.published_version as p where p.workflow_id = workflow_id order by p.id desc limit 1), 2147483647)
     order by h.version desc limit 1;
     -- What a graph of another product must have to run is that product's to say.
     if found and shape = 'reactflow' then
@@ -131,7 +135,7 @@ begin
 end
 $$;
 comment on function pgaudit_wf._runnable_hash(regclass, text) is
-    'Hash of a workflow''s newest version, which a run executes now; null for a workflow without versions; '
+    'Hash of a workflow''s published version, or else its newest, which a run executes now; null for a workflow without versions; '
     'raises PA301 if the definition is invalid.';
 
 create function pgaudit_wf._refuse_restamp(target regclass) returns void

@@ -57,7 +57,10 @@ select
         select max(newest.version) from pgaudit_wf.workflow_history as newest where newest.workflow_id = h.workflow_id
     ) as is_current,
     named.label,
-    named.note
+    named.note,
+    coalesce(h.version = (
+        select p.version from pgaudit_wf.published_version as p where p.workflow_id = h.workflow_id order by p.id desc limit 1
+    ), false) as is_published
 from pgaudit_wf.workflow_history as h
 left join lateral (
     select l.label, l.note from pgaudit_wf.version_label as l
@@ -82,6 +85,7 @@ comment on column pgaudit_wf.workflow_timeline.correlation_id is 'Request it was
 comment on column pgaudit_wf.workflow_timeline.is_current is 'Whether it is the newest version.';
 comment on column pgaudit_wf.workflow_timeline.label is 'Its name, by label_version(); null for none.';
 comment on column pgaudit_wf.workflow_timeline.note is 'What was noted with the name; null for nothing.';
+comment on column pgaudit_wf.workflow_timeline.is_published is 'Whether runs are made with it, by publish_version().';
 
 create function pgaudit_wf._touches_node(change jsonb, node_id text) returns boolean
 language sql immutable parallel safe
@@ -134,13 +138,18 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
     select h.org_id, h.snapshot, h.content_hash from pgaudit_wf.workflow_history as h
-    where h.workflow_id = _org_version_snapshot.workflow_id and h.version = _org_version_snapshot.version
+    where h.workflow_id = _org_version_snapshot.workflow_id
+        and h.version = coalesce(_org_version_snapshot.version,
+            (select p.version from pgaudit_wf.published_version as p
+                where p.workflow_id = _org_version_snapshot.workflow_id order by p.id desc limit 1),
+            (select max(n.version) from pgaudit_wf.workflow_history as n where n.workflow_id = _org_version_snapshot.workflow_id))
         and h.org_id is not distinct from pgaudit_wf._context_text('org_id')
 $$;
 comment on function pgaudit_wf._org_version_snapshot(text, integer) is
-    'A version of a workflow of the organization app.org_id, or of none while that is not set; nulls for any other.';
+    'A version (null: what runs are made with) of a workflow of the organization app.org_id, or of none while that is not set; '
+    'nulls for any other.';
 
-create function pgaudit_wf.version_snapshot(workflow_id text, version integer) returns jsonb
+create function pgaudit_wf.version_snapshot(workflow_id text, version integer default null) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -150,7 +159,11 @@ declare
 begin
     if has_table_privilege('pgaudit_wf.workflow_history', 'select') then
         select h.snapshot, h.content_hash into kept, hash from pgaudit_wf.workflow_history as h
-        where h.workflow_id = version_snapshot.workflow_id and h.version = version_snapshot.version
+        where h.workflow_id = version_snapshot.workflow_id
+            and h.version = coalesce(version_snapshot.version,
+                (select p.version from pgaudit_wf.published_version as p
+                    where p.workflow_id = version_snapshot.workflow_id order by p.id desc limit 1),
+                (select max(n.version) from pgaudit_wf.workflow_history as n where n.workflow_id = version_snapshot.workflow_id))
             -- A login that may read all organizations still acts in the one that the request names, if any.
             and (h.org_id = pgaudit_wf._context_text('org_id') or h.org_id is null or pgaudit_wf._context_text('org_id') is null);
     else
@@ -158,11 +171,12 @@ begin
         from pgaudit_wf._org_version_snapshot(version_snapshot.workflow_id, version_snapshot.version) as s;
     end if;
     if hash is null then
-        raise exception 'there is no version % of workflow %', version_snapshot.version, version_snapshot.workflow_id
+        raise exception 'there is no version %of workflow %', coalesce(version_snapshot.version || ' ', ''), version_snapshot.workflow_id
             using errcode = 'PA302', hint = 'See pgaudit_wf.workflow_timeline; it does not show other organizations'' workflows.';
     end if;
     if kept is null then
-        raise exception 'the snapshot of version % of workflow % was pruned', version_snapshot.version, version_snapshot.workflow_id
+        raise exception 'the snapshot of version %of workflow % was pruned',
+            coalesce(version_snapshot.version || ' ', ''), version_snapshot.workflow_id
             using errcode = 'PA344',
                 hint = 'What it changed, its hash and its author are still in pgaudit_wf.workflow_timeline; '
                     'pgaudit_wf.version_policy says which snapshots are kept.';
@@ -171,7 +185,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.version_snapshot(text, integer) is
-    'A version in full: {name, description, visibility, enabled, nodes, edges}. '
+    'A version in full: {name, description, visibility, enabled, nodes, edges}; without a number, the one that runs are made with: '
+    'the published one, or else the newest. '
     'Raises PA302 if there is none, or none that the caller may see, PA344 if its snapshot was pruned.';
 
 create function pgaudit_wf.compare_versions(workflow_id text, before integer, after integer) returns jsonb

@@ -6,7 +6,10 @@ select
     newest.org_id,
     h.snapshot ->> 'name' as name,
     newest.version,
-    h.created_at as changed_at
+    h.created_at as changed_at,
+    (
+        select p.version from pgaudit_wf.published_version as p where p.workflow_id = newest.workflow_id order by p.id desc limit 1
+    ) as published_version
 from (
     select
         w.org_id,
@@ -23,6 +26,7 @@ comment on column pgaudit_wf.workflow_list.org_id is 'Its organization.';
 comment on column pgaudit_wf.workflow_list.name is 'Its name in that version.';
 comment on column pgaudit_wf.workflow_list.version is 'Number of its newest version.';
 comment on column pgaudit_wf.workflow_list.changed_at is 'When that version was written.';
+comment on column pgaudit_wf.workflow_list.published_version is 'Number of the version that runs are made with; null: the newest.';
 
 create view pgaudit_wf.workflow_table with (security_invoker = true) as
 select

@@ -158,6 +158,8 @@ as $$
         '     and h.created_at < now() - make_interval(days => p.keep_days)'
         '     and not exists (select from pgaudit_wf.version_label as named'
         '         where named.workflow_id = h.workflow_id and named.version = h.version)'
+        '     and h.version is distinct from (select p.version from pgaudit_wf.published_version as p'
+        '         where p.workflow_id = h.workflow_id order by p.id desc limit 1)'
         || coalesce(
             string_agg(
                 format(' and not exists (select from %s as run where %s = h.content_hash)', e.target, pgaudit_wf._text_expression(
@@ -171,7 +173,7 @@ as $$
         and e.hash_column = any (pgaudit_wf._column_names(e.target))
 $$;
 comment on function pgaudit_wf._prunable_versions_query() is
-    'Query for the versions whose snapshot is kept by no policy, no run and no label.';
+    'Query for the versions whose snapshot is kept by no policy, no run and no label, and that are not published.';
 
 create function pgaudit_wf._prunable_versions() returns bigint
 language plpgsql stable
@@ -232,7 +234,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.prune_history(integer) is
-    'Removes the snapshots of up to max_versions versions that version_policy no longer keeps, no run refers to and nobody has labeled; '
+    'Removes the snapshots of up to max_versions versions that version_policy no longer keeps, no run refers to and nobody has labeled '
+    'or published; '
     'returns how many. '
     'Numbers, hashes, changes, authors and times stay, so the chain still verifies. Call it until it returns less than max_versions. '
     'Recorded as audit.history_pruned. Raises PA008 on a wrong argument.';

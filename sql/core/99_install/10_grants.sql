@@ -14,6 +14,7 @@ begin
         grant execute on function pgaudit_wf.record_event(text, text, text, jsonb, jsonb, jsonb, text),
             pgaudit_wf.record_denied(text, text, text, jsonb), pgaudit_wf.record_attempt(jsonb),
             pgaudit_wf.restore_workflow(text, integer, regclass), pgaudit_wf.label_version(text, integer, text, text),
+            pgaudit_wf.publish_version(text, integer),
             pgaudit_wf.version_snapshot(text, integer), pgaudit_wf._org_version_snapshot(text, integer),
             pgaudit_wf._find_workflow(text, regclass), pgaudit_wf._newest_version(text),
             pgaudit_wf.undelete_workflow(text, regclass), pgaudit_wf.copy_workflow(text, integer, text, text, regclass),
@@ -33,7 +34,8 @@ begin
         grant usage on schema pgaudit_wf to pgaudit_wf_reader;
         grant select on pgaudit_wf.security_audit_log, pgaudit_wf.api_key_activity, pgaudit_wf.attachment, pgaudit_wf.attachment_history,
             pgaudit_wf.attached, pgaudit_wf.key_change, pgaudit_wf.action_rule, pgaudit_wf.capture_failure,
-            pgaudit_wf.workflow_history, pgaudit_wf.workflow_timeline, pgaudit_wf.version_label, pgaudit_wf.workflow_attachment,
+            pgaudit_wf.workflow_history, pgaudit_wf.workflow_timeline, pgaudit_wf.version_label, pgaudit_wf.published_version,
+            pgaudit_wf.workflow_attachment,
             pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.canvas_key, pgaudit_wf.action_schema,
             pgaudit_wf.org_limit, pgaudit_wf.limit_condition, pgaudit_wf.org_usage, pgaudit_wf.limit_usage,
             pgaudit_wf.limit_list, pgaudit_wf.workflow_list, pgaudit_wf.workflow_table, pgaudit_wf.log_partition, pgaudit_wf.event_count

@@ -85,6 +85,8 @@ _PHRASES = {
     "workflow.unlisted": "took a workflow off the marketplace",
     "workflow.updated": "edited a workflow",
     "workflow.version_labeled": "named a version of a workflow",
+    "workflow.version_published": "published a version of a workflow",
+    "workflow.version_unpublished": "unpublished a version of a workflow",
 }
 _ADDED = {
     "added", "created", "enabled", "enrolled", "invited", "joined", "listed", "reactivated",

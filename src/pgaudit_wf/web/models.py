@@ -250,6 +250,7 @@ class HistoryVersion(_Answer):
     is_current: bool
     label: str | None = Field(examples=["as delivered"])
     note: str | None
+    is_published: bool = Field(description="Whether runs are made with it.")
 
 
 class History(_Answer):
@@ -273,6 +274,7 @@ class Workflow(_Answer):
     version: int
     content_hash: str
     is_current: bool
+    is_published: bool = Field(description="Whether runs are made with it.")
 
 
 def _only_number(value: object) -> object:
@@ -321,6 +323,23 @@ class CopyRequest(BaseModel):
     name: Annotated[str, Field(max_length=1000, pattern=NO_NUL)] | None = None
     id: Annotated[str, Field(min_length=1, max_length=1000, pattern=NO_NUL)] | None = None
     reason: Reason | None = None
+
+
+class PublishRequest(BaseModel):
+    """The version that runs are made with, null for the newest; and why, for the trail."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"version": 3, "reason": "tested"}]}
+    )
+
+    version: Annotated[VersionNumber, BeforeValidator(_only_number)] | None
+    reason: Reason | None = None
+
+
+class Published(_Answer):
+    """The version that runs are made with; null for the newest."""
+
+    version: int | None = Field(examples=[3])
 
 
 class Copied(_Answer):

@@ -53,6 +53,7 @@ class WorkflowRow:
     name: str | None
     version: int
     changed_at: datetime
+    published_version: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +285,7 @@ async def workflows(
     time, id_ = _position(after) if after is not None else (None, None)
     rows = await session.rows(
         sql.SQL(
-            "select workflow_id, left(name, 256) as name, version, changed_at"
+            "select workflow_id, left(name, 256) as name, version, changed_at, published_version"
             " from pgaudit_wf.workflow_list"
             " where org_id = %(org)s and (%(time)s::timestamptz is null"
             " or (changed_at, workflow_id) < (%(time)s, %(id)s::text))"

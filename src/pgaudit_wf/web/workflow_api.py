@@ -34,6 +34,7 @@ from pgaudit_wf.workflow.reads import (
     compare_versions,
     copy_workflow,
     export_version,
+    publish_version,
     restore_workflow,
     undelete_workflow,
     version_snapshot,
@@ -204,6 +205,29 @@ async def undelete_row(
 
 
 @router.post(
+    "/api/workflows/{workflow_id:path}/publish",
+    dependencies=[Depends(sent_by_program_or_us)],
+    response_model=models.Published,
+    responses=problems(*_WRITES),
+    summary="Say which version runs are made with",
+    tags=["workflows"],
+)
+async def publish(
+    request: Request,
+    who: Who,
+    database: Data,
+    workflow_id: WorkflowId,
+    body: models.PublishRequest,
+) -> Response:
+    """Runs are stamped with it, whatever is saved later."""
+    await write(
+        request, database, who, workflow_id, publish_version.read(workflow_id, body.version),
+        version=body.version, action="workflow.publish_failed", reason=body.reason,
+    )  # fmt: skip
+    return answer({"version": body.version})
+
+
+@router.post(
     "/api/workflows/{workflow_id:path}/copy",
     dependencies=[Depends(sent_by_program_or_us)],
     response_model=models.Copied,
@@ -355,6 +379,7 @@ async def workflow(
             "version": found.version,
             "content_hash": found.content_hash,
             "is_current": found.is_current,
+            "is_published": found.is_published,
         }
     )
     sent.headers["ETag"] = f'"{found.version}"'

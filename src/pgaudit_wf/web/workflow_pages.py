@@ -21,7 +21,12 @@ from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import brief, render
 from pgaudit_wf.web.workflow_api import copy_version, restore_version, undelete_row, write
 from pgaudit_wf.workflow.model import NodeChange, Snapshot, VersionDiff
-from pgaudit_wf.workflow.reads import label_version, version_snapshot, workflow_versions
+from pgaudit_wf.workflow.reads import (
+    label_version,
+    publish_version,
+    version_snapshot,
+    workflow_versions,
+)
 
 router = APIRouter(include_in_schema=False)
 
@@ -266,6 +271,38 @@ async def undelete(request: Request, who: Who, database: Data, workflow_id: Work
     reason = _reason(sent, "the workflow is put back")
     restored = await undelete_row(request, database, who, workflow_id, reason)
     return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
+
+
+@router.get("/workflows/{workflow_id:path}/publish/{version}")
+async def confirm_publish(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+) -> Response:
+    """Ask for confirmation before a version is published or unpublished."""
+    _writable(who, database)
+    async with database.reading(request, who) as session:
+        newest = await _newest(session, workflow_id)
+        found = await queries.find_version(session, workflow_id, version)
+    if found is None:
+        raise no_version(workflow_id, version)
+    return _with_form(
+        request, "publish.html", version=version, is_published=found.is_published,
+        name=brief(newest.name or workflow_id), root=_root(workflow_id),
+    )  # fmt: skip
+
+
+@router.post("/workflows/{workflow_id:path}/publish/{version}")
+async def publish(
+    request: Request, who: Who, database: Data, workflow_id: WorkflowId, version: VersionInPath
+) -> Response:
+    """Publish or unpublish a version, if the form is ours, and show it."""
+    sent = await csrf.check_form(request)
+    reason = _reason(sent, "what runs are made with changes")
+    published = None if sent.get("take_back") else version
+    await write(
+        request, database, who, workflow_id, publish_version.read(workflow_id, published),
+        version=version, action="workflow.publish_failed", reason=reason,
+    )  # fmt: skip
+    return RedirectResponse(link(request, f"{_root(workflow_id)}/versions/{version}"), 303)
 
 
 @router.get("/workflows/{workflow_id:path}/copy/{version}")

@@ -152,7 +152,7 @@ class Version:
     `actor_name` is the current name, or the one stored with the version. `summary` describes the
     changes since the version before in one line, `change` in full. `api_key_id` is the API key
     used, if any; `restored_from` the restored version, for a restore; `label` and `note` are its
-    name, by `label_version`.
+    name, by `label_version`; `is_published` says that runs are made with it.
     """
 
     workflow_id: str
@@ -172,6 +172,7 @@ class Version:
     is_current: bool
     label: str | None
     note: str | None
+    is_published: bool
 
 
 @dataclass(frozen=True, slots=True)

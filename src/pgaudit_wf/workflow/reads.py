@@ -46,6 +46,7 @@ __all__ = [
     "execution_attribution",
     "export_version",
     "label_version",
+    "publish_version",
     "restore_workflow",
     "undelete_workflow",
     "validate_definition",
@@ -112,14 +113,16 @@ def workflow_versions(
 
 
 @Statement
-def version_snapshot(workflow_id: str, version: int) -> Read[Snapshot]:
+def version_snapshot(workflow_id: str, version: int | None = None) -> Read[Snapshot]:
     """Read a version in full, also of a workflow that is deleted.
+
+    Without a number it is what a run executes: the published version, or else the newest.
 
     Args:
         conn: The connection; also an application's own (role `pgaudit_wf_app`), for workflows of
             the organization it acts for.
         workflow_id: The workflow.
-        version: The number of the version.
+        version: The number of the version; None: the one that runs are made with.
 
     Raises:
         VersionNotFoundError: It does not exist, or the connection may not see it.
@@ -417,6 +420,28 @@ def label_version(
             "%(workflow_id)s, %(version)s::integer, %(label)s, %(note)s)"
         ),
         {"workflow_id": workflow_id, "version": version, "label": label, "note": note},
+        lambda _: None,
+    )
+
+
+@Statement
+def publish_version(workflow_id: str, version: int | None) -> Read[None]:
+    """Make a version the one that runs are made with, whatever is saved later.
+
+    Args:
+        conn: The connection (role `pgaudit_wf_app`), in a context with the organization.
+        workflow_id: The workflow.
+        version: The number of the version; None: the newest one, from now on.
+
+    Raises:
+        VersionNotFoundError: It does not exist in the organization of the context.
+        VersionPrunedError: Its snapshot was pruned.
+        InvalidWorkflowError: Its definition has problems.
+        psycopg.Error: Any other database error.
+    """
+    return Read(
+        sql.SQL("select pgaudit_wf.publish_version(%(workflow_id)s, %(version)s::integer)"),
+        {"workflow_id": workflow_id, "version": version},
         lambda _: None,
     )
 

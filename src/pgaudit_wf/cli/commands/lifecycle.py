@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pgaudit_wf import request_context
-from pgaudit_wf.cli.base import Commands, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli.base import USAGE, Commands, Connection, Failure, add, connect, help_text
 from pgaudit_wf.cli.commands.versions import (
     VersionOption,
     WorkflowArgument,
@@ -32,7 +32,12 @@ from pgaudit_wf.cli.printing.output import print_json, printable
 from pgaudit_wf.cli.printing.versions import put
 from pgaudit_wf.errors import DefinitionError
 from pgaudit_wf.exact_json import dumps
-from pgaudit_wf.workflow.reads import copy_workflow, export_version, undelete_workflow
+from pgaudit_wf.workflow.reads import (
+    copy_workflow,
+    export_version,
+    publish_version,
+    undelete_workflow,
+)
 
 ExactVersionOption = Annotated[int, typer.Option("--version", min=1, metavar="N", help="Which.")]
 
@@ -40,14 +45,15 @@ ExactVersionOption = Annotated[int, typer.Option("--version", min=1, metavar="N"
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     group = typer.Typer(cls=Commands, help=help_text(workflow), no_args_is_help=True)
-    for command in (export, copy, undelete):
+    for command in (publish, export, copy, undelete):
         add(group, command)
     app.add_typer(group, name="workflow")
 
 
 def workflow() -> None:
-    """Export a version, copy it to a new workflow, or put a deleted workflow back.
+    """Publish, export or copy a version, or put a deleted workflow back.
 
+    pgaudit-wf workflow publish 7d0c… --version 3 --reason tested
     pgaudit-wf workflow export 7d0c… --version 3 -o intake.json
     pgaudit-wf workflow copy 7d0c… --version 3 --name 'Intake 2'
     pgaudit-wf workflow undelete 7d0c… --reason 'deleted by mistake'
@@ -65,6 +71,37 @@ def _acting(
         ),
     ):
         yield conn
+
+
+def publish(
+    workflow: WorkflowArgument,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, metavar="N", show_default=False, help="Which.")
+    ] = None,
+    none: Annotated[
+        bool, typer.Option("--none", help="No version any more: runs are made with the newest.")
+    ] = False,
+    actor_id: ActorIdOption = None,
+    actor_label: ActorLabelOption = None,
+    org_id: OrgIdOption = None,
+    reason: ReasonOption = None,
+    database: DatabaseOption = "",
+) -> None:
+    """Say which version runs are made with, whatever is saved later.
+
+    Runs are stamped with it, the trail says who published it, and it is never pruned.
+
+        pgaudit-wf workflow publish 7d0c… --version 3 --actor-id u_ana --org-id o_acme
+        pgaudit-wf workflow publish 7d0c… --none
+    """
+    if none == (version is not None):
+        raise Failure("nothing says which version", "give --version N or --none", USAGE)
+    with _acting(database, actor_id, actor_label, org_id, reason or "") as conn:
+        publish_version(conn, workflow, version)
+    if version is None:
+        put("Runs are made with the newest version from now on.")
+    else:
+        put(f"Runs are made with version {version} from now on.")
 
 
 def export(

@@ -207,13 +207,14 @@ def workflows(
         print_json(found)
         return
     print_table(
-        ["Workflow", "Name", "Org", "Version", "Changed"],
+        ["Workflow", "Name", "Org", "Version", "Published", "Changed"],
         [
             [
                 row["workflow_id"],
                 row["name"] or "",
                 row["org_id"] or "",
                 str(row["version"]),
+                str(row["published_version"] or ""),
                 moment(row["changed_at"], UTC if utc else None),
             ]
             for row in found
@@ -274,6 +275,7 @@ def show(
     title = Text(printable(snapshot.name or f"Workflow {workflow}"), style="bold")
     title.append(f"  version {found.version}", style="bold")
     title.append("  current" if found.is_current else "", style="bold green")
+    title.append("  published" if found.is_published else "", style="bold green")
     put(title)
     saved = Text(f"{found.source}  {moment(found.created_at, UTC if utc else None)}  ", "dim")
     put(saved.append_text(saved_by(found)), 2)

@@ -56,6 +56,8 @@ def print_versions(versions: Iterable[Version], zone: tzinfo | None) -> None:
         line.append(f"  {version.source}", style=_SOURCES[version.source])
         if version.is_current:
             line.append("  current", style="bold green")
+        if version.is_published:
+            line.append("  published", style="bold green")
         put(line)
         put(printable(version.summary), 6)
         put(version.content_hash, 6, "dim")
