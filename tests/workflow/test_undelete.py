@@ -234,12 +234,15 @@ def test_shapes_of_other_products_come_back_as_stored(conn: Conn) -> None:
         " insert into own values (1, '{a,b}')"
     )
     conn.execute("insert into chat values ('c', 'n', %s)", [stored])
-    conn.execute("delete from n8n; delete from chat; delete from own")
+    conn.execute(
+        "delete from n8n; delete from chat; delete from own;"
+        ' alter table chat rename "flowData" to flow'
+    )
     assert [undelete_workflow(conn, id_).version for id_ in ("w", "chat/c", "own/1")] == [2, 2, 2]
     assert copy_workflow(conn, "w", 1, id="w2") == "w2"
     assert conn.execute("select id, nodes::text, active from n8n order by 1").fetchall() == [
         ("w", '[ {"id": "1", "name":"x"}]', True),
         ("w2", '[ {"id": "1", "name":"x"}]', False),
     ]
-    assert conn.execute('select "flowData" from chat').fetchall() == [(stored,)]
+    assert conn.execute("select flow from chat").fetchall() == [(stored,)]
     assert conn.execute("select steps from own").fetchall() == [(["a", "b"],)]

@@ -12,7 +12,6 @@ create type pgaudit_wf.workflow_source as (
     row_expression text,
     nulls_expression text,
     columns pgaudit_wf.undo_columns,
-    partly_hidden text[],
     graph_columns text[],
     workflow pgaudit_wf.workflow_attachment,
     deletion jsonb
@@ -39,9 +38,11 @@ begin
     source.id_prefix := (source.workflow).id_prefix;
     source.graph_columns := pgaudit_wf._definition_columns(place.target);
     source.columns := pgaudit_wf._undo_columns(setting);
-    source.partly_hidden := array(
-        select name from unnest((source.columns).restorable) as name
-        where pgaudit_wf._secret_paths(setting.redact, name, setting.columns) is not null);
+    -- A column with a redacted path comes back where nothing in it was redacted.
+    source.columns.restorable := (source.columns).restorable || array(
+        select attname::text from pg_attribute
+        where attrelid = place.target and attgenerated = '' and not attisdropped
+            and attname = any ((source.columns).redacted) and attname <> all (setting.redact || setting.ignore || source.graph_columns));
     -- Values that are recorded by their digest are copied in full, as the caller may read them.
     setting.max_value := null;
     source.key_columns := pgaudit_wf._key_columns(setting);
@@ -95,22 +96,20 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     state pgaudit_wf.undo_state := pgaudit_wf._undo_delete(row(null, '{}', '[]'), op, (source).columns);
+    stored constant jsonb := pgaudit_wf._stored_graph(kept -> 'stored', (source).graph_columns);
     payload jsonb;
 begin
-    if (kept ? 'stored') <> ((source).shape in ('n8n', 'flowise')) then
+    if (kept ? 'stored') <> ((source).shape in ('n8n', 'flowise')) or (kept ? 'stored' and stored is null) then
         raise exception 'the version was kept in another shape than %', (source).shape
             using errcode = 'PA304', hint = 'Its nodes and edges are in pgaudit_wf.version_snapshot().';
     elsif pgaudit_wf._graph_types((source).shape) is null and (source).graph_columns <> '{}' then
         raise exception 'the trail does not hold the columns % of %', array_to_string((source).graph_columns, ', '), (source).target
             using errcode = 'PA304', hint = 'attach_workflow() was told that nodes() and edges() cover them.';
     end if;
-    -- Half a value would be taken for a whole one.
-    state.record := (state.record - (source).columns.generated - 'content_hash'::text) - array(
-        select name from unnest((source).partly_hidden) as name
-        where jsonb_path_exists(coalesce(state.record -> name, 'null'), 'strict $.** ? (@ == "[redacted]")'));
-    payload := pgaudit_wf._undo_payload(state.record, state.nulls, pgaudit_wf._undo_types((source).target));
+    payload := pgaudit_wf._undo_payload(state.record - (source).columns.generated - 'content_hash'::text, state.nulls,
+        pgaudit_wf._undo_types((source).target));
     return payload || case
-        when kept ? 'stored' then kept -> 'stored'
+        when kept ? 'stored' then stored
         when (source).graph_columns = '{}' then '{}'
         else jsonb_build_object((source).graph_columns[1], (nullif(kept -> 'nodes', 'null'))::text,
             (source).graph_columns[2], (nullif(kept -> 'edges', 'null'))::text) end;
