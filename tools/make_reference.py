@@ -42,6 +42,7 @@ TITLES = {
     "70_alerts": "Alerts",
     "75_attempts": "Failed and denied attempts",
     "77_streams": "Streams",
+    "78_keys": "API keys",
     "80_limits": "Limits",
     "85_retention": "Retention, archives and exports",
     "90_erasure": "Erasure",

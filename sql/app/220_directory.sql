@@ -19,5 +19,20 @@ select
     api_key.key_prefix as label
 from public.api_key;
 
+-- What is watched. Reports of leaked keys name a key by its prefix or by its hash.
+create or replace view pgaudit_wf.api_key_directory as
+select
+    api_key.id as api_key_id,
+    api_key.org_id,
+    api_key.user_id as owner_id,
+    api_key.key_prefix as label,
+    api_key.key_prefix as prefix,
+    api_key.key_hash,
+    api_key.created_at,
+    api_key.expires_at,
+    api_key.last_used_at,
+    api_key.revoked_at
+from public.api_key;
+
 -- Where event triggers can be had, CREATE VIEW has done it already.
 select pgaudit_wf.grant_directory();

@@ -3,6 +3,20 @@
 delete from pgaudit_wf.limit_condition where resource_type = 'api_key';
 
 -- The directories as they are in the core: empty.
+create or replace view pgaudit_wf.api_key_directory as
+select
+    null::text as api_key_id,
+    null::text as org_id,
+    null::text as owner_id,
+    null::text as label,
+    null::text as prefix,
+    null::text as key_hash,
+    null::timestamptz as created_at,
+    null::timestamptz as expires_at,
+    null::timestamptz as last_used_at,
+    null::timestamptz as revoked_at
+where false;
+
 create or replace view pgaudit_wf.credential_directory as
 select
     null::text as credential_id,

@@ -1162,7 +1162,9 @@ def test_the_command_line(
     assert "pgaudit-wf alerts run" in cli()[1]
     assert cli("list")[1] == "No deliveries yet.\n"
     assert [row["action_pattern"] for row in json.loads(cli("rules", "--json")[1])] == [
-        "api_key.created", "api_key.revoked", "org_api_key.created", "org_api_key.revoked"
+        "api_key.created", "api_key.revoked", "org_api_key.created", "org_api_key.revoked",
+        "api_key.expiring", "api_key.expired", "api_key.unused", "api_key.new_network",
+        "api_key.leaked",
     ]  # fmt: skip
     assert re.search(r"api_key.created +succeeded +all +smtp +owners +yes", cli("rules")[1])
 

@@ -96,6 +96,8 @@ CHANGES: list[tuple[LiteralString, str, str]] = [
      "audit.settings_changed", "pgaudit_wf.action_schema"),
     ("insert into pgaudit_wf.waiver (subject, reason) values ('public.x', 'a cache')",
      "audit.settings_changed", "pgaudit_wf.waiver"),
+    ("update pgaudit_wf.api_key_policy set unused_after = '30 days'",
+     "audit.settings_changed", "pgaudit_wf.api_key_policy"),
     ("select pgaudit_wf.add_attestation_key('k', decode(repeat('5e', 32), 'hex'))",
      "audit.key_changed", "pgaudit_wf.attestation_key"),
 ]  # fmt: skip

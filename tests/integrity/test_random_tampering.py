@@ -57,7 +57,7 @@ INVISIBLE = {
 CONFIGURATION = (
     "attachment", "workflow_attachment", "execution_attachment", "config_alias", "action_schema",
     "action_rule", "alert_rule", "alert_policy", "retention_policy", "version_policy",
-    "attestation_key", "canvas_key", "stream_destination", "waiver",
+    "attestation_key", "canvas_key", "stream_destination", "waiver", "api_key_policy",
 )  # fmt: skip
 DERIVED = {
     "columns", "usage_granted", "written_for",

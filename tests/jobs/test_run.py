@@ -30,6 +30,7 @@ from pgaudit_wf.jobs.service import Service, describe_error
 from pgaudit_wf.jobs.settings import (
     JOBS,
     AlertsSettings,
+    KeysSettings,
     MaintainSettings,
     RunSettings,
     SealSettings,
@@ -100,9 +101,10 @@ def logins(app_conn: Conn) -> Iterator[dict[str, str]]:
     page = (ROOT / "docs" / "how-to" / "run-the-jobs.md").read_text()
     (grants,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
     suffix = app_conn.info.dbname
-    names = {"alerts": f"audit_alerts_{suffix}", "jobs": f"audit_jobs_{suffix}"}
-    statements = grants.replace("audit_alerts", names["alerts"])
-    app_conn.execute(statements.replace("audit_jobs", names["jobs"]).encode())
+    names = {name: f"audit_{name}_{suffix}" for name in ("alerts", "keys", "jobs")}
+    for name, own in names.items():
+        grants = grants.replace(f"audit_{name}", own)
+    app_conn.execute(grants.encode())
     try:
         yield names
     finally:
@@ -135,6 +137,9 @@ def test_two_replicas_with_logins_of_their_own(
         [maintain]
         interval = 0.5
         archive = "{tmp_path}/archive"
+        [keys]
+        database = "{make_conninfo(app_dsn, user=logins["keys"])}"
+        interval = 0.2
         """)
 
     def recorded(count: int) -> None:
@@ -154,7 +159,9 @@ def test_two_replicas_with_logins_of_their_own(
     words = ("run", "--config", str(config))
     recorded(3)
     with started(tmp_path / "a", *words) as first:
-        wait_until(lambda: first.get("/readyz") == (200, "alerts: ok\nseal: ok\nmaintain: ok\n"))
+        wait_until(
+            lambda: first.get("/readyz") == (200, "alerts: ok\nseal: ok\nmaintain: ok\nkeys: ok\n")
+        )
         wait_until(lambda: state() == (3, 3))
         assert first.leads() == ["seal", "maintain"]
         with started(tmp_path / "b", *words) as second:
@@ -180,7 +187,10 @@ def test_two_replicas_with_logins_of_their_own(
 
             # One job fails; the others go on.
             conn.execute(f"revoke usage on schema pgaudit_wf from {logins['alerts']}".encode())
-            ready = "alerts: the last run failed: InsufficientPrivilege\nseal: ok\nmaintain: ok\n"
+            ready = (
+                "alerts: the last run failed: InsufficientPrivilege\n"
+                "seal: ok\nmaintain: ok\nkeys: ok\n"
+            )
             wait_until(lambda: second.get("/readyz") == (503, ready))
 
             def refused() -> list[dict[str, Any]]:
@@ -190,7 +200,7 @@ def test_two_replicas_with_logins_of_their_own(
             wait_until(refused)
             assert refused()[0]["problem"] == "permission denied for schema pgaudit_wf"
             assert "run-the-jobs.md" in refused()[0]["hint"]
-            assert second.get("/healthz") == (200, "alerts: ok\nseal: ok\nmaintain: ok\n")
+            assert second.get("/healthz") == (200, "alerts: ok\nseal: ok\nmaintain: ok\nkeys: ok\n")
             recorded(1)
             wait_until(lambda: state() == (7, 8))
             conn.execute(f"grant usage on schema pgaudit_wf to {logins['alerts']}".encode())
@@ -198,7 +208,7 @@ def test_two_replicas_with_logins_of_their_own(
             second.process.send_signal(signal.SIGTERM)
             assert second.process.wait(20) == 0
             stopped = {line["job"] for line in second.lines("stopped")}
-            assert stopped == {"alerts", "seal", "maintain"}
+            assert stopped == {"alerts", "seal", "maintain", "keys"}
     # New months belong to the schema's owner, whoever makes them.
     owners = conn.execute(
         "select distinct pg_get_userbyid(relowner) from pg_class"
@@ -307,7 +317,7 @@ def test_settings_come_from_the_file_and_the_environment(tmp_path: Path) -> None
         ("[alerts]\ninterval = nan", "alerts.interval must be between"),
         ("[alerts]\ninterval = true", "must not be true or false"),
         ("[alerts]\nchannels = 'log'", "must be a list of texts"),
-        ("jobs = ['keys']", "keys given, but there are alerts, seal, maintain"),
+        ("jobs = ['mow']", "mow given, but there are alerts, seal, maintain"),
         ("jobs = []", "none given"),
         ("database = 3", "database must be a text"),
         ("[smtp]\nhots = 'x'", "smtp.hots is not a setting"),
@@ -370,6 +380,7 @@ def test_every_setting_is_in_the_manual() -> None:
         AlertsSettings,
         SealSettings,
         MaintainSettings,
+        KeysSettings,
         StreamSettings,
     ):
         prefix = settings.__name__.removesuffix("Settings").lower()
@@ -399,6 +410,7 @@ def test_the_container_starts_as_it_stands(app_conn: Conn, app_dsn: str, tmp_pat
     given = {
         "PGAUDIT_WF_DATABASE": app_dsn,
         "PGAUDIT_WF_ALERTS_DATABASE": app_dsn,
+        "PGAUDIT_WF_KEYS_DATABASE": app_dsn,
         "PGAUDIT_WF_SEAL_KEY_FILE": str(tmp_path / "seal.key"),
         "PGAUDIT_WF_ARCHIVE": str(tmp_path),
     }

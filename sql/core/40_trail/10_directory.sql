@@ -104,8 +104,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf.grant_directory() is
-    'Grants the owner of our schema, as which actor_directory, org_member and credential_directory are read, SELECT on the columns that '
-    'these views name, with the rights of the caller. Where event triggers are available, CREATE VIEW does it by itself.';
+    'Grants the owner of our schema, as which actor_directory, org_member, credential_directory and api_key_directory are read, SELECT on '
+    'the columns that these views name, with the rights of the caller. Where event triggers are available, CREATE VIEW does it by itself.';
 
 create function pgaudit_wf._actors_like(pattern text) returns setof text
 language sql stable

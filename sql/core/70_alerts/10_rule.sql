@@ -46,7 +46,9 @@ comment on column pgaudit_wf.alert_rule.enabled is 'False disables the rule.';
 comment on column pgaudit_wf.alert_rule.created_at is 'Only events recorded after this time trigger it.';
 
 insert into pgaudit_wf.alert_rule (action_pattern) values
-    ('api_key.created'), ('api_key.revoked'), ('org_api_key.created'), ('org_api_key.revoked');
+    ('api_key.created'), ('api_key.revoked'), ('org_api_key.created'), ('org_api_key.revoked'),
+    -- What pgaudit-wf keys watch finds.
+    ('api_key.expiring'), ('api_key.expired'), ('api_key.unused'), ('api_key.new_network'), ('api_key.leaked');
 
 create table pgaudit_wf.alert_policy (
     is_only boolean primary key default true check (is_only),
@@ -114,6 +116,10 @@ begin
                         (_alert_person.event).resource_type, (_alert_person.event).resource_id, sqlstate;
             end;
         end loop;
+    end if;
+    -- What pgaudit-wf keys watch says of a key is no change of its row.
+    if person is null and not (_alert_person.event).captured and (_alert_person.event).resource_type = 'api_key' then
+        person := pgaudit_wf._key_owner((_alert_person.event).resource_id);
     end if;
     return coalesce(person, (_alert_person.event).actor_id);
 end

@@ -19,6 +19,7 @@ as $$
         ('stream_destination', 'audit.stream_changed', 'name', '{}'),
         ('retention_policy', 'audit.retention_changed', 'id', '{}'),
         ('version_policy', 'audit.retention_changed', 'org_id', '{}'),
+        ('api_key_policy', 'audit.settings_changed', 'is_only', '{}'),
         ('waiver', 'audit.settings_changed', 'subject', '{}'),
         ('limit_condition', 'audit.limit_changed', 'resource_type', '{}'),
         ('attestation_key', 'audit.key_changed', 'key_id', '{}')

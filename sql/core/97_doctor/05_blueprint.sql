@@ -105,7 +105,7 @@ as $$
             format('create or replace view %s as %s', ours.name, pg_get_viewdef(ours.oid))
         from ours
         -- Not those that an application points at its own tables.
-        where ours.relkind in ('v', 'm') and ours.name::text !~ e'\\.(actor_directory|org_member|credential_directory)$'
+        where ours.relkind in ('v', 'm') and ours.name::text !~ e'\\.(actor_directory|org_member|credential_directory|api_key_directory)$'
         union all
         select format('event trigger %I', e.evtname), concat_ws('|', e.evtevent, e.evttags, e.evtfoid::regprocedure, e.evtenabled),
             concat(format('drop event trigger if exists %1$I; create event trigger %1$I on %2$s', e.evtname, e.evtevent),

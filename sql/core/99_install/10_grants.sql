@@ -38,7 +38,8 @@ begin
             pgaudit_wf.workflow_attachment,
             pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.canvas_key, pgaudit_wf.action_schema,
             pgaudit_wf.org_limit, pgaudit_wf.limit_condition, pgaudit_wf.org_usage, pgaudit_wf.limit_usage,
-            pgaudit_wf.limit_list, pgaudit_wf.workflow_list, pgaudit_wf.workflow_table, pgaudit_wf.log_partition, pgaudit_wf.event_count
+            pgaudit_wf.limit_list, pgaudit_wf.workflow_list, pgaudit_wf.workflow_table, pgaudit_wf.log_partition, pgaudit_wf.event_count,
+            pgaudit_wf.api_key_use
             to pgaudit_wf_reader;
         -- What runs with the caller's own rights can do no harm; of the security definers, only those that check who asks.
         for invoker in
@@ -49,7 +50,8 @@ begin
         grant execute on function pgaudit_wf._readable_org(), pgaudit_wf._readable_history_org(), pgaudit_wf._deleted_at(text),
             pgaudit_wf.describe_actors(text, text[], text),
             pgaudit_wf.log_generations(), pgaudit_wf._has_event(text, bigint, bigint, timestamptz),
-            pgaudit_wf._org_pseudonyms(text[]), pgaudit_wf._record_org_export(text, jsonb, bigint, text) to pgaudit_wf_reader;
+            pgaudit_wf._org_pseudonyms(text[]), pgaudit_wf._record_org_export(text, jsonb, bigint, text),
+            pgaudit_wf._describe_api_key(text, text) to pgaudit_wf_reader;
     end if;
 end
 $$;

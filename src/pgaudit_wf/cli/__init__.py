@@ -16,6 +16,7 @@ from pgaudit_wf.cli.commands import (
     erase,
     export,
     integrity,
+    keys,
     lifecycle,
     limits,
     maintain,
@@ -65,6 +66,7 @@ def main(
         pgaudit-wf undo --request ID           put back what a request changed
         pgaudit-wf history WORKFLOW            show a workflow's versions
         pgaudit-wf alerts run                  notify people of events
+        pgaudit-wf keys watch                  watch API keys
         pgaudit-wf stream                      send events to other systems
         pgaudit-wf serve --org ID --as ACTOR   browse all of this as web pages
         pgaudit-wf doctor                      check that everything is still recorded
@@ -89,7 +91,7 @@ def main(
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
-    demo, migrate, attach, coverage, trail, states, workflow, versions, lifecycle, alerts, stream,
+    demo, migrate, attach, coverage, trail, states, workflow, versions, lifecycle, alerts, keys, stream,
     limits, spool, run, maintain, export, erase, undo, integrity, reconcile, serve,
 ):  # fmt: skip
     subject.register(app)

@@ -18,7 +18,7 @@ _NAMED = (
     "object", "owner", "right", "role", "rule", "partition", "attachment", "workflow_attachment",
     "execution_attachment", "config_alias", "canvas_key", "action_schema", "action_rule",
     "alert_rule", "alert_policy", "retention_policy", "version_policy", "limit_condition",
-    "attestation_key", "stream_destination", "waiver",
+    "attestation_key", "stream_destination", "waiver", "api_key_policy",
 )  # fmt: skip
 
 # As pgaudit_wf._function_digest() has it; but that could have been replaced, too.

@@ -13,6 +13,7 @@ from pgaudit_wf.errors import JobSettingsError
 __all__ = [
     "JOBS",
     "AlertsSettings",
+    "KeysSettings",
     "MaintainSettings",
     "RunSettings",
     "SealSettings",
@@ -20,9 +21,9 @@ __all__ = [
     "read",
 ]
 
-JOBS = ("alerts", "seal", "maintain", "stream")
+JOBS = ("alerts", "seal", "maintain", "keys", "stream")
 # Streams need the secrets of their destinations, so they run where they are asked for.
-_USUAL = ("alerts", "seal", "maintain")
+_USUAL = ("alerts", "seal", "maintain", "keys")
 _PREFIX = "PGAUDIT_WF_"
 # These go to the alerts by their variables, as docs/how-to/alerts.md lists them.
 _CHANNELS = {
@@ -82,6 +83,14 @@ class MaintainSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class KeysSettings:
+    """How API keys are watched; the options of `pgaudit-wf keys watch` say what each is."""
+
+    database: str | None = None
+    interval: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class StreamSettings:
     """How the log is sent elsewhere; the options of `pgaudit-wf stream` say what each is."""
 
@@ -102,6 +111,7 @@ class RunSettings:
         alerts: The settings of this job.
         seal: The settings of this job.
         maintain: The settings of this job.
+        keys: The settings of this job.
         stream: The settings of this job.
         variables: The environment, with those of the mail server and of webhooks.
     """
@@ -113,6 +123,7 @@ class RunSettings:
     alerts: AlertsSettings = field(default_factory=AlertsSettings)
     seal: SealSettings = field(default_factory=SealSettings)
     maintain: MaintainSettings = field(default_factory=MaintainSettings)
+    keys: KeysSettings = field(default_factory=KeysSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 

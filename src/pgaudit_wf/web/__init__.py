@@ -16,6 +16,7 @@ from pgaudit_wf.errors import MissingExtraError
 
 try:
     from pgaudit_wf.web.app import CONTENT_SECURITY_POLICY, create_app
+    from pgaudit_wf.web.leaks import create_leak_intake
     from pgaudit_wf.web.principal import Principal
 except ImportError as error:
     raise MissingExtraError(
@@ -23,4 +24,4 @@ except ImportError as error:
         ' install pgaudit-wf with its extra: pip install "pgaudit-wf[web]"'
     ) from error
 
-__all__ = ["CONTENT_SECURITY_POLICY", "Principal", "create_app"]
+__all__ = ["CONTENT_SECURITY_POLICY", "Principal", "create_app", "create_leak_intake"]

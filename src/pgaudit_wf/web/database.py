@@ -92,7 +92,7 @@ class Database:
             self._role, sql.SQL("on" if read_only else "off"), self._timeout
         )
         context = context_of(request, principal)
-        async with _connection(self._pool) as conn:
+        async with connection(self._pool) as conn:
             if isinstance(conn, psycopg.AsyncConnection):
                 async with request_context(conn, context, record_failure=False):
                     await conn.execute(setup)
@@ -112,7 +112,7 @@ class Database:
         context = context_of(request, principal)
         if reason is not None:
             context = context.merge(reason=reason)
-        async with _connection(self._write_pool) as conn:
+        async with connection(self._write_pool) as conn:
             if isinstance(conn, psycopg.AsyncConnection):
                 async with request_context(conn, context, action=action):
                     yield Session(conn)
@@ -147,14 +147,13 @@ class Database:
         Raises:
             psycopg.Error: It does not.
         """
-        async with _connection(self._pool) as conn:
+        async with connection(self._pool) as conn:
             await Session(conn).rows(sql.SQL("select 1"))
 
 
 @asynccontextmanager
-async def _connection(
-    pool: Pool,
-) -> AsyncIterator[Connection | AsyncConnection]:
+async def connection(pool: Pool) -> AsyncIterator[Connection | AsyncConnection]:
+    """Take a connection from a pool of either kind."""
     if isinstance(pool, AsyncConnectionPool):
         async with pool.connection() as conn:
             yield conn

@@ -50,6 +50,7 @@ class Job(StrEnum):
     ALERTS = "alerts"
     SEAL = "seal"
     MAINTAIN = "maintain"
+    KEYS = "keys"
     STREAM = "stream"
 
 
@@ -82,14 +83,14 @@ def run(
     health_host: HealthHostOption = "",
     database: DatabaseOption = "",
 ) -> None:
-    """Run jobs in one process: alerts, seal and maintain, and stream where it is asked for.
+    """Run jobs in one process: alerts, seal, maintain and keys, and stream where it is asked for.
 
     Logs JSON to standard error.
 
     A job that fails does not stop the others: it is tried again, and /readyz names it. Any number
-    of these processes may run: alerts share the work, and one of them leads the others in sealing
-    and in maintenance. SIGTERM and Ctrl-C end all jobs after their current step. Exit code 1: with
-    --once, a job failed.
+    of these processes may run: alerts and keys share the work, and one of them leads the others in
+    sealing and in maintenance. SIGTERM and Ctrl-C end all jobs after their current step. Exit code
+    1: with --once, a job failed.
 
         pgaudit-wf run --config /etc/pgaudit-wf/run.toml
         pgaudit-wf run --job alerts --job maintain -d service=shop --health-port 9187
@@ -160,7 +161,7 @@ def _seal(settings: RunSettings, database: str) -> Member:
         raise Failure(
             f"job seal: {error}",
             "set seal.key_file, or seal.sign_command and seal.public_key; or name the other jobs:"
-            ' jobs = ["alerts", "maintain"]',
+            ' jobs = ["alerts", "maintain", "keys"]',
             USAGE,
         ) from error
     connect = _opener("seal", own.database, database)
@@ -185,6 +186,17 @@ def _maintain(settings: RunSettings, database: str) -> Member:
         ).job
 
     return _elected("maintain", job_of, connect, own.interval)
+
+
+def _keys(settings: RunSettings, database: str) -> Member:
+    from pgaudit_wf.jobs.group import Member
+    from pgaudit_wf.jobs.keys import KeyWatch
+    from pgaudit_wf.jobs.service import Service
+
+    own = settings.keys
+    service = Service("keys")
+    job = KeyWatch(_opener("keys", own.database, database), service)
+    return Member(service, job.job, own.interval, job.close)
 
 
 def _stream(settings: RunSettings, database: str) -> Member:
@@ -221,5 +233,6 @@ _MEMBERS: dict[str, Callable[[RunSettings, str], Member]] = {
     "alerts": _alerts,
     "seal": _seal,
     "maintain": _maintain,
+    "keys": _keys,
     "stream": _stream,
 }
