@@ -20,6 +20,7 @@ from pgaudit_wf import record_event, request_context
 from pgaudit_wf.dev.server import DevServer
 from pgaudit_wf.integrity.note import VerifierKey
 from pgaudit_wf.web import Principal, create_app
+from pgaudit_wf.web.key_pages import RevokeKey
 
 FLOW = "11111111-1111-4111-8111-111111111111"
 OTHER_FLOW = "22222222-2222-4222-8222-222222222222"
@@ -244,6 +245,7 @@ def mounted_app(
     *,
     verify_keys: tuple[VerifierKey, ...] | None = None,
     undo_dsn: str | None = None,
+    revoke_key: RevokeKey | None = None,
 ) -> Starlette:
     """The app under a prefix of a host that is async throughout.
 
@@ -252,6 +254,7 @@ def mounted_app(
         prefix: Where it is mounted.
         verify_keys: Show the sealed log, with these keys; None: show none.
         undo_dsn: The login that undoes changes, if not the one made for it.
+        revoke_key: Revokes API keys.
     """
     pool = AsyncConnectionPool(world.reader_dsn, min_size=1, max_size=4, open=False)
     write_pool = AsyncConnectionPool(world.writer_dsn, min_size=1, max_size=2, open=False)
@@ -268,6 +271,7 @@ def mounted_app(
         undo_pool=undo_pool,
         integrity_pool=None if verify_keys is None else owner_pool,
         verify_keys=verify_keys or (),
+        revoke_key=revoke_key,
     )
 
     @asynccontextmanager

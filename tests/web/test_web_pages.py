@@ -241,7 +241,7 @@ def test_keys_and_runs(visit: Visits, world: World) -> None:
     expect(key).to_contain_text("created just now by Ana Ferreira")
     ana.look("keys-light")
     ana.check()
-    key.get_by_role("link").first.click()
+    key.get_by_role("link", name="2 events").click()
     expect(page.locator(".event")).to_have_count(2)
 
     page = ana.go("/runs")

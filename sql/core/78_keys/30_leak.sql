@@ -93,23 +93,3 @@ $$;
 comment on function pgaudit_wf.grant_keys(regrole) is
     'Lets a login run pgaudit-wf keys watch and take in reports of leaked keys, and nothing else: '
     'it can read neither the log nor the keys.';
-
-create function pgaudit_wf._describe_api_key(api_key_id text, org_id text)
-returns table (
-    owner_id text, label text, prefix text, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
-    revoked_at timestamptz, watched_since timestamptz
-)
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
--- Better an error than running the policies of the tables behind the views with our rights.
-set row_security = off
-as $$
-    select d.owner_id, d.label, d.prefix, d.created_at, d.expires_at, d.last_used_at, d.revoked_at,
-        (select w.since from pgaudit_wf.api_key_watch as w)
-    from pgaudit_wf.api_key_directory as d
-    where d.api_key_id = _describe_api_key.api_key_id and d.org_id = _describe_api_key.org_id
-        and d.org_id = (select pgaudit_wf._readable_org())
-    limit 1
-$$;
-comment on function pgaudit_wf._describe_api_key(text, text) is
-    'What api_key_directory says of a key of the organization, but for its hash; for the organization''s owners and admins only.';

@@ -91,7 +91,7 @@ def main(
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
 for subject in (
-    demo, migrate, attach, coverage, trail, states, workflow, versions, lifecycle, alerts, keys, stream,
-    limits, spool, run, maintain, export, erase, undo, integrity, reconcile, serve,
+    demo, migrate, attach, coverage, trail, states, workflow, versions, lifecycle, alerts, keys,
+    stream, limits, spool, run, maintain, export, erase, undo, integrity, reconcile, serve,
 ):  # fmt: skip
     subject.register(app)

@@ -21,6 +21,7 @@ from pgaudit_wf.integrity.note import VerifierKey
 from pgaudit_wf.integrity.timestamp import Authority
 from pgaudit_wf.web import (
     api,
+    key_pages,
     pages,
     problems,
     queries,
@@ -65,9 +66,11 @@ class _Guard:
         settings: rendering.Settings,
         open_health: bool,
         integrity: Integrity | None,
+        revoke_key: key_pages.RevokeKey | None,
     ) -> None:
         self._app = app
         self._integrity = integrity
+        self._revoke_key = revoke_key
         self._principal = principal
         self._database = database
         self._settings = settings
@@ -89,6 +92,7 @@ class _Guard:
         scope["pgaudit_wf.database"] = self._database
         scope["pgaudit_wf.settings"] = self._settings
         scope["pgaudit_wf.integrity"] = self._integrity
+        scope["pgaudit_wf.revoke_key"] = self._revoke_key
         request = Request(scope, receive)
         refused = await self._admit(request)
         await (refused or self._app)(scope, receive, send_with_headers)
@@ -147,6 +151,7 @@ def create_app(
     integrity_pool: ConnectionPool[Any] | None = None,
     verify_keys: Iterable[VerifierKey] = (),
     authorities: Iterable[Authority] = (),
+    revoke_key: key_pages.RevokeKey | None = None,
     title: str = "Audit",
     sign_in_url: str | None = None,
     reader_role: str = "pgaudit_wf_reader",
@@ -176,6 +181,9 @@ def create_app(
         verify_keys: The public keys of the log and of witnesses; without any, "Verify now" is not
             offered.
         authorities: The time-stamp authorities whose word "Verify now" shows.
+        revoke_key: Revokes an API key: called with the request, the principal, the key's id and the
+            reason, as a coroutine function or in a thread, with all of that bound as the context
+            (`pgaudit_wf.bind`). The key is one of the organization. None: it is not offered.
         title: The title of each page.
         sign_in_url: The sign-in page that the 401 page links to.
         reader_role: The role for reads.
@@ -199,11 +207,14 @@ def create_app(
         integrity=Integrity(integrity_pool, tuple(verify_keys), tuple(authorities))
         if integrity_pool
         else None,
+        revoke_key=revoke_key,
     )
     problems.handle(app)
     app.mount("/static", _Static(directory=_STATIC), name="static")
     app.include_router(api.router)
     app.include_router(workflow_api.router)
+    app.include_router(key_pages.api_router)
+    app.include_router(key_pages.router)
     app.include_router(pages.router)
     app.include_router(workflow_pages.router)
     app.include_router(undo_pages.router)

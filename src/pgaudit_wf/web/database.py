@@ -130,7 +130,7 @@ class Database:
         if reason is not None:
             context = context.merge(reason=reason)
         limit = sql.SQL("set local statement_timeout = {}").format(self._timeout)
-        async with _connection(self._undo_pool) as conn:
+        async with connection(self._undo_pool) as conn:
             # Its login need not be one that may record an attempt.
             if isinstance(conn, psycopg.AsyncConnection):
                 async with request_context(conn, context, record_failure=False):

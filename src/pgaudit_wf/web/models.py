@@ -372,6 +372,50 @@ class ApiKeys(_Answer):
     keys: list[ApiKey]
 
 
+class KeyUse(_Answer):
+    """How often a key was used from a network; null: the log has no address."""
+
+    network: str | None = Field(examples=["203.0.113.0/24"])
+    uses: int
+    first_at: datetime
+    last_at: datetime
+
+
+class KeyRan(_Answer):
+    """A definition that was run with a key; `version` is null if the history does not have it."""
+
+    workflow_id: str
+    name: str | None
+    version: int | None
+    runs: int
+    last_at: datetime | None
+
+
+class ApiKeyDetails(_Answer):
+    """One API key, as the log, the directory of keys and the stamps of runs know it."""
+
+    api_key_id: str = Field(examples=["k_ci"])
+    label: str | None = Field(examples=["kh_9f2a…"])
+    status: Literal["active", "expired", "revoked", "deleted"]
+    owner_id: str | None
+    owner_name: str | None
+    created_at: datetime | None
+    created_by: str | None
+    created_by_name: str | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    revoked_by: str | None
+    revoked_by_name: str | None
+    deleted_at: datetime | None
+    leaked_at: datetime | None = Field(description="When it was last reported as found in public.")
+    first_used_at: datetime | None
+    last_used_at: datetime | None
+    uses: int = Field(description="Events, as counted by `pgaudit-wf keys watch`.")
+    networks: list[KeyUse]
+    ran: list[KeyRan] = Field(description="Of its last 500 runs.")
+    is_known: bool = Field(description="Whether the directory of keys has it.")
+
+
 class Attribution(_Answer):
     """The credential and the definition behind a run."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated, TypeAlias
 from urllib.parse import parse_qsl
@@ -15,12 +15,10 @@ from starlette.responses import RedirectResponse
 
 from pgaudit_wf.integrity.report import Report
 from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
-from pgaudit_wf.trail.sentences import member_of
 from pgaudit_wf.trail.undo import undone_by
 from pgaudit_wf.web import csrf, models, queries
 from pgaudit_wf.web.api import Data, Who, event_at, filters_of
 from pgaudit_wf.web.bundling import Day, Size, bundle_response
-from pgaudit_wf.web.database import Session
 from pgaudit_wf.web.excerpt import compared_fields, excerpt
 from pgaudit_wf.web.paths import link
 from pgaudit_wf.web.problems import ProblemError
@@ -120,7 +118,7 @@ async def activity(
                 queries.without_diff(audit_trail.read(after=after, page_size=_PAGE, **filters))
             )
             entries, next_cursor = page.entries, page.next_cursor
-        names = await _members(session, who, entries)
+        names, key_names = await queries.names_shown(session, who, entries)
         undone = await session.run(undone_by.read(entries))
     return render(
         request,
@@ -129,6 +127,7 @@ async def activity(
         undone=undone,
         may_undo=database.may_undo,
         names=names,
+        key_names=key_names,
         entries=entries,
         shown=shown,
         chips=_chips(request, shown),
@@ -140,10 +139,6 @@ async def activity(
         next=next_cursor and link(request, "/activity", **shown, after=next_cursor),
         live=live and link(request, "/activity/live", **shown, since_cursor=live),
     )
-
-
-async def _members(session: Session, who: Who, entries: Iterable[TrailEntry]) -> dict[str, str]:
-    return await queries.names_of(session, who, map(member_of, entries))
 
 
 def _chips(request: Request, shown: Shown) -> list[dict[str, object]]:
@@ -166,9 +161,16 @@ async def live(request: Request, who: Who, database: Data) -> Response:
             batch = await session.run(latest_trail.read(1, **filters))
         else:
             batch = await session.run(follow_trail.read(since, **filters))
-        names = await _members(session, who, batch.entries)
-    # What arrives now is hardly undone already.
-    answer = render(request, "events.html", entries=batch.entries[::-1], names=names, undone={})
+        names, key_names = await queries.names_shown(session, who, batch.entries)
+    answer = render(
+        request,
+        "events.html",
+        entries=batch.entries[::-1],
+        names=names,
+        key_names=key_names,
+        # What arrives now is hardly undone already.
+        undone={},
+    )
     answer.headers["X-Live"] = link(request, "/activity/live", **shown, since_cursor=batch.cursor)
     return answer
 
@@ -190,7 +192,7 @@ async def event(
                 )
             )
             related = tuple(other for other in page.entries if other.id != entry.id)
-        names = await _members(session, who, (entry, *related))
+        names, key_names = await queries.names_shown(session, who, (entry, *related))
         version = await queries.version_of_event(session, entry)
         undone = await session.run(undone_by.read((entry,)))
         undone |= await session.run(undone_by.read(related)) if related else {}
@@ -202,6 +204,7 @@ async def event(
         changed=version and excerpt(version.change),
         related=related,
         names=names,
+        key_names=key_names,
         page=compared_fields(entry.diff, skip),
         metadata=[*islice(entry.metadata.items(), _PAGE)],
         undone=undone,

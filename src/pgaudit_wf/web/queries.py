@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from pgaudit_wf.errors import CursorError
 from pgaudit_wf.trail.reads import TrailEntry, api_key_activity, audit_trail
+from pgaudit_wf.trail.sentences import member_of
 from pgaudit_wf.trail.statement import Read, columns
 from pgaudit_wf.web.database import Database, Session, T
 from pgaudit_wf.web.principal import Principal
@@ -127,6 +128,33 @@ async def names_of(
         actors=wanted,
     )
     return {row["actor_id"]: row["name"] for row in rows}
+
+
+async def names_shown(
+    session: Session, principal: Principal, entries: Iterable[TrailEntry]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the names of the members that events are about, and of the API keys that made them."""
+    shown = tuple(entries)
+    members = sorted({member for entry in shown if (member := member_of(entry))})
+    keys = sorted({entry.api_key_id for entry in shown if entry.api_key_id})
+    if not members and not keys:
+        return {}, {}
+    rows = await session.rows(
+        sql.SQL(
+            "select false as is_key, d.actor_id as id, d.name"
+            " from pgaudit_wf.describe_actors(%(org)s, %(members)s) as d where d.name is not null"
+            " union all select true, r.resource_id, r.name from pgaudit_wf.resource_names("
+            "array_fill('api_key'::text, array[cardinality(%(keys)s::text[])]), %(keys)s, %(org)s)"
+            " as r where r.name is not null"
+        ),
+        org=principal.org_id,
+        members=members,
+        keys=keys,
+    )
+    named = [
+        {row["id"]: row["name"] for row in rows if row["is_key"] is key} for key in (False, True)
+    ]
+    return named[0], named[1]
 
 
 async def api_keys(session: Session, principal: Principal) -> list[dict[str, Any]]:
