@@ -174,7 +174,7 @@ def test_refusals_are_one_line(
         (["frobnicate"], "No such command 'frobnicate'"),
         (["log", "--colour"], "No such option: --colour"),
         (["log", "--since", "never"], "invalid time 'never'; expected 2026-03-01"),
-        (["attach"], "Missing argument 'TABLE'"),
+        (["attach"], "what is to be attached?"),
         (["attach", "t", "--on-failure", "shrug"], "'shrug' is not one of"),
         (["log", "-n", "-1"], "greater than or equal to 0"),
     ],
