@@ -188,3 +188,13 @@ def test_two_sessions_add_the_same_month_at_once(conn: Conn, dsn: str) -> None:
     assert sorted(made, key=str) == [None, None, None, "security_audit_log_y2001m01"]
     [(table, action, *_)] = conn.execute(SEEN).fetchall()
     assert (table, action) == ("pgaudit_wf.security_audit_log_y2001m01", "late")
+
+
+def test_a_new_partition_compresses_as_the_log_does(conn: Conn) -> None:
+    conn.execute("alter table pgaudit_wf.security_audit_log alter diff set compression pglz")
+    (name,) = conn.execute("select pgaudit_wf.add_log_partition('2001-01-01')").fetchone() or ("",)
+    assert conn.execute(
+        "select array_agg(attname::text) from pg_attribute"
+        " where attrelid = format('pgaudit_wf.%%I', %s::text)::regclass and attcompression = 'p'",
+        [name],
+    ).fetchone() == (["diff"],)

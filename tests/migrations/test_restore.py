@@ -73,6 +73,11 @@ end
 $$
 """
 
+LARGE: LiteralString = """
+insert into thing select 40, 'o', 's', string_agg(md5(n::text), '') from generate_series(1, 999) n
+"""
+LOGGED: LiteralString = "select id, action, diff from pgaudit_wf.security_audit_log order by id"
+
 
 @pytest.fixture
 def empty(server: DevServer) -> Iterator[str]:
@@ -243,8 +248,22 @@ def test_compression_that_the_new_server_does_not_have(tmp_path: Path) -> None:
             before = prepare(conn)
             if not conn.execute("select from pg_attribute where attcompression = 'l'").fetchall():
                 pytest.skip("the old server has no lz4 either")
+            conn.execute("alter database postgres set default_toast_compression = 'lz4'")
+        with psycopg.connect(old.dsn(), autocommit=True) as conn:
+            conn.execute(LARGE)
+            assert conn.execute(
+                "select pg_column_compression(diff) from pgaudit_wf.security_audit_log"
+                " where resource_id = '40'"
+            ).fetchone() == ("lz4",)
+            logged = conn.execute(LOGGED).fetchall()
         file = str(tmp_path / "dump")
-        run(new, "pg_dump", "-Fc", f"--file={file}", f"--dbname={old.dsn()}")
+        run(new, "pg_dump", "-Fc", "--create", f"--file={file}", f"--dbname={old.dsn()}")
+        # A database's setting goes into the dump by itself: whoever can't set it has the log.
+        with psycopg.connect(new.dsn(), autocommit=True) as conn:
+            conn.execute("create database direct")
+        run(new, "pg_restore", f"--dbname={new.dsn('direct')}", file)
+        with psycopg.connect(new.dsn("direct"), autocommit=True) as restored:
+            assert restored.execute(LOGGED).fetchall() == logged
         # pg_restore gives up a table whose compression fails; psql goes on after the statement.
         run(new, "pg_restore", f"--file={file}.sql", file)
         run(new, "psql", "-X", "-q", f"--file={file}.sql", f"--dbname={new.dsn()}")

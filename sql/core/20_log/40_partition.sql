@@ -19,8 +19,8 @@ begin
     if to_regclass(format('pgaudit_wf.%I', partition_name)) is not null then
         return null;
     end if;
-    execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)',
-        partition_name);
+    execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log'
+        ' including defaults including constraints including compression)', partition_name);
     execute format('comment on table pgaudit_wf.%I is %L', partition_name, format('Events of %s (UTC).', to_char(first_day, 'YYYY-MM')));
     perform pgaudit_wf._revoke_defaults(format('pgaudit_wf.%I', partition_name)::regclass);
 

@@ -99,7 +99,8 @@ begin
     end if;
 
     if expired < total then
-        execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log including defaults including constraints)', fresh);
+        execute format('create table pgaudit_wf.%I (like pgaudit_wf.security_audit_log'
+            ' including defaults including constraints including compression)', fresh);
         perform pgaudit_wf._revoke_defaults(format('pgaudit_wf.%I', fresh)::regclass);
         execute format(
             'insert into pgaudit_wf.%I select l.* from only %s as l'
