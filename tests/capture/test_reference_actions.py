@@ -11,9 +11,9 @@ import pytest
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 from pytest_postgresql.executors import NoopExecutor
-from pytest_postgresql.janitor import DatabaseJanitor
 
 from pgaudit_wf.dev.server import DevServer
+from support.server import Clone
 
 # Every secret the tests store contains this, so that finding it anywhere is finding a leak.
 SECRET = "never-to-be-logged"
@@ -645,12 +645,9 @@ def filled(server: DevServer, app_template: NoopExecutor) -> Iterator[psycopg.Co
     """One database for all tests here: cloning costs more than a test of one statement."""
     name = "reference_actions"
     with (
-        DatabaseJanitor(
-            user=app_template.user, host=app_template.host, port=app_template.port,
-            dbname=name, template_dbname=app_template.template_dbname,
-        ),
+        Clone(app_template, name),
         psycopg.connect(server.dsn(name), autocommit=True) as conn,
-    ):  # fmt: skip
+    ):
         with conn.transaction():
             conn.execute(WORLD)
         yield conn

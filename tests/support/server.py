@@ -19,7 +19,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pytest_postgresql.executors import NoopExecutor
-from pytest_postgresql.factories import postgresql, postgresql_noproc
+from pytest_postgresql.factories import postgresql_noproc
+from pytest_postgresql.janitor import DatabaseJanitor
 
 from pgaudit_wf.dev.binaries import find_binaries
 from pgaudit_wf.dev.server import DevServer
@@ -97,10 +98,32 @@ app_template = postgresql_noproc(depends_on="empty_template", dbname="app", load
 owner_template = postgresql_noproc(
     depends_on="empty_template", dbname="owner", load=[_install_as_owner]
 )
-_empty_clone = postgresql("empty_template")
-_core_clone = postgresql("core_template")
-_app_clone = postgresql("app_template")
-_owner_clone = postgresql("owner_template")
+
+
+class Clone(DatabaseJanitor):
+    """A copy of a template for as long as the block lasts.
+
+    Its files are copied. By default, PostgreSQL logs each page that it copies, and leaves behind
+    the template's cache of the catalog, which the first session then builds anew.
+    """
+
+    def __init__(self, template: NoopExecutor, name: str | None = None) -> None:
+        super().__init__(
+            host=template.host,
+            port=template.port,
+            user=template.user,
+            dbname=name or template.dbname,
+            template_dbname=template.template_dbname,
+        )
+
+    def init(self) -> None:
+        assert self.template_dbname is not None
+        with self.cursor() as cursor:
+            cursor.execute(
+                sql.SQL("create database {} template {} strategy file_copy").format(
+                    sql.Identifier(self.dbname), sql.Identifier(self.template_dbname)
+                )
+            )
 
 
 def tables_with_secrets(conn: Conn) -> list[str]:
@@ -120,50 +143,51 @@ def tables_with_secrets(conn: Conn) -> list[str]:
 
 
 @contextmanager
-def _cloned(request: pytest.FixtureRequest, clone: Conn, user: str | None = None) -> Iterator[str]:
+def _cloned(
+    request: pytest.FixtureRequest, template: NoopExecutor, user: str | None = None
+) -> Iterator[str]:
     server: DevServer = request.getfixturevalue("server")
-    name = clone.info.dbname
-    # Tests count connections, and look for idle ones.
-    clone.close()
-    try:
-        yield server.dsn(name, user)
-    finally:
-        function_calls.collect(server.dsn(name))
-    if not {"secret", "find_secrets"} & set(request.fixturenames):
-        return
-    # A test may have set the database a statement timeout.
-    with psycopg.connect(server.dsn(name), options="-c statement_timeout=0") as search:
-        assert tables_with_secrets(search) == [], "a redacted value reached the audit schema"
+    with Clone(template) as clone:
+        if user is not None:
+            # A clone belongs to whoever made it, not to its template's owner.
+            with psycopg.connect(server.dsn(clone.dbname), autocommit=True) as admin:
+                _give_away(admin)
+        try:
+            yield server.dsn(clone.dbname, user)
+        finally:
+            function_calls.collect(server.dsn(clone.dbname))
+        if not {"secret", "find_secrets"} & set(request.fixturenames):
+            return
+        # A test may have set the database a statement timeout.
+        with psycopg.connect(server.dsn(clone.dbname), options="-c statement_timeout=0") as search:
+            assert tables_with_secrets(search) == [], "a redacted value reached the audit schema"
 
 
 @pytest.fixture
-def dsn(request: pytest.FixtureRequest, _core_clone: Conn) -> Iterator[str]:
+def dsn(request: pytest.FixtureRequest, core_template: NoopExecutor) -> Iterator[str]:
     """A fresh database with the core schema, as the superuser."""
-    with _cloned(request, _core_clone) as cloned:
+    with _cloned(request, core_template) as cloned:
         yield cloned
 
 
 @pytest.fixture
-def app_dsn(request: pytest.FixtureRequest, _app_clone: Conn) -> Iterator[str]:
+def app_dsn(request: pytest.FixtureRequest, app_template: NoopExecutor) -> Iterator[str]:
     """A fresh database with the core schema and the reference application, attached."""
-    with _cloned(request, _app_clone) as cloned:
+    with _cloned(request, app_template) as cloned:
         yield cloned
 
 
 @pytest.fixture
-def owner_dsn(request: pytest.FixtureRequest, _owner_clone: Conn) -> Iterator[str]:
+def owner_dsn(request: pytest.FixtureRequest, owner_template: NoopExecutor) -> Iterator[str]:
     """A fresh database installed by its owner, who is not a superuser: as on a managed service."""
-    _owner_clone.autocommit = True
-    # A clone belongs to whoever made it, not to its template's owner.
-    _give_away(_owner_clone)
-    with _cloned(request, _owner_clone, OWNER) as cloned:
+    with _cloned(request, owner_template, OWNER) as cloned:
         yield cloned
 
 
 @pytest.fixture
-def empty_dsn(request: pytest.FixtureRequest, _empty_clone: Conn) -> Iterator[str]:
+def empty_dsn(request: pytest.FixtureRequest, empty_template: NoopExecutor) -> Iterator[str]:
     """A fresh database with nothing of ours in it, as the superuser."""
-    with _cloned(request, _empty_clone) as cloned:
+    with _cloned(request, empty_template) as cloned:
         yield cloned
 
 
