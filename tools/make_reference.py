@@ -18,7 +18,7 @@ import psycopg
 import typer.main
 
 from pgaudit_wf import manual
-from pgaudit_wf.cli import app
+from pgaudit_wf.cli import LazyCommands, app
 
 CORE = Path(__file__).parents[1] / "sql" / "core"
 HEAD = r"""# SQL reference
@@ -156,8 +156,10 @@ def reference(conn: psycopg.Connection[Any]) -> str:
 
 def _commands(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:  # noqa: ANN401
     yield words, command
-    for name, inner in sorted(getattr(command, "commands", {}).items()):
-        yield from _commands((*words, name), inner)
+    for name in sorted(getattr(command, "commands", {})):
+        if isinstance(command, LazyCommands):
+            command.load(name)
+        yield from _commands((*words, name), command.commands[name])
 
 
 def _option(option: Any) -> str:  # noqa: ANN401

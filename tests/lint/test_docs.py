@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
 
 from pgaudit_wf import manual
-from pgaudit_wf.cli import app
 from pgaudit_wf.dev.binaries import OLDEST_MAJOR
+from support.command import loaded
 
 pytestmark = pytest.mark.lint
 
@@ -33,18 +31,7 @@ def label(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each group and command of the command line, with the words that call it."""
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), typer.main.get_command(app))]
-    while waiting:
-        words, command = waiting.pop()
-        yield words, command
-        waiting += [
-            ((*words, name), inner) for name, inner in getattr(command, "commands", {}).items()
-        ]
-
-
-COMMANDS = dict(commands())
+COMMANDS = dict(loaded())
 
 
 @pytest.mark.parametrize("command", [" ".join(words) for words in sorted(COMMANDS) if words])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+import typer.main
 
-from pgaudit_wf.cli import app
+from pgaudit_wf.cli import LazyCommands, app
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,15 @@ def printed_on(terminal: int) -> bytes:
         if not part:
             return printed
         printed += part
+
+
+def loaded() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each group and command of the command line, imported, with the words that call it."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), typer.main.get_command(app))]
+    while waiting:
+        words, command = waiting.pop()
+        yield words, command
+        for name in getattr(command, "commands", {}):
+            if isinstance(command, LazyCommands):
+                command.load(name)
+            waiting.append(((*words, name), command.commands[name]))

@@ -1,41 +1,49 @@
-"""The command `pgaudit-wf`; each module of `commands` adds the commands of one subject."""
+"""The command `pgaudit-wf`; each module of `commands` has the commands of one subject."""
 
 from __future__ import annotations
 
-from importlib import metadata
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_group
 
 from pgaudit_wf.cli.base import Commands, help_text
-from pgaudit_wf.cli.commands import (
-    alerts,
-    attach,
-    coverage,
-    demo,
-    erase,
-    export,
-    integrity,
-    keys,
-    lifecycle,
-    limits,
-    maintain,
-    migrate,
-    reconcile,
-    run,
-    serve,
-    spool,
-    states,
-    stream,
-    trail,
-    undo,
-    versions,
-    workflow,
-)
+from pgaudit_wf.cli.listing import COMMANDS
+
+
+class LazyCommands(Commands):
+    """The commands of the list, each imported when it is called or asked for its help."""
+
+    def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - typer's signature
+        super().__init__(**attributes)
+        self._modules: dict[str, str] = {}
+        for group, members in COMMANDS.items():
+            for name, (module, summary) in members.items():
+                self._modules[name] = module
+                # What --help and the completion of the shell need of it.
+                self.add_command(TyperCommand(name, help=summary, rich_help_panel=group))
+
+    def load(self, wanted: str) -> None:
+        """Import a command, if there is such a one and it is not yet there."""
+        if module := self._modules.pop(wanted, None):
+            subject = typer.Typer(rich_markup_mode=self.rich_markup_mode)
+            import_module(f"pgaudit_wf.cli.commands.{module}").register(subject)
+            for name, command in get_group(subject).commands.items():
+                if name in self.commands:
+                    self._modules.pop(name, None)
+                    self.add_command(command, name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - as above
+        """Return the command that the first argument names, imported."""
+        self.load(args[0])
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="pgaudit-wf",
-    cls=Commands,
+    cls=LazyCommands,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,6 +52,8 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         typer.echo(f"pgaudit-wf {metadata.version('pgaudit-wf')}")
         raise typer.Exit
 
@@ -90,8 +100,3 @@ def main(
 
 
 app.callback(invoke_without_command=True, help=help_text(main))(main)
-for subject in (
-    demo, migrate, attach, coverage, trail, states, workflow, versions, lifecycle, alerts, keys,
-    stream, limits, spool, run, maintain, export, erase, undo, integrity, reconcile, serve,
-):  # fmt: skip
-    subject.register(app)

@@ -6,18 +6,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
 import typer
-from psycopg import sql
-from psycopg.types.json import Jsonb
 from rich.text import Text
 
 from pgaudit_wf.cli.base import FAILED, USAGE, Connection, Failure, dict_rows
 from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable
-from pgaudit_wf.presets import Preset
-from pgaudit_wf.trail.statement import one
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgaudit_wf.presets import Preset
 
 # Those who write the table wait behind us for as long as we wait for it.
 _LOCK_TIMEOUT = "10s"
@@ -29,6 +29,10 @@ def call_attach(conn: Connection, function: str, table: str, settings: Mapping[s
     Returns:
         The table's name as the session must write it.
     """
+    from psycopg import sql
+
+    from pgaudit_wf.trail.statement import one
+
     given = {name: value for name, value in settings.items() if value is not None}
     arguments = [
         sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in given
@@ -76,6 +80,8 @@ def attach_many(
     Raises:
         Failure: There is nothing to do, nobody to ask, or something could not be done.
     """
+    from psycopg import sql
+
     steps = list(_preset_plan(conn, preset, schema) if preset else _whole_plan(conn, schema))
     todo = [step for step in steps if not step.left_out]
     if as_json and dry_run:
@@ -131,6 +137,10 @@ def _whole_plan(conn: Connection, schema: str | None) -> Iterator[Step]:
 
 
 def _preset_plan(conn: Connection, preset: Preset, schema: str | None) -> Iterator[Step]:
+    from psycopg.types.json import Jsonb
+
+    from pgaudit_wf.trail.statement import one
+
     place = schema or preset.schema
     _check_schema(conn, place)
     there: set[str] = set()
@@ -173,6 +183,8 @@ def _there(conn: Connection, schema: str, names: set[str]) -> set[str]:
 def _directory_step(
     conn: Connection, schema: str, given: dict[str, Any], missing: list[str], unset: list[str]
 ) -> Step:
+    from psycopg import sql
+
     view = given["view"]
     settings: dict[str, Any] = {"directory": view}
     if "source" in given:
@@ -199,6 +211,8 @@ def _table_name(conn: Connection, schema: str, table: str) -> str | None:
 
 
 def _check_schema(conn: Connection, schema: str) -> None:
+    from pgaudit_wf.trail.statement import one
+
     (found,) = one(
         conn, "select exists (select from pg_catalog.pg_namespace where nspname = %s)", [schema]
     )
@@ -254,6 +268,9 @@ def _confirm(count: int, yes: bool) -> None:
 
 def _follow(conn: Connection, step: Step) -> str:
     """Do one step in a transaction of its own; return what went wrong, or ""."""
+    import psycopg
+    from psycopg.types.json import Jsonb
+
     rows: Mapping[str, Callable[[], object]] = {
         "table": partial(call_attach, conn, "attach", step.name, step.settings),
         "workflow": partial(call_attach, conn, "attach_workflow", step.name, step.settings),

@@ -12,28 +12,36 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, LiteralString, NoReturn, Protocol, TypeAlias, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    LiteralString,
+    NoReturn,
+    Protocol,
+    TypeAlias,
+    runtime_checkable,
+)
 
-import psycopg
 import typer
-from psycopg.conninfo import make_conninfo
-from psycopg.rows import DictRow, dict_row
-from psycopg.types.json import set_json_loads
 from rich.markup import escape
 from typer.core import TyperGroup
 
 from pgaudit_wf import manual
 from pgaudit_wf.cli.printing.output import printable
-from pgaudit_wf.conninfo import with_timeout, without_driver
-from pgaudit_wf.errors import AccessDeniedError, DatabaseError, PgauditError, from_database
 from pgaudit_wf.exact_json import loads
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg.rows import DictRow
+
+    from pgaudit_wf.errors import DatabaseError
 
 FAILED, USAGE, UNREACHABLE, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
 
 # Seconds; at a terminal, the kernel's own timeout is too long.
 _CONNECT_TIMEOUT = 10
 
-Connection: TypeAlias = psycopg.Connection[Any]
+Connection: TypeAlias = "psycopg.Connection[Any]"
 
 
 class Failure(Exception):  # noqa: N818 - it ends a command; the user reads its message, no name
@@ -110,6 +118,10 @@ def _complain(failure: Failure) -> None:
 
 
 def _explain(error: Exception) -> Failure | None:
+    import psycopg
+
+    from pgaudit_wf.errors import DatabaseError, PgauditError
+
     if isinstance(error, Failure):
         return error
     if isinstance(error, psycopg.Error):
@@ -124,6 +136,8 @@ def _explain(error: Exception) -> Failure | None:
 
 
 def _explain_refusal(error: DatabaseError) -> Failure:
+    from pgaudit_wf.errors import AccessDeniedError
+
     if isinstance(error, AccessDeniedError):
         return Failure(
             str(error), "name the organization and one of its owners or admins: --org ID --as ACTOR"
@@ -132,6 +146,10 @@ def _explain_refusal(error: DatabaseError) -> Failure:
 
 
 def _explain_driver(error: psycopg.Error) -> Failure:
+    import psycopg
+
+    from pgaudit_wf.errors import from_database
+
     if ours := from_database(error):
         return _explain_refusal(ours)
     state = error.sqlstate or ""
@@ -198,6 +216,11 @@ def check_conninfo(conninfo: str) -> str:
         Failure: It cannot be parsed. libpq's own message is not shown, as it quotes the part that
             it cannot parse, which may well be a password.
     """
+    import psycopg
+    from psycopg.conninfo import make_conninfo
+
+    from pgaudit_wf.conninfo import with_timeout, without_driver
+
     conninfo = without_driver(conninfo)
     # As psql has it: the name of a database. What could be part of an address is none.
     if re.fullmatch(r"[^\s=@:/?#]+", conninfo):
@@ -232,6 +255,8 @@ def opener(conninfo: str, application_name: str = "pgaudit-wf") -> Callable[[], 
     Raises:
         Failure: The connection string cannot be read.
     """
+    import psycopg
+
     given = check_conninfo(conninfo)
 
     def open_() -> Connection:
@@ -249,6 +274,8 @@ def opener(conninfo: str, application_name: str = "pgaudit-wf") -> Callable[[], 
 @contextmanager
 def connect(conninfo: str) -> Iterator[Connection]:
     """Open a connection in autocommit mode for a command, and close it at the end."""
+    from psycopg.types.json import set_json_loads
+
     with opener(conninfo)() as conn:
         # Values are printed as stored: 0.10 stays 0.10, and nothing is rounded.
         set_json_loads(loads, conn)
@@ -259,6 +286,8 @@ def dict_rows(
     conn: Connection, query: LiteralString, parameters: Mapping[str, object] | None = None
 ) -> list[DictRow]:
     """Return the rows of a query as dictionaries."""
+    from psycopg.rows import dict_row
+
     return conn.cursor(row_factory=dict_row).execute(query, parameters).fetchall()
 
 

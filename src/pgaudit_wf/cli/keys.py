@@ -6,10 +6,13 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgaudit_wf.cli.base import USAGE, Failure
-from pgaudit_wf.integrity.note import CommandSigner, Signer, SigningKey, VerifierKey
-from pgaudit_wf.integrity.timestamp import Authority
+
+if TYPE_CHECKING:
+    from pgaudit_wf.integrity.note import Signer, VerifierKey
+    from pgaudit_wf.integrity.timestamp import Authority
 
 
 def read_text(path: str, what: str) -> str:
@@ -27,6 +30,8 @@ def verifier_keys(given: list[str] | None) -> list[VerifierKey]:
         Failure: No key is given, or a file cannot be read.
         SigningKeyError: A text is not a public key.
     """
+    from pgaudit_wf.integrity.note import VerifierKey
+
     if not given:
         raise Failure(
             "no verification key given",
@@ -42,6 +47,8 @@ def verifier_keys(given: list[str] | None) -> list[VerifierKey]:
 
 def signer_of(key: Path | None, command: str | None, public_key: str | None) -> Signer:
     """Return the signer: a key in a file, or a command that holds the key."""
+    from pgaudit_wf.integrity.note import CommandSigner, SigningKey
+
     if command:
         if not public_key:
             raise Failure("--sign-command requires the matching --public-key", code=USAGE)
@@ -66,4 +73,6 @@ def authorities(given: list[str] | None) -> list[Authority]:
         Failure: A file cannot be read.
         NoteError: It has no certificate.
     """
+    from pgaudit_wf.integrity.timestamp import Authority
+
     return [Authority.parse(read_text(path, "certificate")) for path in given or []]

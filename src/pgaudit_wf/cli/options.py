@@ -7,14 +7,20 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
-from pgaudit_wf import request_context
+from pgaudit_wf.choices import Outcome
 from pgaudit_wf.cli.base import Connection, parse_time
-from pgaudit_wf.trail.event import Outcome
-from pgaudit_wf.trail.reads import TrailFilter
+
+if TYPE_CHECKING:
+    from pgaudit_wf.trail.reads import TrailFilter
+else:
+    # Typer evaluates annotations; the import is for when the filters are used.
+    TrailFilter = dict
+
+Filters: TypeAlias = TrailFilter
 
 DatabaseOption = Annotated[
     str,
@@ -129,6 +135,8 @@ OrgIdOption = Annotated[
 @contextmanager
 def reading(conn: Connection, org: str | None, actor: str | None) -> Iterator[None]:
     """Read as an owner or admin of an organization, if one is named."""
+    from pgaudit_wf import request_context
+
     if actor is None:
         yield
         return

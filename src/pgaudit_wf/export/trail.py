@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import psycopg
 
 from pgaudit_wf.archive.files import Archive
 from pgaudit_wf.archive.read import whole_trail
+from pgaudit_wf.choices import Format
 from pgaudit_wf.errors import translated
 from pgaudit_wf.exact_json import dumps, key_parts
 from pgaudit_wf.trail.event import TrailEntry
@@ -40,7 +41,6 @@ __all__ = [
     "to_ocsf",
 ]
 
-Format: TypeAlias = Literal["csv", "ndjson", "ocsf"]
 Context: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 _PAGE = 250

@@ -9,8 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pgaudit_wf.errors import PresetError
-
 __all__ = ["Preset", "preset_names", "read_preset"]
 
 _TEXT, _LIST, _NUMBER, _TABLE = "a text", "a list of texts", "a whole number", "a table of names"
@@ -76,6 +74,8 @@ def read_preset(name: str) -> Preset:
     Raises:
         PresetError: There is none, or it is wrong.
     """
+    from pgaudit_wf.errors import PresetError
+
     if name.endswith(".toml") or "/" in name:
         try:
             text = Path(name).read_text("utf-8")
@@ -107,6 +107,8 @@ def read_preset(name: str) -> Preset:
 
 
 def _items(value: object, kind: str, preset: str) -> list[dict[str, Any]]:
+    from pgaudit_wf.errors import PresetError
+
     known, needed = _KEYS[kind]
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise PresetError(f"preset {preset}: {kind} must be a list: [[{kind}]]")

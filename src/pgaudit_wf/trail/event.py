@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
+from pgaudit_wf.choices import Outcome
 from pgaudit_wf.trail.statement import Json
 
-Outcome: TypeAlias = Literal["succeeded", "failed", "denied"]
 Number = TypeVar("Number")
 Moment = TypeVar("Moment")
 

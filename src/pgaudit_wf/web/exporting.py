@@ -12,8 +12,9 @@ from psycopg import sql
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
+from pgaudit_wf.choices import Format
 from pgaudit_wf.exact_json import dumps
-from pgaudit_wf.export.trail import Format, event_writer, plain
+from pgaudit_wf.export.trail import event_writer, plain
 from pgaudit_wf.trail.reads import TrailFilter, TrailPage, audit_trail
 from pgaudit_wf.web.database import Database
 from pgaudit_wf.web.principal import Principal

@@ -15,7 +15,8 @@ from pydantic import (
     create_model,
 )
 
-from pgaudit_wf.trail.event import Outcome, TrailEntry
+from pgaudit_wf.choices import Outcome
+from pgaudit_wf.trail.event import TrailEntry
 
 _CURSOR = "MTc3MjQ0Mjg0NzEyMDAwMCA0NzEx"
 # Characters that a text in PostgreSQL cannot contain.

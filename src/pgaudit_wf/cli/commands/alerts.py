@@ -21,8 +21,6 @@ from pgaudit_wf.cli.options import (
     UtcOption,
 )
 from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table
-from pgaudit_wf.jobs.service import Service, json_logs
-from pgaudit_wf.trail.statement import one
 
 if TYPE_CHECKING:
     from pgaudit_wf.alerts import Channel
@@ -152,6 +150,8 @@ def run(
         pgaudit-wf alerts run -d service=shop --health-port 9187
         pgaudit-wf alerts run --once
     """
+    from pgaudit_wf.jobs.service import Service, json_logs
+
     found = chosen_channels(os.environ, templates, pages_url, send_timeout, channel or ())
     from pgaudit_wf.alerts import Worker
 
@@ -242,6 +242,8 @@ def requeue(
     pgaudit-wf alerts requeue 42
     pgaudit-wf alerts requeue --all-dead
     """
+    from pgaudit_wf.trail.statement import one
+
     if (delivery is None) != all_dead:
         raise Failure("give either one delivery id or --all-dead", "see alerts list", USAGE)
     with connect(database) as conn:
@@ -299,6 +301,8 @@ def send_test(
     pgaudit-wf alerts test smtp you@example.com
     pgaudit-wf alerts test webhook https://hooks.example.com/audit
     """
+    from pgaudit_wf.jobs.service import json_logs
+
     found = _channels(os.environ, templates, pages_url, send_timeout)
     from pgaudit_wf.alerts import Alert, DeliveryError
     from pgaudit_wf.alerts.message import SAMPLE

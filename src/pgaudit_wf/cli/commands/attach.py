@@ -21,9 +21,7 @@ from pgaudit_wf.cli.base import (
 from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.attachments import print_attachments
 from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table, printable
-from pgaudit_wf.presets import preset_names, read_preset
-from pgaudit_wf.trail.reads import attached, partitions
-from pgaudit_wf.trail.reads import doctor as read_findings
+from pgaudit_wf.presets import preset_names
 
 TableArgument = Annotated[
     str,
@@ -163,6 +161,9 @@ def attach(
 
     The manual: docs/how-to/presets.md
     """
+    from pgaudit_wf.presets import read_preset
+    from pgaudit_wf.trail.reads import attached
+
     settings = {
         "resource_type": resource_type,
         "id_columns": without_empty(id_column),
@@ -235,6 +236,8 @@ def status(
     pgaudit-wf status --no-counts          # fast, on a log of many millions
     pgaudit-wf status --json | jq '.attached[].table'
     """
+    from pgaudit_wf.trail.reads import attached, partitions
+
     with connect(choose_database(conninfo, database)) as conn:
         tables = attached(conn)
         parts = partitions(conn)
@@ -291,6 +294,9 @@ def doctor(
 
         pgaudit-wf doctor || echo 'the audit trail needs attention'
     """
+    from pgaudit_wf.trail.reads import attached
+    from pgaudit_wf.trail.reads import doctor as read_findings
+
     with connect(choose_database(conninfo, database)) as conn:
         findings = read_findings(conn)
         tables = attached(conn)

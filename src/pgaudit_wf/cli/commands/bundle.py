@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pgaudit_wf import request_context
 from pgaudit_wf.cli.base import USAGE, Failure, connect
 from pgaudit_wf.cli.keys import read_text
 from pgaudit_wf.cli.options import (
@@ -21,12 +20,11 @@ from pgaudit_wf.cli.options import (
     time_option,
 )
 from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
-from pgaudit_wf.errors import MissingExtraError, NoteError, ProofError
 from pgaudit_wf.exact_json import dumps
-from pgaudit_wf.integrity.note import Note, VerifierKey
-from pgaudit_wf.integrity.timestamp import Authority
-from pgaudit_wf.integrity.vouching import bundle_vouchers
-from pgaudit_wf.trail.statement import one
+
+if TYPE_CHECKING:
+    from pgaudit_wf.integrity.note import VerifierKey
+    from pgaudit_wf.integrity.timestamp import Authority
 
 
 def bundle(
@@ -68,6 +66,10 @@ def bundle(
         pgaudit-wf bundle --org o_acme --since-checkpoint kept -o period.zip
         pgaudit-wf check period.zip --key seal.pub --checkpoint kept
     """
+    from pgaudit_wf import request_context
+    from pgaudit_wf.integrity.note import Note
+    from pgaudit_wf.trail.statement import one
+
     with _checking():
         from pgaudit_wf.integrity.bundle import (
             await_seal,
@@ -132,6 +134,8 @@ def _destination(output: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _checking() -> Iterator[None]:
+    from pgaudit_wf.errors import MissingExtraError
+
     try:
         yield
     except ImportError as error:
@@ -152,6 +156,9 @@ def check_zip(
         trusted: Time-stamp authorities; with any, the time-stamps in the bundle are checked too.
         as_json: Whether to print JSON.
     """
+    from pgaudit_wf.errors import NoteError, ProofError
+    from pgaudit_wf.integrity.vouching import bundle_vouchers
+
     with _checking():
         from pgaudit_wf.integrity.check import check_bundle, read_keys
 

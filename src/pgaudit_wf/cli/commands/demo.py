@@ -7,9 +7,8 @@ import sys
 import time
 from contextlib import suppress
 from datetime import UTC
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import psycopg
 import typer
 from rich.text import Text
 
@@ -20,12 +19,12 @@ from pgaudit_wf.cli.options import JsonOption
 from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table
 from pgaudit_wf.cli.printing.trail import print_trail
 from pgaudit_wf.cli.printing.versions import heading, print_diff, print_versions, put
-from pgaudit_wf.dev.demo import APP_ROLE, AUDITOR_ROLE, DATABASE, Day, play
-from pgaudit_wf.dev.server import DevServer
-from pgaudit_wf.errors import MissingExtraError
 from pgaudit_wf.exact_json import dumps
-from pgaudit_wf.integrity.note import SigningKey, VerifierKey
-from pgaudit_wf.integrity.seal import Sealer
+
+if TYPE_CHECKING:
+    from pgaudit_wf.dev.demo import Day
+    from pgaudit_wf.dev.server import DevServer
+    from pgaudit_wf.integrity.note import VerifierKey
 
 
 def register(app: typer.Typer) -> None:
@@ -53,6 +52,9 @@ def demo(
         pgaudit-wf demo --keep          # then look around with a browser or psql
         pgaudit-wf demo --json | jq '.[].action'
     """
+    from pgaudit_wf.dev.demo import play
+    from pgaudit_wf.dev.server import DevServer
+
     notes = console(stderr=True)
     with notes.status("Starting PostgreSQL…") as spinner:
         server = DevServer()
@@ -84,6 +86,8 @@ def demo(
 
 
 def _show(day: Day, major: int) -> None:
+    from pgaudit_wf.dev.demo import APP_ROLE
+
     out = console()
     title = Text("The audit trail of a working day", style="bold")
     title.append(f"  (PostgreSQL {major}, times in UTC)", style="not bold dim")
@@ -140,6 +144,8 @@ def _show_versions(day: Day) -> None:
 
 
 def _offer(server: DevServer, day: Day) -> None:
+    from pgaudit_wf.dev.demo import APP_ROLE, AUDITOR_ROLE, DATABASE
+
     dsn = shlex.quote(day.dsn)
     psql = shlex.quote(str(server.bin("psql")))
     notes = console(stderr=True)
@@ -175,6 +181,12 @@ def _offer(server: DevServer, day: Day) -> None:
 
 def _seal(day: Day) -> tuple[VerifierKey, ...]:
     """Seal the day with a key that is forgotten afterwards; return its public half."""
+    import psycopg
+
+    from pgaudit_wf.errors import MissingExtraError
+    from pgaudit_wf.integrity.note import SigningKey
+    from pgaudit_wf.integrity.seal import Sealer
+
     try:
         key = SigningKey.generate("demo.example/audit")
     except MissingExtraError:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgaudit_wf import request_context
-from pgaudit_wf.archive.erase import (
-    PersonalValue,
-    archives_with,
-    erase_from_archive,
-    find_archived_values,
-)
-from pgaudit_wf.archive.files import Archive
 from pgaudit_wf.cli.base import USAGE, Connection, Failure, add, connect
 from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import console, print_json
-from pgaudit_wf.errors import translated
-from pgaudit_wf.trail.statement import one
+
+if TYPE_CHECKING:
+    from pgaudit_wf.archive.erase import PersonalValue
+    from pgaudit_wf.archive.files import Archive
 
 
 def register(app: typer.Typer) -> None:
@@ -69,6 +63,11 @@ def erase(
         pgaudit-wf erase u_42 --as u_dpo --reason 'request 2026-117'
         pgaudit-wf erase u_42 --value 'Ada King' --yes
     """
+    from pgaudit_wf import request_context
+    from pgaudit_wf.archive.erase import erase_from_archive
+    from pgaudit_wf.errors import translated
+    from pgaudit_wf.trail.statement import one
+
     if not yes:
         if not sys.stdin.isatty():
             raise Failure("this cannot be undone; confirm it with --yes when there is no terminal",
@@ -104,6 +103,10 @@ def _prepare(
     conn: Connection, actor: str, more: list[str], skip_archives: bool
 ) -> tuple[set[PersonalValue], list[tuple[int, Archive]], str]:
     """Collect the values that identify the actor before they are erased."""
+    from pgaudit_wf.archive.erase import PersonalValue, archives_with, find_archived_values
+    from pgaudit_wf.errors import translated
+    from pgaudit_wf.trail.statement import one
+
     with translated():
         values = {
             PersonalValue(kind, found)

@@ -11,19 +11,17 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from pgaudit_wf import request_context
-from pgaudit_wf.archive.files import list_archives
+from pgaudit_wf.choices import Format
 from pgaudit_wf.cli.base import Connection, Failure, add, connect
 from pgaudit_wf.cli.options import (
     ArchivesOption,
     AsOption,
     DatabaseOption,
+    Filters,
     ReasonOption,
     filtering,
 )
 from pgaudit_wf.cli.printing.output import console
-from pgaudit_wf.export.trail import Format, export_trail
-from pgaudit_wf.trail.reads import TrailFilter
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 @filtering
 def export(
-    filters: TrailFilter,
+    filters: Filters,
     format_: Annotated[
         Format, typer.Option("--format", "-F", help="csv, ndjson, or ocsf (events for a SIEM).")
     ] = "csv",
@@ -57,6 +55,9 @@ def export(
         pgaudit-wf export --format ndjson --action 'api_key.*' | gzip > keys.ndjson.gz
         pgaudit-wf export --format ocsf --archive s3://bucket/audit -o events.ndjson
     """
+    from pgaudit_wf.archive.files import list_archives
+    from pgaudit_wf.export.trail import export_trail
+
     archives = list_archives(archive) if archive else []
     with connect(database) as conn, _destination(output) as file:
         written = export_trail(
@@ -74,6 +75,8 @@ def export(
 def _context(
     conn: Connection, org: str | None, actor: str | None, reason: str | None
 ) -> Callable[[], AbstractContextManager[Any]]:
+    from pgaudit_wf import request_context
+
     correlation_id = f"export-{uuid.uuid4()}"
 
     def open_() -> AbstractContextManager[Any]:

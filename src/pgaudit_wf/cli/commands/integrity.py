@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,22 +26,13 @@ from pgaudit_wf.cli.options import (
     watch_option,
 )
 from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
-from pgaudit_wf.errors import PgauditError
-from pgaudit_wf.integrity.archives import verify_archives
-from pgaudit_wf.integrity.note import SigningKey
-from pgaudit_wf.integrity.proof import (
-    add_cosignatures,
-    newest_checkpoint,
-)
-from pgaudit_wf.integrity.push import export_tiles
-from pgaudit_wf.integrity.push import push as push_checkpoint
-from pgaudit_wf.integrity.report import Report
-from pgaudit_wf.integrity.seal import Sealer
-from pgaudit_wf.integrity.verify import verify as verify_log
-from pgaudit_wf.integrity.vouching import verify_vouchers
-from pgaudit_wf.jobs.maintain import Hook
-from pgaudit_wf.jobs.service import Service, json_logs
-from pgaudit_wf.trail.statement import one
+
+if TYPE_CHECKING:
+    from pgaudit_wf.errors import PgauditError
+    from pgaudit_wf.integrity.report import Report
+    from pgaudit_wf.integrity.seal import Sealer
+    from pgaudit_wf.jobs.maintain import Hook
+    from pgaudit_wf.jobs.service import Service
 
 PushOption = Annotated[
     list[str] | None,
@@ -79,6 +70,10 @@ def seal_hook(key: Path | None, state: Path | None) -> Hook:
         Failure: No key is given.
         SigningKeyError: It is not a private key.
     """
+    from pgaudit_wf.integrity.seal import Sealer
+    from pgaudit_wf.jobs.maintain import Hook
+    from pgaudit_wf.trail.statement import one
+
     sealer = Sealer(signer_of(key, None, None), state=state)
 
     def run(conn: Connection, dry_run: bool) -> int:
@@ -131,6 +126,8 @@ def keygen(
 
         pgaudit-wf keygen example.com/audit --out /etc/pgaudit-wf/seal.key > seal.pub
     """
+    from pgaudit_wf.integrity.note import SigningKey
+
     key = SigningKey.generate(name)
     try:
         descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -146,6 +143,10 @@ def keygen(
 def _deliver(
     conn: Connection, targets: list[str], witness: list[str] | None, tsa: list[str] | None
 ) -> None:
+    from pgaudit_wf.errors import PgauditError
+    from pgaudit_wf.integrity.proof import add_cosignatures, newest_checkpoint
+    from pgaudit_wf.integrity.push import push as push_checkpoint
+
     note = newest_checkpoint(conn)
     keys = verifier_keys(witness) if witness else []
     trusted = authorities(tsa)
@@ -222,6 +223,9 @@ def seal(
         pgaudit-wf seal --key seal.key --watch 5 --state /var/lib/pgaudit-wf/checkpoint
         pgaudit-wf seal --sign-command 'ssh signer sign' --public-key seal.pub
     """
+    from pgaudit_wf.integrity.seal import Sealer
+    from pgaudit_wf.jobs.service import Service, json_logs
+
     sealer = Sealer(signer_of(key, sign_command, public_key), state=state, rotate=rotate)
     targets = push or []
     if watch is not None:
@@ -282,6 +286,10 @@ def verify(
         pgaudit-wf verify --key seal.pub
         pgaudit-wf verify --key seal.pub --checkpoint /mnt/auditor/checkpoint
     """
+    from pgaudit_wf.integrity.archives import verify_archives
+    from pgaudit_wf.integrity.verify import verify as verify_log
+    from pgaudit_wf.integrity.vouching import verify_vouchers
+
     keys = verifier_keys(key)
     notes = {path: read_text(path, "checkpoint") for path in checkpoint or []}
     with connect(database) as conn, progress_bar(as_json) as bar:
@@ -377,6 +385,8 @@ def checkpoint_show(
 
         pgaudit-wf checkpoint show > checkpoint
     """
+    from pgaudit_wf.integrity.proof import newest_checkpoint
+
     with connect(database) as conn:
         typer.echo(newest_checkpoint(conn, size), nl=False)
 
@@ -403,6 +413,9 @@ def checkpoint_push(
         pgaudit-wf checkpoint push --witness witness.pub witness+https://witness.example.com
         pgaudit-wf checkpoint push --tsa tsa.pem tsa+https://tsa.example.com
     """
+    from pgaudit_wf.integrity.proof import newest_checkpoint
+    from pgaudit_wf.integrity.push import export_tiles
+
     with connect(database) as conn:
         if not tiles:
             _deliver(conn, targets, witness, tsa)
@@ -427,6 +440,8 @@ def checkpoint_cosign(
 
         pgaudit-wf checkpoint cosign cosigned.txt --witness witness.pub
     """
+    from pgaudit_wf.integrity.proof import add_cosignatures
+
     keys = verifier_keys(witness)
     text = read_text(note, "checkpoint")
     with connect(database) as conn:

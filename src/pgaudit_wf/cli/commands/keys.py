@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from psycopg_pool import ConnectionPool
 
 from pgaudit_wf.cli.base import (
     USAGE,
@@ -20,9 +19,6 @@ from pgaudit_wf.cli.base import (
     opener,
 )
 from pgaudit_wf.cli.options import DatabaseOption, HealthHostOption, HealthPortOption
-from pgaudit_wf.errors import MissingExtraError
-from pgaudit_wf.jobs.delivery import signing_key
-from pgaudit_wf.jobs.service import Service, json_logs
 
 _SECRET = "PGAUDIT_WF_LEAK_SECRET"  # noqa: S105 - the variable's name
 
@@ -71,6 +67,7 @@ def watch(
         pgaudit-wf keys watch --once
     """
     from pgaudit_wf.jobs.keys import KeyWatch
+    from pgaudit_wf.jobs.service import Service, json_logs
 
     service = Service("keys")
     job = KeyWatch(opener(database, "pgaudit-wf keys"), service)
@@ -100,6 +97,10 @@ def intake(
 
         PGAUDIT_WF_LEAK_SECRET_FILE=/run/secrets/leak pgaudit-wf keys intake --port 8766
     """
+    from psycopg_pool import ConnectionPool
+
+    from pgaudit_wf.errors import MissingExtraError
+
     secrets = _secrets()
     try:
         import uvicorn
@@ -120,6 +121,8 @@ def intake(
 
 
 def _secrets() -> tuple[str, ...]:
+    from pgaudit_wf.jobs.delivery import signing_key
+
     path = os.environ.get(f"{_SECRET}_FILE")
     try:
         text = Path(path).read_text() if path else os.environ.get(_SECRET, "")

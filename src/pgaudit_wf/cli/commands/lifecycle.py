@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from pgaudit_wf import request_context
 from pgaudit_wf.cli.base import USAGE, Commands, Connection, Failure, add, connect, help_text
 from pgaudit_wf.cli.commands.versions import (
     VersionOption,
@@ -30,14 +29,7 @@ from pgaudit_wf.cli.options import (
 )
 from pgaudit_wf.cli.printing.output import print_json, printable
 from pgaudit_wf.cli.printing.versions import put
-from pgaudit_wf.errors import DefinitionError
 from pgaudit_wf.exact_json import dumps
-from pgaudit_wf.workflow.reads import (
-    copy_workflow,
-    export_version,
-    publish_version,
-    undelete_workflow,
-)
 
 ExactVersionOption = Annotated[int, typer.Option("--version", min=1, metavar="N", help="Which.")]
 
@@ -64,6 +56,8 @@ def workflow() -> None:
 def _acting(
     database: str, actor_id: str | None, actor_label: str | None, org_id: str | None, reason: str
 ) -> Iterator[Connection]:
+    from pgaudit_wf import request_context
+
     with (
         connect(database) as conn,
         request_context(
@@ -94,6 +88,8 @@ def publish(
         pgaudit-wf workflow publish 7d0c… --version 3 --actor-id u_ana --org-id o_acme
         pgaudit-wf workflow publish 7d0c… --none
     """
+    from pgaudit_wf.workflow.reads import publish_version
+
     if none == (version is not None):
         raise Failure("nothing says which version", "give --version N or --none", USAGE)
     with _acting(database, actor_id, actor_label, org_id, reason or "") as conn:
@@ -124,6 +120,9 @@ def export(
 
         pgaudit-wf workflow export 7d0c… --version 3 -o intake.json
     """
+    from pgaudit_wf.errors import DefinitionError
+    from pgaudit_wf.workflow.reads import export_version
+
     with connect(database) as conn, reading(conn, org, as_actor):
         found = find_version(conn, workflow, version)
         try:
@@ -171,6 +170,8 @@ def copy(
 
         pgaudit-wf workflow copy 7d0c… --version 3 --name 'Intake 2' --actor-id u_ana
     """
+    from pgaudit_wf.workflow.reads import copy_workflow
+
     why = reason or f"copy of version {version} of workflow {workflow}"
     with _acting(database, actor_id, actor_label, org_id, why) as conn:
         made = copy_workflow(conn, workflow, version, name, new_id, table)
@@ -197,6 +198,8 @@ def undelete(
 
         pgaudit-wf workflow undelete 7d0c… --actor-id u_ana --reason 'deleted by mistake'
     """
+    from pgaudit_wf.workflow.reads import undelete_workflow
+
     with _acting(database, actor_id, actor_label, org_id, reason or "") as conn:
         restored = undelete_workflow(conn, workflow, table)
     if as_json:

@@ -9,7 +9,6 @@ import typer
 from pgaudit_wf.cli.base import Commands, Connection, Failure, add, connect, dict_rows, help_text
 from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable
-from pgaudit_wf.trail.statement import one
 
 TypeArgument = Annotated[
     str,
@@ -130,6 +129,8 @@ def put(
 
 
 def _warn_if_unused(conn: Connection, resource_type: str) -> None:
+    from pgaudit_wf.trail.statement import one
+
     (is_used,) = one(
         conn,
         "select exists (select from pgaudit_wf.attached where resource_type = %s)",
@@ -150,6 +151,8 @@ def remove(
 
     pgaudit-wf limits remove api_key --org o_7
     """
+    from pgaudit_wf.trail.statement import one
+
     with connect(database) as conn:
         (removed,) = one(conn, "select pgaudit_wf._remove_org_limit(%s, %s)", [org, resource_type])
     if not removed:

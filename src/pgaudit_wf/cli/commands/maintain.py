@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -22,8 +22,9 @@ from pgaudit_wf.cli.options import (
     watch_option,
 )
 from pgaudit_wf.cli.printing.output import console, print_json, printable, progress_bar
-from pgaudit_wf.jobs.maintain import Maintenance, Step, plan
-from pgaudit_wf.jobs.service import Service, json_logs
+
+if TYPE_CHECKING:
+    from pgaudit_wf.jobs.maintain import Step
 
 
 def register(app: typer.Typer) -> None:
@@ -81,6 +82,9 @@ def maintain(
         pgaudit-wf maintain --archive /srv/audit-archive
         pgaudit-wf maintain --archive s3://bucket/audit --watch 3600 --health-port 9188
     """
+    from pgaudit_wf.jobs.maintain import Maintenance, plan
+    from pgaudit_wf.jobs.service import Service, json_logs
+
     conninfo = choose_database(argument, database)
     hooks = [seal_hook(seal_key, seal_state)] if seal_key else []
     if dry_run:

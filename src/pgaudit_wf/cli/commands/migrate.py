@@ -11,8 +11,6 @@ import typer
 from pgaudit_wf.cli.base import USAGE, Failure, add, check_conninfo, choose_database
 from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import print_json, printable
-from pgaudit_wf.schema.migrate import contents
-from pgaudit_wf.schema.migrate import migrate as run_migrations
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +49,8 @@ def migrate(
         pgaudit-wf migrate -d service=shop --with-app-schema
         pgaudit-wf migrate -d service=shop --to 0       # remove it, the log included; asks first
     """
+    from pgaudit_wf.schema.migrate import migrate as run_migrations
+
     target = check_conninfo(choose_database(conninfo, database))
     if to is not None and re.fullmatch("0+", to) and not yes:
         _confirm(target)
@@ -81,6 +81,8 @@ def _confirm(target: str) -> None:
     Raises:
         Failure: There is nobody to ask.
     """
+    from pgaudit_wf.schema.migrate import contents
+
     lost = contents(target)
     if lost is None:
         return

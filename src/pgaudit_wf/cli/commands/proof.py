@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,15 +18,9 @@ from pgaudit_wf.cli.options import (
 )
 from pgaudit_wf.cli.printing.output import print_json, printable
 from pgaudit_wf.exact_json import dumps, loads
-from pgaudit_wf.integrity.archives import archived_row
-from pgaudit_wf.integrity.proof import (
-    Checked,
-    newest_checkpoint,
-    prove_consistency,
-    prove_event,
-    prove_version,
-)
-from pgaudit_wf.integrity.proof import check as check_proof
+
+if TYPE_CHECKING:
+    from pgaudit_wf.integrity.proof import Checked
 
 
 def prove(
@@ -57,6 +51,9 @@ def prove(
         pgaudit-wf prove 4711 > proof.json
         pgaudit-wf prove --workflow 3f0c… --version 7 > proof.json
     """
+    from pgaudit_wf.integrity.archives import archived_row
+    from pgaudit_wf.integrity.proof import prove_event, prove_version
+
     if (event_id is None) == (workflow is None) or (workflow is None) != (version is None):
         raise Failure("give an event id, or --workflow with --version", code=USAGE)
     with connect(database) as conn:
@@ -93,6 +90,8 @@ def check(
         pgaudit-wf check proof.json --key seal.pub
         pgaudit-wf check period.zip --key seal.pub --checkpoint kept --tsa tsa.pem
     """
+    from pgaudit_wf.integrity.proof import check as check_proof
+
     keys = verifier_keys(key)
     kept = read_text(checkpoint, "checkpoint") if checkpoint else ""
     if _is_zip(proof):
@@ -160,6 +159,8 @@ def consistency(
         pgaudit-wf consistency /mnt/auditor/checkpoint > grown.json
         pgaudit-wf check grown.json --key seal.pub
     """
+    from pgaudit_wf.integrity.proof import newest_checkpoint, prove_consistency
+
     with connect(database) as conn:
         notes = [
             newest_checkpoint(conn, int(name)) if name.isascii() and name.isdigit()

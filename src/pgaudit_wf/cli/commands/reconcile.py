@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,9 @@ from pgaudit_wf.cli.printing.output import (
     progress_bar,
     short,
 )
-from pgaudit_wf.integrity.reconcile import Compared, Finding
-from pgaudit_wf.integrity.reconcile import reconcile as reconcile_tables
+
+if TYPE_CHECKING:
+    from pgaudit_wf.integrity.reconcile import Compared, Finding
 
 _NOTES = (
     (
@@ -97,6 +98,8 @@ def reconcile(
         pgaudit-wf reconcile --sample 1000
         pgaudit-wf reconcile --state /var/tmp/reconcile.json
     """
+    from pgaudit_wf.integrity.reconcile import reconcile as reconcile_tables
+
     if start is not None and table is None:
         raise Failure("--from needs a table", "see pgaudit-wf reconcile --help", USAGE)
     if sample is not None and (start is not None or state is not None):

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.types.json import set_json_loads
 
 from pgaudit_wf.cli.base import (
     FAILED,
@@ -122,6 +120,9 @@ def run(
 
 
 def _opener(name: str, own: str | None, shared: str) -> Callable[[], Connection]:
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.types.json import set_json_loads
+
     conninfo = conninfo_to_dict(check_conninfo(own or shared))
     open_ = opener(make_conninfo("", **{**_KEEPALIVES, **conninfo}), f"pgaudit-wf {name}")
 

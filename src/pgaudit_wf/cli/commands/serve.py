@@ -11,19 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
-import psycopg
 import typer
-from psycopg_pool import ConnectionPool
 
 from pgaudit_wf.cli.base import USAGE, Failure, add, check_conninfo
 from pgaudit_wf.cli.base import connect as connect_once
 from pgaudit_wf.cli.keys import authorities, verifier_keys
 from pgaudit_wf.cli.options import DatabaseOption, KeysOption, TsaOption
 from pgaudit_wf.cli.printing.output import console
-from pgaudit_wf.errors import MissingExtraError
-from pgaudit_wf.trail.statement import one
 
 if TYPE_CHECKING:
+    from psycopg_pool import ConnectionPool
     from starlette.types import ASGIApp
 
     from pgaudit_wf.integrity.timestamp import Authority
@@ -107,6 +104,10 @@ def running(visitor: Visitor, port: int = 0) -> Iterator[tuple[str, Any]]:
     Raises:
         Failure: The extra is missing, the port is taken, or the actor may not read.
     """
+    from psycopg_pool import ConnectionPool
+
+    from pgaudit_wf.errors import MissingExtraError
+
     try:
         import uvicorn
 
@@ -168,6 +169,8 @@ def _role(visitor: Visitor) -> tuple[str, str | None]:
     Raises:
         Failure: Nobody who may read, or the login may not ask.
     """
+    import psycopg
+
     with connect_once(visitor.reader) as conn, conn.transaction():
         try:
             # As each page does it: a superuser or owner that may not become the reader fails later.
@@ -201,6 +204,8 @@ def _role(visitor: Visitor) -> tuple[str, str | None]:
 
 
 def _no_reader(visitor: Visitor) -> Failure:
+    from pgaudit_wf.trail.statement import one
+
     message = f"{visitor.actor} is neither an owner nor an admin of {visitor.org}"
     with connect_once(visitor.reader) as conn:
         (unset,) = one(conn, "select pgaudit_wf._unset_directories()")
@@ -219,6 +224,8 @@ def _check_other_logins(visitor: Visitor) -> None:
     Raises:
         Failure: One may not.
     """
+    from pgaudit_wf.trail.statement import one
+
     if visitor.write:
         with connect_once(visitor.write) as conn:
             (login,) = one(conn, "select current_user")

@@ -10,7 +10,6 @@ import typer
 from pgaudit_wf.cli.base import FAILED, Commands, Failure, add, choose_database, connect, help_text
 from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable
-from pgaudit_wf.context.spool import read_spool, spool_path, spooled
 
 FileOption = Annotated[
     Path | None,
@@ -42,6 +41,8 @@ def spool() -> None:
 
 
 def _path(given: Path | None) -> Path:
+    from pgaudit_wf.context.spool import spool_path
+
     try:
         return given or spool_path()
     except RuntimeError as error:
@@ -62,6 +63,8 @@ def read(
         pgaudit-wf spool read -d service=shop
         pgaudit-wf spool read --file /var/spool/shop/attempts.jsonl
     """
+    from pgaudit_wf.context.spool import read_spool
+
     path = _path(file)
     with connect(choose_database(conninfo, database)) as conn:
         try:
@@ -90,6 +93,8 @@ def show(file: FileOption = None, as_json: JsonOption = False) -> None:
 
     pgaudit-wf spool show --json | jq length
     """
+    from pgaudit_wf.context.spool import spooled
+
     path = _path(file)
     try:
         waiting = spooled(path)

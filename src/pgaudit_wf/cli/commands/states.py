@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from psycopg.rows import dict_row
-from psycopg.types.json import set_json_loads
 
 from pgaudit_wf.cli.base import USAGE, Connection, Failure, add, connect
 from pgaudit_wf.cli.options import (
@@ -28,16 +26,10 @@ from pgaudit_wf.cli.printing.output import (
     short,
     shorten,
 )
-from pgaudit_wf.errors import translated
 from pgaudit_wf.exact_json import dumps, loads
-from pgaudit_wf.trail.reads import row_as_of
-from pgaudit_wf.trail.states import (
-    RowChange,
-    RowState,
-    changes_between,
-    create_view_as_of,
-)
-from pgaudit_wf.trail.states import row_history as read_row_history
+
+if TYPE_CHECKING:
+    from pgaudit_wf.trail.states import RowChange, RowState
 
 # Laying out 60 MB as a table took minutes; --json has all of it.
 _LONGEST_VALUE = 10_000
@@ -81,6 +73,8 @@ def row(
         pgaudit-wf row public.invoice 4711 --at '2026-03-01 09:00'
         pgaudit-wf row member o_1,u_1 --at 2d --json
     """
+    from pgaudit_wf.trail.reads import row_as_of
+
     with connect(database) as conn, reading(conn, org, as_actor):
         found = row_as_of(conn, table, key, at)
     if as_json:
@@ -114,6 +108,8 @@ def row_history(
         pgaudit-wf row-history public.invoice 4711
         pgaudit-wf row-history public.member o_1,u_1 --json
     """
+    from pgaudit_wf.trail.states import row_history as read_row_history
+
     with connect(database) as conn, reading(conn, org, as_actor):
         states = read_row_history(conn, table, key)
     if as_json:
@@ -171,6 +167,8 @@ def table(
         pgaudit-wf table public.invoice --at '2026-03-01 09:00' | jq .record
         pgaudit-wf table public.invoice --at 2d --view audit.invoice_before
     """
+    from pgaudit_wf.trail.states import create_view_as_of
+
     with connect(database) as conn, reading(conn, org, as_actor):
         if view is not None:
             console(stderr=True).print(
@@ -181,6 +179,11 @@ def table(
 
 
 def _print_table(conn: Connection, table: str, at: datetime) -> None:
+    from psycopg.rows import dict_row
+    from psycopg.types.json import set_json_loads
+
+    from pgaudit_wf.errors import translated
+
     # A cursor of the server's, as the rows of a table need not fit into memory.
     with translated(), conn.transaction(), conn.cursor("rows", row_factory=dict_row) as cursor:
         set_json_loads(loads, cursor)
@@ -207,6 +210,8 @@ def changes(
         pgaudit-wf changes public.invoice --since yesterday
         pgaudit-wf changes public.invoice --since 2026-03-01 --until 2026-03-02 --json
     """
+    from pgaudit_wf.trail.states import changes_between
+
     end = until or datetime.now(UTC)
     if end < since:
         raise Failure("--until is before --since", code=USAGE)

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import typer
-from psycopg.types.json import Jsonb
 
 from pgaudit_wf.cli.base import USAGE, Failure, add, connect, dict_rows, help_text, opener
 from pgaudit_wf.cli.options import (
@@ -21,10 +20,6 @@ from pgaudit_wf.cli.options import (
     time_option,
 )
 from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table
-from pgaudit_wf.jobs.delivery import DeliveryError
-from pgaudit_wf.jobs.service import Service, json_logs
-from pgaudit_wf.streams import StreamWorker, target_for
-from pgaudit_wf.streams.worker import destination, probe
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the destination.")]
 TimeoutOption = Annotated[
@@ -71,6 +66,9 @@ def stream(
         pgaudit-wf stream test siem
         pgaudit-wf stream -d service=shop --health-port 9188
     """
+    from pgaudit_wf.jobs.service import Service, json_logs
+    from pgaudit_wf.streams import StreamWorker
+
     if ctx.invoked_subcommand is not None:
         return
     service = Service("stream")
@@ -148,6 +146,8 @@ def add_(
     pgaudit-wf stream add lake files s3://bucket/audit --format parquet --since 30d
     pgaudit-wf stream add soc syslog tls://soc.example.com:6514 --org o_1 --action 'session.*'
     """
+    from psycopg.types.json import Jsonb
+
     with connect(database) as conn:
         conn.execute(
             "select pgaudit_wf._add_stream(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
@@ -243,6 +243,10 @@ def send_test(
 
     pgaudit-wf stream test siem
     """
+    from pgaudit_wf.jobs.delivery import DeliveryError
+    from pgaudit_wf.streams import target_for
+    from pgaudit_wf.streams.worker import destination, probe
+
     with connect(database) as conn:
         rows = dict_rows(
             conn, "select * from pgaudit_wf.stream_list where name = %(name)s", {"name": name}

@@ -8,19 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, tzinfo
 from itertools import islice
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import psycopg
 import typer
 from rich.text import Text
 
-from pgaudit_wf.archive.files import list_archives
-from pgaudit_wf.archive.read import whole_trail
 from pgaudit_wf.cli.base import UNREACHABLE, USAGE, Connection, Failure, add, connect
 from pgaudit_wf.cli.options import (
     ArchivesOption,
     AsOption,
     DatabaseOption,
+    Filters,
     JsonOption,
     OrgOption,
     UtcOption,
@@ -30,16 +28,10 @@ from pgaudit_wf.cli.options import (
 from pgaudit_wf.cli.printing.output import console, moment, print_json, print_table
 from pgaudit_wf.cli.printing.trail import print_line, print_trail
 from pgaudit_wf.exact_json import dumps
-from pgaudit_wf.trail.reads import (
-    ApiKeyActivity,
-    TrailEntry,
-    TrailFilter,
-    api_key_activity,
-    audit_trail,
-    follow_trail,
-    latest_trail,
-)
-from pgaudit_wf.trail.undo import Undone, undone_by
+
+if TYPE_CHECKING:
+    from pgaudit_wf.trail.reads import ApiKeyActivity, TrailEntry
+    from pgaudit_wf.trail.undo import Undone
 
 _PAGE = 500
 _LIST_LIMIT = 50
@@ -54,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 @filtering
 def log(
-    filters: TrailFilter,
+    filters: Filters,
     follow: Annotated[
         bool,
         typer.Option(
@@ -105,6 +97,10 @@ def log(
         pgaudit-wf log --search 203.0.113.9 --outcome denied --json | jq
         pgaudit-wf log --archive /srv/audit-archive --since 2023-01-01
     """
+    from pgaudit_wf.archive.files import list_archives
+    from pgaudit_wf.archive.read import whole_trail
+    from pgaudit_wf.trail.undo import undone_by
+
     org = filters["org_id"]
     zone = UTC if utc else None
     if follow and archive:
@@ -145,12 +141,14 @@ def log(
 
 def _list(
     conn: Connection,
-    filters: TrailFilter,
+    filters: Filters,
     limit: int,
     after: str | None,
     org: str | None,
     as_actor: str | None,
 ) -> tuple[list[TrailEntry], str | None]:
+    from pgaudit_wf.trail.reads import audit_trail
+
     entries: list[TrailEntry] = []
     while len(entries) < limit:
         size = min(limit - len(entries), _PAGE)
@@ -165,13 +163,17 @@ def _list(
 
 def _follow(
     conn: Connection,
-    filters: TrailFilter,
+    filters: Filters,
     limit: int,
     after: str | None,
     interval: float,
     org: str | None,
     as_actor: str | None,
 ) -> Iterator[TrailEntry]:
+    import psycopg
+
+    from pgaudit_wf.trail.reads import follow_trail, latest_trail
+
     seen: set[int] = set()
     if after is None:
         with reading(conn, org, as_actor):
@@ -220,6 +222,8 @@ def api_keys(
 
     pgaudit-wf api-keys --org o_acme
     """
+    from pgaudit_wf.trail.reads import api_key_activity
+
     with connect(database) as conn, reading(conn, org, as_actor):
         keys = api_key_activity(conn, org_id=org)
     if as_json:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import psycopg
 import typer
 from rich.text import Text
 
-from pgaudit_wf import request_context
 from pgaudit_wf.cli.base import FAILED, USAGE, Failure, add, connect
 from pgaudit_wf.cli.options import (
     AsOption,
@@ -23,8 +21,11 @@ from pgaudit_wf.cli.options import (
     time_option,
 )
 from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable, short
-from pgaudit_wf.trail.undo import UndoRow, undo_plan
-from pgaudit_wf.trail.undo import undo as undo_rows
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgaudit_wf.trail.undo import UndoRow
 
 
 def register(app: typer.Typer) -> None:
@@ -90,6 +91,10 @@ def undo(
 
     The kinds of conflicts: docs/how-to/undo.md
     """
+    from pgaudit_wf import request_context
+    from pgaudit_wf.trail.undo import undo as undo_rows
+    from pgaudit_wf.trail.undo import undo_plan
+
     chosen: dict[str, Any] = {
         "event_id": event, "correlation_id": request, "tx_id": transaction, "actor_id": actor,
         "api_key_id": api_key,

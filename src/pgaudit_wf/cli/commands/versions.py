@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from datetime import UTC
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from pgaudit_wf import request_context
 from pgaudit_wf.cli.base import FAILED, USAGE, Connection, Failure, add, connect, dict_rows
 from pgaudit_wf.cli.options import (
     ActorIdOption,
@@ -36,16 +35,9 @@ from pgaudit_wf.cli.printing.versions import (
     put,
     saved_by,
 )
-from pgaudit_wf.workflow.model import Version
-from pgaudit_wf.workflow.reads import (
-    compare_versions,
-    definition_usage,
-    execution_attribution,
-    restore_workflow,
-    validate_version,
-    version_snapshot,
-    workflow_versions,
-)
+
+if TYPE_CHECKING:
+    from pgaudit_wf.workflow.model import Version
 
 _PAGE = 500
 
@@ -91,6 +83,8 @@ def find_version(conn: Connection, workflow: str, number: int | None) -> Version
     Raises:
         Failure: There is none that the login may see.
     """
+    from pgaudit_wf.workflow.reads import workflow_versions
+
     before = None if number is None else number + 1
     found = workflow_versions(conn, workflow, before_version=before, page_size=1).versions
     if not found:
@@ -137,6 +131,8 @@ def history(
     pgaudit-wf history 7d0c… --connection fetch:notify
     pgaudit-wf history 7d0c… --json | jq '.[] | [.version, .actor_name, .summary]'
     """
+    from pgaudit_wf.workflow.reads import workflow_versions
+
     ends = _connection(connection)
     found: list[Version] = []
     after = before
@@ -240,6 +236,8 @@ def diff(
     pgaudit-wf diff 7d0c… 7 3           # what a restore of 3 would change
     pgaudit-wf diff 7d0c… 3 7 --json | jq '.nodes_changed[].deltas'
     """
+    from pgaudit_wf.workflow.reads import compare_versions
+
     with connect(database) as conn, reading(conn, org, as_actor):
         if after is None:
             after = find_version(conn, workflow, None).version
@@ -265,6 +263,8 @@ def show(
     pgaudit-wf show 7d0c… --version 3
     pgaudit-wf show 7d0c… --json | jq '.snapshot.nodes'
     """
+    from pgaudit_wf.workflow.reads import compare_versions, version_snapshot
+
     with connect(database) as conn, reading(conn, org, as_actor):
         found = find_version(conn, workflow, version)
         snapshot = version_snapshot(conn, workflow, found.version)
@@ -296,6 +296,8 @@ def validate(
     pgaudit-wf validate 7d0c…
     pgaudit-wf validate 7d0c… --version 3 --json
     """
+    from pgaudit_wf.workflow.reads import validate_version
+
     with connect(database) as conn, reading(conn, org, as_actor):
         found = find_version(conn, workflow, version)
         problems = validate_version(conn, workflow, found.version)
@@ -331,6 +333,9 @@ def restore(
         pgaudit-wf diff 7d0c… 7 3
         pgaudit-wf restore 7d0c… --version 3 --actor-id u_ana --reason 'broken since Monday'
     """
+    from pgaudit_wf import request_context
+    from pgaudit_wf.workflow.reads import restore_workflow
+
     with (
         connect(database) as conn,
         request_context(
@@ -360,6 +365,8 @@ def usage(
 
     pgaudit-wf usage "$(pgaudit-wf history 7d0c… --json | jq -r '.[0].content_hash')"
     """
+    from pgaudit_wf.workflow.reads import definition_usage
+
     wanted = content_hash.strip().lower()
     if not re.fullmatch("[0-9a-f]{64}", wanted):
         raise Failure(
@@ -420,6 +427,8 @@ def execution(
         pgaudit-wf execution public.workflow_execution 1b4e…
         pgaudit-wf execution public.workflow_execution 1b4e… --json | jq '.snapshot.nodes'
     """
+    from pgaudit_wf.workflow.reads import execution_attribution
+
     with connect(database) as conn, reading(conn, org, as_actor):
         found = execution_attribution(conn, table, run)
     if as_json:

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import psycopg
 import typer
-from psycopg import sql
 from rich.progress import Progress, TaskID
 from rich.text import Text
 
@@ -42,10 +40,9 @@ from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.attachments import print_attachments
 from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable, progress_bar
 from pgaudit_wf.exact_json import dumps
-from pgaudit_wf.trail.reads import attached
-from pgaudit_wf.trail.statement import one
-from pgaudit_wf.workflow.model import BackfillBatch, RefusedWorkflow
-from pgaudit_wf.workflow.reads import backfill_batch, workflow_tables
+
+if TYPE_CHECKING:
+    from pgaudit_wf.workflow.model import BackfillBatch, RefusedWorkflow
 
 # The application may lock its rows in a different order than we do.
 _ATTEMPTS = 5
@@ -115,6 +112,9 @@ def attach_workflow(
         pgaudit-wf attach-workflow workflow_entity --shape n8n --enabled-column active
         pgaudit-wf backfill public.workflow    # a first version for existing workflows
     """
+    from pgaudit_wf.trail.reads import attached
+    from pgaudit_wf.workflow.reads import workflow_tables
+
     settings = {
         "shape": shape,
         "nodes_column": nodes_column,
@@ -250,6 +250,8 @@ def backfill(
         pgaudit-wf backfill
         pgaudit-wf backfill public.workflow --batch-size 20
     """
+    from pgaudit_wf.workflow.reads import workflow_tables
+
     done: list[_Work] = []
     interrupted = False
     with connect(database) as conn, _stoppable():
@@ -294,6 +296,10 @@ def _stoppable() -> Iterator[None]:
 
 
 def _count(conn: Connection, table: str) -> int:
+    from psycopg import sql
+
+    from pgaudit_wf.trail.statement import one
+
     row = conn.execute(
         "select nspname, relname from pg_class join pg_namespace as n on n.oid = relnamespace"
         " where pg_class.oid = %s::regclass",
@@ -319,6 +325,10 @@ def _backfill(
 
 
 def _batch(conn: Connection, table: str, after: str | None, batch_size: int) -> BackfillBatch:
+    import psycopg
+
+    from pgaudit_wf.workflow.reads import backfill_batch
+
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             # The connection commits each statement by itself.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from pgaudit_wf.cli.printing.output import print_table
-from pgaudit_wf.trail.reads import Attachment
+
+if TYPE_CHECKING:
+    from pgaudit_wf.trail.reads import Attachment
 
 
 def print_attachments(attachments: Sequence[Attachment], events: dict[str, int] | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import tzinfo
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -12,10 +12,10 @@ from rich.text import Text
 
 from pgaudit_wf.cli.printing.output import console, moment, printable, short, shorten
 from pgaudit_wf.exact_json import dumps, key_parts
-from pgaudit_wf.trail.digest import describe_digest
-from pgaudit_wf.trail.path import describe_path
-from pgaudit_wf.trail.reads import TrailEntry
-from pgaudit_wf.trail.undo import Undone
+
+if TYPE_CHECKING:
+    from pgaudit_wf.trail.reads import TrailEntry
+    from pgaudit_wf.trail.undo import Undone
 
 # Below it, a column for each thing would be all line breaks.
 _WIDE = 150
@@ -70,6 +70,8 @@ def origin(entry: TrailEntry) -> Text:
 
 
 def _side(operation: dict[str, Any], key: str, write: Callable[[object], str] = dumps) -> str:
+    from pgaudit_wf.trail.digest import describe_digest
+
     return describe_digest(operation, key, operation[key]) or write(operation[key])
 
 
@@ -78,6 +80,8 @@ _COMPARED = ("configuration", "state", "snapshot", "digest")
 
 def changes(entry: TrailEntry) -> Text:
     """Return the changes in short: the fields of an update, else the event's metadata."""
+    from pgaudit_wf.trail.path import describe_path
+
     found = []
     for operation in entry.diff or []:
         if not operation["path"]:
@@ -129,6 +133,9 @@ def change_lines(entry: TrailEntry) -> Iterable[Text]:
 
 
 def _members(operation: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    from pgaudit_wf.trail.digest import describe_digest
+    from pgaudit_wf.trail.path import describe_path
+
     path, name = operation["path"], describe_path(operation["path"])
     if path and "old" in operation and "value" in operation:
         change = f"{_side(operation, 'old')} → {_side(operation, 'value')}"

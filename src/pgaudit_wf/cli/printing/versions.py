@@ -6,14 +6,23 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 from difflib import SequenceMatcher
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.padding import Padding
 from rich.text import Text
 
 from pgaudit_wf.cli.printing.output import console, moment, printable
 from pgaudit_wf.exact_json import dumps
-from pgaudit_wf.workflow.model import Connected, NodeRef, Problem, Snapshot, Version, VersionDiff
+
+if TYPE_CHECKING:
+    from pgaudit_wf.workflow.model import (
+        Connected,
+        NodeRef,
+        Problem,
+        Snapshot,
+        Version,
+        VersionDiff,
+    )
 
 _ADDED, _REMOVED, _CHANGED = ("+", "green"), ("-", "red"), ("~", "yellow")
 _SOURCES = {"create": "green", "update": "cyan", "listing": "cyan", "restore": "yellow",
