@@ -186,6 +186,20 @@ $$;
 comment on function pgaudit_wf._generic_of(pgaudit_wf.attachment) is
     'What a trigger of the generic form is to know of its table''s columns.';
 
+create function pgaudit_wf._copes_without(setting pgaudit_wf.attachment, gone text[]) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- It reads rows as they are now; what its settings name, it cannot find once that has another name.
+    select (setting).form = 'generic'
+        and not gone && ((setting).id_columns || (setting).ignore || (setting).shallow
+            || array_remove(array[(setting).org_column, (setting).label_column], null)
+            || pgaudit_wf._secret_columns((setting).redact, (setting).columns))
+        and not (gone <> '{}' and exists (select from pgaudit_wf.workflow_attachment as w where w.target = (setting).target))
+$$;
+comment on function pgaudit_wf._copes_without(pgaudit_wf.attachment, text[]) is
+    'Whether a trigger of the generic form records all that it should after columns were renamed or dropped.';
+
 create function pgaudit_wf._describe_generic(setting pgaudit_wf.attachment) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp

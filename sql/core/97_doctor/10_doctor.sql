@@ -100,14 +100,18 @@ as $$
             where inhparent = e.relid and inhrelid not in (select a.target from pgaudit_wf.attachment as a)
                 and not (select relispartition from pg_class where oid = inhrelid)))
     union all
-    select 'error', a.target::text,
-        format('its columns have changed since its trigger was written: %s', array_to_string(array(
-            select '+' || name from unnest(pgaudit_wf._column_names(a.target)) as name where name <> all (a.columns)
-            union all
-            select '-' || name from unnest(a.columns) as name where name <> all (pgaudit_wf._column_names(a.target))), ', ')),
+    select case when pgaudit_wf._copes_without(a, changed.gone) then 'notice' else 'error' end, a.target::text,
+        format('its columns have changed since its trigger was written: %s%s',
+            array_to_string(array(
+                select '+' || name from unnest(changed.come) as name union all select '-' || name from unnest(changed.gone) as name), ', '),
+            case when pgaudit_wf._copes_without(a, changed.gone) then '; it records them, but more slowly than it could' end),
         format('select pgaudit_wf.attach(%L);', a.target)
-    from pgaudit_wf.attachment as a
-    where not (a.columns @> pgaudit_wf._column_names(a.target) and a.columns <@ pgaudit_wf._column_names(a.target))
+    from pgaudit_wf.attachment as a,
+    lateral (
+        select array(select unnest(pgaudit_wf._column_names(a.target)) except select unnest(a.columns) order by 1) as come,
+            array(select unnest(a.columns) except select unnest(pgaudit_wf._column_names(a.target)) order by 1) as gone
+    ) as changed
+    where changed.come <> '{}' or changed.gone <> '{}'
     union all
     select 'error', a.target::text, 'its trigger is compiled, but DDL is not being followed: the next ALTER TABLE can make writes fail',
         coalesce((

@@ -49,6 +49,7 @@ from pgaudit_wf.schema.ledger import (
     read_ledger,
     write_ledger,
 )
+from pgaudit_wf.schema.rights import complete
 
 __all__ = [
     "MigrationResult",
@@ -130,13 +131,15 @@ class MigrationResult:
 
     ``applied`` and ``rolled_back`` name migrations in the order of execution. ``version`` is the
     number of the newest core migration in force, 0 for none. ``warnings`` are those that the
-    database raised, for example that the role may not create event triggers.
+    database raised, and what is missing because the role lacked rights, such as event triggers.
+    ``added`` names what was missing so far for that reason and was made by this run.
     """
 
     applied: tuple[str, ...]
     rolled_back: tuple[str, ...]
     version: int
     warnings: tuple[str, ...]
+    added: tuple[str, ...] = ()
 
 
 def migrate(
@@ -184,10 +187,10 @@ def migrate(
         with locked(backend, lock_timeout):
             check_server(backend)
             present = [entry.id for entry in read_ledger(backend)]
-            target = _target(available, present, to, with_app_schema)
+            target = choose_target(available, present, to, with_app_schema)
             if not present and not target:
                 return MigrationResult((), (), 0, ())
-            _check_known(backend, available, present, removing_all=not target)
+            check_known(backend, available, present, removing_all=not target)
             down = [m for m in reversed(available) if m.id in present and m not in target]
             up = [m for m in available if m.id not in present and m in target]
             if not present:
@@ -206,13 +209,18 @@ def migrate(
                 done.append(migration.id)
             if failure and not done and not present:
                 raise failure
+            added: list[str] = []
+            # Roles and event triggers are made by the sources, which are the newest version.
+            if not failure and all(m in target for m in available if m.group == "core"):
+                added, missing = complete(backend, root)
+                warnings += missing
         if failure:
             raise failure
     in_force = {*present, *done} - set(down_ids)
     version = max(
         (m.number for m in available if m.group == "core" and m.id in in_force), default=0
     )
-    return MigrationResult(tuple(done), tuple(down_ids), version, tuple(warnings))
+    return MigrationResult(tuple(done), tuple(down_ids), version, tuple(warnings), tuple(added))
 
 
 def applied(conninfo: str) -> tuple[AppliedMigration, ...]:
@@ -267,13 +275,14 @@ def pending(
     """
     available = read_migrations(directory or installed())
     present = [entry.id for entry in applied(conninfo)]
-    target = _target(available, present, None, with_app_schema)
+    target = choose_target(available, present, None, with_app_schema)
     return tuple(m.id for m in target if m.id not in present)
 
 
-def _check_known(
+def check_known(
     backend: Backend, available: list[SqlMigration], present: list[str], *, removing_all: bool
 ) -> None:
+    """Refuse a database with migrations that are unknown here, or had another text."""
     known = {m.id: m for m in available}
     unknown = [name for name in present if name not in known]
     if unknown:
@@ -299,7 +308,7 @@ def _check_known(
         )
 
 
-def _target(
+def choose_target(
     available: list[SqlMigration],
     present: Sequence[str],
     to: str | int | None,

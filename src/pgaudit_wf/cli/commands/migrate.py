@@ -39,6 +39,13 @@ def migrate(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="With --to 0: do not ask for confirmation.")
     ] = False,
+    as_sql: Annotated[
+        bool,
+        typer.Option(
+            "--sql",
+            help="Print a script for psql instead, which does the same in one transaction.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Install the audit schema in a database, or bring it to the newest version.
@@ -48,10 +55,17 @@ def migrate(
         pgaudit-wf migrate postgresql://owner@host/shop
         pgaudit-wf migrate -d service=shop --with-app-schema
         pgaudit-wf migrate -d service=shop --to 0       # remove it, the log included; asks first
+        pgaudit-wf migrate --sql > install.sql          # for psql -f; with -d, for that database
     """
     from pgaudit_wf.schema.migrate import migrate as run_migrations
 
-    target = check_conninfo(choose_database(conninfo, database))
+    chosen = choose_database(conninfo, database)
+    if as_sql:
+        if to is not None or as_json:
+            raise Failure("--sql goes with neither --to nor --json", code=USAGE)
+        _print_script(chosen, with_app_schema)
+        return
+    target = check_conninfo(chosen)
     if to is not None and re.fullmatch("0+", to) and not yes:
         _confirm(target)
     result = run_migrations(target, to=to, with_app_schema=with_app_schema)
@@ -62,9 +76,11 @@ def migrate(
         typer.echo(f"removed  {name}")
     for name in result.applied:
         typer.echo(f"applied  {name}")
+    for name in result.added:
+        typer.echo(f"added    {name}")
     for warning in result.warnings:
         typer.echo(f"warning: {printable(warning)}", err=True)
-    if not result.applied and not result.rolled_back:
+    if not result.applied and not result.rolled_back and not result.added:
         typer.echo(f"Nothing to do: the audit schema is at version {result.version}.")
     elif result.version:
         typer.echo(
@@ -73,6 +89,16 @@ def migrate(
         )
     else:
         typer.echo("The audit schema is gone.")
+
+
+def _print_script(database: str, with_app_schema: bool) -> None:
+    from pgaudit_wf.schema.script import migration_script
+
+    target = check_conninfo(database) if database else None
+    text = migration_script(target, with_app_schema=with_app_schema)
+    if text is None:
+        raise Failure("nothing to do: this database has every migration", code=0)
+    typer.echo(text, nl=False)
 
 
 def _confirm(target: str) -> None:
