@@ -220,6 +220,12 @@ class LogSetBackError(DatabaseError):
     sqlstate = "PA012"
 
 
+class HubError(DatabaseError):
+    """A node cannot be added to a hub or removed, or what it sends belongs to another."""
+
+    sqlstate = "PA013"
+
+
 class StoredDefinitionError(DatabaseError, DefinitionError):
     """A definition in the database is malformed or has no canonical form (PA201, PA202, PA203)."""
 

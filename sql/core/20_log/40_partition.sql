@@ -35,6 +35,9 @@ begin
             ' insert into pgaudit_wf.%I select * from late', partition_name) using from_time, to_time;
         alter table pgaudit_wf.security_audit_log_default
             enable always trigger append_only_row, enable always trigger append_only, enable replica trigger note_arrival;
+        if exists (select from pgaudit_wf.hub_node) then
+            alter table pgaudit_wf.security_audit_log_default enable replica trigger arrive;
+        end if;
     end if;
 
     execute format('alter table pgaudit_wf.security_audit_log attach partition pgaudit_wf.%I for values from (%L) to (%L)',

@@ -64,7 +64,10 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     -- A sequence, as replication leaves it alone, and a dump does not.
-    if not (select s.is_called from pgaudit_wf.log_arrival_seq as s) and pgaudit_wf._is_applied() then
+    -- On a hub they get transaction ids of this cluster.
+    if not (select s.is_called from pgaudit_wf.log_arrival_seq as s) and pgaudit_wf._is_applied()
+        and pgaudit_wf._arriving_from() is null
+    then
         perform setval('pgaudit_wf.log_arrival_seq', (
             select case when s.is_called then s.last_value + 1 else 1 end from pgaudit_wf.security_audit_log_id_seq as s));
     end if;
@@ -111,6 +114,10 @@ begin
         raise exception 'this log was replicated from another cluster, and readers cannot go on in it yet'
             using errcode = 'PA011', hint = 'Once writes come here and the subscription is dropped: select pgaudit_wf.finish_switchover();';
     end if;
+    if exists (select from pgaudit_wf.hub_node as n, pgaudit_wf.log_origin as o where n.hub_cluster <> o.system_identifier) then
+        raise exception 'this hub was restored into another cluster, where its order of arrival means nothing'
+            using errcode = 'PA013', hint = 'Make a new one: pgaudit-wf migrate, then hub add for each node.';
+    end if;
     return query
     with known as (
         select g.inherited_id, g.system_identifier from pgaudit_wf.log_generation as g
@@ -126,7 +133,8 @@ end
 $$;
 comment on function pgaudit_wf.log_generations() is
     'The ranges of event ids written in one cluster each, oldest first; last_id is null for the current one. '
-    'Raises PA011 where the log was replicated from another cluster and finish_switchover() is still to be called.';
+    'Raises PA011 where the log was replicated from another cluster and finish_switchover() is still to be called, '
+    'PA013 in a hub that was restored into another cluster.';
 
 create function pgaudit_wf._note_generation() returns void
 language plpgsql security definer

@@ -205,6 +205,11 @@ declare
     known boolean;
     before jsonb;
 begin
+    if exists (select from pgaudit_wf.hub_node) then
+        raise exception 'this database is a hub, which records no tables of its own'
+            using errcode = 'PA013',
+                hint = 'Undoing and comparing rows would take those of nodes for its own. Attach the table on its node.';
+    end if;
     perform pgaudit_wf._check_attachable(attach.target);
     -- Without event triggers, dropped tables go unnoticed.
     delete from pgaudit_wf.attachment as a where not exists (select from pg_class where oid = a.target);

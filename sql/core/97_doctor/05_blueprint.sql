@@ -63,7 +63,7 @@ as $$
         select format('trigger %I on %s', t.tgname, ours.name),
             concat_ws('|', t.tgenabled, t.tgfoid::regprocedure, pg_get_triggerdef(t.oid)),
             format('drop trigger if exists %1$I on %2$s; %3$s; alter table %2$s enable %4$strigger %1$I;', t.tgname, ours.name,
-                pg_get_triggerdef(t.oid), case t.tgenabled when 'A' then 'always ' else '' end)
+                pg_get_triggerdef(t.oid), case t.tgenabled when 'A' then 'always ' when 'R' then 'replica ' else '' end)
         from ours join pg_trigger as t on t.tgrelid = ours.oid and not t.tgisinternal
         union all
         select format('default of %s.%I', ours.name, a.attname), pg_get_expr(d.adbin, d.adrelid),

@@ -39,7 +39,7 @@ begin
             pgaudit_wf.execution_attachment, pgaudit_wf.config_alias, pgaudit_wf.canvas_key, pgaudit_wf.action_schema,
             pgaudit_wf.org_limit, pgaudit_wf.limit_condition, pgaudit_wf.org_usage, pgaudit_wf.limit_usage,
             pgaudit_wf.limit_list, pgaudit_wf.workflow_list, pgaudit_wf.workflow_table, pgaudit_wf.log_partition, pgaudit_wf.event_count,
-            pgaudit_wf.api_key_use
+            pgaudit_wf.api_key_use, pgaudit_wf.hub_node
             to pgaudit_wf_reader;
         -- What runs with the caller's own rights can do no harm; of the security definers, only those that check who asks.
         for invoker in

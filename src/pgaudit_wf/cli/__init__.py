@@ -78,6 +78,7 @@ def main(
         pgaudit-wf alerts run                  notify people of events
         pgaudit-wf keys watch                  watch API keys
         pgaudit-wf stream                      send events to other systems
+        pgaudit-wf hub status                  the logs of many databases in one
         pgaudit-wf serve --org ID --as ACTOR   browse all of this as web pages
         pgaudit-wf doctor                      check that everything is still recorded
         pgaudit-wf verify --key seal.pub       check that nothing sealed was altered

@@ -136,6 +136,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "stream",
             "Send the log to other systems while it happens, until SIGTERM or Ctrl-C.",
         ),
+        "hub": (
+            "hub",
+            "Bring the logs of many databases (nodes) into one: the hub, which -d names.",
+        ),
         "maintain": (
             "maintain",
             "Create future partitions, archive and prune events past their retention, prune"
