@@ -70,8 +70,9 @@ def test_functions_for_people_are_few_and_the_others_begin_with_an_underscore(co
         "select proname::text from pg_proc where pronamespace = 'pgaudit_wf'::regnamespace"
         " and proname not like '\\_%' order by 1"
     ).fetchall()
-    # What people do, not what jobs and pages are made of.
-    assert len(listed) <= 70
+    # What people do, not what jobs and pages are made of. Each is named by an issue, as undoing,
+    # publishing and copying versions are; more would no longer be a manual.
+    assert len(listed) <= 73
     # What is called by PostgreSQL itself is for nobody.
     assert not conn.execute(
         "select proname from pg_proc where pronamespace = 'pgaudit_wf'::regnamespace"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,8 +25,9 @@ from pgaudit_wf.cli.options import (
     watch_option,
 )
 from pgaudit_wf.cli.printing.output import console, print_json, print_table
-from pgaudit_wf.hub import HubWatch, NodeStatus, add_node, node_status, remove_node
-from pgaudit_wf.jobs.service import Service, json_logs
+
+if TYPE_CHECKING:
+    from pgaudit_wf.hub import NodeStatus
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the node.")]
 
@@ -75,6 +76,8 @@ def add_(
         raise Failure(
             "that is no name for a node", "a-z, 0-9, _ and -, beginning with a letter", USAGE
         )
+    from pgaudit_wf.hub import add_node
+
     with connect(database) as conn:
         number = add_node(conn, name, check_conninfo(node), versions=not without_versions)
     typer.echo(f"Added {name}, node {number}. See pgaudit-wf hub status.")
@@ -85,6 +88,8 @@ def remove(name: NameArgument, database: DatabaseOption = "") -> None:
 
     pgaudit-wf hub remove eu
     """
+    from pgaudit_wf.hub import remove_node
+
     with connect(database) as conn:
         left = remove_node(conn, name)
     typer.echo(f"Removed {name}.")
@@ -109,7 +114,11 @@ def status(
         pgaudit-wf hub status
         pgaudit-wf hub status --watch 30 --health-port 9189
     """
+    from pgaudit_wf.hub import HubWatch, node_status
+
     if watch is not None:
+        from pgaudit_wf.jobs.service import Service, json_logs
+
         service = Service("hub")
         job = HubWatch(service, opener(database, "pgaudit-wf hub"))
         with json_logs():
