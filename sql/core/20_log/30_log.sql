@@ -89,6 +89,7 @@ comment on column pgaudit_wf.security_audit_log.application_name is 'application
 
 create index security_audit_log_org on pgaudit_wf.security_audit_log (org_id, occurred_at, id) where org_id is not null;
 create index security_audit_log_actor on pgaudit_wf.security_audit_log (actor_id, occurred_at, id) where actor_id is not null;
+create index security_audit_log_api_key on pgaudit_wf.security_audit_log (api_key_id, occurred_at, id) where api_key_id is not null;
 create index security_audit_log_resource on pgaudit_wf.security_audit_log (resource_type, resource_id, occurred_at, id);
 -- Few, and looked for: what failed or was refused. An event that succeeded pays for the test only.
 create index security_audit_log_refused on pgaudit_wf.security_audit_log (org_id, occurred_at, id) where outcome <> 'succeeded';

@@ -345,6 +345,8 @@ begin
                 or (row_after ? setting.org_column and row_after ->> setting.org_column is distinct from org_id))
         then
             result.conflicts := pgaudit_wf._with_conflict(result.conflicts, 'other_org');
+            -- Its values are for its own organization.
+            result.put_back := null;
         end if;
         if put ? 'content_hash' and 'content_hash' = any (columns.restorable) then
             select g.version, g.graph into graph_version, graph
@@ -384,7 +386,7 @@ begin
             result.conflicts := (
                 select jsonb_agg(c || case when c ->> 'kind' in ('changed', 'gone', 'exists') then
                         pgaudit_wf._blame(result.resource_type, result.resource_id, result.events, c ->> 'kind', c ->> 'column')
-                        || case when c ->> 'kind' = 'changed'
+                        || case when c ->> 'kind' = 'changed' and not result.conflicts @> '[{"kind": "other_org"}]'
                             then jsonb_build_object('found', before_rows[place] -> (c ->> 'column')) else '{}' end
                     else '{}' end)
                 from jsonb_array_elements(result.conflicts) as c);
