@@ -232,6 +232,8 @@ async def key_page(request: Request, who: Who, database: Data, api_key_id: KeyId
         entries=changed.entries,
         names={},
         key_names={api_key_id: key.label},
+        # The event's own page says whether it was undone.
+        undone={},
         more=changed.next_cursor is not None,
         may_revoke=_may_revoke(request, key),
         soon=key.expires_at is not None
