@@ -184,7 +184,9 @@ def test_no_other_function_writes_with_our_rights_for_the_application(app: Conn)
         "select proname from pg_proc where prosecdef and provolatile = 'v' "
         "and pronamespace = (select oid from pg_namespace where nspname = 'pgaudit_wf') "
         "and has_function_privilege(oid, 'execute') order by proname"
-    ).fetchall() == [("label_version",), ("publish_version",), ("record_attempt",), ("record_event",)]
+    ).fetchall() == [
+        ("label_version",), ("publish_version",), ("record_attempt",), ("record_event",)
+    ]  # fmt: skip
 
 
 def test_the_application_cannot_forge_the_marks_of_a_captured_event(
