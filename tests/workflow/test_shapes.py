@@ -333,6 +333,20 @@ def test_undo_puts_products_graphs_back_as_they_were_stored(db: Conn) -> None:
         assert values(db, table) == before
 
 
+def test_undo_says_that_it_cannot_put_back_what_only_functions_of_ones_own_read(db: Conn) -> None:
+    attach_own(db, "a,b")
+    db.execute(
+        """select pgaudit_wf.attach_workflow('"Odd"', shape => 'Own', ignore => '{seen}',"""
+        " nodes_column => 'steps')"
+    )
+    db.execute("""select pgaudit_wf.backfill_workflows('"Odd"')""")
+    db.execute("""update "Odd" set steps = 'a,b,c', name = 'other'""")
+    assert sorted(op["path"] for op in latest_diff(db)) == ["/content_hash", "/name"]
+    with pytest.raises(psycopg.Error, match="unversioned"):
+        undo_latest(db, "Odd")
+    assert db.execute("""select steps, name from "Odd" """).fetchone() == ("a,b,c", "other")
+
+
 def test_a_version_from_before_a_column_was_renamed_is_restored(db: Conn, form: str) -> None:
     row = N8N[0]["row"]
     save(db, "workflow_entity", row["id"], nodes="[]", connections="{}")

@@ -84,6 +84,23 @@ $$;
 comment on function pgaudit_wf._stored_graph(jsonb, text[]) is
     'The columns of a graph as a version stored them, by the names that they have now; null if that cannot be told.';
 
+create function pgaudit_wf._snapshot_columns(snapshot jsonb, shape text, names text[]) returns jsonb
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when (snapshot ? 'stored') <> (shape in ('n8n', 'flowise')) then null
+        when snapshot ? 'stored' then pgaudit_wf._stored_graph(snapshot -> 'stored', names)
+        when names = '{}' then '{}'
+        -- What functions of the application make of such columns does not lead back to them.
+        when pgaudit_wf._graph_types(shape) is null then null
+        else jsonb_build_object(names[1], nullif(snapshot -> 'nodes', 'null')::text, names[2], nullif(snapshot -> 'edges', 'null')::text)
+    end
+$$;
+comment on function pgaudit_wf._snapshot_columns(jsonb, text, text[]) is
+    'The graph of a snapshot as texts, by the columns that hold graphs of that shape; null if it was kept in another shape, '
+    'or the columns cannot be told from it.';
+
 create function pgaudit_wf._graph_update(workflow pgaudit_wf.workflow_place, kept jsonb) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp

@@ -21,7 +21,7 @@ as $$
             || case when graph <> '{}' then array['content_hash'] else '{}' end,
         coalesce(array_agg(attname::text) filter (where attgenerated = 's'), '{}')
             -- The graph of a shape of the application is in the row's other columns, and its hash follows from them.
-            || case when pgaudit_wf._has_own_shape((setting).target) and not bool_or(attname = 'content_hash')
+            || case when graph = '{}' and pgaudit_wf._has_own_shape((setting).target) and not bool_or(attname = 'content_hash')
                 then array['content_hash'] else '{}' end,
         secret,
         (setting).ignore,

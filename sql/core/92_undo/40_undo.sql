@@ -100,12 +100,7 @@ returns table (version integer, graph jsonb)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select h.version, case
-        when w.shape in ('n8n', 'flowise') then pgaudit_wf._stored_graph(h.snapshot -> 'stored',
-            array_remove(array[w.nodes_column, w.edges_column], null))
-        when not h.snapshot ? 'stored' then jsonb_build_object(
-            w.nodes_column, nullif(h.snapshot -> 'nodes', 'null')::text, w.edges_column, nullif(h.snapshot -> 'edges', 'null')::text)
-        end
+    select h.version, pgaudit_wf._snapshot_columns(h.snapshot, w.shape, array_remove(array[w.nodes_column, w.edges_column], null))
     from pgaudit_wf.workflow_attachment as w
     join pgaudit_wf.workflow_history as h on h.workflow_id = pgaudit_wf._workflow_id(w.id_prefix, _undo_graph.resource_id)
     where w.target = (setting).target and h.content_hash = _undo_graph.hash and h.snapshot is not null
@@ -114,7 +109,7 @@ as $$
 $$;
 comment on function pgaudit_wf._undo_graph(pgaudit_wf.attachment, text, text, integer) is
     'The newest version of a workflow with that content_hash, before a version, and its graph as texts, by column; '
-    'no graph if it was kept in another shape.';
+    'no graph if the version does not lead back to them.';
 
 create function pgaudit_wf._record_key(setting pgaudit_wf.attachment, record jsonb) returns text
 language sql stable

@@ -5,7 +5,6 @@ create type pgaudit_wf.workflow_source as (
     target regclass,
     shape text,
     row_id text,
-    id_prefix text,
     key_columns text[],
     key_condition text,
     key_expression text,
@@ -35,7 +34,6 @@ begin
     source.shape := place.shape;
     source.row_id := place.row_id;
     source.workflow := pgaudit_wf._usable_workflow(place.target);
-    source.id_prefix := (source.workflow).id_prefix;
     source.graph_columns := pgaudit_wf._definition_columns(place.target);
     source.columns := pgaudit_wf._undo_columns(setting);
     -- A column with a redacted path comes back where nothing in it was redacted.
@@ -96,64 +94,72 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     state pgaudit_wf.undo_state := pgaudit_wf._undo_delete(row(null, '{}', '[]'), op, (source).columns);
-    stored constant jsonb := pgaudit_wf._stored_graph(kept -> 'stored', (source).graph_columns);
-    payload jsonb;
+    graph constant jsonb := pgaudit_wf._snapshot_columns(kept, (source).shape, (source).graph_columns);
 begin
-    if (kept ? 'stored') <> ((source).shape in ('n8n', 'flowise')) or (kept ? 'stored' and stored is null) then
+    if graph is null and (kept ? 'stored' or pgaudit_wf._graph_types((source).shape) is not null) then
         raise exception 'the version was kept in another shape than %', (source).shape
             using errcode = 'PA304', hint = 'Its nodes and edges are in pgaudit_wf.version_snapshot().';
-    elsif pgaudit_wf._graph_types((source).shape) is null and (source).graph_columns <> '{}' then
+    elsif graph is null then
         raise exception 'the trail does not hold the columns % of %', array_to_string((source).graph_columns, ', '), (source).target
             using errcode = 'PA304', hint = 'attach_workflow() was told that nodes() and edges() cover them.';
     end if;
-    payload := pgaudit_wf._undo_payload(state.record - (source).columns.generated - 'content_hash'::text, state.nulls,
-        pgaudit_wf._undo_types((source).target));
-    return payload || case
-        when kept ? 'stored' then stored
-        when (source).graph_columns = '{}' then '{}'
-        else jsonb_build_object((source).graph_columns[1], (nullif(kept -> 'nodes', 'null'))::text,
-            (source).graph_columns[2], (nullif(kept -> 'edges', 'null'))::text) end;
+    return pgaudit_wf._undo_payload(state.record - (source).columns.generated - 'content_hash'::text, state.nulls,
+        pgaudit_wf._undo_types((source).target)) || graph;
 end
 $$;
 comment on function pgaudit_wf._workflow_payload(pgaudit_wf.workflow_source, jsonb, jsonb) is
     'A recorded row with the graph of a snapshot, as _undo_statement() takes it; without columns whose values were not recorded. '
     'Raises PA304 where the graph cannot be put into its columns.';
 
-create function pgaudit_wf._workflow_insert(source pgaudit_wf.workflow_source, payload jsonb) returns text
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    setting pgaudit_wf.attachment;
-begin
-    setting.target := (source).target;
-    return pgaudit_wf._undo_statement(setting, 'insert', array(select jsonb_object_keys(payload)),
-        pgaudit_wf._undo_types((source).target), false);
-end
-$$;
-comment on function pgaudit_wf._workflow_insert(pgaudit_wf.workflow_source, jsonb) is 'The statement that inserts such a row, $2.';
-
-create function pgaudit_wf._unrecorded_problem(source pgaudit_wf.workflow_source, column_name text) returns text
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select case pgaudit_wf._obstacle((source).columns, _unrecorded_problem.column_name)
-        when 'redacted' then 'it is redacted' when 'ignored' then 'it is ignored' else 'its value was not recorded' end
-$$;
-comment on function pgaudit_wf._unrecorded_problem(pgaudit_wf.workflow_source, text) is 'Why a recorded row lacks a column.';
-
-create function pgaudit_wf.undelete_workflow(workflow_id text, target regclass default null) returns integer
+create function pgaudit_wf._insert_workflow(
+    source pgaudit_wf.workflow_source, payload jsonb, failure text, remedy text, returned text default null
+) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set intervalstyle = 'postgres'
 set lc_monetary = 'C'
 as $$
 declare
+    setting pgaudit_wf.attachment;
+    statement text;
+    key text;
+    failed_table text;
+    failed_column text;
+begin
+    setting.target := (source).target;
+    statement := pgaudit_wf._undo_statement(setting, 'insert', array(select jsonb_object_keys(payload)),
+        pgaudit_wf._undo_types((source).target), false);
+    if returned is null then
+        execute statement using array[(source).row_id], array[payload];
+    else
+        execute statement || ' returning ' || returned into key using array[(source).row_id], array[payload];
+    end if;
+    return key;
+exception
+    when not_null_violation then
+        get stacked diagnostics failed_table = table_name, failed_column = column_name;
+        if payload ? failed_column or failed_table <> (select relname from pg_class where oid = (source).target) then
+            raise;
+        end if;
+        raise exception '%: column "%" must have a value, and %', failure, failed_column,
+            case pgaudit_wf._obstacle((source).columns, failed_column)
+                when 'redacted' then 'it is redacted' when 'ignored' then 'it is ignored' else 'its value was not recorded' end
+            using errcode = 'PA304',
+                hint = format('alter table %s alter column %I set default …', (source).target, failed_column) || remedy;
+end
+$$;
+comment on function pgaudit_wf._insert_workflow(pgaudit_wf.workflow_source, jsonb, text, text, text) is
+    'Inserts such a row with the caller''s rights; returns what the expression returned makes of it. '
+    'Raises PA304, with the failure and remedy given, where a column whose value was not recorded must have one.';
+
+create function pgaudit_wf.undelete_workflow(workflow_id text, target regclass default null) returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
     source constant pgaudit_wf.workflow_source := pgaudit_wf._workflow_source(undelete_workflow.workflow_id, undelete_workflow.target);
     newest constant integer := pgaudit_wf._newest_version(undelete_workflow.workflow_id);
     payload jsonb;
-    failed_table text;
-    failed_column text;
 begin
     if pgaudit_wf._stored_workflow(source) is not null then
         raise exception 'workflow % was not deleted', undelete_workflow.workflow_id
@@ -166,19 +172,8 @@ begin
     payload := pgaudit_wf._workflow_payload(source, source.deletion,
         pgaudit_wf.version_snapshot(undelete_workflow.workflow_id, newest));
     perform set_config('pgaudit_wf.restoring', newest::text, true);
-    begin
-        execute pgaudit_wf._workflow_insert(source, payload) using array[source.row_id], array[payload];
-    exception
-        when not_null_violation then
-            get stacked diagnostics failed_table = table_name, failed_column = column_name;
-            if payload ? failed_column or failed_table <> (select relname from pg_class where oid = source.target) then
-                raise;
-            end if;
-            raise exception 'workflow % cannot be put back: column "%" must have a value, and %', undelete_workflow.workflow_id,
-                failed_column, pgaudit_wf._unrecorded_problem(source, failed_column)
-                using errcode = 'PA304', hint = format('alter table %s alter column %I set default …, or insert the row by hand.',
-                    source.target, failed_column);
-    end;
+    perform pgaudit_wf._insert_workflow(source, payload, format('workflow %s cannot be put back', undelete_workflow.workflow_id),
+        ', or insert the row by hand.');
     perform set_config('pgaudit_wf.restoring', '', true);
     return pgaudit_wf._newest_version(undelete_workflow.workflow_id);
 end
@@ -196,8 +191,6 @@ create function pgaudit_wf.copy_workflow(
 ) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set intervalstyle = 'postgres'
-set lc_monetary = 'C'
 as $$
 declare
     source constant pgaudit_wf.workflow_source := pgaudit_wf._workflow_source(copy_workflow.workflow_id, copy_workflow.target);
@@ -206,9 +199,6 @@ declare
     op constant jsonb := coalesce(pgaudit_wf._stored_workflow(source), source.deletion);
     payload jsonb;
     made text[];
-    key text;
-    failed_table text;
-    failed_column text;
 begin
     if op is null then
         raise exception 'workflow % does not exist, and no event says that it was deleted', copy_workflow.workflow_id
@@ -249,20 +239,9 @@ begin
         -- Two that are live would both answer.
         || case when workflow.enabled_column is not null then jsonb_build_object(workflow.enabled_column, false) else '{}' end
         || case when workflow.listed_column is not null then jsonb_build_object(workflow.listed_column, false) else '{}' end;
-    begin
-        execute pgaudit_wf._workflow_insert(source, payload) || ' returning ' || source.key_expression
-            into key using array[source.row_id], array[payload];
-    exception
-        when not_null_violation then
-            get stacked diagnostics failed_table = table_name, failed_column = column_name;
-            if payload ? failed_column or failed_table <> (select relname from pg_class where oid = source.target) then
-                raise;
-            end if;
-            raise exception 'workflow % cannot be copied: column "%" must have a value, and %', copy_workflow.workflow_id,
-                failed_column, pgaudit_wf._unrecorded_problem(source, failed_column)
-                using errcode = 'PA304', hint = format('alter table %s alter column %I set default …', source.target, failed_column);
-    end;
-    return pgaudit_wf._workflow_id(source.id_prefix, key);
+    return pgaudit_wf._workflow_id(workflow.id_prefix,
+        pgaudit_wf._insert_workflow(source, payload, format('workflow %s cannot be copied', copy_workflow.workflow_id), '',
+            source.key_expression));
 end
 $$;
 comment on function pgaudit_wf.copy_workflow(text, integer, text, text, regclass) is

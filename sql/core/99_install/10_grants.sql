@@ -19,6 +19,7 @@ begin
             pgaudit_wf._find_workflow(text, regclass), pgaudit_wf._newest_version(text),
             pgaudit_wf.undelete_workflow(text, regclass), pgaudit_wf.copy_workflow(text, integer, text, text, regclass),
             pgaudit_wf._workflow_source(text, regclass),
+            pgaudit_wf._insert_workflow(pgaudit_wf.workflow_source, jsonb, text, text, text),
             pgaudit_wf.same_definition(jsonb, jsonb, jsonb, jsonb),
             pgaudit_wf.validate_definition(jsonb, jsonb), pgaudit_wf.hash_definition(jsonb, jsonb) to pgaudit_wf_app;
         grant select on pgaudit_wf.config_alias, pgaudit_wf.action_schema to pgaudit_wf_app;
