@@ -139,10 +139,7 @@ begin
         alter table pgaudit_wf.workflow_history enable replica trigger arrive;
         create trigger arrive before insert on pgaudit_wf.version_label for each row execute function pgaudit_wf._arrive_label();
         alter table pgaudit_wf.version_label enable replica trigger arrive;
-        insert into pgaudit_wf.blueprint (object, digest, definition, server_version)
-        select described.*, current_setting('server_version_num')::integer / 10000
-        from pgaudit_wf._describe_relations() as described where starts_with(described.object, 'trigger arrive on ')
-        on conflict on constraint blueprint_pkey do nothing;
+        perform pgaudit_wf._note_installed('trigger arrive on ');
     end if;
 end
 $$;

@@ -64,9 +64,9 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     -- A sequence, as replication leaves it alone, and a dump does not.
-    -- On a hub they get transaction ids of this cluster.
-    if not (select s.is_called from pgaudit_wf.log_arrival_seq as s) and pgaudit_wf._is_applied()
-        and pgaudit_wf._arriving_from() is null
+    -- On a hub they get transaction ids of this cluster, and what comes another way is refused.
+    if not (select s.is_called from pgaudit_wf.log_arrival_seq as s) and not exists (select from pgaudit_wf.hub_node)
+        and pgaudit_wf._is_applied()
     then
         perform setval('pgaudit_wf.log_arrival_seq', (
             select case when s.is_called then s.last_value + 1 else 1 end from pgaudit_wf.security_audit_log_id_seq as s));

@@ -11,6 +11,15 @@ as $$
 $$;
 comment on function pgaudit_wf._has_secret_name(text) is 'Whether a column or member of this name is likely to hold a secret.';
 
+create function pgaudit_wf._looks_secret(name text, type oid) returns boolean
+language sql stable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    -- No secret is a date, a duration or a yes.
+    select pgaudit_wf._has_secret_name(name) and (select typcategory not in ('B', 'D', 'T') from pg_type where oid = _looks_secret.type)
+$$;
+comment on function pgaudit_wf._looks_secret(text, oid) is 'Whether a column is likely to hold a secret, by its name and type.';
+
 create function pgaudit_wf._secret_steps(entry text) returns text[]
 language sql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp

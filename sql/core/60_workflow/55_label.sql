@@ -35,11 +35,9 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- Whoever may read all organizations labels for the one of the context, if there is one.
-    org constant text := pgaudit_wf._context_text('org_id');
     label constant text := btrim(label_version.label);
     note constant text := nullif(btrim(label_version.note), '');
-    kept record;
+    kept pgaudit_wf.workflow_history;
     place record;
     before jsonb;
 begin
@@ -47,33 +45,19 @@ begin
         raise exception 'a label must have 1 to 200 characters, and a note at most 4,000' using errcode = 'PA008';
     end if;
     perform pgaudit_wf._unpack_context();
-    -- prune_history() waits, or has committed what it prunes.
-    lock table pgaudit_wf.workflow_history in row exclusive mode;
-    select h.org_id, h.pruned_at into kept from pgaudit_wf.workflow_history as h
-    where h.workflow_id = label_version.workflow_id and h.version = label_version.version
-        and (h.org_id is not distinct from org or (org is null and pg_has_role(
-            session_user, (select relowner from pg_class where oid = 'pgaudit_wf.workflow_history'::regclass), 'member')));
-    if not found then
-        raise exception 'there is no version % of workflow %', label_version.version, label_version.workflow_id
-            using errcode = 'PA302', hint = 'Or it belongs to another organization than app.org_id.';
-    end if;
+    kept := pgaudit_wf._version_for_note(label_version.workflow_id, coalesce(label_version.version, 0));
     if kept.pruned_at is not null then
         raise exception 'the snapshot of version % of workflow % was pruned', label_version.version, label_version.workflow_id
             using errcode = 'PA344', hint = 'A label keeps a version from being pruned; this one is gone already.';
     end if;
     before := (
-        select jsonb_strip_nulls(jsonb_build_object('label', l.label, 'note', l.note)) from pgaudit_wf.version_label as l
+        select jsonb_build_object('label', l.label, 'note', l.note) from pgaudit_wf.version_label as l
         where l.workflow_id = label_version.workflow_id and l.version = label_version.version order by l.id desc limit 1);
     insert into pgaudit_wf.version_label (workflow_id, version, org_id, label, note)
     values (label_version.workflow_id, label_version.version, kept.org_id, label, note);
     select w.target, w.row_id into place from pgaudit_wf._find_workflow(label_version.workflow_id, null) as w;
-    -- Not captured: its diff is not of the workflow's row, to be run backwards.
-    insert into pgaudit_wf.security_audit_log (org_id, action, resource_type, resource_id, captured, diff, metadata)
-    select kept.org_id, a.resource_type || '.version_labeled', a.resource_type, pgaudit_wf._bounded_key(place.row_id), false,
-        pgaudit_wf._json_diff(coalesce(before, '{}'), jsonb_strip_nulls(jsonb_build_object('label', label, 'note', note))),
-        jsonb_build_object('version', label_version.version)
-            || jsonb_strip_nulls(jsonb_build_object('reason', pgaudit_wf._context_reason()))
-    from pgaudit_wf.attachment as a where a.target = place.target;
+    perform pgaudit_wf._record_version_note(place.target, place.row_id, kept.org_id, '.version_labeled',
+        label_version.version, coalesce(before, '{}'), jsonb_build_object('label', label, 'note', note));
 end
 $$;
 comment on function pgaudit_wf.label_version(text, integer, text, text) is

@@ -139,10 +139,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     select h.org_id, h.snapshot, h.content_hash from pgaudit_wf.workflow_history as h
     where h.workflow_id = _org_version_snapshot.workflow_id
-        and h.version = coalesce(_org_version_snapshot.version,
-            (select p.version from pgaudit_wf.published_version as p
-                where p.workflow_id = _org_version_snapshot.workflow_id order by p.id desc limit 1),
-            (select max(n.version) from pgaudit_wf.workflow_history as n where n.workflow_id = _org_version_snapshot.workflow_id))
+        and h.version = coalesce(_org_version_snapshot.version, pgaudit_wf._version_to_run(_org_version_snapshot.workflow_id))
         and h.org_id is not distinct from pgaudit_wf._context_text('org_id')
 $$;
 comment on function pgaudit_wf._org_version_snapshot(text, integer) is
@@ -160,10 +157,7 @@ begin
     if has_table_privilege('pgaudit_wf.workflow_history', 'select') then
         select h.snapshot, h.content_hash into kept, hash from pgaudit_wf.workflow_history as h
         where h.workflow_id = version_snapshot.workflow_id
-            and h.version = coalesce(version_snapshot.version,
-                (select p.version from pgaudit_wf.published_version as p
-                    where p.workflow_id = version_snapshot.workflow_id order by p.id desc limit 1),
-                (select max(n.version) from pgaudit_wf.workflow_history as n where n.workflow_id = version_snapshot.workflow_id))
+            and h.version = coalesce(version_snapshot.version, pgaudit_wf._version_to_run(version_snapshot.workflow_id))
             -- A login that may read all organizations still acts in the one that the request names, if any.
             and (h.org_id = pgaudit_wf._context_text('org_id') or h.org_id is null or pgaudit_wf._context_text('org_id') is null);
     else

@@ -153,6 +153,18 @@ comment on function pgaudit_wf._write_blueprint() is
     'Records the schema as it is now as installed: called by migrate after it has applied something. '
     'Where that changed anything, it is the event audit.upgraded, whose diff names what.';
 
+create function pgaudit_wf._note_installed(prefix text) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    insert into pgaudit_wf.blueprint (object, digest, definition, server_version)
+    select now_there.object, now_there.digest, now_there.definition, current_setting('server_version_num')::integer / 10000
+    from pgaudit_wf._describe_relations() as now_there where starts_with(now_there.object, _note_installed.prefix)
+    on conflict on constraint blueprint_pkey do nothing
+$$;
+comment on function pgaudit_wf._note_installed(text) is
+    'Adds to the blueprint what was made after the installation: objects whose description begins so.';
+
 create function pgaudit_wf._note_generated(function regprocedure) returns void
 language sql
 set search_path = pg_catalog, pg_temp

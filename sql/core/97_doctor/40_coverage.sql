@@ -23,10 +23,7 @@ as $$
         join pg_class as c on c.oid = a.target
         join pg_namespace as n on n.oid = c.relnamespace
         join pg_attribute as attribute on attribute.attrelid = a.target and attribute.attnum > 0 and not attribute.attisdropped
-        join pg_type as t on t.oid = attribute.atttypid
-        where pgaudit_wf._has_secret_name(attribute.attname)
-            -- No secret is a date, a duration or a yes.
-            and t.typcategory not in ('B', 'D', 'T')
+        where pgaudit_wf._looks_secret(attribute.attname, attribute.atttypid)
             and not attribute.attname = any (coalesce(a.redact, '{}') || coalesce(a.ignore, '{}'))
         union all
         select 'login', format('role %I', l.db_user), format('%s events do not say who acted', count(*)),

@@ -49,10 +49,8 @@ declare
     found_names text[] := '{}';
 begin
     for col in
-        select a.attname::text as name, a.atttypid as type,
-            pgaudit_wf._has_secret_name(a.attname) and t.typcategory not in ('B', 'D', 'T') as is_secret
+        select a.attname::text as name, a.atttypid as type, pgaudit_wf._looks_secret(a.attname, a.atttypid) as is_secret
         from pg_attribute as a
-        join pg_type as t on t.oid = a.atttypid
         where a.attrelid = _secret_looking.target and a.attnum > 0 and not a.attisdropped
         order by a.attnum
     loop

@@ -32,13 +32,7 @@ from pg_namespace as n, pg_roles as me
 where n.nspname = 'pgaudit_wf' and me.rolname = current_user
     and to_regprocedure('pgaudit_wf._can_follow_ddl()') is not null
 """
-_NOTE_EVENT_TRIGGERS = """
-insert into pgaudit_wf.blueprint (object, digest, definition, server_version)
-select now_there.object, now_there.digest, now_there.definition,
-    current_setting('server_version_num')::integer / 10000
-from pgaudit_wf._describe_relations() as now_there where now_there.object ~ '^event trigger '
-on conflict on constraint blueprint_pkey do nothing
-"""
+_NOTE_EVENT_TRIGGERS = "select pgaudit_wf._note_installed('event trigger ')"
 
 
 def complete(backend: Backend, root: Path) -> tuple[list[str], list[str]]:
