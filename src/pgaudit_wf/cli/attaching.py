@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.text import Text
 
-from pgaudit_wf.cli.base import FAILED, USAGE, Connection, Failure, dict_rows
+from pgaudit_wf.cli.base import FAILED, USAGE, Connection, Failure, confirm, dict_rows
 from pgaudit_wf.cli.printing.output import console, print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -99,7 +98,15 @@ def attach_many(
         return
     if dry_run:
         return
-    _confirm(len(todo), yes)
+    if not yes:
+        confirm(
+            f"Do these {len(todo)} things?",
+            Failure(
+                "nothing was changed, as nobody is there to ask",
+                "follow the plan with --yes, or look at it with --dry-run",
+                USAGE,
+            ),
+        )
     conn.execute(sql.SQL("set lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
     warned: list[str] = []
 
@@ -252,18 +259,6 @@ def _print_plan(steps: Sequence[Step]) -> None:
 def _recorded_as(step: Step) -> str:
     name = str(step.settings.get("resource_type", "its name"))
     return f"{name}, with versions" if step.kind == "workflow" else name
-
-
-def _confirm(count: int, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise Failure(
-            "nothing was changed, as nobody is there to ask",
-            "follow the plan with --yes, or look at it with --dry-run",
-            USAGE,
-        )
-    typer.confirm(f"Do these {count} things?", abort=True, err=True)
 
 
 def _follow(conn: Connection, step: Step) -> str:

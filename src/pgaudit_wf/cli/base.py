@@ -282,6 +282,17 @@ def connect(conninfo: str) -> Iterator[Connection]:
         yield conn
 
 
+def confirm(question: str, unasked: Failure) -> None:
+    """Ask at the terminal whether to go on; the command ends if not.
+
+    Raises:
+        Failure: The one given, as there is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        raise unasked
+    typer.confirm(question, abort=True, err=True)
+
+
 def dict_rows(
     conn: Connection, query: LiteralString, parameters: Mapping[str, object] | None = None
 ) -> list[DictRow]:

@@ -173,7 +173,7 @@ class TrailFilter(TypedDict, total=False):
 
 
 _FILTERS = tuple(TrailFilter.__annotations__)
-_SEVERAL = {
+SEVERAL = {
     "action": "actions",
     "not_action": "not_actions",
     "resource_type": "resource_types",
@@ -181,6 +181,7 @@ _SEVERAL = {
     "actor_id": "actor_ids",
     "not_actor_id": "not_actor_ids",
 }
+"""Filters that take several values, and the arguments of the SQL function that do."""
 
 
 def values_of(given: str | Sequence[str] | None) -> list[str]:
@@ -197,7 +198,7 @@ def _trail_arguments(filters: TrailFilter) -> tuple[sql.Composed, dict[str, obje
             f"unknown filter: {', '.join(unknown)}; valid filters are {', '.join(_FILTERS)}"
         )
     given: dict[str, object] = {
-        _SEVERAL.get(name, name): values_of(value) if name in _SEVERAL else value  # type: ignore[arg-type]
+        SEVERAL.get(name, name): values_of(value) if name in SEVERAL else value  # type: ignore[arg-type]
         for name, value in filters.items()
         if value is not None
     }

@@ -18,6 +18,7 @@ from pgaudit_wf.trail.reads import audit_trail
 from pgaudit_wf.web import csrf, models, queries
 from pgaudit_wf.web.api import Data, Who, answer, problems
 from pgaudit_wf.web.database import Session, context_of
+from pgaudit_wf.web.forms import reason_of, render_form
 from pgaudit_wf.web.paths import link, segment
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.web.problems import ProblemError
@@ -148,13 +149,6 @@ def _may_revoke(request: Request, key: KeyDetails) -> bool:
     return bool(request.scope["pgaudit_wf.revoke_key"] and key.is_known and key.revoked_at is None)
 
 
-def _with_form(request: Request, template: str, **values: Any) -> Response:  # noqa: ANN401
-    token = csrf.token_of(request)
-    page = render(request, template, field=csrf.FIELD, token=token, **values)
-    csrf.keep_token(request, page, token)
-    return page
-
-
 @api_router.get(
     "/api/api-keys/{api_key_id:path}/details",
     response_model=models.ApiKeyDetails,
@@ -185,7 +179,7 @@ async def _key_to_revoke(
 async def confirm(request: Request, who: Who, database: Data, api_key_id: KeyId) -> Response:
     """Ask for confirmation before a key is revoked."""
     key, _ = await _key_to_revoke(request, who, database, api_key_id)
-    return _with_form(
+    return render_form(
         request, "revoke_key.html", key=key, name=brief(key.label or key.api_key_id),
         root=_root(api_key_id),
     )  # fmt: skip
@@ -195,9 +189,7 @@ async def confirm(request: Request, who: Who, database: Data, api_key_id: KeyId)
 async def revoke(request: Request, who: Who, database: Data, api_key_id: KeyId) -> Response:
     """Let the host revoke a key, if the form is ours, and show it."""
     sent = await csrf.check_form(request)
-    reason = sent.get("reason", "").strip()[:_LONGEST_REASON]
-    if not reason:
-        raise ProblemError(422, "Say why the key is revoked.")
+    reason = reason_of(sent, "the key is revoked")[:_LONGEST_REASON]
     _, revoke_key = await _key_to_revoke(request, who, database, api_key_id)
     # What the host does then is recorded with who asked for it, and why.
     with bind(context_of(request, who).merge(reason=reason)):

@@ -14,12 +14,20 @@ from pydantic import ValidationError
 from starlette.responses import RedirectResponse
 
 from pgaudit_wf.integrity.report import Report
-from pgaudit_wf.trail.reads import TrailEntry, TrailFilter, audit_trail, follow_trail, latest_trail
+from pgaudit_wf.trail.reads import (
+    SEVERAL,
+    TrailEntry,
+    TrailFilter,
+    audit_trail,
+    follow_trail,
+    latest_trail,
+)
 from pgaudit_wf.trail.undo import undone_by
 from pgaudit_wf.web import csrf, models, queries
 from pgaudit_wf.web.api import Data, Who, event_at, filters_of
 from pgaudit_wf.web.bundling import Day, Size, bundle_response
 from pgaudit_wf.web.excerpt import compared_fields, excerpt
+from pgaudit_wf.web.forms import render_form
 from pgaudit_wf.web.paths import link
 from pgaudit_wf.web.problems import ProblemError
 from pgaudit_wf.web.rendering import render
@@ -30,14 +38,6 @@ router = APIRouter(include_in_schema=False)
 
 _PAGE = 50
 Shown: TypeAlias = dict[str, str | list[str]]
-_SEVERAL = (
-    "action",
-    "not_action",
-    "resource_type",
-    "not_resource_type",
-    "actor_id",
-    "not_actor_id",
-)
 Skip = Annotated[int, Query(ge=0, le=1_000_000_000)]
 _CHIPS: Sequence[tuple[str, Shown]] = (
     ("All", {}),
@@ -75,7 +75,7 @@ def _shown(request: Request) -> Shown:
     """Return the filters in the query; an empty form field is no filter."""
     shown: Shown = {}
     for name, value in parse_qsl(request.url.query):
-        if name in _SEVERAL:
+        if name in SEVERAL:
             # A form's field has several with blanks between them.
             given = value.split() if name in ("action", "not_action") else [value]
             shown[name] = [*shown.get(name, ()), *given]
@@ -287,8 +287,7 @@ async def _integrity(
     request: Request, who: Who, report: Report | None = None, *, busy: bool = False
 ) -> Response:
     sealed = _sealed_log(request)
-    token = csrf.token_of(request)
-    answer = render(
+    return render_form(
         request,
         "integrity.html",
         sealing=await sealed.sealing(who.org_id) if sealed else None,
@@ -299,8 +298,4 @@ async def _integrity(
         if report
         else [],
         busy=busy,
-        field=csrf.FIELD,
-        token=token,
     )
-    csrf.keep_token(request, answer, token)
-    return answer

@@ -21,9 +21,10 @@ from pgaudit_wf.trail.undo import UndoRow, undo, undo_plan
 from pgaudit_wf.web import csrf
 from pgaudit_wf.web.api import Data, Who
 from pgaudit_wf.web.database import Database, Session
+from pgaudit_wf.web.forms import reason_of, render_form
 from pgaudit_wf.web.paths import link
 from pgaudit_wf.web.problems import ProblemError
-from pgaudit_wf.web.rendering import brief, render
+from pgaudit_wf.web.rendering import brief
 
 router = APIRouter(include_in_schema=False)
 
@@ -240,8 +241,7 @@ async def plan_page(request: Request, who: Who, database: Data) -> Response:
     asked = Asked.of(request.query_params)
     async with database.undoing(request, who) as session:
         plan = await _run(session, undo_plan, asked)
-    token = csrf.token_of(request)
-    answer = render(
+    return render_form(
         request,
         "undo.html",
         asked=asked,
@@ -260,11 +260,7 @@ async def plan_page(request: Request, who: Who, database: Data) -> Response:
             )
             for kind, count in sorted(plan.kinds.items())
         ],
-        field=csrf.FIELD,
-        token=token,
     )
-    csrf.keep_token(request, answer, token)
-    return answer
 
 
 @router.post("/undo")
@@ -273,9 +269,7 @@ async def run(request: Request, who: Who, database: Data) -> Response:
     sent = await csrf.check_form(request)
     _refuse_read_only(database)
     asked = Asked.of(sent)
-    reason = sent.get("reason", "").strip()
-    if not reason:
-        raise ProblemError(422, "Say why the changes are undone.")
+    reason = reason_of(sent, "the changes are undone")
     try:
         async with database.undoing(request, who, reason) as session:
             done = await _run(session, undo, asked)

@@ -15,6 +15,7 @@ from pgaudit_wf.web.api import Data, Who, WorkflowId, no_version
 from pgaudit_wf.web.canvas import Canvas, configuration, draw, find_node
 from pgaudit_wf.web.database import Database, Session
 from pgaudit_wf.web.excerpt import excerpt
+from pgaudit_wf.web.forms import reason_of, render_form
 from pgaudit_wf.web.paths import link, segment
 from pgaudit_wf.web.principal import Principal
 from pgaudit_wf.web.problems import ProblemError
@@ -124,7 +125,7 @@ async def version_page(
         pair = replace(pair, diff=_NOTHING)
     canvas = draw(now, pair.before, pair.diff, skip_nodes)
     root = _root(workflow_id)
-    return _with_form(
+    return render_form(
         request,
         "version.html",
         version=shown,
@@ -192,24 +193,10 @@ async def confirm(
         if newest.deleted_at is not None:
             raise ProblemError(409, "The workflow was deleted; put it back first.", "deleted")
         pair = await queries.compared_pair(session, workflow_id, newest.version, version)
-    return _with_form(
+    return render_form(
         request, "restore.html", changed=excerpt(pair.diff), newest=newest.version,
         version=version, name=brief(newest.name or workflow_id), root=_root(workflow_id),
     )  # fmt: skip
-
-
-def _with_form(request: Request, template: str, **values: Any) -> Response:  # noqa: ANN401
-    token = csrf.token_of(request)
-    answer = render(request, template, field=csrf.FIELD, token=token, **values)
-    csrf.keep_token(request, answer, token)
-    return answer
-
-
-def _reason(sent: dict[str, str], doing: str) -> str:
-    reason = sent.get("reason", "").strip()
-    if not reason:
-        raise ProblemError(422, f"Say why {doing}.")
-    return reason
 
 
 def _may_write(who: Principal, database: Database) -> bool:
@@ -229,7 +216,7 @@ async def restore(
 ) -> Response:
     """Restore a version, if the form is ours, and show the history."""
     sent = await csrf.check_form(request)
-    reason = _reason(sent, "the version is restored")
+    reason = reason_of(sent, "the version is restored")
     restored = await restore_version(request, database, who, workflow_id, version, reason)
     return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
 
@@ -258,7 +245,7 @@ async def confirm_undelete(
         newest = await _newest(session, workflow_id)
     if newest.deleted_at is None:
         raise ProblemError(409, "The workflow was not deleted.", "not_deleted")
-    return _with_form(
+    return render_form(
         request, "undelete.html", newest=newest.version, deleted_at=newest.deleted_at,
         name=brief(newest.name or workflow_id), root=_root(workflow_id),
     )  # fmt: skip
@@ -268,7 +255,7 @@ async def confirm_undelete(
 async def undelete(request: Request, who: Who, database: Data, workflow_id: WorkflowId) -> Response:
     """Put a deleted workflow back, if the form is ours, and show the history."""
     sent = await csrf.check_form(request)
-    reason = _reason(sent, "the workflow is put back")
+    reason = reason_of(sent, "the workflow is put back")
     restored = await undelete_row(request, database, who, workflow_id, reason)
     return RedirectResponse(link(request, _root(workflow_id), restored=restored.version), 303)
 
@@ -284,7 +271,7 @@ async def confirm_publish(
         found = await queries.find_version(session, workflow_id, version)
     if found is None:
         raise no_version(workflow_id, version)
-    return _with_form(
+    return render_form(
         request, "publish.html", version=version, is_published=found.is_published,
         name=brief(newest.name or workflow_id), root=_root(workflow_id),
     )  # fmt: skip
@@ -296,7 +283,7 @@ async def publish(
 ) -> Response:
     """Publish or unpublish a version, if the form is ours, and show it."""
     sent = await csrf.check_form(request)
-    reason = _reason(sent, "what runs are made with changes")
+    reason = reason_of(sent, "what runs are made with changes")
     published = None if sent.get("take_back") else version
     await write(
         request, database, who, workflow_id, publish_version.read(workflow_id, published),
@@ -313,7 +300,7 @@ async def confirm_copy(
     _writable(who, database)
     async with database.reading(request, who) as session:
         kept = await session.run(version_snapshot.read(workflow_id, version))
-    return _with_form(
+    return render_form(
         request, "copy.html", version=version, named=kept.name is not None,
         name=brief(kept.name or workflow_id), root=_root(workflow_id),
     )  # fmt: skip

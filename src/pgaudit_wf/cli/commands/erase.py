@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgaudit_wf.cli.base import USAGE, Connection, Failure, add, connect
+from pgaudit_wf.cli.base import USAGE, Connection, Failure, add, confirm, connect
 from pgaudit_wf.cli.options import DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import console, print_json
 
@@ -69,10 +68,11 @@ def erase(
     from pgaudit_wf.trail.statement import one
 
     if not yes:
-        if not sys.stdin.isatty():
-            raise Failure("this cannot be undone; confirm it with --yes when there is no terminal",
-                          code=USAGE)  # fmt: skip
-        typer.confirm(f"Permanently erase the personal data of {actor}?", abort=True, err=True)
+        confirm(
+            f"Permanently erase the personal data of {actor}?",
+            Failure("this cannot be undone; confirm it with --yes when there is no terminal",
+                    code=USAGE),
+        )  # fmt: skip
     with connect(database) as conn:
         values, archives, pseudonym = _prepare(conn, actor, value or [], skip_archives)
         rewritten = 0

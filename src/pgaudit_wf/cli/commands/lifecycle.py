@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pgaudit_wf.cli.base import USAGE, Commands, Connection, Failure, add, connect, help_text
+from pgaudit_wf.cli.base import USAGE, Commands, Failure, add, connect, help_text
 from pgaudit_wf.cli.commands.versions import (
     VersionOption,
     WorkflowArgument,
     WorkflowTableOption,
+    acting,
     find_version,
 )
 from pgaudit_wf.cli.options import (
@@ -52,21 +51,6 @@ def workflow() -> None:
     """
 
 
-@contextmanager
-def _acting(
-    database: str, actor_id: str | None, actor_label: str | None, org_id: str | None, reason: str
-) -> Iterator[Connection]:
-    from pgaudit_wf import request_context
-
-    with (
-        connect(database) as conn,
-        request_context(
-            conn, actor_id=actor_id, actor_label=actor_label, org_id=org_id, reason=reason or None
-        ),
-    ):
-        yield conn
-
-
 def publish(
     workflow: WorkflowArgument,
     version: Annotated[
@@ -92,7 +76,7 @@ def publish(
 
     if none == (version is not None):
         raise Failure("nothing says which version", "give --version N or --none", USAGE)
-    with _acting(database, actor_id, actor_label, org_id, reason or "") as conn:
+    with acting(database, actor_id, actor_label, org_id, reason) as conn:
         publish_version(conn, workflow, version)
     if version is None:
         put("Runs are made with the newest version from now on.")
@@ -173,7 +157,7 @@ def copy(
     from pgaudit_wf.workflow.reads import copy_workflow
 
     why = reason or f"copy of version {version} of workflow {workflow}"
-    with _acting(database, actor_id, actor_label, org_id, why) as conn:
+    with acting(database, actor_id, actor_label, org_id, why) as conn:
         made = copy_workflow(conn, workflow, version, name, new_id, table)
     if as_json:
         print_json({"workflow_id": made})
@@ -200,7 +184,7 @@ def undelete(
     """
     from pgaudit_wf.workflow.reads import undelete_workflow
 
-    with _acting(database, actor_id, actor_label, org_id, reason or "") as conn:
+    with acting(database, actor_id, actor_label, org_id, reason) as conn:
         restored = undelete_workflow(conn, workflow, table)
     if as_json:
         print_json(restored)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import Annotated
 
 import typer
 
-from pgaudit_wf.cli.base import USAGE, Failure, add, check_conninfo, choose_database
+from pgaudit_wf.cli.base import USAGE, Failure, add, check_conninfo, choose_database, confirm
 from pgaudit_wf.cli.options import DatabaseArgument, DatabaseOption, JsonOption
 from pgaudit_wf.cli.printing.output import print_json, printable
 
@@ -112,10 +111,11 @@ def _confirm(target: str) -> None:
     lost = contents(target)
     if lost is None:
         return
-    if not sys.stdin.isatty():
-        raise Failure(
+    confirm(
+        f"Remove {printable(lost)}, for ever?",
+        Failure(
             f"--to 0 would remove {lost}, for ever",
             "confirm it with --yes when there is no terminal",
             USAGE,
-        )
-    typer.confirm(f"Remove {printable(lost)}, for ever?", abort=True, err=True)
+        ),
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
@@ -312,6 +314,26 @@ def validate(
         raise typer.Exit(FAILED)
 
 
+@contextmanager
+def acting(
+    database: str,
+    actor_id: str | None,
+    actor_label: str | None,
+    org_id: str | None,
+    reason: str | None,
+) -> Iterator[Connection]:
+    """Connect, and act in a transaction as the options of a command say."""
+    from pgaudit_wf import request_context
+
+    with (
+        connect(database) as conn,
+        request_context(
+            conn, actor_id=actor_id, actor_label=actor_label, org_id=org_id, reason=reason or None
+        ),
+    ):
+        yield conn
+
+
 def restore(
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="The workflow's id.")],
     version: Annotated[
@@ -333,15 +355,9 @@ def restore(
         pgaudit-wf diff 7d0c… 7 3
         pgaudit-wf restore 7d0c… --version 3 --actor-id u_ana --reason 'broken since Monday'
     """
-    from pgaudit_wf import request_context
     from pgaudit_wf.workflow.reads import restore_workflow
 
-    with (
-        connect(database) as conn,
-        request_context(
-            conn, actor_id=actor_id, actor_label=actor_label, org_id=org_id, reason=reason
-        ),
-    ):
+    with acting(database, actor_id, actor_label, org_id, reason) as conn:
         restored = restore_workflow(conn, workflow, version, table)
     if as_json:
         print_json(restored)
