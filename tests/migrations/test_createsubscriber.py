@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 
 import psycopg
@@ -42,14 +41,7 @@ def test_a_standby_made_a_subscriber_takes_over() -> None:
             conn.execute("select pgaudit_wf.attach('t')")
             conn.execute("insert into t select g, g from generate_series(1, 50) as g")
             cursor = read(conn, None)[-1][0]
-            new.kill()
-            shutil.rmtree(new.data_dir)
-            subprocess.run(
-                [str(new.bin("pg_basebackup")), "-D", str(new.data_dir), "-R", "-c", "fast",
-                 "-d", old.dsn()],
-                check=True, cwd=new.socket_dir, **new.run_as,
-            )  # fmt: skip
-            new.restart({"unix_socket_directories": str(new.socket_dir)})
+            new.follow(old)
             halt(new)
             publisher = f"host={old.socket_dir} port={old.port} user=postgres dbname=postgres"
             subprocess.run(

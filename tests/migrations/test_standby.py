@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,14 +33,7 @@ def primary() -> Iterator[DevServer]:
 @pytest.fixture(scope="module")
 def standby(primary: DevServer) -> Iterator[DevServer]:
     with DevServer(primary.binaries) as server:
-        server.kill()
-        shutil.rmtree(server.data_dir)
-        subprocess.run(
-            [server.bin("pg_basebackup"), "-D", server.data_dir, "-R", "-c", "fast", "-d",
-             primary.dsn()],
-            check=True, cwd=server.socket_dir, **server.run_as,
-        )  # fmt: skip
-        server.restart({"unix_socket_directories": str(server.socket_dir), "hot_standby": True})
+        server.follow(primary)
         yield server
 
 

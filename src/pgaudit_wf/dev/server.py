@@ -202,6 +202,17 @@ class DevServer:
                 raise DevServerError("Some backends outlived SIGKILL: is the disk hanging?")
             time.sleep(0.01)
 
+    def follow(self, primary: DevServer) -> None:
+        """Become a hot standby that streams from another server; what was here is gone."""
+        self.kill()
+        shutil.rmtree(self.data_dir)
+        subprocess.run(
+            [str(self.bin("pg_basebackup")), "-D", str(self.data_dir), "-R", "-c", "fast",
+             "-d", primary.dsn()],
+            check=True, cwd=self.socket_dir, **self.run_as,
+        )  # fmt: skip
+        self.restart({"unix_socket_directories": str(self.socket_dir)})
+
     def _create(self) -> None:
         # A socket's path may have some hundred bytes only, so not below a long TMPDIR.
         shared = "/tmp"  # noqa: S108 - mkdtemp makes a directory of our own in it
