@@ -21,7 +21,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +49,8 @@ select pgaudit_wf.attach('thing');
 select pgaudit_wf.attach_workflow('flow');
 insert into pgaudit_wf.alert_rule (action_pattern, channel, audience, address)
 values ('flow.*', 'log', 'address', 'soak');
+-- An alert that a killed worker was sending is taken up after the lease.
+update pgaudit_wf.alert_policy set lease = '1 minute';
 """
 _ERRORS = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.InternalError)
 
@@ -167,14 +168,7 @@ def fill_up(mounted: Path, seconds: float) -> None:
 
 def standby_of(primary: DevServer, standby: DevServer) -> None:
     """Make a running server a synchronous standby of another."""
-    standby.kill()
-    shutil.rmtree(standby.data_dir)
-    subprocess.run(
-        [str(standby.bin("pg_basebackup")), "-D", str(standby.data_dir), "-R", "-c", "fast",
-         "-d", primary.dsn()],
-        check=True, cwd=standby.socket_dir, **standby.run_as,
-    )  # fmt: skip
-    standby.restart({"unix_socket_directories": str(standby.socket_dir)})
+    standby.follow(primary)
     with psycopg.connect(primary.dsn(), autocommit=True) as conn:
         conn.execute("alter system set synchronous_standby_names = '*'")
         conn.execute("select pg_reload_conf()")
