@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import psycopg
 import pytest
 
 from support.server import Conn
@@ -56,6 +57,25 @@ def test_huge_values(db: Conn, request: pytest.FixtureRequest) -> None:
     assert operation(db)[0] == "replace"
     db.execute("delete from t")
     assert operation(db)[0] == "remove"
+
+
+def test_undo(db: Conn) -> None:
+    db.execute("insert into t (id, a, b) values (1, 'small', 'b')")
+    huge = "update t set a = repeat('x', 314572800) where id = 1"
+    undo = "select decision, conflicts from pgaudit_wf.undo(tx_id => %s)"
+    with db.transaction():
+        transaction = db.execute("select txid_current()").fetchone()
+        db.execute(huge.encode())
+    db.execute("update t set b = 'c'")
+    assert db.execute(undo, transaction).fetchall() == [("undo", [])]
+    assert db.execute("select a, b from t").fetchone() == ("small", "c")
+    # What it was is not in the log.
+    db.execute(huge.encode())
+    with db.transaction():
+        transaction = db.execute("select txid_current()").fetchone()
+        db.execute("update t set a = 'later'")
+    with pytest.raises(psycopg.Error, match="digested"):
+        db.execute(undo, transaction)
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,33 @@ def test_a_secret_within_a_document_is_neither_put_back_nor_destroyed(conn: Conn
     ]
 
 
+def test_a_value_too_large_to_be_shown_is_compared_by_its_digest(conn: Conn) -> None:
+    live = {"big": {"sha256": "aa", "length": 5}}
+    cases: list[tuple[dict[str, Any], Any, str | None]] = [
+        (
+            {"path": "/big", "old": "x", "value": {"sha256": "aa", "length": 5},
+             "digest": ["value"]},
+            {"big": "x"}, None,
+        ),
+        (
+            {"path": "/big", "old": "x", "value": {"sha256": "bb", "length": 5},
+             "digest": ["value"]},
+            {"big": "x"}, "changed",
+        ),
+        # What looks like its digest is not what an event left.
+        ({"path": "/big", "old": "x", "value": live["big"]}, {"big": "x"}, "changed"),
+        ({"path": "/big/sha256", "old": "x", "value": "aa"}, live, "digested"),
+    ]  # fmt: skip
+    for op, record, conflict in cases:
+        found = conn.execute(
+            "select (s).record, (s).conflicts #>> '{0,kind}' from pgaudit_wf._undo_change("
+            "row(%s, '{}', '[]', '{big}')::pgaudit_wf.undo_state, %s, "
+            "row('{big}', '{}', '{}', '{}', '{}')::pgaudit_wf.undo_columns) as s",
+            [json.dumps(live), json.dumps({"op": "replace", **op})],
+        ).fetchone()
+        assert found == (record, conflict)
+
+
 def test_triggers_run_as_the_caller_finds_them_and_what_they_alter_is_told(db: Conn) -> None:
     db.execute(
         "create schema own; create table own.noted (id integer);"

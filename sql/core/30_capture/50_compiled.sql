@@ -375,6 +375,27 @@ $$;
 comment on function pgaudit_wf._put_expression(pgaudit_wf.capture_column, text, text, text[], text, integer) is
     'SQL expression for _put_large() with a column of a record.';
 
+create function pgaudit_wf._large_op(columns pgaudit_wf.capture_column[], record_name text) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    large constant text := (select string_agg(pgaudit_wf._large_test(c, record_name), ' or ') from unnest(columns) as c);
+    op text := format('jsonb_build_object(''value'', %s)', pgaudit_wf._row_object(
+        array(select c from unnest(columns) as c where pgaudit_wf._large_test(c, record_name) is null), record_name));
+    col pgaudit_wf.capture_column;
+begin
+    foreach col in array columns loop
+        continue when pgaudit_wf._large_test(col, record_name) is null;
+        op := pgaudit_wf._put_expression(col, record_name, op, array['value', col.name]);
+    end loop;
+    return 'when ' || large || ' then ' || op;
+end
+$$;
+comment on function pgaudit_wf._large_op(pgaudit_wf.capture_column[], text) is
+    'The branch of an SQL CASE for a row of which a value may be too large to be shown with the others: {"value": row, "digest": columns}; '
+    'null if no value of these columns ever is.';
+
 create function pgaudit_wf._whole_row_statements(
     columns pgaudit_wf.capture_column[], record_name text, op text, path text[], room integer, finish text[], plain text
 ) returns text[]

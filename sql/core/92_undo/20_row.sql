@@ -37,9 +37,10 @@ $$;
 comment on function pgaudit_wf._undo_columns(pgaudit_wf.attachment) is
     'What can be put back of an attached table''s columns; a workflow''s graph goes by its content_hash.';
 
-create type pgaudit_wf.undo_state as (record jsonb, nulls text[], conflicts jsonb);
+create type pgaudit_wf.undo_state as (record jsonb, nulls text[], conflicts jsonb, digested text[]);
 comment on type pgaudit_wf.undo_state is
-    'A row on its way back, the columns of it that hold a JSON null, and what stands against it, as [{"kind": …, "column": …}].';
+    'A row on its way back, the columns of it that hold a JSON null, what stands against it, as [{"kind": …, "column": …}], '
+    'and the columns whose values are too large to be shown, so that the row has their digests.';
 
 create function pgaudit_wf._with_conflict(conflicts jsonb, kind text, column_name text default null) returns jsonb
 language sql immutable parallel safe
@@ -68,17 +69,18 @@ $$;
 comment on function pgaudit_wf._obstacle(pgaudit_wf.undo_columns, text) is
     'Why a column of a recorded row cannot be put back; null: it can.';
 
-create function pgaudit_wf._is_value(found jsonb, expected jsonb, digested boolean) returns boolean
+create function pgaudit_wf._is_value(found jsonb, found_digested boolean, expected jsonb, digested boolean) returns boolean
 language sql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
     -- The digest is of a text itself, or of what jsonb prints.
-    select case when digested is not true then found is not distinct from expected
+    select case when digested is not true then found is not distinct from expected and not found_digested
+        when found_digested then found ->> 'sha256' is not distinct from expected ->> 'sha256'
         else encode(sha256(convert_to(case jsonb_typeof(found) when 'string' then found #>> '{}' else found::text end, 'UTF8')), 'hex')
             is not distinct from expected ->> 'sha256' end
 $$;
-comment on function pgaudit_wf._is_value(jsonb, jsonb, boolean) is
-    'Whether a value is the one that an event left, which may be recorded by its digest.';
+comment on function pgaudit_wf._is_value(jsonb, boolean, jsonb, boolean) is
+    'Whether a value is the one that an event left; either may be known by its digest only.';
 
 create function pgaudit_wf._undo_insert(state pgaudit_wf.undo_state, op jsonb, columns pgaudit_wf.undo_columns)
 returns pgaudit_wf.undo_state
@@ -95,13 +97,15 @@ begin
     for changed in
         select member.key from jsonb_each(op -> 'value') as member
         where member.key = any (columns.restorable) and not pgaudit_wf._is_hidden(member.value)
-            and (not pgaudit_wf._is_value(state.record -> member.key, member.value, op -> 'digest' ? member.key)
+            and (not pgaudit_wf._is_value(
+                    state.record -> member.key, member.key = any (state.digested), member.value, op -> 'digest' ? member.key)
                 or (member.key = any (state.nulls)) <> coalesce(op -> 'json_null' ? member.key, false))
     loop
         state.conflicts := pgaudit_wf._with_conflict(state.conflicts, 'changed', changed);
     end loop;
     state.record := null;
     state.nulls := '{}';
+    state.digested := '{}';
     return state;
 end
 $$;
@@ -135,6 +139,7 @@ begin
         where member.key = any (columns.restorable || columns.generated) and not pgaudit_wf._is_hidden(member.value)
             and (op -> 'digest' ? member.key) is not true);
     state.nulls := array(select jsonb_array_elements_text(op -> 'json_null'));
+    state.digested := '{}';
     return state;
 end
 $$;
@@ -167,7 +172,10 @@ begin
         state.conflicts := pgaudit_wf._with_conflict(state.conflicts, obstacle, name);
         return state;
     end if;
-    if nested then
+    if nested and name = any (state.digested) then
+        state.conflicts := pgaudit_wf._with_conflict(state.conflicts, 'digested', name);
+        return state;
+    elsif nested then
         is_changed := name = any (state.nulls) or (state.record #> steps) is distinct from op -> 'value';
         if is_changed and (state.record #> steps) is distinct from op -> 'old' then
             state.conflicts := pgaudit_wf._with_conflict(state.conflicts, 'changed', name);
@@ -177,7 +185,8 @@ begin
         return state;
     end if;
     is_changed := (name = any (state.nulls)) <> coalesce(op -> 'json_null' ? 'value', false)
-        or case when op ? 'digest' then not pgaudit_wf._is_value(state.record -> name, op -> 'value', op -> 'digest' ? 'value')
+        or case when op ? 'digest' or state.digested <> '{}' then not pgaudit_wf._is_value(
+                state.record -> name, name = any (state.digested), op -> 'value', op -> 'digest' ? 'value')
             else (state.record -> name) is distinct from op -> 'value' end;
     if is_changed and ((state.record -> name) is distinct from op -> 'old'
         or (name = any (state.nulls)) <> coalesce(op -> 'json_null' ? 'old', false))
@@ -185,6 +194,7 @@ begin
         state.conflicts := pgaudit_wf._with_conflict(state.conflicts, 'changed', name);
     end if;
     state.record := state.record || jsonb_build_object(name, op -> 'old');
+    state.digested := array_remove(state.digested, name);
     if state.nulls <> '{}' or op ? 'json_null' then
         state.nulls := array_remove(state.nulls, name) || case when op -> 'json_null' ? 'old' then array[name] else '{}' end;
     end if;
@@ -204,7 +214,7 @@ begin
         state := case
             when diff -> number ->> 'path' <> '' then
                 case when state.record is null
-                    then row(null, state.nulls, pgaudit_wf._with_conflict(state.conflicts, 'gone'))::pgaudit_wf.undo_state
+                    then row(null, state.nulls, pgaudit_wf._with_conflict(state.conflicts, 'gone'), '{}')::pgaudit_wf.undo_state
                     else pgaudit_wf._undo_change(state, diff -> number, columns) end
             when diff -> number ->> 'op' = 'add' then pgaudit_wf._undo_insert(state, diff -> number, columns)
             else pgaudit_wf._undo_delete(state, diff -> number, columns) end;

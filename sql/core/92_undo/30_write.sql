@@ -17,7 +17,7 @@ comment on function pgaudit_wf._undo_match(pgaudit_wf.attachment, text, boolean)
     'SQL condition that joins an attached table''s rows with b.key, a resource_id.';
 
 create function pgaudit_wf._undo_read(setting pgaudit_wf.attachment, names text[], keys text[], by_expression boolean)
-returns table (place integer, record jsonb, nulls text[])
+returns table (place integer, record jsonb, nulls text[], digested text[])
 language plpgsql
 set search_path = pg_catalog, pg_temp
 -- As the triggers write it, whatever the session's settings.
@@ -34,16 +34,24 @@ declare
     graph constant text := case when 'content_hash' = any (names) and pgaudit_wf._definition_columns((setting).target) <> '{}'
         then pgaudit_wf._graph_call(setting, pgaudit_wf._usable_workflow((setting).target), 'r') end;
     columns pgaudit_wf.capture_column[];
+    large text;
 begin
     setting.ignore := '{}';
+    setting.max_value := null;
     columns := array(
         select c from pgaudit_wf._capture_columns(setting) as c
         where c.name = any (names) or c.name = (setting).org_column or c.name = any (pgaudit_wf._key_columns(setting)));
+    large := pgaudit_wf._large_op(columns, 'r');
     return query execute array_to_string(pgaudit_wf._fill(
-        'select b.place::integer, {{row}}{{hash}}, {{nulls}} from unnest($1) with ordinality as b (key, place) '
-        'join {{table}} as r on {{match}}{{lock}}',
+        'select b.place::integer, {{row}}{{hash}}, {{nulls}}, {{digested}} from unnest($1) with ordinality as b (key, place) '
+        'join {{table}} as r on {{match}}{{large}}{{lock}}',
         jsonb_build_object(
-            'row', pgaudit_wf._row_object(columns, 'r'),
+            'row', case when large is null then pgaudit_wf._row_object(columns, 'r')
+                else format('case when l.op is null then %s else l.op -> ''value'' end', pgaudit_wf._row_object(columns, 'r')) end,
+            'digested', case when large is null then '''{}''::text[]'
+                else 'array(select jsonb_array_elements_text(l.op -> ''digest''))' end,
+            -- Once for both.
+            'large', coalesce(' cross join lateral (select case ' || large || ' end as op offset 0) as l', ''),
             'hash', coalesce(' || (select jsonb_build_object(''content_hash'', pgaudit_wf._try_hash(g.nodes, g.edges)) from '
                 || graph || ' as g)', ''),
             'nulls', coalesce(pgaudit_wf._json_null_columns(columns, 'r'), '''{}''::text[]'),
@@ -55,7 +63,8 @@ begin
 end
 $$;
 comment on function pgaudit_wf._undo_read(pgaudit_wf.attachment, text[], text[], boolean) is
-    'Columns of rows of an attached table as events show them, with those that hold a JSON null; the rows are locked.';
+    'Columns of rows of an attached table as events show them, with those that hold a JSON null, and those that are too large for that, '
+    'so that their digests are shown; the rows are locked.';
 
 create function pgaudit_wf._hstore_text(value jsonb) returns text
 language sql immutable strict parallel safe

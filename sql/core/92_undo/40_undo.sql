@@ -223,6 +223,7 @@ declare
     found record;
     before_rows jsonb[] := array_fill(null::jsonb, array[size]);
     before_nulls text[] := array_fill('{}'::text, array[size]);
+    before_digested text[] := array_fill('{}'::text, array[size]);
     found_counts integer[] := array_fill(0, array[size]);
     state pgaudit_wf.undo_state;
     results pgaudit_wf.undo_row[] := array_fill(null::pgaudit_wf.undo_row, array[size]);
@@ -278,6 +279,7 @@ begin
             for found in select r.* from pgaudit_wf._undo_read(setting, names, keys, by_expression) as r loop
                 before_rows[found.place] := found.record;
                 before_nulls[found.place] := found.nulls;
+                before_digested[found.place] := found.digested;
                 found_counts[found.place] := found_counts[found.place] + 1;
             end loop;
             exit;
@@ -296,6 +298,7 @@ begin
         for found in select r.* from pgaudit_wf._undo_read(setting, names, keys, by_expression) as r loop
             before_rows[found.place] := found.record;
             before_nulls[found.place] := found.nulls;
+            before_digested[found.place] := found.digested;
             found_counts[found.place] := greatest(found_counts[found.place], 1);
         end loop;
     end if;
@@ -303,7 +306,7 @@ begin
     for place_number in 1 .. size loop
         place := place_number;
         nulls_before := before_nulls[place];
-        state := row(before_rows[place], nulls_before, '[]');
+        state := row(before_rows[place], nulls_before, '[]', before_digested[place]);
         while event_places[next_event] = place loop
             state := pgaudit_wf._undo_event(state, diffs[next_event], columns);
             next_event := next_event + 1;

@@ -93,7 +93,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    state pgaudit_wf.undo_state := pgaudit_wf._undo_delete(row(null, '{}', '[]'), op, (source).columns);
+    state pgaudit_wf.undo_state := pgaudit_wf._undo_delete(row(null, '{}', '[]', '{}'), op, (source).columns);
     graph constant jsonb := pgaudit_wf._snapshot_columns(kept, (source).shape, (source).graph_columns);
 begin
     if graph is null and (kept ? 'stored' or pgaudit_wf._graph_types((source).shape) is not null) then

@@ -355,21 +355,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     columns constant pgaudit_wf.capture_column[] := array(select pgaudit_wf._capture_columns(setting));
-    large constant text := (select string_agg(pgaudit_wf._large_test(c, record_name), ' or ') from unnest(columns) as c);
     expression text := format('jsonb_build_object(''value'', %s)', pgaudit_wf._row_expression(setting, record_name));
-    by_column text := format('jsonb_build_object(''value'', %s)', pgaudit_wf._row_object(
-        array(select c from unnest(columns) as c where pgaudit_wf._large_test(c, record_name) is null), record_name));
+    large constant text := pgaudit_wf._large_op(columns, record_name);
     workflow constant pgaudit_wf.workflow_attachment := pgaudit_wf._usable_workflow((setting).target);
     graph constant text := pgaudit_wf._graph_call(setting, workflow, record_name);
-    col pgaudit_wf.capture_column;
 begin
-    if large is not null then
-        foreach col in array columns loop
-            continue when pgaudit_wf._large_test(col, record_name) is null;
-            by_column := pgaudit_wf._put_expression(col, record_name, by_column, array['value', col.name]);
-        end loop;
-        expression := format('case when %s then %s else %s end', large, by_column, expression);
-    end if;
+    expression := coalesce('case ' || large || ' else ' || expression || ' end', expression);
     if workflow.target is not null and not exists (select from unnest(columns) as c where c.name = 'content_hash') then
         -- Functions of the application are not run for this.
         expression := format('jsonb_set(%s, ''{value,content_hash}'', %s)', expression,
